@@ -1,0 +1,1 @@
+"""Automated neural-network compression under hard budgets."""

@@ -1,0 +1,97 @@
+"""Budgets: upper bounds on resources, absolute or as a fraction of the original."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from autocompress.errors import InputError, unknown_name
+
+RESOURCES: Mapping[str, str] = {
+    "size": "bytes",
+    "macs": "multiply-accumulates",
+    "bitops": "bit operations",
+    "memory": "bytes of activations at the peak",
+}
+_SUFFIXES = {
+    "": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12,
+    "kib": 2**10, "mib": 2**20, "gib": 2**30,
+}  # fmt: skip
+_NUMBER = re.compile(r"^([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-z]*)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One upper bound: `amount` in the resource's unit, or as a fraction of the original's amount."""
+
+    resource: str
+    amount: Fraction
+    is_fraction: bool
+
+    def resolve(self, original: int) -> int:
+        """The largest whole amount that the limit admits, given the `original` network's amount."""
+        return int(self.amount * original) if self.is_fraction else int(self.amount)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds on one or several resources.
+
+    >>> Budget.parse("size=40kB,macs=0.5").resolve({"size": 10**6, "macs": 1001})
+    {'size': 40000, 'macs': 500}
+    """
+
+    limits: tuple[Limit, ...]
+
+    def __post_init__(self) -> None:
+        names = [limit.resource for limit in self.limits]
+        if not names or len(set(names)) < len(names):
+            raise InputError(f"`budget` must name each resource once and at least one, got {names}.")
+
+    @classmethod
+    def parse(cls, text: str | Budget | Iterable[str]) -> Budget:
+        """Read `RESOURCE=AMOUNT[,RESOURCE=AMOUNT…]`.
+
+        A bare number up to 1 is a fraction of the original, as is a percentage; larger numbers, and numbers with
+        a unit (kB, MB, KiB, k, M, G), are absolute.
+
+        Raises:
+            InputError: malformed text, an unknown resource, or an amount that is not positive.
+        """
+        if isinstance(text, Budget):
+            return text
+        parts = text.split(",") if isinstance(text, str) else [part for item in text for part in item.split(",")]
+        return cls(tuple(_parse_limit(part.strip()) for part in parts))
+
+    def resolve(self, original: Mapping[str, int]) -> dict[str, int]:
+        """Absolute limits by resource, in whole units, for a network with these `original` amounts."""
+        return {limit.resource: limit.resolve(original[limit.resource]) for limit in self.limits}
+
+    def __str__(self) -> str:
+        return ",".join(f"{limit.resource}={_format(limit)}" for limit in self.limits)
+
+
+def is_satisfied_by(limits: Mapping[str, int], amounts: Mapping[str, int]) -> bool:
+    """Whether `amounts` meet every one of the absolute `limits`."""
+    return all(amounts[resource] <= limit for resource, limit in limits.items())
+
+
+def _parse_limit(part: str) -> Limit:
+    resource, equals, number = (piece.strip() for piece in part.partition("="))
+    match = _NUMBER.match(number)
+    if not equals or match is None or match[2].lower() not in (*_SUFFIXES, "%"):
+        raise InputError(f"`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got {part!r}.")
+    if resource not in RESOURCES:
+        raise unknown_name("budget resource", resource, RESOURCES)
+    amount, unit = Fraction(match[1]), match[2].lower()
+    if amount <= 0:
+        raise InputError(f"`budget` of {resource} must be above 0, got {number!r}.")
+    if unit == "%":
+        return Limit(resource, amount / 100, True)
+    return Limit(resource, amount * _SUFFIXES[unit], unit == "" and amount <= 1)
+
+
+def _format(limit: Limit) -> str:
+    return f"{float(limit.amount * 100):.12g}%" if limit.is_fraction else f"{int(limit.amount)}"

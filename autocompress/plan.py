@@ -1,0 +1,114 @@
+"""Plans: which label every layer gets. Plain data, editable by hand, versioned, YAML or JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autocompress.errors import InputError
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Label:
+    """What one layer gets.
+
+    Attributes:
+        sparsity: fraction removed, in [0, 1). With granularity `channel`, the fraction of the output channels
+            of the layer's group; it stands at the first layer of the group and is 0 at the others.
+        weight_bits: 1 to 8 (integer codes on one scale per output channel), 16 or 32 (floating point).
+        activation_bits: bits of the layer's input, 4 to 8 or 32 (not quantized).
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    sparsity: float = 0.0
+    weight_bits: int = 32
+    activation_bits: int = 32
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sparsity < 1.0:
+            raise InputError(f"`sparsity` must be in [0, 1), got {self.sparsity}.")
+        if self.weight_bits not in (*range(1, 9), 16, 32):
+            raise InputError(f"`weight_bits` must be 1 to 8, 16 or 32, got {self.weight_bits}.")
+        if self.activation_bits not in (*range(4, 9), 32):
+            raise InputError(f"`activation_bits` must be 4 to 8 or 32, got {self.activation_bits}.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The labels of every layer, by layer name.
+
+    Attributes:
+        labels: one `Label` per layer, in network order.
+        granularity: what a sparsity removes: `channel`, `element`, or `n:m` such as `2:4`.
+        fingerprint: of the network the plan was made for; empty if unknown.
+    """
+
+    labels: Mapping[str, Label]
+    granularity: str = "channel"
+    fingerprint: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "version": PLAN_VERSION,
+            "granularity": self.granularity,
+            "fingerprint": self.fingerprint,
+            "labels": {name: asdict(label) for name, label in self.labels.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Plan:
+        """Raises InputError where `data` is not a plan of this version."""
+        if not isinstance(data, Mapping) or not isinstance(data.get("labels"), Mapping):
+            raise InputError("A plan must be a mapping with a key `labels`, got something else.")
+        if data.get("version") != PLAN_VERSION:
+            raise InputError(f"`version` of the plan must be {PLAN_VERSION}, got {data.get('version')!r}.")
+        known = {"version", "granularity", "fingerprint", "labels"}
+        _reject_unknown("plan", set(data) - known, known)
+        labels = {str(name): _label(str(name), value) for name, value in data["labels"].items()}
+        return cls(labels, str(data.get("granularity", "channel")), str(data.get("fingerprint", "")))
+
+    def save(self, path: str | Path) -> None:
+        """Write YAML, or JSON where the name ends in `.json`."""
+        path = Path(path)
+        as_json = path.suffix == ".json"
+        text = json.dumps(self.to_dict(), indent=1) if as_json else yaml.safe_dump(self.to_dict(), sort_keys=False)
+        path.write_text(text)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Raises InputError where the file is missing, unreadable or not a plan."""
+        try:
+            return cls.from_dict(yaml.safe_load(Path(path).read_text()))  # JSON is YAML
+        except OSError as error:
+            raise InputError(f"`plan` must be a readable file, got {path}: {error.strerror}.") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"`plan` must be YAML or JSON, got {path}: {str(error).splitlines()[0]}.") from error
+
+
+def _label(name: str, value: Any) -> Label:
+    if not isinstance(value, Mapping):
+        raise InputError(f"The label of layer {name} must be a mapping, got {value!r}.")
+    known = {field.name for field in fields(Label)}
+    _reject_unknown(f"label of layer {name}", set(value) - known, known)
+    if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value.values()):
+        raise InputError(f"The label of layer {name} must hold numbers only, got {dict(value)!r}.")
+    try:
+        return Label(**value)
+    except InputError as error:
+        raise InputError(f"Layer {name}: {error}") from None
+
+
+def _reject_unknown(where: str, unknown: set[str], known: set[str]) -> None:
+    if unknown:
+        raise InputError(
+            f"The {where} has unknown keys {', '.join(sorted(map(str, unknown)))}; known: {', '.join(sorted(known))}."
+        )

@@ -1,0 +1,1 @@
+"""The Gymnasium environment of autocompress: NumPy and Gymnasium only."""
