@@ -1,1 +1,55 @@
-"""Automated neural-network compression under hard budgets."""
+"""Automated neural-network compression under a hard budget.
+
+`search` finds a plan and the network it gives, `inspect` shows what can be compressed and what it costs,
+`evaluate` measures any plan. What needs torch is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Budget": "autocompress.budget",
+    "InputError": "autocompress.errors",
+    "Inspection": "autocompress.api",
+    "Label": "autocompress.plan",
+    "Measurement": "autocompress.api",
+    "Plan": "autocompress.plan",
+    "Result": "autocompress.api",
+    "evaluate": "autocompress.api",
+    "inspect": "autocompress.api",
+    "search": "autocompress.api",
+}
+
+if TYPE_CHECKING:
+    from autocompress.api import Inspection, Measurement, Result, evaluate, inspect, search
+    from autocompress.budget import Budget
+    from autocompress.errors import InputError
+    from autocompress.plan import Label, Plan
+
+__all__ = [
+    "Budget",
+    "InputError",
+    "Inspection",
+    "Label",
+    "Measurement",
+    "Plan",
+    "Result",
+    "__version__",
+    "evaluate",
+    "inspect",
+    "search",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from autocompress.errors import InputError
+from autocompress.yaml_files import read_yaml
 
 PLAN_VERSION = 1
 
@@ -76,22 +77,18 @@ class Plan:
         labels = {str(name): _label(str(name), value) for name, value in data["labels"].items()}
         return cls(labels, str(data.get("granularity", "channel")), str(data.get("fingerprint", "")))
 
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
     def save(self, path: str | Path) -> None:
         """Write YAML, or JSON where the name ends in `.json`."""
         path = Path(path)
-        as_json = path.suffix == ".json"
-        text = json.dumps(self.to_dict(), indent=1) if as_json else yaml.safe_dump(self.to_dict(), sort_keys=False)
-        path.write_text(text)
+        path.write_text(json.dumps(self.to_dict(), indent=1) if path.suffix == ".json" else self.to_yaml())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Raises InputError where the file is missing, unreadable or not a plan."""
-        try:
-            return cls.from_dict(yaml.safe_load(Path(path).read_text()))  # JSON is YAML
-        except OSError as error:
-            raise InputError(f"`plan` must be a readable file, got {path}: {error.strerror}.") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"`plan` must be YAML or JSON, got {path}: {str(error).splitlines()[0]}.") from error
+        return cls.from_dict(read_yaml("plan", path))
 
 
 def _label(name: str, value: Any) -> Label:

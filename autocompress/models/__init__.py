@@ -1,1 +1,16 @@
+"""Networks by spec string, and the package's own ones."""
 
+from autocompress.models.cifar_resnet import CifarResNet
+from autocompress.models.digits_net import DigitsNet
+from autocompress.models.registry import OWN_MODELS, check_classes, has_random_weights, load_model
+from autocompress.models.weights import load_weights_
+
+__all__ = [
+    "OWN_MODELS",
+    "CifarResNet",
+    "DigitsNet",
+    "check_classes",
+    "has_random_weights",
+    "load_model",
+    "load_weights_",
+]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+
 from autocompress_envs.numbers import CostModel
 
 IntArray = npt.NDArray[np.int64]
@@ -26,7 +27,8 @@ class Layer:
         output_shape: of one call, without the batch axis.
         norm: name of the batch norm that can be folded into the layer (it alone reads the layer's output), or None.
         has_bias: whether the layer has a bias once its norm is folded.
-        reads: index of the groups whose channels the layer reads, in order.
+        reads: index of the groups whose removed channels take weight columns away, in column order. A depthwise
+            layer loses rows only, so it reads none.
         writes: index of the group that the layer's output channels belong to, or None.
         fixed_reason: why the output channels can't be removed; empty where they can.
     """

@@ -1,1 +1,1 @@
-
+"""Progress, tables and reports."""

@@ -1,0 +1,28 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TESTS ?=
+
+.PHONY: demo test check clean
+
+demo: $(READY)  ## Compress the embedded network to 12 % of its bytes.
+	$(BIN)/autocompress search --budget size=0.12 --out runs/demo --force
+
+test: $(READY)  ## Tests and doctests; one part of them with TESTS=tests/test_plan.py.
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(READY)  ## Everything that has to hold before a commit.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+clean:  ## Remove the environment, caches and the demo's run.
+	rm -rf $(VENV) runs/demo build dist .mypy_cache .pytest_cache .ruff_cache
+
+# Made again when the dependencies change.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

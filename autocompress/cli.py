@@ -1,0 +1,234 @@
+"""The command line: a thin shell over `autocompress.api`. Results to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import errno
+import inspect as python_inspect
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+import typer
+
+from autocompress import __version__
+from autocompress.config import OPTIONS, Config, Panel, load_config, panel_of
+from autocompress.errors import AutocompressError
+from autocompress.run_folder import CONFIG, JOURNAL, default_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autocompress.report.live import PlainView, TerminalView
+    from autocompress.report.progress import Silent
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+PIPE_WIDTH = 200  # columns of tables that go to a file or a pipe
+
+app = typer.Typer(
+    help="Automated neural-network compression: a learned policy labels every layer with a sparsity and a bit-width "
+    "under a hard budget.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the command `autocompress`."""
+    app()
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"autocompress {__version__}")
+        raise typer.Exit
+
+
+def _with_options(*panels: Panel) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
+    """Give a command the options of these panels, from the one table in `Config`, and report what goes wrong."""
+    names = [name for name in OPTIONS if name != "model" and panel_of(name) in panels]
+
+    def decorate(command: Callable[[Config], None]) -> Callable[..., None]:
+        def run(config_file: str | None, **given: Any) -> None:
+            with _reported() as context:
+                config = _load(config_file, given)
+                context.config = config
+                command(config)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {}
+        run.__signature__ = python_inspect.Signature([*_common_parameters(), *map(_parameter, names)])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _common_parameters() -> list[python_inspect.Parameter]:
+    model = typer.Argument(metavar="MODEL", help=_help("model"), show_default=False)
+    config = typer.Option("--config", metavar="FILE", help="YAML file of options; those given here win.")
+    return [_keyword("model", Annotated[str | None, model]), _keyword("config_file", Annotated[str | None, config])]
+
+
+def _parameter(name: str) -> python_inspect.Parameter:
+    """The command-line form of an option. Values stay text: `Config` reads and checks them, with one kind of error."""
+    flag = f"--{name.replace('_', '-')}"
+    extra: dict[str, Any] = {"help": _help(name), "rich_help_panel": panel_of(name), "show_default": False}
+    annotation = Config.model_fields[name].annotation
+    if annotation is bool:
+        return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **extra)])
+    return _keyword(name, Annotated[str | None, typer.Option(flag, metavar=_metavar(annotation), **extra)])
+
+
+def _keyword(name: str, annotation: Any) -> python_inspect.Parameter:
+    return python_inspect.Parameter(name, python_inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _metavar(annotation: Any) -> str:
+    kinds = [get_origin(kind) or kind for kind in (annotation, *get_args(annotation))]
+    metavars = ((tuple, "LIST"), (Path, "PATH"), (int, "N"), (float, "X"))
+    return next((metavar for kind, metavar in metavars if kind in kinds), "TEXT")
+
+
+def _help(name: str) -> str:
+    field = Config.model_fields[name]
+    text, default = field.description or "", field.default
+    if default in (None, False, {}) or "Default:" in text:
+        return text
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} Default: {shown}."
+
+
+@app.command()
+@_with_options("Network and data", "Budget", "Menus", "Search", "Machine", "Run", "Output")
+def search(config: Config) -> None:
+    """Find the best plan within a budget, and write it with the network it gives."""
+    from autocompress import api
+    from autocompress.report.data import result_data
+    from autocompress.report.tables import print_result
+
+    with _view(config) as view:
+        result = api.search(**_arguments(config), progress=view)
+    _emit(config, result_data(result), lambda console: print_result(console, result))
+
+
+@app.command()
+@_with_options("Network and data", "Menus", "Machine", "Output")
+def inspect(config: Config) -> None:
+    """Show layers and channel groups: costs, what may be labelled and why not, and how much each label hurts."""
+    from autocompress import api
+    from autocompress.report.data import inspection_data
+    from autocompress.report.tables import print_inspection
+
+    with _view(config) as view:
+        inspection = api.inspect(**_arguments(config), progress=view)
+    _emit(config, inspection_data(inspection), lambda console: print_inspection(console, inspection))
+
+
+@app.command()
+@_with_options("Network and data", "Budget", "Menus", "Measure", "Machine", "Output")
+def evaluate(config: Config) -> None:
+    """Measure a plan, also one edited by hand, beside the original."""
+    from autocompress import api
+    from autocompress.report.data import measurement_data
+    from autocompress.report.tables import print_measurement
+
+    with _view(config) as view:
+        measured = api.evaluate(**_arguments(config), progress=view)
+    _emit(config, measurement_data(measured), lambda console: print_measurement(console, measured))
+
+
+def _load(config_file: str | None, given: Mapping[str, Any]) -> Config:
+    path = None if config_file is None else Path(config_file)
+    if path is None and given.get("resume") and given.get("out"):
+        own = Path(given["out"]) / CONFIG  # a run that is resumed brings its own options
+        path = own if own.is_file() else None
+    config = load_config(path, given)
+    if config.out is None and config.budget is not None and not config.resume:
+        return config.model_copy(update={"out": default_path(config.model, config.budget)})
+    return config
+
+
+def _arguments(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in OPTIONS}
+
+
+@contextmanager
+def _view(config: Config) -> Iterator[TerminalView | PlainView | Silent]:
+    from rich.console import Console
+
+    from autocompress.report.live import PlainView, TerminalView
+    from autocompress.report.progress import Silent
+
+    if config.quiet:
+        yield Silent()
+        return
+    console = Console(stderr=True)
+    with TerminalView(console) if console.is_terminal else PlainView(console) as view:
+        yield view
+
+
+def _emit(config: Config, data: Mapping[str, Any], table: Callable[[Console], None]) -> None:
+    if config.format == "json":
+        typer.echo(json.dumps(data, indent=1, allow_nan=False))
+        return
+    from rich.console import Console
+
+    table(Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH))
+
+
+class _Context:
+    """What is known of the job when something goes wrong."""
+
+    config: Config | None = None
+
+    def how_to_resume(self) -> str:
+        """One sentence; empty where no run was begun."""
+        out = None if self.config is None else self.config.out
+        if out is None or not (out / JOURNAL).is_file():
+            return ""
+        return f" What was evaluated is kept; continue with: autocompress search --out {out} --resume"
+
+
+@contextmanager
+def _reported() -> Iterator[_Context]:
+    """Turn foreseen errors into one line and an exit code; the unforeseen keep their traceback."""
+    context = _Context()
+    try:
+        with _terminate_as_interrupt():
+            yield context
+    except AutocompressError as error:
+        raise _failure(str(error), error.exit_code) from None
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        resume = context.how_to_resume() if error.errno == errno.ENOSPC else ""
+        raise _failure(f"{error.strerror or error}{where}.{resume}", 1) from None
+    except KeyboardInterrupt:
+        raise _failure(f"interrupted.{context.how_to_resume()}", INTERRUPTED) from None
+
+
+def _failure(message: str, code: int) -> typer.Exit:
+    typer.echo(f"autocompress: {message}", err=True)
+    return typer.Exit(code)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the job as Ctrl-C does: files are closed and the way to resume is named."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,228 @@
+"""Every option of autocompress, once: the command line, YAML files and the Python API all read this one table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from autocompress.budget import Budget
+from autocompress.errors import InputError
+from autocompress.yaml_files import read_yaml
+
+Panel = Literal["Network and data", "Menus", "Budget", "Search", "Measure", "Machine", "Run", "Output"]
+NOT_COMPARED = frozenset({"out", "jobs", "cache", "force", "resume", "plan", "split", "quiet", "format"})
+"""Options that may change between a run and its resumption: they don't change what is searched."""
+
+
+def _option(default: Any, panel: Panel, help_text: str, **rules: Any) -> Any:
+    return Field(default, description=help_text, json_schema_extra={"panel": panel}, **rules)
+
+
+class Config(BaseModel):
+    """All options, flat. Unknown keys are errors; values given as text (command line) are read as YAML would be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = _option(
+        "digits",
+        "Network and data",
+        "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, package.module:callable "
+        "or file.py:callable.",
+    )
+    weights: Path | None = _option(None, "Network and data", "Trained weights: .safetensors, .pt or .pth.")
+    model_args: dict[str, Any] = _option({}, "Network and data", "Keyword arguments of the network, as YAML or JSON.")
+    data: str | None = _option(
+        None,
+        "Network and data",
+        "Data: digits, parquet:FOLDER, imagefolder:FOLDER, npz:FILE, package.module:callable or file.py:callable. "
+        "Default: digits with the network digits.",
+    )
+    data_args: dict[str, Any] = _option({}, "Network and data", "Keyword arguments of a data callable, YAML or JSON.")
+    image_size: int | None = _option(None, "Network and data", "Edge in pixels that images are resized to.", ge=1)
+    mean: tuple[float, ...] | None = _option(
+        None, "Network and data", "Mean of every channel on [0, 1] pixels. Default: ImageNet's for RGB."
+    )
+    std: tuple[float, ...] | None = _option(
+        None, "Network and data", "Standard deviation of every channel on [0, 1] pixels. Default: ImageNet's for RGB."
+    )
+    search_samples: int = _option(
+        1000, "Network and data", "Training samples set aside to compare plans on; at most half of them.", ge=1
+    )
+    calibration_samples: int = _option(
+        512, "Network and data", "Training samples that menus are built from; at most a third of them.", ge=1
+    )
+
+    budget: str | None = _option(
+        None,
+        "Budget",
+        "Upper bounds: size, macs, bitops or memory, as a fraction of the original or absolute, "
+        "such as size=0.1 or size=40kB,macs=50%.",
+    )
+
+    criterion: str = _option(
+        "obs", "Menus", "What is pruned first: obs (second order), l1, l2, activation, taylor or random."
+    )
+    quantizer: str = _option("gptq", "Menus", "How weights are rounded: gptq, nearest, mse, fixed-point or binary.")
+    granularity: str = _option("channel", "Menus", "What is pruned: channel, element or n:m such as 2:4.")
+    weight_bits: tuple[int, ...] = _option((2, 3, 4, 5, 6, 8), "Menus", "Weight bit-widths on offer: 1 to 8, 16, 32.")
+    activation_bits: tuple[int, ...] = _option((8,), "Menus", "Bit-widths of layer inputs on offer: 4 to 8, 32.")
+    sparsity_levels: int = _option(8, "Menus", "Sparsities on offer: 0, 1/levels, 2/levels, …; 1: no pruning.", ge=1)
+
+    method: str = _option(
+        "rl",
+        "Search",
+        "Who writes the plans: rl (an agent), or without learning: solver, local, posterior, mixed, uniform or random.",
+    )
+    agent: str = _option(
+        "posterior-ppo",
+        "Search",
+        "Agent of the method rl: ppo, a2c, ddpg, td3, sac or maskable-ppo (for discrete); around the solver's prices: "
+        "anchored-ppo, anchored-td3, posterior-ppo or posterior-td3.",
+    )
+    action: str = _option("price", "Search", "What the agent decides at a layer: price, label or discrete.")
+    reward: str = _option(
+        "kl",
+        "Search",
+        "What the agent maximises: kl (least divergence), accuracy, or what was published: amc_error, amc_flops, haq, "
+        "galen.",
+    )
+    episodes: int = _option(200, "Search", "Different plans to evaluate at most.", ge=1)
+    patience: int = _option(0, "Search", "Stop after this many evaluations without a better plan; 0: never.", ge=0)
+    environments: int = _option(1, "Search", "Environments that the agent walks side by side.", ge=1)
+    price_scale: float = _option(
+        3.0, "Search", "The action price at 1 weighs a layer's error e to this power times as much.", gt=0
+    )
+    seed: int = _option(0, "Search", "Of the splits, the menus and the search.", ge=0)
+
+    plan: Path | None = _option(None, "Measure", "The plan to measure: plan.yaml of a run, or your own.")
+    split: Literal["test", "search"] = _option(
+        "test", "Measure", "Samples to measure on: test, or search while you edit a plan by hand."
+    )
+
+    device: str = _option("cpu", "Machine", "Torch device, such as cpu or cuda.")
+    dtype: str = _option("auto", "Machine", "Floating-point type of evaluations; auto picks the fastest.")
+    jobs: int | None = _option(None, "Machine", "Threads that build menus. Default: one a core.", ge=1)
+    cache: Path | None = _option(None, "Machine", "Folder of the menu cache. Default: ~/.cache/autocompress.")
+
+    out: Path | None = _option(None, "Run", "Run folder. Default: runs/MODEL-BUDGET.")
+    force: bool = _option(False, "Run", "Replace the run that lies in the run folder.")
+    resume: bool = _option(False, "Run", "Continue the interrupted run in the run folder given by --out.")
+
+    quiet: bool = _option(False, "Output", "No progress, only the result.")
+    format: Literal["table", "json"] = _option("table", "Output", "Form of the result on standard output.")
+
+    @field_validator("mean", "std", "weight_bits", "activation_bits", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(value.split(","))
+        return (value,) if isinstance(value, (int, float)) else value
+
+    @field_validator("model_args", "data_args", mode="before")
+    @classmethod
+    def _read_mapping(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value  # the type check that follows reports it
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _check_budget(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            value = [f"{resource}={amount}" for resource, amount in value.items()]
+        text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        if isinstance(text, str):
+            Budget.parse(text)
+        return text
+
+    def required_budget(self) -> Budget:
+        """Raises InputError where no budget is given."""
+        if self.budget is None:
+            raise InputError("`budget` must be given, such as --budget size=0.1 (a tenth of the original's bytes).")
+        return Budget.parse(self.budget)
+
+    def required_data(self) -> str:
+        """The data spec. Raises InputError where none is given and the network has no data of its own."""
+        if self.data is None and self.model != "digits":
+            raise InputError(f"`data` must be given for the network {self.model}, such as --data parquet:FOLDER.")
+        return self.data or "digits"
+
+    def to_yaml(self) -> str:
+        """Every option with its value, as a file that `--config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+OPTIONS: tuple[str, ...] = tuple(Config.model_fields)
+
+
+def panel_of(option: str) -> Panel:
+    """Which part of the job an option belongs to."""
+    extra = Config.model_fields[option].json_schema_extra
+    assert isinstance(extra, dict)
+    panel: Any = extra["panel"]
+    assert panel in get_args(Panel)
+    return panel  # type: ignore[no-any-return]
+
+
+def make_config(options: Mapping[str, Any], where: str = "the options") -> Config:
+    """Check options.
+
+    Args:
+        options: by name, with dashes or underscores.
+        where: what an error about unknown names calls their source.
+
+    Raises:
+        InputError: an unknown option, or a value that breaks a rule.
+    """
+    named = {str(name).replace("-", "_"): value for name, value in options.items()}
+    unknown = sorted(set(named) - set(OPTIONS))
+    if unknown:
+        raise InputError(f"Unknown {', '.join(unknown)} in {where}; known: {', '.join(OPTIONS)}.")
+    try:
+        return Config(**named)
+    except ValidationError as error:
+        raise InputError(_one_line(error)) from None
+
+
+def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The options of a YAML file, overridden by those of `overrides` that are not None.
+
+    Raises:
+        InputError: the file can't be read, is no mapping, or holds an unknown option or a value that breaks a rule.
+    """
+    from_file = {} if path is None else read_options(Path(path))
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return make_config({**from_file, **given}, "the options" if path is None else str(path))
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options that a YAML file gives, unchecked but for their form, by name with underscores."""
+    content = read_yaml("config", path)
+    if not isinstance(content, Mapping | None):
+        raise InputError(f"`config` must be a mapping of options, got {path}, which holds a {type(content).__name__}.")
+    return {str(name).replace("-", "_"): value for name, value in (content or {}).items()}
+
+
+def first_difference(before: Config, now: Config) -> str | None:
+    """The first option that changes what is searched and differs, or None."""
+    for option in OPTIONS:
+        if option not in NOT_COMPARED and getattr(before, option) != getattr(now, option):
+            return option
+    return None
+
+
+def _one_line(error: ValidationError) -> str:
+    first = error.errors()[0]
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InputError):
+        return str(cause)
+    rule = re.sub(r"^Input should be", "must be", re.sub(r", (unable|got) .*", "", first["msg"]))
+    return f"`{first['loc'][0]}` {rule}, got {first['input']!r}."

@@ -1,0 +1,192 @@
+"""Data that lies in memory: scikit-learn's digits, `npz:FILE`, tensors and map-style datasets."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from autocompress.data.dataset import Data, Split, make_data
+from autocompress.data.pixels import Normalization
+from autocompress.data.sources import DatasetSource, Source, TensorSource
+from autocompress.errors import InputError
+
+DIGITS_TEST_SAMPLES = 360
+DIGITS_SPLIT_SEED = 0
+_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_Sources = tuple[TensorSource, TensorSource, tuple[str, ...]]
+
+
+def digits_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """scikit-learn's digits: train inputs (1437, 1, 8, 8) in [0, 1] and labels, test inputs (360, 1, 8, 8) and labels.
+
+    The split is the same for every seed, for the shipped network was trained on the training part.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)  # (1797, 64) with values 0 to 16
+    order = np.random.default_rng(DIGITS_SPLIT_SEED).permutation(len(pixels))
+    x = torch.from_numpy(pixels[order]).float().view(-1, 1, 8, 8) / 16
+    y = torch.from_numpy(labels[order]).long()
+    return x[DIGITS_TEST_SAMPLES:], y[DIGITS_TEST_SAMPLES:], x[:DIGITS_TEST_SAMPLES], y[:DIGITS_TEST_SAMPLES]
+
+
+def load_digits_sources(normalization: Normalization) -> _Sources:
+    """The digits as sources, with the names of the ten classes."""
+    x_train, y_train, x_test, y_test = digits_tensors()
+    train, test = TensorSource(x_train, y_train, normalization), TensorSource(x_test, y_test, normalization)
+    return train, test, tuple(str(digit) for digit in range(10))
+
+
+def load_npz(file: str, normalization: Normalization) -> _Sources:
+    """The arrays x_train, y_train, x_test, y_test of a NumPy archive; images (N, C, H, W), (N, H, W, C) or (N, H, W).
+
+    Raises:
+        InputError: the file is missing or damaged, an array is missing, empty, or of the wrong form.
+    """
+    arrays = _read_npz(Path(file))
+    train, test = (
+        TensorSource.from_arrays(
+            _channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"], normalization, f"{file} {part}"
+        )
+        for part in ("train", "test")
+    )
+    return train, test, _class_names((train, test), None)
+
+
+def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise InputError(
+                f"`data` npz:FILE must be an archive of {', '.join(_ARRAYS)}, got one bare array in {path}."
+            )
+        with loaded as archive:
+            arrays = {name: archive[name] for name in _ARRAYS if name in archive.files}
+    except FileNotFoundError as error:
+        raise InputError(f"`data` npz:FILE must be an existing file, got {path}.") from error
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"`data` npz:FILE must be a readable .npz archive, got {path}: {error}.") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"`data` npz:FILE must hold plain arrays, not pickles, got {path}.") from error
+    missing = [name for name in _ARRAYS if name not in arrays]
+    if missing:
+        raise InputError(f"`data` npz:FILE must hold {', '.join(_ARRAYS)}, got no {', '.join(missing)} in {path}.")
+    return arrays
+
+
+def _channels_first(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if images.ndim == 3:
+        return images[:, None]
+    if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
+        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+    return images
+
+
+def from_tensors(
+    train: tuple[Tensor, Tensor | None],
+    test: tuple[Tensor, Tensor | None] | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    name: str = "tensors",
+    seed: int = 0,
+    search_samples: int = 1000,
+    calibration_samples: int = 512,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Data:
+    """Data from tensors or NumPy arrays in memory.
+
+    Args:
+        train: inputs (N, …) and integer labels (N,), or None for data without labels. Floating-point inputs are taken
+            as they are unless `mean` and `std` are given; uint8 ones are divided by 255 and normalised.
+        test: the same for the test split.
+        classes: names by label; the labels' numbers by default.
+        name: for reports.
+        seed: of the search and calibration splits.
+        search_samples: at most half of the training data is taken.
+        calibration_samples: at most a third of the training data is taken.
+        mean: one number a channel.
+        std: one number a channel.
+
+    Raises:
+        InputError: empty, mismatched or non-finite tensors, or labels beyond `classes`.
+    """
+    normalization = Normalization.parse(mean, std)
+    sources = [
+        TensorSource.from_arrays(*_pair(pair, f"{name} {part}"), normalization, f"{name} {part}")
+        for part, pair in (("train", train), ("test", test))
+        if pair is not None
+    ]
+    names = _class_names(sources, classes)
+    split = Split(seed, search_samples, calibration_samples)
+    return make_data(name, sources[0], sources[1] if test is not None else None, names, split)
+
+
+def from_datasets(
+    train: Any,
+    test: Any = None,
+    *,
+    classes: Sequence[str] | None = None,
+    name: str = "datasets",
+    seed: int = 0,
+    search_samples: int = 1000,
+    calibration_samples: int = 512,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Data:
+    """Data from map-style datasets (`__len__`, `__getitem__`) whose items are (input, label) pairs.
+
+    Args:
+        train: read on demand. Transforms must be those of evaluation, not random ones.
+        test: the same for the test split.
+        classes: names by label; by default `train.classes`, as torchvision's datasets have it.
+        name: for reports.
+        seed: of the search and calibration splits.
+        search_samples: at most half of the training data is taken.
+        calibration_samples: at most a third of the training data is taken.
+        mean: one number a channel; by default floating-point inputs are taken as they are.
+        std: one number a channel.
+
+    Raises:
+        InputError: not map-style datasets, too few samples, or no class names.
+    """
+    normalization = Normalization.parse(mean, std)
+    for part, dataset in (("train", train), ("test", test)):
+        if dataset is not None and not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise InputError(f"{name} {part} must be a map-style dataset, got {type(dataset).__name__}.")
+    names = getattr(train, "classes", None) if classes is None else classes
+    if names is None:
+        raise InputError(f"`classes` must be given, for {name} train has no attribute `classes`.")
+    sources: list[Source] = [
+        DatasetSource(dataset, normalization, f"{name} {part}", len(names))
+        for part, dataset in (("train", train), ("test", test))
+        if dataset is not None
+    ]
+    split = Split(seed, search_samples, calibration_samples)
+    return make_data(name, sources[0], sources[1] if test is not None else None, [str(each) for each in names], split)
+
+
+def _pair(value: Any, name: str) -> tuple[Any, Any]:
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InputError(f"{name} must be a pair (inputs, labels), got {type(value).__name__}.")
+    return value[0], value[1]
+
+
+def _class_names(sources: Sequence[TensorSource], classes: Sequence[str] | None) -> tuple[str, ...]:
+    labelled = [source.labels for source in sources if source.labels is not None]
+    top = max((int(labels.max()) for labels in labelled), default=-1)
+    if classes is None:
+        return tuple(str(label) for label in range(top + 1))
+    if top >= len(classes):
+        raise InputError(f"`classes` must name every label, got {len(classes)} names and label {top}.")
+    return tuple(str(each) for each in classes)

@@ -1,0 +1,117 @@
+"""Data: a training source with fixed search and calibration splits, and a test source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from autocompress.data.sources import Source
+from autocompress.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What a network is calibrated, searched and tested on.
+
+    Attributes:
+        name: where it comes from, as given by the user.
+        train: the training data; the search and the calibration split are cut from it.
+        test: read by `test_batches` only, or None.
+        classes: names of the classes by label; empty where the data has no labels.
+        search_indices: of `train`; plans are compared on these.
+        calibration_indices: of `train`; menus are built on these. Disjoint from `search_indices`.
+    """
+
+    name: str
+    train: Source
+    test: Source | None
+    classes: tuple[str, ...]
+    search_indices: tuple[int, ...]
+    calibration_indices: tuple[int, ...]
+
+    def search(self) -> tuple[Tensor, Tensor | None]:
+        """The search split: inputs (N, …) float32, normalised, and labels (N,) int64."""
+        return self.train.load(self.search_indices)
+
+    def calibration(self) -> tuple[Tensor, Tensor | None]:
+        """The calibration split: inputs (N, …) float32, normalised, and labels (N,) int64."""
+        return self.train.load(self.calibration_indices)
+
+    def test_batches(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The test split in order, batch by batch.
+
+        Raises:
+            InputError: there is no test split.
+        """
+        if self.test is None:
+            raise InputError(f"`data` must have a test split to be tested on, got {self.name} without one.")
+        return _batches(self.test, batch_size)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the calibration split's content, for cache keys."""
+        inputs, labels = self.calibration()
+        digest = hashlib.sha256(f"{tuple(inputs.shape)}".encode())
+        digest.update(inputs.contiguous().numpy().tobytes())
+        digest.update(b"" if labels is None else labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def _batches(source: Source, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    for start in range(0, len(source), batch_size):
+        yield source.load(range(start, min(start + batch_size, len(source))))
+
+
+@dataclass(frozen=True)
+class Split:
+    """How the search and the calibration split are cut from the training data.
+
+    Attributes:
+        seed: of the shuffle.
+        search_samples: wanted size of the search split; at most half of the training data is taken.
+        calibration_samples: wanted size of the calibration split; at most a third of the training data is taken.
+    """
+
+    seed: int = 0
+    search_samples: int = 1000
+    calibration_samples: int = 512
+
+    def __post_init__(self) -> None:
+        for name in ("search_samples", "calibration_samples"):
+            if getattr(self, name) < 1:
+                raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if self.seed < 0:
+            raise InputError(f"`seed` must be at least 0, got {self.seed}.")
+
+    def cut(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Search and calibration indices for `count` training samples.
+
+        The search split is the front of the shuffle and the calibration split its end, so that the size of the one
+        does not change the other.
+
+        >>> Split(seed=0).cut(6)
+        ((3, 2, 5), (0, 1))
+        """
+        order = np.random.default_rng(self.seed).permutation(count).tolist()
+        search = min(self.search_samples, count // 2)
+        calibration = min(self.calibration_samples, count // 3)
+        return tuple(order[:search]), tuple(order[count - calibration :])
+
+
+def make_data(name: str, train: Source, test: Source | None, classes: Sequence[str], split: Split) -> Data:
+    """Put a `Data` together.
+
+    Raises:
+        InputError: fewer than 3 training samples or no test samples.
+    """
+    if len(train) < 3:
+        raise InputError(f"`data` must have at least 3 training samples, got {len(train)} in {name}.")
+    if test is not None and len(test) == 0:
+        raise InputError(f"`data` must have at least 1 test sample, got 0 in {name}.")
+    search, calibration = split.cut(len(train))
+    return Data(name, train, test, tuple(classes), search, calibration)

@@ -1,0 +1,140 @@
+"""`parquet:FOLDER`: encoded images and labels in train.parquet and test.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from autocompress.data.pixels import ImageReader, Normalization, stack
+from autocompress.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class ParquetSource:
+    """Encoded images in one Parquet file. Only the wanted images are decoded; one row group is kept in memory.
+
+    Attributes:
+        path: of the file.
+        reader: decodes an image.
+        normalization: applied on loading.
+        labels: of all rows, (N,) int64.
+        starts: first row of every row group, and the row count at the end.
+    """
+
+    path: Path
+    reader: ImageReader
+    normalization: Normalization
+    labels: Tensor
+    starts: tuple[int, ...]
+    _last: dict[int, pa.ChunkedArray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        rows = np.asarray(indices, dtype=np.int64)
+        encoded: dict[int, Any] = {}
+        for group in np.unique(np.searchsorted(self.starts, rows, side="right") - 1):
+            start, end = self.starts[group], self.starts[group + 1]
+            wanted = np.unique(rows[(rows >= start) & (rows < end)])
+            images = self._images(int(group)).take(pa.array(wanted - start)).to_pylist()
+            encoded.update(zip(wanted.tolist(), images, strict=True))
+        with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter lock
+            images = list(pool.map(partial(self._decode, encoded), rows.tolist()))
+        return self.normalization.apply(stack(images, str(self.path))), self.labels[torch.from_numpy(rows)]
+
+    def _images(self, group: int) -> pa.ChunkedArray:
+        if group not in self._last:
+            column = _read(self.path, lambda file: file.read_row_group(group, columns=["image"])).column("image")
+            self._last.clear()
+            self._last[group] = column
+        return self._last[group]
+
+    def _decode(self, encoded: dict[int, Any], row: int) -> Tensor:
+        image = encoded[row]
+        content = image.get("bytes") if isinstance(image, dict) else image
+        if content is None:
+            raise InputError(f"{self.path} row {row} must be a readable image, got an empty cell.")
+        return self.reader.read(content, f"{self.path} row {row}")
+
+
+def load_parquet(
+    folder: str, reader: ImageReader, normalization: Normalization
+) -> tuple[ParquetSource, ParquetSource, tuple[str, ...]]:
+    """Sources of train.parquet and test.parquet, and the class names.
+
+    The columns are `image` (encoded bytes, or a struct with `bytes`) and `label` (integer). Class names stand in the
+    schema metadata of train.parquet under `classes`, comma separated; without them the labels' numbers are the names.
+
+    Raises:
+        InputError: a file is missing, unreadable, empty, or has other columns or labels out of range.
+    """
+    train, test = (_open(Path(folder) / f"{split}.parquet", reader, normalization) for split in ("train", "test"))
+    metadata = _read(train.path, lambda file: file.schema_arrow.metadata) or {}
+    if b"classes" in metadata:
+        classes = tuple(metadata[b"classes"].decode().split(","))
+    else:
+        classes = tuple(str(label) for label in range(max(_top(train), _top(test)) + 1))
+    for source in (train, test):
+        if _top(source) >= len(classes):
+            raise InputError(f"{source.path} must hold labels below {len(classes)} (its classes), got {_top(source)}.")
+    return train, test, classes
+
+
+def _top(source: ParquetSource) -> int:
+    return int(source.labels.max())
+
+
+def _open(path: Path, reader: ImageReader, normalization: Normalization) -> ParquetSource:
+    counts, schema = _read(path, lambda file: (_group_sizes(file), file.schema_arrow))
+    missing = [name for name in ("image", "label") if name not in schema.names]
+    if missing:
+        raise InputError(f"{path} must have columns image and label, got {', '.join(schema.names)}.")
+    if sum(counts) == 0:
+        raise InputError(f"{path} must hold at least 1 row, got 0.")
+    _check_image_type(path, schema.field("image").type)
+    starts = tuple(np.cumsum([0, *counts]).tolist())
+    return ParquetSource(path, reader, normalization, _read_labels(path), starts)
+
+
+def _group_sizes(file: pq.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+
+
+def _check_image_type(path: Path, kind: pa.DataType) -> None:
+    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
+        raise InputError(f"{path} column image must hold bytes or a struct with bytes, got {kind}.")
+
+
+def _read_labels(path: Path) -> Tensor:
+    column = _read(path, lambda file: file.read(columns=["label"])).column("label")
+    if not pa.types.is_integer(column.type):
+        raise InputError(f"{path} column label must hold integers, got {column.type}.")
+    if column.null_count:
+        row = pc.index(column.is_null(), pa.scalar(True)).as_py()
+        raise InputError(f"{path} row {row} must have a label, got an empty cell.")
+    labels = torch.from_numpy(column.to_numpy().astype(np.int64))
+    if int(labels.min()) < 0:
+        raise InputError(f"{path} row {int(labels.argmin())} must have a label from 0 on, got {int(labels.min())}.")
+    return labels
+
+
+def _read(path: Path, what: Callable[[pq.ParquetFile], Any]) -> Any:
+    try:
+        with pq.ParquetFile(path, memory_map=True) as file:
+            return what(file)
+    except (OSError, pa.ArrowException) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"`data` must be a readable Parquet file, got {path}: {reason}.") from error

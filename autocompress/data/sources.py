@@ -1,0 +1,141 @@
+"""Sources: where inputs and labels come from, read on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from autocompress.data.pixels import Normalization, stack
+from autocompress.errors import InputError
+
+
+class Source(Protocol):
+    """Samples by index."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Normalised float32 inputs (N, …) and int64 labels (N,), or None where there are no labels."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class TensorSource:
+    """Samples that lie in memory.
+
+    Attributes:
+        inputs: (N, …) uint8 or floating point, as stored.
+        labels: (N,) int64, or None.
+        normalization: applied on loading.
+
+    Raises:
+        InputError: from `from_arrays`, where the arrays are empty, don't match, or hold NaN or infinity.
+    """
+
+    inputs: Tensor
+    labels: Tensor | None
+    normalization: Normalization
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        chosen = torch.as_tensor(indices, dtype=torch.int64)
+        return self.normalization.apply(self.inputs[chosen]), None if self.labels is None else self.labels[chosen]
+
+    @classmethod
+    def from_arrays(cls, inputs: Any, labels: Any, normalization: Normalization, name: str) -> TensorSource:
+        """Check tensors or NumPy arrays; `name` stands in the messages."""
+        x = _tensor(inputs, f"{name} inputs")
+        if x.ndim < 2 or len(x) == 0:
+            raise InputError(f"{name} must hold inputs of shape (N, …) with N at least 1, got {tuple(x.shape)}.")
+        if x.dtype != torch.uint8 and not x.is_floating_point():
+            raise InputError(f"{name} must hold uint8 or floating-point inputs, got {x.dtype}.")
+        _check_finite(x, range(len(x)), name)
+        return cls(x, None if labels is None else _labels(labels, len(x), name), normalization)
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSource:
+    """A map-style dataset whose items are (input, label) pairs; the input is a tensor, an array or a Pillow image.
+
+    Pillow images become uint8 pixels, grey ones (mode L) with one channel and all others RGB.
+
+    Attributes:
+        dataset: has `__len__` and `__getitem__`.
+        normalization: applied on loading.
+        name: stands in the messages.
+        class_count: labels must be below it.
+
+    Raises:
+        InputError: on loading, where an item is not such a pair, the shapes differ, or a value is out of range.
+    """
+
+    dataset: Any
+    normalization: Normalization
+    name: str
+    class_count: int
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        inputs, labels = [], []
+        for index in indices:
+            item = self.dataset[int(index)]
+            if not isinstance(item, (tuple, list)) or len(item) != 2:
+                raise InputError(f"{self.name} must give (input, label) pairs, got {type(item).__name__} at {index}.")
+            inputs.append(_as_tensor(item[0]))
+            labels.append(self._label(item[1], index))
+        x = stack(inputs, self.name)
+        _check_finite(x, indices, self.name)
+        return self.normalization.apply(x), torch.tensor(labels)
+
+    def _label(self, value: Any, index: int) -> int:
+        label = value.item() if isinstance(value, (Tensor, np.generic)) and np.size(value) == 1 else value
+        if not isinstance(label, int) or not 0 <= label < self.class_count:
+            raise InputError(
+                f"{self.name} must give integer labels from 0 to {self.class_count - 1}, got {label!r} at {index}."
+            )
+        return label
+
+
+def _as_tensor(value: Any) -> Tensor:
+    if not isinstance(value, Image.Image):
+        return torch.as_tensor(value)
+    if value.mode == "L":
+        return torch.from_numpy(np.array(value))[None]
+    return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1)
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError) as error:  # strings, objects, ragged lists
+        raise InputError(f"{name} must be an array of numbers, got {type(value).__name__}: {error}.") from error
+
+
+def _check_finite(x: Tensor, rows: Sequence[int], name: str) -> None:
+    if x.is_floating_point():
+        bad = torch.isfinite(x).flatten(1).all(1).logical_not().nonzero()
+        if len(bad):
+            raise InputError(f"{name} must hold finite inputs, got NaN or infinity at {rows[int(bad[0])]}.")
+
+
+def _labels(labels: Any, count: int, name: str) -> Tensor:
+    y = _tensor(labels, f"{name} labels")
+    if y.shape == (count, 1):  # as Keras keeps them
+        y = y[:, 0]
+    if y.shape != (count,):
+        raise InputError(f"{name} must hold one label an input ({count}), got labels of shape {tuple(y.shape)}.")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise InputError(f"{name} must hold integer labels, got {y.dtype}.")
+    if int(y.min()) < 0:
+        raise InputError(f"{name} must hold labels from 0 on, got {int(y.min())}.")
+    return y.long()

@@ -1,0 +1,156 @@
+"""The evaluator: what a plan costs in accuracy, one stitched forward pass over the search split."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+
+import torch
+from autocompress_envs.numbers import Labeling, Outcome
+from torch import Tensor, nn
+
+from autocompress.errors import InputError, unknown_name
+from autocompress.evaluation.measure import compare, evaluating
+from autocompress.evaluation.stitch import Stitcher
+from autocompress.menus.menus import Menus
+from autocompress.network.folding import fold_batch_norms
+from autocompress.network.structure import Network
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_BATCHES = (64, 128, 256)
+_TRIAL_SAMPLES = 256
+_TRIALS = 2
+_DTYPE_NOISE = 2e-3  # nats by which a faster dtype may change the original's outputs
+
+
+class Evaluator:
+    """Measures labellings on the search split; a labelling seen before costs nothing.
+
+    The copy that runs has its norms folded and, where `dtype` is `auto`, the dtype and batch size that a short
+    measurement found fastest; a dtype that changes the original's outputs by more than 0.002 nats is not taken.
+
+    Args:
+        model: the original; it is not changed.
+        network: its trace.
+        menus: its menus.
+        inputs: (N, …) float32 of the search split.
+        labels: (N,) int64, or None.
+        device: where to run.
+        dtype: `auto`, `float32`, `bfloat16` or `float16`.
+        batch_size: None picks one by measurement.
+
+    Attributes:
+        evaluations: how many different labellings were measured.
+        forward_seconds: time spent in their forward passes.
+
+    Raises:
+        InputError: no samples, unknown dtype or device, or the original's outputs are not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        network: Network,
+        menus: Menus,
+        inputs: Tensor,
+        labels: Tensor | None,
+        *,
+        device: str = "cpu",
+        dtype: str = "auto",
+        batch_size: int | None = None,
+    ) -> None:
+        if dtype not in (*DTYPES, "auto"):
+            raise unknown_name("dtype", dtype, [*DTYPES, "auto"])
+        if len(inputs) == 0:
+            raise InputError("`data` must leave at least one sample for the search split, got none.")
+        self._device = _device(device)
+        self._menus = menus
+        self._problem = menus.problem()
+        self._folded = fold_batch_norms(model, network).requires_grad_(False)
+        self._inputs, self._labels = inputs, labels
+        self._reference = self._original_outputs(model)
+        self._cache: dict[bytes, Outcome] = {}
+        self.evaluations = 0
+        self.forward_seconds = 0.0
+        self.dtype = self._fastest_dtype() if dtype == "auto" else dtype
+        self.batch_size = batch_size or self._fastest_batch()
+        self._stitcher = Stitcher(self._prepared(self.dtype), menus)
+        self._batches = _in_format(inputs, self._device, DTYPES[self.dtype]).split(self.batch_size)
+
+    def __call__(self, labeling: Labeling) -> Outcome:
+        """The outcome of a labelling on the search split."""
+        key = b"".join(part.tobytes() for part in vars(labeling).values())
+        if key not in self._cache:
+            self._cache[key] = self._measure(labeling)
+            self.evaluations += 1
+        return self._cache[key]
+
+    def stitched(self, labeling: Labeling) -> nn.Module:
+        """A new float32 model with the plan's weights, channels really removed and inputs rounded as the plan says."""
+        return Stitcher(copy.deepcopy(self._folded).cpu(), self._menus).stitch_(labeling)
+
+    def _measure(self, labeling: Labeling) -> Outcome:
+        model = self._stitcher.stitch_(labeling)
+        started = time.perf_counter()
+        outputs = _run(model, self._batches)
+        self.forward_seconds += time.perf_counter() - started
+        found = compare(self._reference, outputs, self._labels)
+        return Outcome(found.kl, found.accuracy, found.agreement, self._problem.resources(labeling))
+
+    def _original_outputs(self, model: nn.Module) -> Tensor:
+        with evaluating(model):
+            device = next(model.parameters()).device
+            outputs = torch.cat([model(batch.to(device)).flatten(1).cpu() for batch in self._inputs.split(_BATCHES[0])])
+        if not torch.isfinite(outputs).all():
+            raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
+        return outputs.float()
+
+    def _prepared(self, dtype: str) -> nn.Module:
+        model = copy.deepcopy(self._folded).to(self._device, DTYPES[dtype])
+        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def _fastest_dtype(self) -> str:
+        """float32, unless a smaller dtype is faster on this machine and leaves the original's outputs as they are."""
+        best, best_seconds = "float32", math.inf
+        for name in ("float32", "bfloat16", *(["float16"] if self._device.type == "cuda" else [])):
+            seconds, outputs = self._trial(self._prepared(name), name, _BATCHES[1])
+            noise = compare(self._reference[: len(outputs)], outputs, None).kl if outputs.isfinite().all() else math.inf
+            if seconds < best_seconds and (name == "float32" or noise < _DTYPE_NOISE):
+                best, best_seconds = name, seconds
+        return best
+
+    def _fastest_batch(self) -> int:
+        model = self._prepared(self.dtype)
+        return min(_BATCHES, key=lambda size: self._trial(model, self.dtype, size)[0])
+
+    def _trial(self, model: nn.Module, dtype: str, batch: int) -> tuple[float, Tensor]:
+        """(least seconds of a few passes over some samples, outputs); the first pass, which warms up, does not count."""
+        batches = _in_format(self._inputs[:_TRIAL_SAMPLES], self._device, DTYPES[dtype]).split(batch)
+        seconds = []
+        for _ in range(1 + _TRIALS):
+            started = time.perf_counter()
+            outputs = _run(model, batches)
+            seconds.append(time.perf_counter() - started)
+        return min(seconds[1:]), outputs
+
+
+def _run(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
+    """(N, classes) float32 on the CPU."""
+    with torch.inference_mode():
+        return torch.cat([model(batch).flatten(1).float().cpu() for batch in batches])
+
+
+def _in_format(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    inputs = inputs.to(device, dtype)
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"`device` must be such as cpu or cuda:0, got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"`device` must exist on this machine, got {name!r} without CUDA; use cpu.")
+    return device

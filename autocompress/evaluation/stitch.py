@@ -1,0 +1,169 @@
+"""Stitching: putting the menus' weights of a plan into a copy of the network, with removed channels really gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from autocompress_envs.numbers import Labeling
+from torch import Tensor, nn
+
+from autocompress.menus.activations import ActivationRange
+from autocompress.menus.menus import Menus
+from autocompress.menus.variants import Variant
+from autocompress.network.structure import Layer
+
+_READY_BYTES = 1_000_000_000  # of weights kept ready in the evaluation dtype
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """One layer's part of a labelling, resolved.
+
+    Attributes:
+        reads: channels left in each group that the layer reads, by group index.
+        writes: channels left in the group that the layer writes, or None.
+        sparsity: of the layer's own weights (granularity `element` or `n:m`).
+        weight_bits: position among the menu's weight bit-widths.
+        activation_bits: position among the menu's activation bit-widths.
+    """
+
+    reads: Mapping[int, int]
+    writes: int | None
+    sparsity: float
+    weight_bits: int
+    activation_bits: int
+
+    def key(self) -> tuple[Any, ...]:
+        """What the layer's weights depend on."""
+        return (*self.reads.values(), self.writes, self.sparsity, self.weight_bits)
+
+
+def resolve(menus: Menus, labeling: Labeling) -> list[LayerChoice]:
+    """What every layer gets, groups' sparsities handed on to the layers that inherit them."""
+    by_channel = menus.settings.granularity == "channel"
+    index = menus.network.layer_index()
+    kept = []
+    for group in menus.network.groups:
+        level = int(labeling.sparsity[index[group.owner]]) if by_channel else 0
+        kept.append(menus.kept_options(group)[level] if by_channel else group.width)
+    return [
+        LayerChoice(
+            reads={read: kept[read] for read in layer.reads},
+            writes=None if layer.writes is None else kept[layer.writes],
+            sparsity=0.0 if by_channel else menus.sparsities(layer)[labeling.sparsity[position]],
+            weight_bits=int(labeling.weight_bits[position]),
+            activation_bits=int(labeling.activation_bits[position]),
+        )
+        for position, layer in enumerate(menus.network.layers)
+    ]
+
+
+class Stitcher:
+    """Writes plans into one copy of the network, over and over.
+
+    Args:
+        folded: a copy with norms folded; it now belongs to the stitcher.
+        menus: of the network.
+    """
+
+    def __init__(self, folded: nn.Module, menus: Menus) -> None:
+        self.model = folded
+        self._menus = menus
+        self._modules: dict[str, Any] = dict(folded.named_modules())
+        self._dtype = next(folded.parameters()).dtype
+        self._device = next(folded.parameters()).device
+        norms = {name for group in menus.network.groups for name in group.norms}
+        self._norm_tensors = {name: _norm_tensors(self._modules[name]) for name in norms}
+        self._ready: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
+        self._ready_bytes = 0
+        self._ranges: dict[str, ActivationRange | None] = {}
+        for layer in menus.network.layers:
+            self._modules[layer.name].register_forward_pre_hook(_Rounding(layer.name, self._ranges))
+
+    def stitch_(self, labeling: Labeling) -> nn.Module:
+        """Write a plan's weights into the copy and return it; valid until the next call."""
+        choices = resolve(self._menus, labeling)
+        for layer, choice in zip(self._menus.network.layers, choices, strict=True):
+            weight, bias = self._weights(layer, choice)
+            self._ranges[layer.name] = self._menus.ranges[layer.name][choice.activation_bits]
+            _write_layer_(self._modules[layer.name], weight, bias)
+        for index, group in enumerate(self._menus.network.groups):
+            owner = self._menus.network.layer_index()[group.owner]
+            self._write_norms_(index, choices[owner].writes)
+        return self.model
+
+    def _weights(self, layer: Layer, choice: LayerChoice) -> tuple[Tensor, Tensor]:
+        key = (layer.name, *choice.key())
+        if key not in self._ready:
+            variant = self._menus.variants(layer, choice.reads, choice.sparsity)[choice.weight_bits]
+            rows = kept_rows(self._menus, layer, choice)
+            entry = self._prepare(layer, variant, rows)
+            self._ready_bytes += sum(tensor.nbytes for tensor in entry)
+            if self._ready_bytes > _READY_BYTES:
+                self._ready, self._ready_bytes = {}, sum(tensor.nbytes for tensor in entry)
+            self._ready[key] = entry
+        return self._ready[key]
+
+    def _prepare(self, layer: Layer, variant: Variant, rows: Tensor) -> tuple[Tensor, Tensor]:
+        weight = full_weight(layer, variant)[rows].to(self._device, self._dtype)
+        if weight.ndim == 4:
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        return weight, variant.bias[rows].to(self._device, self._dtype)
+
+    def _write_norms_(self, group_index: int, kept: int | None) -> None:
+        group = self._menus.network.groups[group_index]
+        if kept is None:
+            return
+        removed = self._menus.removed_channels(group_index, kept)
+        for name, channels in group.norms.items():
+            stays = torch.ones(self._norm_tensors[name]["running_mean"].shape[0], dtype=torch.bool)
+            stays[torch.from_numpy(channels)[removed].flatten()] = False
+            for field, tensor in self._norm_tensors[name].items():
+                getattr(self._modules[name], field).data = tensor[stays.to(tensor.device)]
+
+
+def full_weight(layer: Layer, variant: Variant) -> Tensor:
+    """(rows, …) float32 in the shape of the layer's weight, removed input channels gone."""
+    kernel = layer.weight_shape[2:]
+    return variant.weight().reshape(layer.weight_shape[0], -1, *kernel)
+
+
+def kept_rows(menus: Menus, layer: Layer, choice: LayerChoice) -> Tensor:
+    """(k,) output channels of the layer that stay."""
+    stays = torch.ones(layer.rows, dtype=torch.bool)
+    if layer.writes is not None and choice.writes is not None:
+        producers = torch.from_numpy(menus.network.groups[layer.writes].producers[layer.name])
+        stays[producers[menus.removed_channels(layer.writes, choice.writes)].flatten()] = False
+    return stays.nonzero()[:, 0]
+
+
+class _Rounding:
+    """Forward pre-hook that rounds a layer's input to the range the plan gives it."""
+
+    def __init__(self, name: str, ranges: dict[str, ActivationRange | None]) -> None:
+        self._name = name
+        self._ranges = ranges
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        found = self._ranges.get(self._name)
+        return None if found is None else (found.apply(args[0]), *args[1:])
+
+
+def _write_layer_(module: Any, weight: Tensor, bias: Tensor) -> None:
+    module.weight.data = weight
+    if module.bias is not None:
+        module.bias.data = bias
+    if isinstance(module, nn.Linear):
+        module.out_features, module.in_features = weight.shape
+        return
+    if module.groups > 1 and weight.shape[0] != module.out_channels:  # depthwise: rows and groups go together
+        module.groups = module.groups * weight.shape[0] // module.out_channels
+    module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+
+
+def _norm_tensors(norm: Any) -> dict[str, Tensor]:
+    fields = ("weight", "bias", "running_mean", "running_var")
+    return {field: getattr(norm, field).data.clone() for field in fields if getattr(norm, field) is not None}

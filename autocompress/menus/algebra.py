@@ -1,0 +1,64 @@
+"""Least squares behind the menus: damped second moments, inverses, re-fits and layer errors, in double precision."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def damped(second_moment: Tensor, damping: float) -> Tensor:
+    """H with `damping` times its mean diagonal added to the weights' diagonal: (g, d + 1, d + 1).
+
+    Dead inputs (all-zero rows) and rank-deficient H become positive definite. The bias column is damped by a
+    millionth of that: it is never rounded and stands for a constant, so shrinking it would only lose accuracy.
+    """
+    diagonal = second_moment.diagonal(dim1=-2, dim2=-1)[:, :-1]
+    mean = diagonal.mean(-1, keepdim=True).clamp(min=1e-12)
+    ridge = torch.cat([(damping * mean).expand_as(diagonal), 1e-6 * mean], -1)
+    return second_moment + torch.diag_embed(ridge)
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Inverse of a symmetric positive definite matrix; adds ridge until the factorization succeeds."""
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    ridge = 0.0
+    for _ in range(12):
+        factor, info = torch.linalg.cholesky_ex(matrix + ridge * scale * identity)
+        if not info.any():
+            return torch.cholesky_inverse(factor)
+        ridge = max(10 * ridge, 1e-10)
+    raise ArithmeticError("a damped second moment is not finite")
+
+
+def refit(weight: Tensor, second_moment: Tensor, kept: Tensor) -> Tensor:
+    """Weights on the `kept` columns that reproduce the layer's output best: argmin tr((W - W') H (W - W')ᵀ).
+
+    Args:
+        weight: (r, d + 1), the bias last.
+        second_moment: (d + 1, d + 1), damped.
+        kept: (k,) indices, the bias column last.
+
+    Returns:
+        (r, k)
+    """
+    right = weight @ second_moment[:, kept]  # (r, k)
+    return right @ inverse(second_moment[kept][:, kept])
+
+
+def expected_loss(change: Tensor, second_moment: Tensor, gradient_moment: Tensor) -> float:
+    """½ tr(G ΔW H ΔWᵀ) in nats, for ΔW (r, d + 1)."""
+    return 0.5 * float(((gradient_moment @ change) * (change @ second_moment)).sum().clamp(min=0))
+
+
+def grouped_loss(change: Tensor, second_moment: Tensor, gradient_moment: Tensor) -> float:
+    """The same for a convolution with g groups: ΔW (rows, d + 1), H (g, d + 1, d + 1), G (rows, rows).
+
+    Outputs of different groups are taken as independent.
+    """
+    groups = second_moment.shape[0]
+    rows = change.shape[0] // groups
+    change = change.view(groups, rows, -1)  # (g, r, d + 1)
+    index = torch.arange(change.shape[0] * rows).view(groups, rows)
+    moment = gradient_moment[index[:, :, None], index[:, None, :]]  # (g, r, r)
+    return 0.5 * float(((moment @ change) * (change @ second_moment)).sum().clamp(min=0))

@@ -1,0 +1,184 @@
+"""Building the menus: fold, calibrate, rank every group's channels, and make the variants in parallel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.menus.activations import calibrate_range
+from autocompress.menus.algebra import damped
+from autocompress.menus.calibration import Statistics, calibrate
+from autocompress.menus.criteria import CHANNEL_CRITERIA, Consumer
+from autocompress.menus.menus import Menus
+from autocompress.menus.settings import MenuSettings
+from autocompress.menus.store import Store, content_key
+from autocompress.menus.variants import LayerSource
+from autocompress.network.folding import fold_batch_norms
+from autocompress.network.structure import Group, Layer, Network
+from autocompress.threads import single_threaded
+
+Progress = Callable[[int, int, str], None]
+
+_EAGER_WEIGHTS = 60_000_000  # more stored weights than this, and joint variants are built when first asked for
+
+
+def build_menus(
+    model: nn.Module,
+    network: Network,
+    calibration_inputs: Tensor,
+    settings: MenuSettings,
+    *,
+    data_fingerprint: str,
+    cache: Path | None = None,
+    jobs: int | None = None,
+    progress: Progress | None = None,
+) -> Menus:
+    """Build, or read from the cache, the menus of every layer.
+
+    Memory at the peak is about `jobs` times 60 bytes for every entry of the largest H (fan-in squared), plus 64 MB for
+    calibration.
+
+    Args:
+        model: the trained network; it is not changed.
+        network: its trace.
+        calibration_inputs: (N, …) float32, a few hundred samples.
+        settings: what to offer and how to make it.
+        data_fingerprint: names the calibration data in the cache's key.
+        cache: folder of the cache; None keeps the menus in a temporary folder for this process only.
+        jobs: threads; None takes one per core.
+        progress: called with (done, total, what) from this thread.
+
+    Raises:
+        InputError: the network's outputs on the calibration data are not finite.
+    """
+    report = progress or (lambda done, total, what: None)
+    key = content_key(model, network.fingerprint, data_fingerprint, settings)
+    store = Store(None if cache is None else cache / "menus" / key)
+    folded = fold_batch_norms(model, network).cpu()
+    folded.requires_grad_(False)
+    statistics = _statistics(folded, network, calibration_inputs, settings, store, report)
+    modules = dict(folded.named_modules())
+    sources = {
+        layer.name: LayerSource.of(layer, modules[layer.name], statistics[layer.name]) for layer in network.layers
+    }
+    with single_threaded(), ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+        orders = _orders(network, sources, statistics, settings, store, pool)
+        ranges = {
+            name: [_range(found, bits) for bits in settings.activation_bits] for name, found in statistics.items()
+        }
+        errors = {name: _range_errors(sources[name], ranges[name]) for name in ranges}
+        eager = settings.granularity != "channel" or _stored_weights(network, settings) <= _EAGER_WEIGHTS
+        menus = Menus(network, settings, sources, orders, ranges, errors, store, eager)
+        _build_variants(menus, pool, report)
+    return menus
+
+
+def _statistics(
+    folded: nn.Module, network: Network, inputs: Tensor, settings: MenuSettings, store: Store, report: Progress
+) -> dict[str, Statistics]:
+    def build() -> dict[str, Tensor]:
+        found = calibrate(
+            folded,
+            network,
+            inputs,
+            draws=settings.fisher_draws,
+            seed=settings.seed,
+            progress=lambda done, total: report(done, total, "calibration"),
+        )
+        return {f"{name}:{field}": tensor for name, entry in found.items() for field, tensor in vars(entry).items()}
+
+    tensors = store.tensors("statistics", build)
+    fields = Statistics.__dataclass_fields__
+    return {
+        layer.name: Statistics(**{field: tensors[f"{layer.name}:{field}"] for field in fields})
+        for layer in network.layers
+    }
+
+
+def _orders(
+    network: Network,
+    sources: dict[str, LayerSource],
+    statistics: dict[str, Statistics],
+    settings: MenuSettings,
+    store: Store,
+    pool: ThreadPoolExecutor,
+) -> list[Tensor]:
+    """For every group, its channels in the order in which they go."""
+    if settings.granularity != "channel" or settings.sparsity_levels == 1:
+        return [torch.arange(group.width) for group in network.groups]
+
+    def order(index: int) -> Tensor:
+        def build() -> dict[str, Tensor]:
+            consumers = _consumers(network.groups[index], sources, statistics, settings)
+            generator = torch.Generator().manual_seed(settings.seed + index)
+            return {"order": CHANNEL_CRITERIA[settings.criterion](consumers, generator)}
+
+        return store.tensors(f"order{index:03d}", build)["order"]
+
+    return list(pool.map(order, range(len(network.groups))))
+
+
+def _consumers(
+    group: Group, sources: dict[str, LayerSource], statistics: dict[str, Statistics], settings: MenuSettings
+) -> list[Consumer]:
+    consumers = []
+    for name, columns in group.consumers.items():
+        source, channels = sources[name], torch.from_numpy(columns)
+        spatial = source.layer.fan_in // len(statistics[name].channel_activation)  # columns of one input channel
+        activation = statistics[name].channel_activation.repeat_interleave(max(1, spatial))
+        consumers.append(
+            Consumer(
+                source.weight,
+                damped(source.second_moment, settings.damping)[0],
+                source.gradient_moment,
+                channels,
+                activation[channels].mean(1),
+            )
+        )
+    return consumers
+
+
+def _range(statistics: Statistics, bits: int):  # type: ignore[no-untyped-def]
+    return None if bits == 32 else calibrate_range(statistics.input_sample, bits)
+
+
+def _range_errors(source: LayerSource, ranges: Iterable) -> np.ndarray:  # type: ignore[type-arg]
+    """(A,) ½ · noise · positions · tr(G W Wᵀ): rounding errors of inputs taken as independent."""
+    weight = source.weight[:, :-1]
+    gain = 0.5 * source.layer.positions * float((source.gradient_moment @ weight * weight).sum())
+    return np.array([0.0 if found is None else gain * found.noise for found in ranges])
+
+
+def _stored_weights(network: Network, settings: MenuSettings) -> int:
+    levels = len(settings.sparsities())
+    return sum(layer.parameters * (levels if layer.reads else 1) for layer in network.layers) * len(
+        settings.weight_bits
+    )
+
+
+def _build_variants(menus: Menus, pool: ThreadPoolExecutor, report: Progress) -> None:
+    """Fill the store with everything that `Menus.problem` reads; the largest layers first, so that none is left last."""
+
+    def build(layer: Layer, kept: dict[int, int], sparsity: float, full: bool) -> None:
+        if full:
+            menus.variants(layer, kept, sparsity)
+        else:
+            menus.pruned_error(layer, kept, menus.kept_columns(layer, kept))
+
+    layers = sorted(menus.network.layers, key=lambda layer: -layer.fan_in * layer.parameters)
+    cells = [
+        (layer, *cell)
+        for layer in layers
+        for position in range(max(1, len(menus.reads(layer))))
+        for cell in menus.table_cells(layer, position)
+    ]
+    futures = [pool.submit(build, *cell) for cell in cells]
+    for done, future in enumerate(futures, 1):
+        future.result()
+        report(done, len(cells), "menus")

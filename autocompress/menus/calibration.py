@@ -1,0 +1,204 @@
+"""Calibration: what the layers' inputs look like (H) and how much their outputs matter (G), from a few hundred samples.
+
+For a layer with inputs x (d,) at every output position and outputs y = W x + b:
+
+    H = E[sum over positions of (x, 1)(x, 1)ᵀ]      (d + 1, d + 1): the last column is the bias
+    G = E[mean over positions of g gᵀ],  g = d(-log p(c)) / dy for classes c drawn from the network's own prediction
+
+so that ½ tr(G ΔW H ΔWᵀ) is the expected KL divergence that a change ΔW causes, in nats: the Kronecker-factored Fisher
+matrix for convolutions (Martens & Grosse 2015; Grosse & Martens 2016, eq. 26 and theorem 1).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autocompress.errors import InputError
+from autocompress.network.structure import Layer, Network
+
+_UNFOLDED_ELEMENTS = 16_000_000  # of one batch of one layer's unfolded inputs: 64 MB in float32
+_RANGE_SAMPLES = 65_536
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration found out about one layer.
+
+    Attributes:
+        second_moment: H, (g, d + 1, d + 1) float64, one for each of the convolution's g groups.
+        gradient_moment: G, (rows, rows) float64.
+        channel_activation: (in_channels,) mean absolute activation.
+        input_sample: (n,) float32, up to 65,536 values of the input, ascending, the smallest and largest among them.
+    """
+
+    second_moment: Tensor
+    gradient_moment: Tensor
+    channel_activation: Tensor
+    input_sample: Tensor
+
+
+def calibrate(
+    model: nn.Module,
+    network: Network,
+    inputs: Tensor,
+    *,
+    draws: int = 1,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Statistics]:
+    """Run `inputs` (N, …) through `model` (norms folded, eval mode) and collect every layer's statistics.
+
+    Raises:
+        InputError: the network's outputs are not finite.
+    """
+    modules = dict(model.named_modules())
+    collectors = {layer.name: _Collector(layer, modules[layer.name]) for layer in network.layers}
+    generator = torch.Generator().manual_seed(seed)
+    batch = _batch_size(network)
+    for start in range(0, len(inputs), batch):
+        with _collecting(modules, collectors), torch.enable_grad():
+            outputs = model(inputs[start : start + batch].requires_grad_())
+            if not torch.isfinite(outputs).all():
+                raise InputError("`weights` must give finite outputs, got NaN or infinity on the calibration data.")
+            _backward(outputs, draws, generator)
+        if progress is not None:
+            progress(min(start + batch, len(inputs)), len(inputs))
+    return {name: collector.finish(len(inputs), draws) for name, collector in collectors.items()}
+
+
+def _batch_size(network: Network) -> int:
+    largest = max(layer.fan_in * layer.groups * layer.positions for layer in network.layers)
+    return max(1, min(128, _UNFOLDED_ELEMENTS // largest))
+
+
+def _backward(outputs: Tensor, draws: int, generator: torch.Generator) -> None:
+    logits = outputs.flatten(1)
+    probabilities = logits.detach().softmax(1)
+    for draw in range(draws):
+        drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        loss = F.cross_entropy(logits, drawn, reduction="sum")
+        loss.backward(retain_graph=draw + 1 < draws)  # type: ignore[no-untyped-call]
+
+
+class _Collector:
+    """Accumulates one layer's statistics over batches."""
+
+    def __init__(self, layer: Layer, module: nn.Module) -> None:
+        self.layer = layer
+        self.module = module
+        columns = layer.fan_in + 1
+        self.second_moment = torch.zeros(layer.groups, columns, columns, dtype=torch.float64)
+        self.gradient_moment = torch.zeros(layer.rows, layer.rows, dtype=torch.float64)
+        self.activation: Tensor | float = 0.0
+        self.samples: list[Tensor] = []
+
+    def see_input(self, x: Tensor) -> None:
+        columns = extended_columns(x, self.module)  # (g, M, d + 1)
+        self.second_moment += (columns.mT @ columns).double()
+        channel_axis = 1 if isinstance(self.module, (nn.Conv1d, nn.Conv2d)) else x.ndim - 1
+        other = [axis for axis in range(x.ndim) if axis != channel_axis]
+        self.activation = self.activation + x.abs().mean(other) * len(x)
+        stride = max(1, x.numel() // 4096)
+        self.samples.append(torch.cat([x.flatten()[::stride], x.amin()[None], x.amax()[None]]))
+
+    def see_gradient(self, gradient: Tensor) -> None:
+        if self.layer.kind == "linear":
+            rows = gradient.reshape(len(gradient), -1, gradient.shape[-1]).mT  # (N, rows, T)
+        else:
+            rows = gradient.flatten(2)
+        positions = rows.shape[2]
+        flat = rows.transpose(0, 1).flatten(1)  # (rows, N·T)
+        self.gradient_moment += (flat @ flat.T).double() / positions
+
+    def finish(self, count: int, draws: int) -> Statistics:
+        sample = torch.cat(self.samples).sort().values
+        if len(sample) > _RANGE_SAMPLES:
+            sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES).round().long()]
+        order = _weight_order(self.layer)
+        return Statistics(
+            self.second_moment[:, order][:, :, order] / count,
+            self.gradient_moment / (count * draws),
+            torch.as_tensor(self.activation) / count,
+            sample.float(),
+        )
+
+
+def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
+    """The layer's inputs at every output position, and a 1 for the bias: (g, M, d + 1) with M = samples x positions.
+
+    Columns of a convolution run kernel position first, channel second: so they are copied in runs of whole channels,
+    which is several times faster than `F.unfold`. `_weight_order` puts them in the weight's order.
+    """
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        flat = x.reshape(1, -1, x.shape[-1])
+        return torch.cat([flat, torch.ones(1, flat.shape[1], 1)], 2)
+    one_dimensional = isinstance(module, nn.Conv1d)
+    x = x[:, :, None] if one_dimensional else x
+    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w), (pad_h, pad_w) = (
+        (default, *sizes) if one_dimensional else sizes
+        for sizes, default in ((module.kernel_size, 1), (module.stride, 1), (module.dilation, 1), (_padding(module), 0))
+    )
+    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+    x = F.pad(x, (pad_w, pad_w, pad_h, pad_h), mode=mode).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
+    height = (x.shape[1] - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
+    width = (x.shape[2] - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
+    groups, per_group = module.groups, x.shape[3] // module.groups
+    columns = torch.empty(groups, len(x), height, width, kernel_h * kernel_w * per_group + 1)
+    columns[..., -1] = 1
+    for position, (row, column) in enumerate(itertools.product(range(kernel_h), range(kernel_w))):
+        top, left = row * dilation_h, column * dilation_w
+        seen = x[
+            :, top : top + (height - 1) * stride_h + 1 : stride_h, left : left + (width - 1) * stride_w + 1 : stride_w
+        ]
+        part = columns[..., position * per_group : (position + 1) * per_group]
+        part.copy_(seen.unflatten(3, (groups, per_group)).permute(3, 0, 1, 2, 4))
+    return columns.flatten(1, 3)
+
+
+def _weight_order(layer: Layer) -> Tensor:
+    """(d + 1,) where each column of the flattened weight, and the bias, stands among `extended_columns`."""
+    if layer.kind == "linear":
+        return torch.arange(layer.fan_in + 1)
+    per_group = layer.weight_shape[1]
+    order = torch.arange(layer.fan_in).view(-1, per_group).T.flatten()
+    return torch.cat([order, torch.tensor([layer.fan_in])])
+
+
+def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    if module.padding == "valid":
+        return tuple(0 for _ in module.kernel_size)
+    if module.padding == "same":
+        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        if any(span % 2 for span in spans):
+            raise InputError("`padding='same'` with an even kernel can't be calibrated; pad explicitly.")
+        return tuple(span // 2 for span in spans)
+    return tuple(int(p) for p in module.padding)
+
+
+@contextmanager
+def _collecting(modules: dict[str, nn.Module], collectors: dict[str, _Collector]) -> Iterator[None]:
+    """Hook the layers; the hooks are gone afterwards."""
+    handles = []
+
+    def listen(collector: _Collector) -> Callable[..., None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            collector.see_input(args[0].detach())
+            # A tensor hook sees the gradient of this value even where an in-place ReLU overwrites it later.
+            output.register_hook(lambda gradient: collector.see_gradient(gradient.detach()))
+
+        return hook
+
+    try:
+        for name, collector in collectors.items():
+            handles.append(modules[name].register_forward_hook(listen(collector)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

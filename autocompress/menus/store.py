@@ -1,0 +1,116 @@
+"""The menu store: variants on disk, one memory-mapped safetensors file for each layer and set of kept columns.
+
+A folder holds the menus of one network: its name is a hash of weights, calibration data and settings. Files are written
+under a temporary name and renamed, so that two runs that share the cache never see a half-written file; both may build
+the same file, and both write the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from autocompress.menus.settings import MenuSettings
+from autocompress.menus.variants import Variant
+
+_FORMAT = 1
+
+
+def default_cache() -> Path:
+    """`$AUTOCOMPRESS_CACHE`, or `autocompress` below the user's cache folder."""
+    if "AUTOCOMPRESS_CACHE" in os.environ:
+        return Path(os.environ["AUTOCOMPRESS_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
+
+
+def content_key(model: nn.Module, fingerprint: str, data_fingerprint: str, settings: MenuSettings) -> str:
+    """Name of the folder: 24 hex digits of SHA-256 over weights, architecture, calibration data and settings."""
+    digest = hashlib.sha256(json.dumps([_FORMAT, fingerprint, data_fingerprint, asdict(settings)]).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+class Store:
+    """A folder of tensors by name, and of variants.
+
+    Args:
+        folder: created where it is missing. None: a temporary folder that goes when the store does.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._temporary = tempfile.TemporaryDirectory(prefix="autocompress-") if folder is None else None
+        self.folder = Path(self._temporary.name) if self._temporary is not None else Path(folder or "")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def tensors(self, name: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors of file `name`, memory-mapped; built and written where the file is missing or damaged."""
+        path = self.folder / f"{name}.safetensors"
+        found = _read(path)
+        if found is None:
+            _write(path, build())
+            found = _read(path)
+            assert found is not None, f"{path} was just written"
+        return found
+
+    def has(self, name: str) -> bool:
+        return (self.folder / f"{name}.safetensors").exists()
+
+    def variants(self, name: str, bits: Sequence[int], build: Callable[[], list[Variant]]) -> list[Variant]:
+        """The variants of file `name`, one for each of `bits`."""
+        return _unpack(self.tensors(name, lambda: _pack(build())), len(bits))
+
+
+def _read(path: Path) -> dict[str, Tensor] | None:
+    """None where the file is missing or cut short (an earlier run may have died while its disk was full)."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except SafetensorError:
+        return None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    os.close(handle)
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _pack(variants: Sequence[Variant]) -> dict[str, Tensor]:
+    tensors = {"columns": variants[0].columns}
+    for index, variant in enumerate(variants):
+        tensors |= {f"{index}.values": variant.values, f"{index}.bias": variant.bias}
+        tensors[f"{index}.error"] = torch.tensor(variant.error, dtype=torch.float64)
+        if variant.scale is not None:
+            tensors[f"{index}.scale"] = variant.scale
+    return tensors
+
+
+def _unpack(tensors: dict[str, Tensor], count: int) -> list[Variant]:
+    return [
+        Variant(
+            tensors["columns"],
+            tensors[f"{index}.values"],
+            tensors.get(f"{index}.scale"),
+            tensors[f"{index}.bias"],
+            float(tensors[f"{index}.error"]),
+        )
+        for index in range(count)
+    ]

@@ -1,0 +1,176 @@
+"""Models by spec string."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.data.callables import call
+from autocompress.errors import InputError, unknown_name
+from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
+from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
+from autocompress.models.weights import load_weights_
+
+OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "digits": DigitsNet,
+    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS},
+}
+
+_CALLABLES = ("package.module:callable", "file.py:callable")
+
+
+def load_model(
+    spec: str,
+    weights: str | Path | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+) -> nn.Module:
+    """The network that `spec` names, in eval mode, on the CPU. Nothing is ever downloaded.
+
+    Args:
+        spec: `digits`, `resnet20`/`32`/`44`/`56`/`110` (CIFAR), `torchvision:NAME`, `timm:NAME`,
+            `package.module:callable` or `file.py:callable`.
+        weights: a `.safetensors`, `.pt` or `.pth` file. `digits` has its own; the CIFAR ResNets need one; without one,
+            torchvision's and timm's networks get random weights (always the same) and callables what they return.
+        model_args: keyword arguments for the model.
+        num_classes: width of the output, for every spec but callables, which take theirs from `model_args`.
+
+    Raises:
+        InputError: an unknown name, arguments that don't fit, or weights that are missing, corrupt, NaN or don't match.
+    """
+    arguments = dict(model_args or {})
+    weights = _own_weights(spec, weights)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        model = _build(spec, arguments, num_classes)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`model` must give a torch.nn.Module, got {type(model).__name__} from {spec}.")
+    if weights is not None:
+        load_weights_(model, weights)
+    _check_finite(model, spec)
+    return model.eval()
+
+
+def has_random_weights(spec: str, weights: str | Path | None) -> bool:
+    """Whether `load_model` gives an untrained network."""
+    return weights is None and spec.startswith(("torchvision:", "timm:"))
+
+
+def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]) -> None:
+    """Check that the network takes the data's inputs and has one output a class.
+
+    Args:
+        model: left as it was.
+        example: inputs (N, …), normalised.
+        data_classes: the class names of the data; without any, only the form of the output is checked.
+
+    Raises:
+        InputError: the network can't take the input, or gives anything but (N, number of classes).
+    """
+    with _evaluating(model), torch.no_grad():
+        try:
+            output = model(example)
+        except (RuntimeError, ValueError) as error:  # what torch's operators raise on shapes that don't fit
+            inputs, reason = tuple(example.shape[1:]), str(error).splitlines()[0].rstrip(".")
+            raise InputError(
+                f"`model` must take inputs of shape {inputs} from `data`, got the error: {reason}."
+            ) from error
+    shape = tuple(output.shape) if isinstance(output, Tensor) else None
+    if shape is None or len(shape) != 2 or shape[0] != len(example):
+        got = type(output).__name__ if shape is None else f"shape {shape}"
+        raise InputError(f"`model` must give logits of shape (N, classes), got {got} for N = {len(example)}.")
+    if data_classes and shape[1] != len(data_classes):
+        raise InputError(
+            f"`model` must have one output for each of the {len(data_classes)} classes of `data`, got {shape[1]}."
+        )
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:
+    if weights is not None or spec not in OWN_MODELS:
+        return weights
+    if spec == "digits":
+        return DIGITS_WEIGHTS
+    raise InputError(f"`weights` must be given for {spec}, which has none of its own; pass --weights FILE.")
+
+
+def _build(spec: str, arguments: dict[str, Any], num_classes: int | None) -> Any:
+    source, colon, name = spec.partition(":")
+    if colon and source not in _ZOOS:
+        return call("model", spec, arguments)
+    if num_classes is not None and arguments.setdefault("num_classes", num_classes) != num_classes:
+        raise InputError(
+            f"`num_classes` must agree with `model_args`, got {num_classes} and {arguments['num_classes']}."
+        )
+    if colon:
+        return _ZOOS[source](name, arguments)
+    if spec not in OWN_MODELS:
+        raise unknown_name("model", spec, [*OWN_MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
+    unknown = set(arguments) - {"num_classes"}
+    if unknown:
+        raise InputError(f"`model_args` of {spec} must be num_classes only, got {', '.join(sorted(unknown))}.")
+    return OWN_MODELS[spec](**arguments)
+
+
+def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    models = _import_zoo("torchvision").models
+    names = models.list_models(module=models)  # classification only: the others take their backbone from the network
+    if name not in names:
+        raise _unknown_in_zoo("torchvision", name, names)
+    return _create("torchvision", name, partial(models.get_model, name, weights=None), arguments)
+
+
+def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    timm = _import_zoo("timm")
+    if not timm.is_model(name):
+        raise _unknown_in_zoo("timm", name, timm.list_models())
+    return _create("timm", name, partial(timm.create_model, name, pretrained=False), arguments)
+
+
+_ZOOS: Mapping[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _unknown_in_zoo(zoo: str, name: str, names: Sequence[str]) -> InputError:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    return InputError(f"`model` {zoo}:NAME must be one of its {len(names)}, such as {', '.join(near)}, got {name!r}.")
+
+
+def _create(zoo: str, name: str, create: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        return create(**arguments)
+    except TypeError as error:
+        raise InputError(f"`model_args` must fit {zoo}:{name}, got {', '.join(sorted(arguments))}: {error}.") from error
+
+
+def _import_zoo(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"`model` {name}:NAME needs the package {name}, got none; run pip install 'autocompress[vision]'."
+        ) from error
+
+
+def _check_finite(model: nn.Module, spec: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"`model` must have finite weights, got NaN or infinity in {name} of {spec}.")

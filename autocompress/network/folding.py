@@ -1,0 +1,79 @@
+"""Folds batch norms into the layers before them."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.network.structure import Network
+
+
+def fold_batch_norms(model: nn.Module, network: Network) -> nn.Module:
+    """A copy of `model` in eval mode that computes the same without the norms that its layers can absorb.
+
+    Args:
+        model: the model that `network` was traced from; it is not changed.
+        network: says which norm belongs to which layer.
+
+    Returns:
+        The copy. Folded norms are `nn.Identity` there, or just the activation where a norm module had one inside.
+    """
+    return fold_norms(model, {layer.name: layer.norm for layer in network.layers if layer.norm is not None})
+
+
+def fold_norms(model: nn.Module, norm_of: Mapping[str, str]) -> nn.Module:
+    """As `fold_batch_norms`, with the norm's name by layer name."""
+    folded = copy.deepcopy(model).eval()
+    modules = dict(folded.named_modules())
+    replacements: dict[nn.Module, nn.Module] = {}
+    for layer, norm in norm_of.items():
+        _absorb_(modules[layer], modules[norm])
+        replacements[modules[norm]] = _rest_of(modules[norm])
+    _replace_(folded, replacements)
+    return folded
+
+
+def is_foldable(norm: nn.Module) -> bool:
+    """Whether a norm in eval mode is a fixed scale and shift per channel, and what else it does is known."""
+    has_statistics = getattr(norm, "running_mean", None) is not None
+    return has_statistics and (type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or _has_activation(norm))
+
+
+def _has_activation(norm: nn.Module) -> bool:
+    """timm's BatchNormAct2d is a batch norm, then `drop`, then `act`; timm is optional, hence no isinstance."""
+    return type(norm).__name__ == "BatchNormAct2d" and type(norm).__module__.startswith("timm.")
+
+
+def _absorb_(layer: Any, norm: Any) -> None:
+    """y = (Wx + b - mean) * scale + shift, with scale = weight / sqrt(variance + eps), in double precision."""
+    with torch.no_grad():
+        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+        scale = scale * _values(norm.weight, scale, 1.0)
+        weight, dtype = layer.weight, layer.weight.dtype
+        bias = (_values(layer.bias, scale, 0.0) - norm.running_mean.double()) * scale + _values(norm.bias, scale, 0.0)
+        scaled = weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    layer.weight = nn.Parameter(scaled.to(dtype), requires_grad=weight.requires_grad)
+    layer.bias = nn.Parameter(bias.to(dtype), requires_grad=weight.requires_grad)
+
+
+def _values(parameter: Tensor | None, like: Tensor, default: float) -> Tensor:
+    return torch.full_like(like, default) if parameter is None else parameter.double()
+
+
+def _rest_of(norm: Any) -> nn.Module:
+    if _has_activation(norm):
+        return nn.Sequential(OrderedDict(drop=norm.drop, act=norm.act))
+    return nn.Identity()
+
+
+def _replace_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+    """Swap modules wherever they are registered: one module may stand under several names."""
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replacements:
+                setattr(parent, name, replacements[child])

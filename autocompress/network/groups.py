@@ -1,0 +1,192 @@
+"""Channel groups: what torch-pruning's dependency graph says, and why a group must keep its width."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from autocompress.network.recording import LAYER_TYPES, NORM_TYPES
+from autocompress.network.structure import Group, IntArray
+from autocompress.network.verification import first_line, verify_groups
+
+
+@dataclass(frozen=True)
+class ChannelGroups:
+    """The prunable groups, in network order of their owners, and by layer name why its width is fixed."""
+
+    groups: tuple[Group, ...]
+    fixed_reasons: Mapping[str, str]
+
+
+@dataclass
+class _Draft:
+    """A group under construction: what torch-pruning ties to the channels of one layer."""
+
+    owner: str
+    width: int
+    producers: dict[str, IntArray] = field(default_factory=dict)
+    consumers: dict[str, IntArray] = field(default_factory=dict)
+    norms: dict[str, IntArray] = field(default_factory=dict)
+    reason: str = ""
+
+
+def find_groups(
+    model: nn.Module, sample: Tensor, layers: Sequence[str], fixed_outputs: Mapping[str, str], shared: Mapping[str, str]
+) -> ChannelGroups:
+    """Channels that must be removed together; every group was checked by pruning a copy.
+
+    Args:
+        model: in eval mode, with its batch norms folded; it is copied, not changed.
+        sample: (1, ...).
+        layers: names, in network order.
+        fixed_outputs: by layer name, why its output channels can't be removed.
+        shared: by layer name, why neither its output nor its input channels can be removed.
+    """
+    reader = _GraphReader(model, fixed_outputs, shared)
+    failure = reader.build(sample)
+    if failure:
+        return ChannelGroups((), {name: fixed_outputs.get(name, shared.get(name, failure)) for name in layers})
+    candidates, reasons = _candidates(reader, layers)
+    del reader  # a large network is held in memory once less while copies are checked
+    passed, faults = verify_groups(model, sample, candidates)
+    for group in candidates:
+        if group.owner in faults:
+            reasons |= dict.fromkeys(group.producers, faults[group.owner])
+    return ChannelGroups(tuple(passed), reasons)
+
+
+def _candidates(reader: _GraphReader, layers: Sequence[str]) -> tuple[list[Group], dict[str, str]]:
+    """The groups that look prunable, and the reasons of the layers in the others."""
+    drafts: list[_Draft] = []
+    seen: set[str] = set()
+    for name in layers:
+        if name not in seen:
+            drafts.append(reader.draft(name))
+            seen |= drafts[-1].producers.keys()
+    membership = Counter(name for draft in drafts for name in draft.producers)
+    reasons: dict[str, str] = {}
+    groups: list[Group] = []
+    for draft in drafts:
+        if any(membership[name] > 1 for name in draft.producers):
+            draft.reason = draft.reason or "belongs to several groups"
+        if draft.reason:
+            reasons |= {name: reasons.get(name, draft.reason) for name in draft.producers}
+        else:
+            groups.append(Group(draft.owner, draft.width, draft.producers, draft.consumers, draft.norms))
+    return groups, reasons
+
+
+class _GraphReader:
+    """Reads groups out of torch-pruning's dependency graph of a private copy."""
+
+    def __init__(self, model: nn.Module, fixed_outputs: Mapping[str, str], shared: Mapping[str, str]) -> None:
+        self._model = copy.deepcopy(model).requires_grad_(True)
+        self._names = {module: name for name, module in self._model.named_modules()}
+        self._modules = dict(self._model.named_modules())
+        self._fixed_outputs = fixed_outputs
+        self._shared = shared
+        self._graph = tp.DependencyGraph()
+
+    def build(self, sample: Tensor) -> str:
+        """Build the graph; returns why that failed, empty where it worked."""
+        try:
+            with warnings.catch_warnings(), torch.enable_grad():
+                warnings.simplefilter("ignore")
+                self._graph.build_dependency(self._model, sample, verbose=False)
+        # torch-pruning fails on graphs it can't read with whatever its code runs into (TypeError, IndexError,
+        # AssertionError, ...); all widths then stay, and the reason is reported.
+        except Exception as error:
+            return _unreadable(error)
+        return ""
+
+    def draft(self, owner: str) -> _Draft:
+        """The group of a layer's output channels."""
+        layer = self._modules[owner]
+        draft = _Draft(owner, layer.weight.shape[0])
+        draft.producers[owner] = np.arange(draft.width)[:, None]
+        try:
+            pruner = self._graph.get_pruner_of_module(layer)
+            items = list(self._graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(draft.width))))
+        except Exception as error:  # as in `build`
+            draft.reason = self._fixed_outputs.get(owner, _unreadable(error))
+            return draft
+        for item in items:
+            self._add(draft, item)
+        if not draft.reason:
+            draft.reason = self._fault(draft)
+        return draft
+
+    def _add(self, draft: _Draft, item: Any) -> None:
+        module, handler = item.dep.target.module, item.dep.handler
+        name = self._names.get(module, "")
+        indices = _by_channel(item.idxs, item.root_idxs, draft.width)
+        if isinstance(module, LAYER_TYPES):
+            self._add_layer(draft, name, module, indices, self._graph.is_out_channel_pruning_fn(handler))
+        elif isinstance(module, NORM_TYPES):
+            draft.norms[name] = indices
+            problem = "" if indices.size else f"uneven channels in {name}"
+            draft.reason = draft.reason or problem
+        elif isinstance(module, nn.Parameter):
+            draft.reason = draft.reason or "a parameter that is no layer's has the same channels"
+        elif isinstance(module, nn.Module) and next(module.parameters(), None) is not None:
+            draft.reason = draft.reason or f"{type(module).__name__} {name} has the same channels"
+
+    def _add_layer(self, draft: _Draft, name: str, layer: Any, indices: IntArray, is_producer: bool) -> None:
+        is_grouped = getattr(layer, "groups", 1) > 1
+        problems = [self._shared.get(name)]
+        if is_producer or is_depthwise(layer):
+            draft.producers[name] = indices
+            problems.append(self._fixed_outputs.get(name))
+        else:
+            draft.consumers[name] = _columns(layer, indices)
+        if is_grouped and not is_depthwise(layer):
+            problems.append(f"grouped convolution {name}")
+        if not indices.size:
+            problems.append(f"uneven channels in {name}")
+        draft.reason = draft.reason or next((problem for problem in problems if problem), "")
+
+    def _fault(self, draft: _Draft) -> str:
+        if draft.width < 2:
+            return "only one channel"
+        if not draft.consumers:
+            return "no layer reads it"
+        for name, rows in draft.producers.items():
+            if not np.array_equal(np.sort(rows, axis=None), np.arange(self._modules[name].weight.shape[0])):
+                return f"tied to some channels of {name} only"
+        return ""
+
+
+def is_depthwise(layer: nn.Module) -> bool:
+    """Whether each output channel of a convolution reads just the input channel of the same index."""
+    if isinstance(layer, nn.Linear) or layer.groups == 1:
+        return False
+    return bool(layer.groups == layer.in_channels == layer.out_channels)
+
+
+def _unreadable(error: Exception) -> str:
+    return f"torch-pruning can't read the graph: {type(error).__name__}: {first_line(error)}"
+
+
+def _by_channel(indices: Iterable[int], roots: Iterable[int | None], width: int) -> IntArray:
+    """(width, r): the member's indices of every channel; empty where channels have different numbers of them."""
+    pairs = sorted((root, index) for root, index in zip(roots, indices, strict=True) if root is not None)
+    array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    counts = np.bincount(array[:, 0], minlength=width)
+    if len(counts) != width or counts.min() != counts.max() or len(np.unique(array[:, 1])) != len(array):
+        return np.zeros((width, 0), np.int64)
+    return array[:, 1].reshape(width, -1)
+
+
+def _columns(layer: Any, inputs: IntArray) -> IntArray:
+    """(n, m): columns of the flattened weight that read the input channels (n, r)."""
+    taps = int(np.prod(layer.weight.shape[2:], dtype=np.int64))
+    return (inputs[:, :, None] * taps + np.arange(taps)).reshape(len(inputs), -1)

@@ -1,0 +1,72 @@
+"""Which aten operators cost multiply-accumulates, and which cost nothing that the budgets count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+# The operators that multiply and accumulate.
+MATMULS = frozenset(
+    {
+        "convolution",
+        "_convolution",
+        "conv1d",
+        "conv2d",
+        "linear",
+        "matmul",
+        "addmm",
+        "mm",
+        "bmm",
+        "baddbmm",
+        "addbmm",
+        "addmv",
+        "mv",
+        "dot",
+    }
+)
+_NORMS = {
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm",
+    "native_layer_norm", "native_group_norm", "linalg_vector_norm", "norm", "_softmax", "_log_softmax",
+}  # fmt: skip
+_POOLING_AND_RESAMPLING = {
+    "max_pool2d_with_indices", "avg_pool1d", "avg_pool2d", "adaptive_max_pool2d", "_adaptive_avg_pool2d",
+    "upsample_nearest2d", "upsample_bilinear2d", "_upsample_bilinear2d_aa", "upsample_bicubic2d",
+    "_upsample_bicubic2d_aa",
+}  # fmt: skip
+_REDUCTIONS = {
+    "mean", "sum", "prod", "amax", "amin", "max", "min", "var", "std", "var_mean", "logsumexp", "cumsum", "argmax",
+    "argmin", "topk", "sort",
+}  # fmt: skip
+_DATA_MOVEMENT = {
+    "cat", "stack", "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d",
+    "replication_pad2d", "roll", "flip", "repeat", "clone", "copy", "_to_copy", "index", "index_select", "index_put",
+    "gather", "scatter", "where", "masked_fill", "fill", "zero", "pixel_shuffle", "pixel_unshuffle",
+    "native_channel_shuffle", "im2col", "col2im", "embedding", "as_strided", "empty_like", "zeros_like", "ones_like",
+    "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "_local_scalar_dense",
+}  # fmt: skip
+_ACTIVATIONS = {"hardtanh", "hardswish", "_prelu_kernel", "glu", "log_sigmoid_forward", "native_dropout"}
+# Their cost is linear in the activations; budgets count multiply-accumulates.
+FREE = frozenset(_NORMS | _POOLING_AND_RESAMPLING | _REDUCTIONS | _DATA_MOVEMENT | _ACTIVATIONS)
+
+
+def is_matmul(func: Any) -> bool:
+    """Whether an aten operator multiplies and accumulates."""
+    return _base_name(func) in MATMULS
+
+
+def is_free(func: Any) -> bool:
+    """Whether an aten operator is known to cost no multiply-accumulates."""
+    name = _base_name(func)
+    return name in FREE or _is_pointwise(func.overloadpacket) or _is_pointwise(getattr(torch.ops.aten, name, None))
+
+
+def _base_name(func: Any) -> str:
+    """`relu` for both `relu` and its in-place variant `relu_`."""
+    return str(func.overloadpacket.__name__).removesuffix("_")
+
+
+def _is_pointwise(packet: Any) -> bool:
+    """PyTorch tags element-wise operators, though not every in-place variant."""
+    overloads = packet.overloads() if packet is not None else []
+    return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)

@@ -1,0 +1,223 @@
+"""Records one forward pass: which operator reads and writes which tensor, and which layer runs it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from autocompress.network.channels import Channels, follow, written_by_layer
+from autocompress.network.operators import is_free, is_matmul
+
+LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
+NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class Value:
+    """One tensor that depends on the network's input.
+
+    Attributes:
+        storage: index of the memory it lies in; views and in-place results share it.
+        shape: with the batch axis.
+        channels: where its channels come from, or None where that is not known.
+    """
+
+    storage: int
+    shape: tuple[int, ...]
+    channels: Channels | None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator call.
+
+    Attributes:
+        operator: such as `aten.convolution`.
+        kind: `layer` (multiplies by the weight of `module`), `norm` (the batch norm `module`), `view` (moves no
+            data), `unknown` (costs something that nobody counts) or `other`.
+        module: name of the layer or norm; empty for the other kinds.
+        reads: indices of values.
+        writes: indices of values.
+    """
+
+    operator: str
+    kind: str
+    module: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One forward pass of a batch of `BATCH` samples.
+
+    Attributes:
+        calls: in execution order.
+        values: every tensor that depends on the input.
+        storage_elements: elements of every storage, for the whole batch.
+        first_row: by layer name: number of the layer's first output channel in `Channels.sources`.
+        input: index of the value that is the network's input.
+        outputs: indices of the values that the network returns.
+    """
+
+    calls: tuple[Call, ...]
+    values: tuple[Value, ...]
+    storage_elements: tuple[int, ...]
+    first_row: Mapping[str, int]
+    input: int
+    outputs: tuple[int, ...]
+
+    def storages(self, values: Sequence[int]) -> set[int]:
+        return {self.values[value].storage for value in values}
+
+
+def record(model: nn.Module, sample: Tensor) -> Recording:
+    """Run `model` once, in the mode it is in, and write down every operator that depends on the input.
+
+    Args:
+        model: may be changed by its own forward pass, so hand in a copy.
+        sample: (1, ...) one sample; it is repeated to a batch of `BATCH` so that per-sample sizes can be told apart.
+    """
+    batch = sample.repeat(BATCH, *[1] * (sample.ndim - 1))
+    recorder = _Recorder(model)
+    given = recorder.add_input(batch)
+    with recorder.watch_modules(), torch.no_grad(), recorder:
+        result = model(batch)
+    outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return recorder.finish(given, outputs)
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps every tensor alive, so that identities of tensors and storages stay unique while it runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        watched = (*LAYER_TYPES, *NORM_TYPES)
+        self._modules = {name: module for name, module in model.named_modules() if isinstance(module, watched)}
+        self._running: list[str] = []
+        self._calls: list[Call] = []
+        self._values: list[Value] = []
+        self._value_of: dict[int, int] = {}
+        self._storage_of: dict[int, int] = {}
+        self._storage_elements: list[int] = []
+        self._first_row: dict[str, int] = {}
+        self._next_row = 0
+        self._alive: list[Tensor] = []
+
+    def add_input(self, batch: Tensor) -> int:
+        return self._add(batch, None)
+
+    @contextmanager
+    def watch_modules(self) -> Iterator[None]:
+        """Keep `_running` up to date: the watched modules whose forward pass is under way, innermost last."""
+        handles = []
+        for name, module in self._modules.items():
+            handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
+            handles.append(module.register_forward_hook(self._leave))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str, *_: Any) -> None:
+        self._running.append(name)
+
+    def _leave(self, *_: Any) -> None:
+        self._running.pop()
+
+    def finish(self, given: int, outputs: Sequence[Tensor]) -> Recording:
+        known = [self._value(tensor) for tensor in outputs if self._is_known(tensor)]
+        return Recording(
+            tuple(self._calls),
+            tuple(self._values),
+            tuple(self._storage_elements),
+            self._first_row,
+            given,
+            tuple(known),
+        )
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if any(self._is_known(tensor) for tensor in given):
+            made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+            self._write_down(func, args, given, [tensor for tensor in made if tensor.numel()])
+        return result
+
+    def _write_down(self, func: Any, args: Any, given: list[Tensor], made: list[Tensor]) -> None:
+        reads = [self._value(tensor) for tensor in given if self._is_known(tensor)]
+        kind, module = self._classify(func, given, made)
+        if kind == "layer":
+            channels: list[Channels | None] = [
+                written_by_layer(self._modules[module], made[0].shape, self._rows_from(module))
+            ]
+        else:
+            known = [tensor for tensor in given if self._is_known(tensor)]
+            inputs = {id(tensor): self._values[self._value(tensor)].channels for tensor in known}
+            channels = follow(func, args, inputs, made)
+        writes = [self._add(tensor, source) for tensor, source in zip(made, channels, strict=False)]
+        self._calls.append(Call(str(func.overloadpacket), kind, module, tuple(reads), tuple(writes)))
+
+    def _classify(self, func: Any, given: list[Tensor], made: list[Tensor]) -> tuple[str, str]:
+        if not func._schema.is_mutable and all(self._is_known(tensor) for tensor in made):
+            return "view", ""
+        module = self._running[-1] if self._running else ""
+        if is_matmul(func):
+            # A layer is a module whose own weight, unchanged, is what its operator multiplies by.
+            return ("layer", module) if module and self._multiplies_weight(module, given) else ("unknown", "")
+        if "batch_norm" in str(func) and module and isinstance(self._modules[module], NORM_TYPES):
+            return "norm", module
+        return ("other" if is_free(func) else "unknown"), ""
+
+    def _multiplies_weight(self, module: str, given: list[Tensor]) -> bool:
+        if not isinstance(self._modules[module], LAYER_TYPES):
+            return False
+        weight = _storage_key(self._modules[module].weight)
+        return any(_storage_key(tensor) == weight for tensor in given)
+
+    def _rows_from(self, layer: str) -> int:
+        if layer not in self._first_row:
+            self._first_row[layer] = self._next_row
+            self._next_row += self._modules[layer].weight.shape[0]
+        return self._first_row[layer]
+
+    def _is_known(self, tensor: Tensor) -> bool:
+        return _storage_key(tensor) in self._storage_of
+
+    def _value(self, tensor: Tensor) -> int:
+        """Index of a tensor that lies in a known storage; it may be a view made before the storage was written."""
+        return self._value_of[id(tensor)] if id(tensor) in self._value_of else self._add(tensor, None)
+
+    def _add(self, tensor: Tensor, channels: Channels | None) -> int:
+        key = _storage_key(tensor)
+        if key not in self._storage_of:
+            self._storage_of[key] = len(self._storage_elements)
+            self._storage_elements.append(tensor.untyped_storage().nbytes() // tensor.element_size())
+        self._values.append(Value(self._storage_of[key], tuple(tensor.shape), channels))
+        self._value_of[id(tensor)] = len(self._values) - 1
+        self._alive.append(tensor)
+        return len(self._values) - 1
+
+
+def _storage_key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def first_values(recording: Recording) -> dict[int, Value]:
+    """By storage: the value that was first written there."""
+    firsts: dict[int, Value] = {}
+    written = itertools.chain.from_iterable(call.writes for call in recording.calls)
+    for index in itertools.chain([recording.input], written):
+        firsts.setdefault(recording.values[index].storage, recording.values[index])
+    return firsts

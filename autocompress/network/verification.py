@@ -1,0 +1,135 @@
+"""Checks channel groups by experiment: a copy without some channels must compute what the masked copy computes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from autocompress.network.recording import LAYER_TYPES, NORM_TYPES
+from autocompress.network.slicing import Removed, mask_channels, remove_channels
+from autocompress.network.structure import Group, IntArray
+
+TOLERANCE = 1e-6  # of the largest output, in float64; rounding alone gives about 1e-12
+_SEED = 20240901
+
+
+def verify_groups(model: nn.Module, sample: Tensor, groups: Sequence[Group]) -> tuple[list[Group], dict[str, str]]:
+    """Split groups into those whose channels can be removed independently and those that fail.
+
+    Args:
+        model: in eval mode; it is copied, not changed.
+        sample: (1, ...) gives the input's shape; where it is floating point, its values are replaced by noise.
+        groups: candidates.
+
+    Returns:
+        The groups that hold up together, in the given order, and by owner of each other group why it fails.
+    """
+    generator = torch.Generator(sample.device).manual_seed(_SEED)
+    noise = torch.randn(sample.shape, generator=generator, dtype=torch.float64, device=sample.device)
+    probe_input = noise if sample.is_floating_point() else sample
+    probe = _probe(model, probe_input, generator)
+    rng = np.random.default_rng(_SEED)
+
+    def fault_of(candidates: Sequence[Group]) -> str:
+        return _fault(probe, probe_input, [(group, _draw(group.width, rng)) for group in candidates])
+
+    passed, faults = _admit(fault_of, [], list(groups))
+    return passed, faults
+
+
+def _admit(
+    fault_of: Callable[[Sequence[Group]], str], passed: list[Group], candidates: list[Group]
+) -> tuple[list[Group], dict[str, str]]:
+    """Add to `passed` every candidate that holds up together with it; halves a failing set until single groups fail."""
+    if not candidates:
+        return passed, {}
+    fault = fault_of([*passed, *candidates])
+    if not fault:
+        return [*passed, *candidates], {}
+    if len(candidates) == 1:
+        return passed, {candidates[0].owner: fault}
+    half = len(candidates) // 2
+    passed, first_faults = _admit(fault_of, passed, candidates[:half])
+    passed, last_faults = _admit(fault_of, passed, candidates[half:])
+    return passed, first_faults | last_faults
+
+
+def _draw(width: int, rng: np.random.Generator) -> IntArray:
+    """Random channels, and a random number of them: groups that are tied in truth must not be cut alike."""
+    count = int(rng.integers(max(1, width // 4), max(1, width // 2) + 1))
+    return np.sort(rng.choice(width, count, replace=False)).astype(np.int64)
+
+
+def _fault(probe: nn.Module, sample: Tensor, removed: Removed) -> str:
+    """Why removing the channels does not equal masking them; empty where it does."""
+    masked = _run(mask_channels(probe, removed), sample)
+    try:
+        smaller = _run(remove_channels(probe, removed), sample)
+    # The user's own forward pass may raise anything at all when widths change; whatever it is, the group is not
+    # prunable and the message is reported.
+    except Exception as error:
+        return f"pruned copy fails to run: {first_line(error)}"
+    same = len(masked) == len(smaller) and all(
+        a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE * a.abs().max())
+        for a, b in zip(masked, smaller, strict=False)
+    )
+    return "" if same else "pruned copy differs from the masked one"
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, on one line."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _run(model: nn.Module, sample: Tensor) -> list[Tensor]:
+    with torch.no_grad():
+        leaves = pytree.tree_leaves(model(sample))
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
+
+
+def _probe(model: nn.Module, sample: Tensor, generator: torch.Generator) -> nn.Module:
+    """A float64 copy with random parameters in which every layer's output has about unit size.
+
+    The structure is what is checked, so weights must not hide it: trained networks may have zero-initialised norms,
+    tiny layer scales or dead channels, through which a wrong mask would not show.
+    """
+    probe = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for module in probe.modules():
+            _randomize_(module, generator)
+        _scale_layers_(probe, sample)
+    return probe
+
+
+def _randomize_(module: nn.Module, generator: torch.Generator) -> None:
+    """Signed weights in layers, signed shifts, positive scales everywhere else."""
+    signed = {"weight", "bias"} if isinstance(module, LAYER_TYPES) else {"bias"}
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.is_floating_point():
+            low, high = (-1.0, 1.0) if name in signed else (0.5, 1.5)
+            parameter.uniform_(low, high, generator=generator)
+    if isinstance(module, NORM_TYPES) and module.running_mean is not None and module.running_var is not None:
+        module.running_mean.uniform_(-0.5, 0.5, generator=generator)
+        module.running_var.uniform_(0.5, 1.5, generator=generator)
+
+
+def _scale_layers_(probe: nn.Module, sample: Tensor) -> None:
+    """Divide every layer's weight by the spread of its output, layer by layer in one forward pass."""
+
+    def rescale(layer: nn.Module, _: object, output: Tensor) -> Tensor:
+        spread = output.std().clamp_min(1e-12) if output.numel() > 1 else output.new_ones(())
+        for parameter in layer.parameters(recurse=False):
+            parameter.div_(spread)
+        return output / spread
+
+    handles = [layer.register_forward_hook(rescale) for layer in probe.modules() if isinstance(layer, LAYER_TYPES)]
+    try:
+        probe(sample)
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,128 @@
+"""Between a search and its run folder: answers from the journal, times, writes, and tells whoever watches."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from autocompress import __version__
+from autocompress.config import Config
+from autocompress.plan import Plan
+from autocompress.report.progress import Progress, Step
+from autocompress.run_folder import MODEL, OUTCOME, PLAN, POLICY, POLICY_WEIGHTS, Entry, RunFolder
+from autocompress.searchers.base import Evaluated
+from autocompress_envs.numbers import Labeling, Outcome
+
+Indices = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+class Recording:
+    """The `evaluate` and the `observe` of a search that is kept in a run folder.
+
+    A plan that the journal of a resumed run knows costs nothing. `plan.yaml` is the best plan at any moment.
+
+    Args:
+        folder: of the run.
+        measure: measures a plan that the journal doesn't know.
+        make_plan: gives the plan of a labelling.
+        limits: of the budget, absolute.
+        total: evaluations at most.
+        progress: told of every evaluated plan.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        measure: Callable[[Labeling], Outcome],
+        make_plan: Callable[[Labeling], Plan],
+        limits: Mapping[str, int],
+        total: int,
+        progress: Progress,
+    ) -> None:
+        self._folder = folder
+        self._measure = measure
+        self._make_plan = make_plan
+        self._limits = limits
+        self._total = total
+        self._progress = progress
+        self._known = {entry.labels: entry for entry in folder.replayed}
+        self._seconds = 0.0
+        self._best: Evaluated | None = None
+
+    def evaluate(self, labeling: Labeling) -> Outcome:
+        """From the journal where it stands there, else measured."""
+        started = time.perf_counter()
+        entry = self._known.get(_indices(labeling))
+        if entry is not None:
+            return Outcome(entry.kl, entry.accuracy, entry.agreement, dict(entry.resources))
+        outcome = self._measure(labeling)
+        self._seconds = time.perf_counter() - started
+        return outcome
+
+    def observe(self, evaluated: Evaluated) -> None:
+        """Write one evaluated plan down and tell of it."""
+        outcome = evaluated.outcome
+        self._folder.append(
+            Entry(
+                evaluated.index,
+                _indices(evaluated.labeling),
+                outcome.kl,
+                outcome.accuracy,
+                outcome.agreement,
+                outcome.resources,
+                evaluated.reward,
+                evaluated.is_best,
+                round(self._seconds, 4),
+            )
+        )
+        if evaluated.is_best or self._best is None:
+            self._best = evaluated
+            self._folder.write(PLAN, self._make_plan(evaluated.labeling).to_yaml())
+        best = self._best.outcome
+        self._progress.step(
+            Step(
+                evaluated.index,
+                self._total,
+                evaluated.is_best,
+                best.kl,
+                best.accuracy,
+                best.resources,
+                self._limits,
+            )
+        )
+
+
+def write_results(
+    folder: RunFolder, config: Config, outcome: Mapping[str, Any], model: nn.Module, policy: Mapping[str, Tensor] | None
+) -> None:
+    """Write what a finished search gives: outcome.json, model.safetensors and the policy, where there is one."""
+    folder.write(MODEL, weights_bytes(model.state_dict()))
+    if policy is not None:
+        made_with = config.model_dump(mode="json", include={"model", "budget", "agent", "action", "reward", "seed"})
+        folder.write(POLICY_WEIGHTS, weights_bytes(policy))
+        folder.write(POLICY, json.dumps({"version": 1, **made_with, "versions": versions()}, indent=1) + "\n")
+    folder.write(OUTCOME, json.dumps({**outcome, "versions": versions()}, indent=1, allow_nan=False) + "\n")
+
+
+def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """A state dict as a safetensors file; tensors that share memory are stored each on its own."""
+    return safetensors.torch.save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"autocompress": __version__, "python": platform.python_version(), "torch": torch.__version__}
+
+
+def _indices(labeling: Labeling) -> Indices:
+    sparsity, weight_bits, activation_bits = (
+        tuple(map(int, indices)) for indices in (labeling.sparsity, labeling.weight_bits, labeling.activation_bits)
+    )
+    return sparsity, weight_bits, activation_bits

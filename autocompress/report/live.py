@@ -1,0 +1,123 @@
+"""The live view of a job on standard error: one progress display on a terminal, few plain lines elsewhere."""
+
+from __future__ import annotations
+
+import math
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from autocompress.report.progress import Step
+
+
+class TerminalView:
+    """One Rich progress display: a bar for the menus, then one for the episodes.
+
+    Args:
+        console: of standard error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._display = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._started = time.monotonic()
+
+    def __enter__(self) -> TerminalView:
+        self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._display.stop()
+
+    def stage(self, text: str) -> None:
+        self._display.console.print(escape(text), style="dim", highlight=False)
+
+    def note(self, text: str) -> None:
+        self._display.console.print(f"note: {escape(text)}", style="yellow", highlight=False)
+
+    def advance(self, done: int, total: int, what: str) -> None:
+        self._advance(what, done, total, "")
+
+    def step(self, step: Step) -> None:
+        if step.index == 0:
+            self._started = time.monotonic()
+        speed = step.index / max(time.monotonic() - self._started, 1e-9)
+        self._advance("episodes", step.index + 1, step.total, f"{best_so_far(step)}  {speed:.1f}/s")
+
+    def _advance(self, name: str, done: int, total: int, state: str) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._display.add_task(name, total=total, state="")
+        self._display.update(self._tasks[name], completed=done, total=total, state=escape(state))
+
+
+class PlainView:
+    """A line for every part, every better plan, and every tenth of the episodes.
+
+    Args:
+        console: of standard error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tenths = 0
+
+    def __enter__(self) -> PlainView:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def stage(self, text: str) -> None:
+        self._line(text)
+
+    def note(self, text: str) -> None:
+        self._line(f"note: {text}")
+
+    def advance(self, done: int, total: int, what: str) -> None:
+        if done == total:
+            self._line(f"{what}: {total} of {total}")
+
+    def step(self, step: Step) -> None:
+        tenths = (step.index + 1) * 10 // step.total
+        if step.is_best or tenths > self._tenths:
+            self._line(f"episode {step.index + 1}/{step.total}  {best_so_far(step)}")
+        self._tenths = max(self._tenths, tenths)
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def best_so_far(step: Step) -> str:
+    """The best plan so far in a few words.
+
+    >>> best_so_far(Step(3, 10, False, 0.0412, 0.9731, {"size": 18_200}, {"size": 20_000}))
+    'best KL 0.0412  accuracy 97.3 %  size 91.0 % of budget'
+    """
+    accuracy = "" if math.isnan(step.best_accuracy) else f"  accuracy {100 * step.best_accuracy:.1f} %"
+    spent = "".join(
+        f"  {name} {100 * step.resources[name] / limit:.1f} % of budget" for name, limit in step.limits.items()
+    )
+    return f"best KL {step.best_kl:.4f}{accuracy}{spent}"

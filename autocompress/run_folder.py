@@ -1,0 +1,225 @@
+"""A run is a folder: what is in it, how it is written so that a kill leaves it valid, and how it is read again."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autocompress.config import Config, first_difference, load_config
+from autocompress.errors import InputError
+
+CONFIG, JOURNAL, PLAN, OUTCOME, MODEL = "config.yaml", "journal.jsonl", "plan.yaml", "outcome.json", "model.safetensors"
+POLICY_WEIGHTS, POLICY, TENSORBOARD = "policy.safetensors", "policy.json", "tb"
+RUN_FILES = (CONFIG, JOURNAL, PLAN, OUTCOME, MODEL, POLICY_WEIGHTS, POLICY)
+JOURNAL_VERSION = 1
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, sees the old content or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        os.chmod(temporary, 0o644)  # mkstemp's own 0600 would hide the run from colleagues
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def default_path(model: str, budget: str, root: Path = Path("runs")) -> Path:
+    """runs/MODEL-BUDGET, with -2, -3, … where that exists.
+
+    >>> default_path("torchvision:resnet18", "size=40kB, macs=50%", Path("nowhere")).as_posix()
+    'nowhere/torchvision-resnet18-size=40kB-macs=50'
+    """
+    name = re.sub(r"[^A-Za-z0-9._=]+", "-", f"{model}-{budget}").strip("-.")
+    number, path = 1, root / name
+    while path.exists():
+        number += 1
+        path = root / f"{name}-{number}"
+    return path
+
+
+def claim(config: Config) -> Path:
+    """The folder that a run may use; nothing is written or removed yet.
+
+    Raises:
+        InputError: the folder holds a run and neither `force` nor `resume` is given, or holds other things,
+            or there is nothing to resume, or the run to resume had other options.
+    """
+    if config.force and config.resume:
+        raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
+    if config.resume:
+        return _resumable(config)
+    path = config.out or default_path(config.model, str(config.budget))
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise InputError(f"`out` must be a folder, got {path}, which is a file.")
+    if (path / JOURNAL).exists():
+        if not config.force:
+            raise InputError(
+                f"`out` must be a new folder, got {path}, which holds a run; "
+                "pass --force to replace it or --resume to continue it."
+            )
+    elif any(path.iterdir()):
+        raise InputError(f"`out` must be a new or empty folder, got {path}, which holds files that are no run's.")
+    return path
+
+
+def _resumable(config: Config) -> Path:
+    if config.out is None:
+        raise InputError("`resume` needs the folder of the run to continue, got none; pass --out FOLDER.")
+    if not (config.out / CONFIG).is_file() or not (config.out / JOURNAL).is_file():
+        raise InputError(f"`resume` needs the folder of a run, got {config.out}, which has no {CONFIG} and {JOURNAL}.")
+    before = load_config(config.out / CONFIG, {})
+    option = first_difference(before, config)
+    if option is not None:
+        raise InputError(
+            f"`{option}` must be as in the run to resume, {getattr(before, option)!r}, "
+            f"got {getattr(config, option)!r}; leave it out, or choose another --out."
+        )
+    return config.out
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One evaluated plan.
+
+    Attributes:
+        index: from 0, in the order of evaluation.
+        labels: for every layer, index of its sparsity, weight bits and activation bits in its menu; () for none.
+        kl: nats.
+        accuracy: in [0, 1], NaN without labels.
+        agreement: in [0, 1].
+        resources: every resource, absolute.
+        reward: that the agent got.
+        best: whether no plan before was better.
+        seconds: that the evaluation took.
+    """
+
+    index: int
+    labels: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    kl: float
+    accuracy: float
+    agreement: float
+    resources: Mapping[str, int]
+    reward: float
+    best: bool
+    seconds: float
+
+    def to_line(self) -> str:
+        values = dict(vars(self), accuracy=None if math.isnan(self.accuracy) else self.accuracy)
+        return json.dumps(values, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Entry:
+        sparsity, weight_bits, activation_bits = (tuple(indices) for indices in values["labels"])
+        accuracy = math.nan if values["accuracy"] is None else values["accuracy"]
+        return cls(**{**values, "labels": (sparsity, weight_bits, activation_bits), "accuracy": accuracy})
+
+
+def read_journal(path: Path) -> tuple[dict[str, Any], list[Entry]]:
+    """What the run was made on, and every evaluated plan. A last line that a kill cut short is left out.
+
+    Raises:
+        InputError: a line other than the last is damaged, or the journal's version is unknown.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last line end is torn, or nothing
+    try:
+        values = [json.loads(line) for line in lines]
+        header = values[0] if values else {}
+        entries = [Entry.from_dict(each) for each in values[1:]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} must hold one JSON object a line, got a damaged line: {error}.") from error
+    if values and header.get("journal") != JOURNAL_VERSION:
+        raise InputError(f"{path} must have journal version {JOURNAL_VERSION}, got {header.get('journal')!r}.")
+    return header, entries
+
+
+def journalled_dtype(path: Path) -> str | None:
+    """The floating-point type that the run in `path` was evaluated in; None where it was killed before it said so."""
+    return read_journal(path / JOURNAL)[0].get("dtype")
+
+
+class RunFolder:
+    """The folder of a run that is under way.
+
+    Args:
+        path: from `claim`; a run that lies there is replaced unless `config.resume` is set.
+        config: of the run.
+        versions: of what computes, by name; written as comments.
+        made_on: identifies network, weights, data and settings; has to be the same when the run is resumed.
+    """
+
+    def __init__(self, path: Path, config: Config, versions: Mapping[str, str], made_on: Mapping[str, Any]) -> None:
+        self.path = path
+        header = {"journal": JOURNAL_VERSION, **made_on}
+        self.replayed = self._reopen(header) if config.resume else []
+        if not config.resume:
+            self._start(config, versions)
+        self._journal = (path / JOURNAL).open("ab")
+        if self._journal.tell() == 0:
+            self._write_line(json.dumps(header) + "\n")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._journal.close()
+
+    def append(self, entry: Entry) -> None:
+        """Add a line to the journal and flush it. An entry that the resumed run had already written is left alone.
+
+        Raises:
+            InputError: the resumed search evaluates another plan than it did before.
+        """
+        if entry.index >= len(self.replayed):
+            self._write_line(entry.to_line())
+        elif self.replayed[entry.index].labels != entry.labels:
+            raise InputError(
+                f"`resume` must repeat the journal of {self.path}, got another plan at evaluation {entry.index}: "
+                "the run was made by other versions or on another machine; start anew with --force."
+            )
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write one of the run's files, at once or not at all."""
+        write_atomically(self.path / name, content)
+
+    def _start(self, config: Config, versions: Mapping[str, str]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in RUN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
+        made_by = "".join(f"# {name} {version}\n" for name, version in versions.items())
+        kept = config.model_copy(update={"force": False, "out": self.path})
+        self.write(CONFIG, made_by + kept.to_yaml())
+
+    def _reopen(self, header: Mapping[str, Any]) -> list[Entry]:
+        path = self.path / JOURNAL
+        before, entries = read_journal(path)
+        for name, value in header.items():
+            if before and before.get(name) != value:
+                raise InputError(
+                    f"`resume` must find the same {name} as the run in {self.path}, {before.get(name)}, got {value}."
+                )
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)  # the replay writes all of it again
+        return entries
+
+    def _write_line(self, line: str) -> None:
+        self._journal.write(line.encode())
+        self._journal.flush()

@@ -1,0 +1,181 @@
+"""What every searcher shares: settings, the task, and the recorder that counts evaluations and keeps the best plan.
+
+A search is a deterministic function of (task, settings). A killed search therefore resumes by replay: the caller
+passes an `evaluate` that answers from the journal of earlier evaluations, and the search walks the same way again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from autocompress.errors import InputError, unknown_name
+from autocompress_envs.numbers import Labeling, Outcome, Problem
+from autocompress_envs.rewards import REWARDS, RewardContext, compute
+
+Evaluate = Callable[[Labeling], Outcome]
+
+# Environment episodes a searcher may finish per evaluation allowed: it ends the search of an agent that has
+# converged and proposes nothing but plans seen before, which cost nothing and would go on for ever.
+EPISODES_PER_EVALUATION = 20
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How to search.
+
+    Attributes:
+        agent: name in `agents.AGENTS`; used by the method `rl` only.
+        action: `price`, `label` or `discrete`: what one step of the environment decides.
+        reward: name in `autocompress_envs.rewards.REWARDS`.
+        episodes: most network evaluations, everything included; at least 1. A plan seen before is free.
+        seed: of every random choice, at least 0.
+        patience: stop after this many evaluations without improvement; 0 = never.
+        environments: environments in lockstep; 0 = what suits the agent. Off-policy agents always use one.
+        price_scale: action 1 weighs a layer's error `exp(price_scale)` times as much; above 0, below 20. Anchored
+            agents' offsets reach a share of it.
+        device: torch device of the policy.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    agent: str = "posterior-ppo"
+    action: str = "price"
+    reward: str = "kl"
+    episodes: int = 200
+    seed: int = 0
+    patience: int = 0
+    environments: int = 0
+    price_scale: float = 2.0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        for name, least in {"episodes": 1, "seed": 0, "patience": 0, "environments": 0}.items():
+            value = getattr(self, name)
+            if value < least:
+                raise InputError(f"`{name}` must be at least {least}, got {value}.")
+        if not 0 < self.price_scale < 20:
+            raise InputError(f"`price_scale` must be above 0 and below 20, got {self.price_scale}.")
+        if self.reward not in REWARDS:
+            raise unknown_name("reward", self.reward, REWARDS)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What to search.
+
+    Attributes:
+        problem: the network in numbers.
+        limits: absolute upper bound by resource.
+        evaluate: measures one plan; called once for every distinct plan.
+        original_accuracy: task metric of the uncompressed network in [0, 1]; the reward `haq` needs it.
+    """
+
+    problem: Problem
+    limits: dict[str, int]
+    evaluate: Evaluate
+    original_accuracy: float = math.nan
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One evaluated plan; `index` counts distinct evaluations from 0, `is_best` = better than all before it."""
+
+    index: int
+    labeling: Labeling
+    outcome: Outcome
+    reward: float
+    is_best: bool
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        best: the evaluated plan with the highest reward, whenever it was found.
+        evaluations: distinct plans evaluated.
+        stopped_because: one sentence.
+        policy_state: parameters of the agent's policy at the end; None for searchers without one.
+    """
+
+    best: Evaluated
+    evaluations: int
+    stopped_because: str
+    policy_state: dict[str, torch.Tensor] | None = None
+
+
+class StopSearch(Exception):
+    """Raised through the searcher, Stable-Baselines3's learn loop included, when the search is over."""
+
+
+class Recorder:
+    """Counts distinct evaluations, keeps the best of all, and ends the search. Call it like `evaluate`."""
+
+    def __init__(self, task: Task, settings: SearchSettings, observers: Sequence[Callable[[Evaluated], None]]) -> None:
+        self._task = task
+        self._settings = settings
+        self._observers = observers
+        self._context = RewardContext(task.original_accuracy, task.problem.original(), task.limits)
+        self._seen: dict[bytes, Evaluated] = {}
+        self._calls = 0
+        self.first: Evaluated | None = None
+        self.best: Evaluated | None = None
+        self.policy_state: dict[str, torch.Tensor] | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Distinct plans evaluated so far."""
+        return len(self._seen)
+
+    def __call__(self, labeling: Labeling) -> Outcome:
+        return self.record(labeling).outcome
+
+    def record(self, labeling: Labeling) -> Evaluated:
+        """The evaluation of a plan, from memory where it was seen before.
+
+        Raises:
+            StopSearch: the plan is new and the allowance or the patience is used up, or too many plans were repeats.
+            InputError: the evaluation gave no number that the reward can use, such as NaN.
+        """
+        self._calls += 1
+        key = _key(labeling)
+        if key not in self._seen:
+            self._check_allowance()
+            self._seen[key] = self._evaluate(labeling)
+        elif self._calls >= EPISODES_PER_EVALUATION * self._settings.episodes:
+            raise StopSearch(f"{self._calls} episodes proposed only {self.evaluations} different plans")
+        return self._seen[key]
+
+    def _check_allowance(self) -> None:
+        settings = self._settings
+        if self.evaluations >= settings.episodes:
+            raise StopSearch(f"all {settings.episodes} evaluations are used")
+        if settings.patience and self.best and self.evaluations - 1 - self.best.index >= settings.patience:
+            raise StopSearch(f"{settings.patience} evaluations brought no improvement")
+
+    def _evaluate(self, labeling: Labeling) -> Evaluated:
+        outcome = self._task.evaluate(labeling)
+        reward = self._reward(outcome)
+        is_best = self.best is None or reward > self.best.reward
+        evaluated = Evaluated(self.evaluations, labeling, outcome, reward, is_best)
+        self.first = self.first or evaluated
+        self.best = evaluated if is_best else self.best
+        for observe in self._observers:
+            observe(evaluated)
+        return evaluated
+
+    def _reward(self, outcome: Outcome) -> float:
+        try:
+            return compute(self._settings.reward, outcome, self._context)
+        except ValueError as error:
+            raise InputError(f"Evaluation {self.evaluations}: {error}") from error
+
+
+def _key(labeling: Labeling) -> bytes:
+    return np.stack([labeling.sparsity, labeling.weight_bits, labeling.activation_bits]).astype(np.int64).tobytes()

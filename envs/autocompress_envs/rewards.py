@@ -1,0 +1,96 @@
+"""Terminal rewards by name: of one measured plan, in its context."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from autocompress_envs.numbers import Outcome
+
+KL_FLOOR = 1e-4  # nats: differences below it earn next to nothing
+HAQ_SCALE = 0.1
+GALEN_BETA = -3.0
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """What a reward may compare an outcome with.
+
+    Attributes:
+        original_accuracy: task metric of the uncompressed network in [0, 1], NaN where unknown.
+        original: resources of the uncompressed network.
+        limits: absolute limits of the episode by resource.
+    """
+
+    original_accuracy: float
+    original: Mapping[str, int]
+    limits: Mapping[str, int]
+
+
+Reward = Callable[[Outcome, RewardContext], float]
+
+
+def kl(outcome: Outcome, context: RewardContext) -> float:
+    """-log10(KL + 1e-4): about 4 for a perfect plan, 0 at one nat. Well scaled over magnitudes."""
+    return -math.log10(outcome.kl + KL_FLOOR)
+
+
+def accuracy(outcome: Outcome, context: RewardContext) -> float:
+    """The task metric itself, in [0, 1]."""
+    return _accuracy(outcome)
+
+
+def amc_error(outcome: Outcome, context: RewardContext) -> float:
+    """R_Err = -Error (AMC, He et al. 2018), with the error in [0, 1]."""
+    return -(1.0 - _accuracy(outcome))
+
+
+def amc_flops(outcome: Outcome, context: RewardContext) -> float:
+    """R_FLOPs = -Error * log(FLOPs) (AMC, He et al. 2018); FLOPs as multiply-accumulates."""
+    return -(1.0 - _accuracy(outcome)) * math.log(outcome.resources["macs"])
+
+
+def haq(outcome: Outcome, context: RewardContext) -> float:
+    """0.1 * (accuracy - original accuracy), both in percent (HAQ, Wang et al. 2019, equation 5)."""
+    if math.isnan(context.original_accuracy):
+        raise ValueError("`reward` haq needs the original network's accuracy, got NaN; pass `original_accuracy`.")
+    return HAQ_SCALE * 100.0 * (_accuracy(outcome) - context.original_accuracy)
+
+
+def galen(outcome: Outcome, context: RewardContext) -> float:
+    """accuracy - 3 * |cost / target - 1|, summed over the limited resources.
+
+    The absolute reward of TuNAS (Bender et al. 2020) as Galen uses it (Krieger et al. 2022, arXiv 2212.07818, with
+    latency for the cost). It also punishes what stays below the target.
+    """
+    misses = [abs(outcome.resources[name] / limit - 1.0) for name, limit in context.limits.items()]
+    return _accuracy(outcome) + GALEN_BETA * sum(misses)
+
+
+REWARDS: Mapping[str, Reward] = {
+    "kl": kl,
+    "accuracy": accuracy,
+    "amc_error": amc_error,
+    "amc_flops": amc_flops,
+    "haq": haq,
+    "galen": galen,
+}
+
+
+def compute(name: str, outcome: Outcome, context: RewardContext) -> float:
+    """The named reward.
+
+    Raises:
+        ValueError: the outcome holds a KL divergence that is negative or not finite, or no accuracy where the
+            reward needs one.
+    """
+    if not math.isfinite(outcome.kl) or outcome.kl < 0:
+        raise ValueError(f"`kl` of an outcome must be finite and at least 0, got {outcome.kl}; check the evaluation.")
+    return float(REWARDS[name](outcome, context))
+
+
+def _accuracy(outcome: Outcome) -> float:
+    if not 0.0 <= outcome.accuracy <= 1.0:
+        raise ValueError(f"The reward needs an accuracy in [0, 1], got {outcome.accuracy}; use `kl` without labels.")
+    return outcome.accuracy

@@ -1,0 +1,101 @@
+import numpy as np
+import pytest
+
+from autocompress.errors import InputError
+from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Task
+from autocompress.searchers.search import run_search
+from autocompress_envs.numbers import Labeling, Outcome
+from autocompress_envs.toy import toy_problem
+
+
+def plan(number):
+    """The toy plan whose three bit indices are the base-3 digits of `number`."""
+    zeros = np.zeros(3, dtype=np.int64)
+    return Labeling(zeros, np.array([number // 9, number // 3 % 3, number % 3]), zeros)
+
+
+def recorder_of(kls, **settings):
+    """A recorder in which plan i measures `kls[i]`."""
+    problem, _ = toy_problem()
+    seen = []
+
+    def evaluate(labeling):
+        number = int(labeling.weight_bits @ [9, 3, 1])
+        return Outcome(kls[number], 0.5, 0.5, problem.resources(labeling))
+
+    recorder = Recorder(Task(problem, {"size": 10**6}, evaluate), SearchSettings(**settings), [seen.append])
+    return recorder, seen
+
+
+def test_best_is_kept_over_all_not_the_last():
+    recorder, seen = recorder_of([0.5, 0.2, 0.3])
+    for number in range(3):
+        recorder(plan(number))
+    assert [e.is_best for e in seen] == [True, True, False]
+    assert (recorder.best.index, recorder.best.outcome.kl, recorder.first.index) == (1, 0.2, 0)
+
+
+def test_a_plan_seen_before_is_free():
+    recorder, seen = recorder_of([0.5, 0.2], episodes=2)
+    for number in (0, 0, 1, 0, 1):
+        recorder(plan(number))
+    assert (recorder.evaluations, len(seen)) == (2, 2)
+    with pytest.raises(StopSearch, match=r"^all 2 evaluations are used$"):
+        recorder(plan(2))
+    assert len(seen) == 2
+
+
+def test_a_tie_is_no_improvement():
+    recorder, seen = recorder_of([0.5, 0.5])
+    recorder(plan(0))
+    recorder(plan(1))
+    assert [e.is_best for e in seen] == [True, False]
+
+
+def test_patience_counts_evaluations_since_the_best():
+    recorder, seen = recorder_of([0.5, 0.4, 0.6, 0.6, 0.3], patience=2)
+    for number in range(4):
+        recorder(plan(number))
+    with pytest.raises(StopSearch, match=r"^2 evaluations brought no improvement$"):
+        recorder(plan(4))
+    assert len(seen) == 4
+
+
+def test_repeats_end_the_search():
+    recorder, _ = recorder_of([0.5], episodes=2)
+    for _ in range(39):
+        recorder(plan(0))
+    with pytest.raises(StopSearch, match=r"^40 episodes proposed only 1 different plans$"):
+        recorder(plan(0))
+
+
+def test_patience_and_repeats_end_whole_searches():
+    problem, evaluate = toy_problem()
+    task = Task(problem, {"size": 197}, evaluate)
+    result = run_search(task, SearchSettings(patience=3), method="local")
+    assert result.stopped_because == "3 evaluations brought no improvement"
+    assert result.evaluations == result.best.index + 1 + 3
+    tight = Task(problem, {"bitops": 576}, evaluate)  # one plan only: half the group, 2 bits everywhere
+    result = run_search(tight, SearchSettings(episodes=3))
+    assert result.evaluations == 1
+    assert result.stopped_because == "60 episodes proposed only 1 different plans"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episodes": 0}, "`episodes` must be at least 1, got 0."),
+        ({"seed": -1}, "`seed` must be at least 0, got -1."),
+        ({"patience": -2}, "`patience` must be at least 0, got -2."),
+        ({"price_scale": 0.0}, "`price_scale` must be above 0 and below 20, got 0.0."),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    with pytest.raises(InputError) as caught:
+        SearchSettings(**changes)
+    assert str(caught.value) == message
+
+
+def test_unknown_reward():
+    with pytest.raises(InputError, match=r"^`reward` must be one of .*, got 'fame'\.$"):
+        SearchSettings(reward="fame")

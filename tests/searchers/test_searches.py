@@ -1,0 +1,134 @@
+"""What searchers find where the best plan is known."""
+
+import itertools
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from autocompress.errors import InputError
+from autocompress.searchers.base import SearchSettings, Task
+from autocompress.searchers.baselines import uniform_frontier
+from autocompress.searchers.search import run_search
+from autocompress_envs.numbers import Labeling
+from autocompress_envs.toy import toy_problem
+
+OPTIMUM, SOLVER = 0.15, 0.4  # nats at 197 bytes: bits 4 4 2 without pruning; pruned with 8 bits
+
+
+def toy_task():
+    problem, evaluate = toy_problem()
+    return Task(problem, {"size": 197}, evaluate)
+
+
+def test_toy_optimum():
+    task = toy_task()
+    zeros = np.zeros(3, dtype=np.int64)
+    plans = [
+        Labeling(np.array([pruned, 0, 0]), np.array(bits), zeros)
+        for pruned, bits in itertools.product((0, 1), itertools.product(range(3), repeat=3))
+    ]
+    feasible = [plan for plan in plans if task.problem.resources(plan)["size"] <= 197]
+    assert min(task.evaluate(plan).kl for plan in feasible) == pytest.approx(OPTIMUM)
+
+
+@pytest.mark.parametrize(
+    ("method", "agent", "action"),
+    [
+        ("rl", "posterior-ppo", "price"),
+        ("rl", "anchored-ppo", "price"),
+        ("rl", "td3", "label"),
+        ("rl", "maskable-ppo", "discrete"),
+        ("local", "posterior-ppo", "price"),
+        ("mixed", "posterior-ppo", "price"),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_finds_the_optimum(method, agent, action, seed):
+    settings = SearchSettings(agent, action, episodes=30, seed=seed)
+    result = run_search(toy_task(), settings, method=method)
+    assert result.best.outcome.kl == pytest.approx(OPTIMUM)
+
+
+def test_solver_is_one_evaluation():
+    result = run_search(toy_task(), SearchSettings(), method="solver")
+    assert (result.evaluations, result.stopped_because) == (1, "the solver has one plan")
+    assert result.best.outcome.kl == pytest.approx(SOLVER)
+    assert result.policy_state is None
+
+
+def test_policy_state_is_handed_back_with_trained_parameters():
+    fresh, trained = (run_search(toy_task(), SearchSettings(episodes=n)).policy_state for n in (1, 20))
+    assert fresh.keys() == trained.keys()
+    assert not all((fresh[name] == trained[name]).all() for name in fresh)
+    assert all(value.isfinite().all() for value in trained.values())
+
+
+def test_uniform_frontier_keeps_what_nothing_dominates():
+    problem, _ = toy_problem()
+    amounts = {bits: problem.resources(uniform)["size"] for bits, uniform in uniform_plans(problem).items()}
+    frontier = uniform_frontier(problem, {"size": amounts[0, 1]})  # 4 bits, unpruned, just fits
+    chosen = [(int(plan.sparsity[0]), plan.weight_bits.tolist()) for plan in frontier]
+    assert amounts[0, 2] > amounts[0, 1] > amounts[1, 2]
+    assert chosen == [(0, [1, 1, 1]), (1, [2, 2, 2])]
+
+
+def uniform_plans(problem):
+    zeros = np.zeros(3, dtype=np.int64)
+    return {
+        (pruned, bits): Labeling(np.array([pruned, 0, 0]), np.full(3, bits), zeros)
+        for pruned, bits in itertools.product(range(2), range(3))
+    }
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda task: run_search(task, SearchSettings(), method="magic"),
+            "`method` must be one of local, mixed, posterior, random, rl, solver, uniform, got 'magic'.",
+        ),
+        (
+            lambda task: run_search(task, SearchSettings(agent="pop")),
+            "`agent` must be one of a2c, anchored-ppo, anchored-td3, ddpg, maskable-ppo, posterior-ppo, posterior-td3, "
+            "ppo, sac, td3, got 'pop'.",
+        ),
+        (
+            lambda task: run_search(task, SearchSettings(agent="ddpg", action="discrete")),
+            "`agent` must be one that takes discrete actions (maskable-ppo), got 'ddpg'; choose one of these, or "
+            "`action` price or label.",
+        ),
+        (
+            lambda task: run_search(task, SearchSettings(agent="maskable-ppo")),
+            "`agent` must be one that takes price actions (a2c, anchored-ppo, anchored-td3, ddpg, posterior-ppo, "
+            "posterior-td3, ppo, sac, td3), got 'maskable-ppo'; choose one of these, or `action` discrete.",
+        ),
+        (
+            lambda task: run_search(task, SearchSettings(action="dance")),
+            "`action` must be one of discrete, label, price, got 'dance'.",
+        ),
+    ],
+)
+def test_wrong_names(call, message):
+    with pytest.raises(InputError) as caught:
+        call(toy_task())
+    assert str(caught.value) == message
+
+
+def test_tensorboard_scalars(tmp_path):
+    seen = []
+    run_search(toy_task(), SearchSettings(episodes=6), observe=seen.append, tensorboard=tmp_path)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert sorted(events.Tags()["scalars"]) == [
+        "search/accuracy",
+        "search/best_kl",
+        "search/cost_size",
+        "search/kl",
+        "search/reward",
+    ]
+    kls = [event.value for event in events.Scalars("search/kl")]
+    assert kls == pytest.approx([e.outcome.kl for e in seen])
+    assert [e.value for e in events.Scalars("search/best_kl")] == pytest.approx(np.minimum.accumulate(kls))
+    assert [e.value for e in events.Scalars("search/cost_size")] == pytest.approx(
+        [e.outcome.resources["size"] / 197 for e in seen]
+    )

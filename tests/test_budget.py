@@ -1,0 +1,83 @@
+"""Budgets: what a text means, in whole units, and messages for texts that mean nothing."""
+
+from fractions import Fraction
+
+import pytest
+
+from autocompress import Budget, InputError
+from autocompress.budget import is_satisfied_by
+
+FORM = "`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got"
+ORIGINAL = {"size": 154_832, "macs": 1_001, "bitops": 10**12, "memory": 8_192}
+
+
+@pytest.mark.parametrize(
+    ("text", "limits"),
+    [
+        ("size=0.12", {"size": 18_579}),  # 18,579.84, rounded down
+        ("size=12%", {"size": 18_579}),
+        ("size=.5", {"size": 77_416}),
+        ("size=1", {"size": 154_832}),  # up to 1: a fraction
+        ("size=1.5", {"size": 1}),  # above 1: bytes
+        ("size=150%", {"size": 232_248}),
+        ("size=40000", {"size": 40_000}),
+        ("size=40kB", {"size": 40_000}),
+        ("size=40KiB", {"size": 40_960}),
+        ("size=0.04MB", {"size": 40_000}),
+        ("size=1k", {"size": 1_000}),
+        ("size=1b", {"size": 1}),
+        ("macs=0.5", {"macs": 500}),
+        ("macs=1e2", {"macs": 100}),
+        ("macs=1e-3", {"macs": 1}),
+        ("bitops=2G", {"bitops": 2 * 10**9}),
+        ("memory=2MiB", {"memory": 2 * 2**20}),
+        (" size = 0.5 , macs = 50% ", {"size": 77_416, "macs": 500}),
+        (["size=0.5", "macs=0.1,memory=1kib"], {"size": 77_416, "macs": 100, "memory": 1_024}),
+    ],
+)
+def test_meaning(text, limits):
+    assert Budget.parse(text).resolve(ORIGINAL) == limits
+
+
+def test_fractions_are_exact():
+    """0.29 as a binary fraction is below 0.29, and would lose the hundredth byte."""
+    assert Budget.parse("size=0.29").resolve({"size": 100}) == {"size": 29}
+    assert Budget.parse("size=0.29").limits[0].amount == Fraction(29, 100)
+
+
+@pytest.mark.parametrize("text", ["size=12%", "size=40000,macs=0.25%", "bitops=2000000000"])
+def test_text_round_trip(text):
+    assert str(Budget.parse(text)) == text
+    assert Budget.parse(Budget.parse(text)) == Budget.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0.5", f"{FORM} '0.5'."),
+        ("size", f"{FORM} 'size'."),
+        ("size=", f"{FORM} 'size='."),
+        ("size=x", f"{FORM} 'size=x'."),
+        ("size=-1", f"{FORM} 'size=-1'."),
+        ("size=1 pound", f"{FORM} 'size=1 pound'."),
+        ("size=0.1,", f"{FORM} ''."),
+        ("flops=0.5", "`budget resource` must be one of bitops, macs, memory, size, got 'flops'."),
+        ("size=0", "`budget` of size must be above 0, got '0'."),
+        ("size=0%", "`budget` of size must be above 0, got '0%'."),
+        ("size=0.1,size=0.2", "`budget` must name each resource once and at least one, got ['size', 'size']."),
+        ([], "`budget` must name each resource once and at least one, got []."),
+    ],
+)  # fmt: skip
+def test_wrong_texts(text, message):
+    with pytest.raises(InputError) as error:
+        Budget.parse(text)
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(("spent", "is_met"), [(99, True), (100, True), (101, False)])
+def test_limit_is_inclusive(spent, is_met):
+    assert is_satisfied_by({"size": 100}, {"size": spent, "macs": 10**9}) is is_met
+
+
+def test_every_limit_counts():
+    assert not is_satisfied_by({"size": 100, "macs": 5}, {"size": 100, "macs": 6})
