@@ -14,21 +14,22 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "autocompress.budget",
     "InputError": "autocompress.errors",
-    "Inspection": "autocompress.api",
+    "Inspection": "autocompress.results",
     "Label": "autocompress.plan",
-    "Measurement": "autocompress.api",
+    "Measurement": "autocompress.results",
     "Plan": "autocompress.plan",
-    "Result": "autocompress.api",
+    "Result": "autocompress.results",
     "evaluate": "autocompress.api",
     "inspect": "autocompress.api",
     "search": "autocompress.api",
 }
 
 if TYPE_CHECKING:
-    from autocompress.api import Inspection, Measurement, Result, evaluate, inspect, search
+    from autocompress.api import evaluate, inspect, search
     from autocompress.budget import Budget
     from autocompress.errors import InputError
     from autocompress.plan import Label, Plan
+    from autocompress.results import Inspection, Measurement, Result
 
 __all__ = [
     "Budget",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autocompress.budget import RESOURCES, Budget, is_satisfied_by
+from autocompress.budget import RESOURCES, Budget
 from autocompress.config import Config, make_config
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.errors import InputError, unknown_name
@@ -21,9 +22,10 @@ from autocompress.network import Network, trace
 from autocompress.plan import Plan
 from autocompress.recording import Recording, versions, write_results
 from autocompress.report.data import result_data
-from autocompress.report.inspection import LayerReport, report_layers
+from autocompress.report.inspection import report_layers
 from autocompress.report.progress import Progress, Silent
-from autocompress.run_folder import RunFolder, claim, journalled_dtype
+from autocompress.results import Inspection, Measurement, Result
+from autocompress.run_folder import RunFolder, claim, journal_header
 from autocompress.searchers.agents import agent_spec
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import SEARCHERS, run_search
@@ -32,71 +34,6 @@ from autocompress_envs import Labeling, Outcome, Pricer, Problem
 Pair = tuple[Tensor, Tensor | None]
 ModelLike = str | nn.Module
 DataLike = str | Data | Pair | tuple[Pair, Pair]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """A plan beside the original, measured together.
-
-    Attributes:
-        plan: the labels.
-        model: the compressed network in float32: the plan's weights, and activations rounded as the plan says.
-        outcome: of the compressed network.
-        original_outcome: of the original.
-        split: what both were measured on: `test` or `search`.
-        limits: of the budget, absolute; empty without one.
-        network: as traced.
-        problem: the network's menus in numbers.
-        labeling: the plan in indices into the menus.
-    """
-
-    plan: Plan
-    model: nn.Module
-    outcome: Outcome
-    original_outcome: Outcome
-    split: str
-    limits: Mapping[str, int]
-    network: Network
-    problem: Problem
-    labeling: Labeling
-
-    @property
-    def meets_budget(self) -> bool:
-        return is_satisfied_by(self.limits, self.outcome.resources)
-
-
-@dataclass(frozen=True)
-class Result(Measurement):
-    """What a search found: its best plan, measured once on the test split, and how it came to it.
-
-    Attributes:
-        search_outcome: of the best plan on the search split, by which it was chosen.
-        evaluations: different plans evaluated.
-        stopped_because: in a few words.
-        run_folder: where all of it is kept.
-    """
-
-    search_outcome: Outcome
-    evaluations: int
-    stopped_because: str
-    run_folder: Path
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What can be compressed, what it costs, and how much each label is expected to hurt.
-
-    Attributes:
-        network: as traced.
-        problem: the network's menus in numbers.
-        original: every resource of the original.
-        layers: one report a layer, in network order.
-    """
-
-    network: Network
-    problem: Problem
-    original: Mapping[str, int]
-    layers: tuple[LayerReport, ...]
 
 
 def search(
@@ -124,15 +61,15 @@ def search(
     config = _configure(model, data, options, budget)
     settings, watcher = _search_settings(config), progress or Silent()
     wanted, path = config.required_budget(), claim(config)
-    job = _prepare(model, data, config, _menu_settings(config), watcher)
-    _check_reward(config, job.data)
+    loaded = _load_data(data, config)
+    _check_reward(config, loaded)
+    job = _prepare(model, loaded, config, _menu_settings(config), watcher)
     limits = _feasible_limits(wanted, job, watcher)
-    # "auto" picks by a measurement, so a resumed run takes what the run had picked.
-    evaluator = _evaluator(job, config, journalled_dtype(path) if config.resume else None)
+    evaluator = _evaluator(job, config, journal_header(path) if config.resume else {})
     with RunFolder(path, config, versions(), _made_on(job, evaluator)) as folder:
         watcher.stage(f"search: {_described(limits, job.original)}; run folder {path}")
         recording = Recording(folder, evaluator, job.menus.plan, limits, config.episodes, watcher)
-        task = Task(job.problem, limits, recording.evaluate)
+        task = Task(job.problem, limits, recording.evaluate, _original_accuracy(job, config))
         found = run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=path / "tb")
         measured = _measure(job, evaluator, found.best.labeling, limits, "test", watcher)
         result = Result(
@@ -161,7 +98,7 @@ def inspect(
         InputError: an option, the model or the data breaks a rule.
     """
     config = _configure(model, data, options)
-    job = _prepare(model, data, config, _menu_settings(config), progress or Silent())
+    job = _prepare(model, _load_data(data, config), config, _menu_settings(config), progress or Silent())
     return Inspection(job.network, job.problem, job.original, report_layers(job.network, job.problem))
 
 
@@ -191,10 +128,10 @@ def evaluate(
         raise InputError("`plan` must be given, such as --plan runs/demo/plan.yaml.")
     plan = wanted if isinstance(wanted, Plan) else Plan.load(wanted)
     watcher = progress or Silent()
-    job = _prepare(model, data, config, _menu_settings(config, plan), watcher)
+    job = _prepare(model, _load_data(data, config), config, _menu_settings(config, plan), watcher)
     labeling = job.menus.labeling(plan)
     limits = Budget.parse(config.budget).resolve(job.original) if config.budget else {}
-    return _measure(job, _evaluator(job, config, None), labeling, limits, config.split, watcher)
+    return _measure(job, _evaluator(job, config, {}), labeling, limits, config.split, watcher)
 
 
 @dataclass(frozen=True)
@@ -244,11 +181,8 @@ def _menu_settings(config: Config, plan: Plan | None = None) -> MenuSettings:
     )
 
 
-def _prepare(
-    model: ModelLike, data: DataLike | None, config: Config, settings: MenuSettings, watcher: Progress
-) -> _Job:
-    """Load, check, trace, and build the menus."""
-    loaded = _load_data(data, config)
+def _prepare(model: ModelLike, loaded: Data, config: Config, settings: MenuSettings, watcher: Progress) -> _Job:
+    """Load the network, check it, trace it, and build the menus."""
     network_module = _load_model(model, config, loaded, watcher)
     inputs, _ = loaded.calibration()
     check_classes(network_module, inputs[:2], loaded.classes)
@@ -271,7 +205,7 @@ def _prepare(
 def _load_data(data: DataLike | None, config: Config) -> Data:
     if isinstance(data, Data):
         return data
-    cut = {
+    cut: dict[str, Any] = {
         "seed": config.seed,
         "search_samples": config.search_samples,
         "calibration_samples": config.calibration_samples,
@@ -327,20 +261,37 @@ def _feasible_limits(budget: Budget, job: _Job, watcher: Progress) -> dict[str, 
     return limits
 
 
-def _evaluator(job: _Job, config: Config, dtype: str | None) -> Evaluator:
+def _evaluator(job: _Job, config: Config, before: Mapping[str, Any]) -> Evaluator:
+    """The evaluator; what it would pick by a measurement is taken from the run `before` where one is resumed."""
     inputs, labels = job.data.search()
     return Evaluator(
-        job.model, job.network, job.menus, inputs, labels, device=config.device, dtype=dtype or config.dtype
+        job.model,
+        job.network,
+        job.menus,
+        inputs,
+        labels,
+        device=config.device,
+        dtype=before.get("dtype", config.dtype),
+        batch_size=before.get("batch_size"),
     )
 
 
-def _made_on(job: _Job, evaluator: Evaluator) -> dict[str, str]:
+def _made_on(job: _Job, evaluator: Evaluator) -> dict[str, Any]:
+    """What a resumed run must find again."""
     return {
         "network": job.network.fingerprint,
         "data": job.data.fingerprint,
         "menus": content_key(job.model, job.network.fingerprint, job.data.fingerprint, job.menus.settings),
         "dtype": evaluator.dtype,
+        "batch_size": evaluator.batch_size,
     }
+
+
+def _original_accuracy(job: _Job, config: Config) -> float:
+    """On the search split; NaN where the reward does not compare with it."""
+    if config.reward != "haq":
+        return math.nan
+    return measure(job.model, job.model, [job.data.search()]).accuracy
 
 
 def _described(limits: Mapping[str, int], original: Mapping[str, int]) -> str:
@@ -356,7 +307,7 @@ def _measure(
         split = "search"
     watcher.stage(f"measuring the original and the plan on the {split} split")
     compressed = evaluator.stitched(labeling)
-    batches = list(job.data.test_batches()) if split == "test" else [job.data.search()]
+    batches = job.data.test_batches() if split == "test" else [job.data.search()]
     measured = measure(job.model, compressed, batches)
     resources = job.problem.resources(labeling)
     outcome = Outcome(measured.kl, measured.accuracy, measured.agreement, resources)

@@ -93,9 +93,11 @@ class Config(BaseModel):
     )
     episodes: int = _option(200, "Search", "Different plans to evaluate at most.", ge=1)
     patience: int = _option(0, "Search", "Stop after this many evaluations without a better plan; 0: never.", ge=0)
-    environments: int = _option(1, "Search", "Environments that the agent walks side by side.", ge=1)
+    environments: int = _option(
+        0, "Search", "Environments that the agent walks side by side; 0: as many as suit it.", ge=0
+    )
     price_scale: float = _option(
-        3.0, "Search", "The action price at 1 weighs a layer's error e to this power times as much.", gt=0
+        2.0, "Search", "The action price at 1 weighs a layer's error e to this power times as much.", gt=0
     )
     seed: int = _option(0, "Search", "Of the splits, the menus and the search.", ge=0)
 
@@ -105,9 +107,13 @@ class Config(BaseModel):
     )
 
     device: str = _option("cpu", "Machine", "Torch device, such as cpu or cuda.")
-    dtype: str = _option("auto", "Machine", "Floating-point type of evaluations; auto picks the fastest.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto", "Machine", "Floating-point type of evaluations; auto picks the fastest."
+    )
     jobs: int | None = _option(None, "Machine", "Threads that build menus. Default: one a core.", ge=1)
-    cache: Path | None = _option(None, "Machine", "Folder of the menu cache. Default: ~/.cache/autocompress.")
+    cache: Path | None = _option(
+        None, "Machine", "Folder of the menu cache. Default: $AUTOCOMPRESS_CACHE or ~/.cache/autocompress."
+    )
 
     out: Path | None = _option(None, "Run", "Run folder. Default: runs/MODEL-BUDGET.")
     force: bool = _option(False, "Run", "Replace the run that lies in the run folder.")

@@ -147,9 +147,9 @@ def read_journal(path: Path) -> tuple[dict[str, Any], list[Entry]]:
     return header, entries
 
 
-def journalled_dtype(path: Path) -> str | None:
-    """The floating-point type that the run in `path` was evaluated in; None where it was killed before it said so."""
-    return read_journal(path / JOURNAL)[0].get("dtype")
+def journal_header(path: Path) -> dict[str, Any]:
+    """What the run in `path` was made on; empty where it was killed before it said so."""
+    return read_journal(path / JOURNAL)[0]
 
 
 class RunFolder:

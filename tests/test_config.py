@@ -143,7 +143,7 @@ def test_defaults_are_those_of_the_parts():
     """The table repeats defaults, so that `--help` needs no torch; they must not drift apart."""
     from autocompress import api
     from autocompress.menus import MenuSettings
-    from autocompress.searchers import SearchSettings
+    from autocompress.searchers.base import SearchSettings
 
     assert api._search_settings(Config()) == SearchSettings()
     assert api._menu_settings(Config()) == MenuSettings()

@@ -7,7 +7,6 @@ import math
 import time
 
 import torch
-from autocompress_envs.numbers import Labeling, Outcome
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, unknown_name
@@ -16,11 +15,11 @@ from autocompress.evaluation.stitch import Stitcher
 from autocompress.menus.menus import Menus
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Network
+from autocompress_envs.numbers import Labeling, Outcome
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCHES = (64, 128, 256)
 _TRIAL_SAMPLES = 256
-_TRIALS = 2
 _DTYPE_NOISE = 2e-3  # nats by which a faster dtype may change the original's outputs
 
 
@@ -125,14 +124,12 @@ class Evaluator:
         return min(_BATCHES, key=lambda size: self._trial(model, self.dtype, size)[0])
 
     def _trial(self, model: nn.Module, dtype: str, batch: int) -> tuple[float, Tensor]:
-        """(least seconds of a few passes over some samples, outputs); the first pass, which warms up, does not count."""
+        """(seconds of a pass over some samples, outputs); a smaller pass warms up."""
         batches = _in_format(self._inputs[:_TRIAL_SAMPLES], self._device, DTYPES[dtype]).split(batch)
-        seconds = []
-        for _ in range(1 + _TRIALS):
-            started = time.perf_counter()
-            outputs = _run(model, batches)
-            seconds.append(time.perf_counter() - started)
-        return min(seconds[1:]), outputs
+        _run(model, batches[:1])
+        started = time.perf_counter()
+        outputs = _run(model, batches)
+        return time.perf_counter() - started, outputs
 
 
 def _run(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:

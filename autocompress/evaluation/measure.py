@@ -37,7 +37,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: what the model caches for itself must stay usable in training
             yield
     finally:
         for module, mode in modes.items():

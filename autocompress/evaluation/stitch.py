@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from autocompress_envs.numbers import Labeling
 from torch import Tensor, nn
 
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
+from autocompress_envs.numbers import Labeling
 
 _READY_BYTES = 1_000_000_000  # of weights kept ready in the evaluation dtype
 
@@ -51,7 +51,7 @@ def resolve(menus: Menus, labeling: Labeling) -> list[LayerChoice]:
         kept.append(menus.kept_options(group)[level] if by_channel else group.width)
     return [
         LayerChoice(
-            reads={read: kept[read] for read in layer.reads},
+            reads={read: kept[read] for read in menus.reads(layer)},
             writes=None if layer.writes is None else kept[layer.writes],
             sparsity=0.0 if by_channel else menus.sparsities(layer)[labeling.sparsity[position]],
             weight_bits=int(labeling.weight_bits[position]),
@@ -76,11 +76,13 @@ class Stitcher:
         self._dtype = next(folded.parameters()).dtype
         self._device = next(folded.parameters()).device
         norms = {name for group in menus.network.groups for name in group.norms}
+        self._norm_widths = {name: int(self._modules[name].num_features) for name in norms}
         self._norm_tensors = {name: _norm_tensors(self._modules[name]) for name in norms}
         self._ready: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
         self._ready_bytes = 0
         self._ranges: dict[str, ActivationRange | None] = {}
         for layer in menus.network.layers:
+            _untie_(self._modules[layer.name])
             self._modules[layer.name].register_forward_pre_hook(_Rounding(layer.name, self._ranges))
 
     def stitch_(self, labeling: Labeling) -> nn.Module:
@@ -90,9 +92,7 @@ class Stitcher:
             weight, bias = self._weights(layer, choice)
             self._ranges[layer.name] = self._menus.ranges[layer.name][choice.activation_bits]
             _write_layer_(self._modules[layer.name], weight, bias)
-        for index, group in enumerate(self._menus.network.groups):
-            owner = self._menus.network.layer_index()[group.owner]
-            self._write_norms_(index, choices[owner].writes)
+        self._write_norms_(choices)
         return self.model
 
     def _weights(self, layer: Layer, choice: LayerChoice) -> tuple[Tensor, Tensor]:
@@ -113,16 +113,21 @@ class Stitcher:
             weight = weight.contiguous(memory_format=torch.channels_last)
         return weight, variant.bias[rows].to(self._device, self._dtype)
 
-    def _write_norms_(self, group_index: int, kept: int | None) -> None:
-        group = self._menus.network.groups[group_index]
-        if kept is None:
-            return
-        removed = self._menus.removed_channels(group_index, kept)
-        for name, channels in group.norms.items():
-            stays = torch.ones(self._norm_tensors[name]["running_mean"].shape[0], dtype=torch.bool)
-            stays[torch.from_numpy(channels)[removed].flatten()] = False
+    def _write_norms_(self, choices: list[LayerChoice]) -> None:
+        """A norm behind a concatenation holds channels of several groups."""
+        stays = {name: torch.ones(width, dtype=torch.bool) for name, width in self._norm_widths.items()}
+        index = self._menus.network.layer_index()
+        for group_index, group in enumerate(self._menus.network.groups):
+            kept = choices[index[group.owner]].writes
+            assert kept is not None, "the owner of a group writes it"
+            removed = self._menus.removed_channels(group_index, kept)
+            for name, channels in group.norms.items():
+                stays[name][torch.from_numpy(channels)[removed].flatten()] = False
+        for name, kept_channels in stays.items():
+            norm = self._modules[name]
+            norm.num_features = int(kept_channels.sum())
             for field, tensor in self._norm_tensors[name].items():
-                getattr(self._modules[name], field).data = tensor[stays.to(tensor.device)]
+                getattr(norm, field).data = tensor[kept_channels.to(tensor.device)]
 
 
 def full_weight(layer: Layer, variant: Variant) -> Tensor:
@@ -150,6 +155,13 @@ class _Rounding:
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         found = self._ranges.get(self._name)
         return None if found is None else (found.apply(args[0]), *args[1:])
+
+
+def _untie_(module: Any) -> None:
+    """Parameters of its own: layers that share theirs get different labels."""
+    for field in ("weight", "bias"):
+        if getattr(module, field) is not None:
+            setattr(module, field, nn.Parameter(getattr(module, field).detach(), requires_grad=False))
 
 
 def _write_layer_(module: Any, weight: Tensor, bias: Tensor) -> None:

@@ -47,18 +47,16 @@ def refit(weight: Tensor, second_moment: Tensor, kept: Tensor) -> Tensor:
 
 
 def expected_loss(change: Tensor, second_moment: Tensor, gradient_moment: Tensor) -> float:
-    """½ tr(G ΔW H ΔWᵀ) in nats, for ΔW (r, d + 1)."""
-    return 0.5 * float(((gradient_moment @ change) * (change @ second_moment)).sum().clamp(min=0))
+    """½ tr(G ΔW H ΔWᵀ) in nats, for ΔW (rows, d + 1), H (g, d + 1, d + 1) and G (rows, rows).
 
-
-def grouped_loss(change: Tensor, second_moment: Tensor, gradient_moment: Tensor) -> float:
-    """The same for a convolution with g groups: ΔW (rows, d + 1), H (g, d + 1, d + 1), G (rows, rows).
-
-    Outputs of different groups are taken as independent.
+    Outputs of the different groups of a convolution are taken as independent.
     """
-    groups = second_moment.shape[0]
-    rows = change.shape[0] // groups
-    change = change.view(groups, rows, -1)  # (g, r, d + 1)
-    index = torch.arange(change.shape[0] * rows).view(groups, rows)
-    moment = gradient_moment[index[:, :, None], index[:, None, :]]  # (g, r, r)
+    change = change.view(len(second_moment), -1, change.shape[1])  # (g, r, d + 1)
+    moment = diagonal_blocks(gradient_moment, len(second_moment))
     return 0.5 * float(((moment @ change) * (change @ second_moment)).sum().clamp(min=0))
+
+
+def diagonal_blocks(matrix: Tensor, count: int) -> Tensor:
+    """(count, r, r) square blocks along the diagonal of a (count · r, count · r) matrix."""
+    index = torch.arange(len(matrix)).view(count, -1)
+    return matrix[index[:, :, None], index[:, None, :]]

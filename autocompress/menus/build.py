@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.menus.activations import calibrate_range
-from autocompress.menus.algebra import damped
+from autocompress.menus.activations import ActivationRange, calibrate_range
+from autocompress.menus.algebra import damped, diagonal_blocks
 from autocompress.menus.calibration import Statistics, calibrate
 from autocompress.menus.criteria import CHANNEL_CRITERIA, Consumer
 from autocompress.menus.menus import Menus
@@ -22,6 +22,7 @@ from autocompress.menus.variants import LayerSource
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Group, Layer, Network
 from autocompress.threads import single_threaded
+from autocompress_envs.numbers import FloatArray
 
 Progress = Callable[[int, int, str], None]
 
@@ -69,9 +70,7 @@ def build_menus(
     }
     with single_threaded(), ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
         orders = _orders(network, sources, statistics, settings, store, pool)
-        ranges = {
-            name: [_range(found, bits) for bits in settings.activation_bits] for name, found in statistics.items()
-        }
+        ranges = {name: _ranges(found.input_sample, settings) for name, found in statistics.items()}
         errors = {name: _range_errors(sources[name], ranges[name]) for name in ranges}
         eager = settings.granularity != "channel" or _stored_weights(network, settings) <= _EAGER_WEIGHTS
         menus = Menus(network, settings, sources, orders, ranges, errors, store, eager)
@@ -144,14 +143,15 @@ def _consumers(
     return consumers
 
 
-def _range(statistics: Statistics, bits: int):  # type: ignore[no-untyped-def]
-    return None if bits == 32 else calibrate_range(statistics.input_sample, bits)
+def _ranges(input_sample: Tensor, settings: MenuSettings) -> list[ActivationRange | None]:
+    return [None if bits == 32 else calibrate_range(input_sample, bits) for bits in settings.activation_bits]
 
 
-def _range_errors(source: LayerSource, ranges: Iterable) -> np.ndarray:  # type: ignore[type-arg]
+def _range_errors(source: LayerSource, ranges: Iterable[ActivationRange | None]) -> FloatArray:
     """(A,) ½ · noise · positions · tr(G W Wᵀ): rounding errors of inputs taken as independent."""
-    weight = source.weight[:, :-1]
-    gain = 0.5 * source.layer.positions * float((source.gradient_moment @ weight * weight).sum())
+    weight = source.weight[:, :-1].view(source.layer.groups, -1, source.layer.fan_in)  # (g, r, d)
+    moment = diagonal_blocks(source.gradient_moment, source.layer.groups)
+    gain = 0.5 * source.layer.positions * float((moment @ weight * weight).sum())
     return np.array([0.0 if found is None else gain * found.noise for found in ranges])
 
 
@@ -163,7 +163,7 @@ def _stored_weights(network: Network, settings: MenuSettings) -> int:
 
 
 def _build_variants(menus: Menus, pool: ThreadPoolExecutor, report: Progress) -> None:
-    """Fill the store with everything that `Menus.problem` reads; the largest layers first, so that none is left last."""
+    """Fill the store with all that `Menus.problem` reads; the largest layers first, so that none is left last."""
 
     def build(layer: Layer, kept: dict[int, int], sparsity: float, full: bool) -> None:
         if full:
@@ -179,6 +179,10 @@ def _build_variants(menus: Menus, pool: ThreadPoolExecutor, report: Progress) ->
         for cell in menus.table_cells(layer, position)
     ]
     futures = [pool.submit(build, *cell) for cell in cells]
-    for done, future in enumerate(futures, 1):
-        future.result()
-        report(done, len(cells), "menus")
+    try:
+        for done, future in enumerate(futures, 1):
+            future.result()
+            report(done, len(cells), "menus")
+    finally:
+        for future in futures:  # after an error or Ctrl-C, so that the pool does not work through the rest first
+            future.cancel()

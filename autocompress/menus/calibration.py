@@ -25,6 +25,7 @@ from autocompress.network.structure import Layer, Network
 
 _UNFOLDED_ELEMENTS = 16_000_000  # of one batch of one layer's unfolded inputs: 64 MB in float32
 _RANGE_SAMPLES = 65_536
+_DRAWN_A_BATCH = 4096
 
 
 @dataclass(frozen=True)
@@ -96,36 +97,39 @@ class _Collector:
         columns = layer.fan_in + 1
         self.second_moment = torch.zeros(layer.groups, columns, columns, dtype=torch.float64)
         self.gradient_moment = torch.zeros(layer.rows, layer.rows, dtype=torch.float64)
-        self.activation: Tensor | float = 0.0
+        self.activation = torch.zeros(module.get_parameter("weight").shape[1] * layer.groups)
+        self.values_per_channel = 0
+        self.generator = torch.Generator().manual_seed(0)
         self.samples: list[Tensor] = []
 
     def see_input(self, x: Tensor) -> None:
         columns = extended_columns(x, self.module)  # (g, M, d + 1)
         self.second_moment += (columns.mT @ columns).double()
-        channel_axis = 1 if isinstance(self.module, (nn.Conv1d, nn.Conv2d)) else x.ndim - 1
-        other = [axis for axis in range(x.ndim) if axis != channel_axis]
-        self.activation = self.activation + x.abs().mean(other) * len(x)
-        stride = max(1, x.numel() // 4096)
-        self.samples.append(torch.cat([x.flatten()[::stride], x.amin()[None], x.amax()[None]]))
+        by_channel = x.movedim(x.ndim - 1 if self.layer.kind == "linear" else 1, 0).flatten(1)  # (channels, M)
+        self.activation += by_channel.abs().sum(1)
+        self.values_per_channel += by_channel.shape[1]
+        # Drawn, not strided: a stride that divides the image's size would see the same few pixels of every channel.
+        drawn = torch.randint(x.numel(), (min(x.numel(), _DRAWN_A_BATCH),), generator=self.generator)
+        self.samples.append(torch.cat([x.flatten()[drawn], x.amin()[None], x.amax()[None]]))
 
     def see_gradient(self, gradient: Tensor) -> None:
         if self.layer.kind == "linear":
             rows = gradient.reshape(len(gradient), -1, gradient.shape[-1]).mT  # (N, rows, T)
         else:
             rows = gradient.flatten(2)
-        positions = rows.shape[2]
         flat = rows.transpose(0, 1).flatten(1)  # (rows, N·T)
-        self.gradient_moment += (flat @ flat.T).double() / positions
+        # The layer's positions count those of all its runs, and where it sees the positions as samples, those too.
+        self.gradient_moment += (flat @ flat.T).double() / self.layer.positions
 
     def finish(self, count: int, draws: int) -> Statistics:
         sample = torch.cat(self.samples).sort().values
         if len(sample) > _RANGE_SAMPLES:
-            sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES).round().long()]
+            sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES, dtype=torch.float64).round().long()]
         order = _weight_order(self.layer)
         return Statistics(
             self.second_moment[:, order][:, :, order] / count,
             self.gradient_moment / (count * draws),
-            torch.as_tensor(self.activation) / count,
+            self.activation / self.values_per_channel,
             sample.float(),
         )
 
@@ -139,14 +143,13 @@ def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         flat = x.reshape(1, -1, x.shape[-1])
         return torch.cat([flat, torch.ones(1, flat.shape[1], 1)], 2)
-    one_dimensional = isinstance(module, nn.Conv1d)
-    x = x[:, :, None] if one_dimensional else x
-    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w), (pad_h, pad_w) = (
-        (default, *sizes) if one_dimensional else sizes
-        for sizes, default in ((module.kernel_size, 1), (module.stride, 1), (module.dilation, 1), (_padding(module), 0))
-    )
     mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, (pad_w, pad_w, pad_h, pad_h), mode=mode).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
+    x = F.pad(x, _padding(module), mode=mode)
+    one_dimensional = isinstance(module, nn.Conv1d)
+    x = (x[:, :, None] if one_dimensional else x).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
+    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = (
+        (1, *sizes) if one_dimensional else sizes for sizes in (module.kernel_size, module.stride, module.dilation)
+    )
     height = (x.shape[1] - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
     width = (x.shape[2] - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
     groups, per_group = module.groups, x.shape[3] // module.groups
@@ -172,14 +175,15 @@ def _weight_order(layer: Layer) -> Tensor:
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
+    """Before and after each axis, the last axis first, as `F.pad` takes them."""
     if module.padding == "valid":
-        return tuple(0 for _ in module.kernel_size)
-    if module.padding == "same":
+        sides = [(0, 0) for _ in module.kernel_size]
+    elif module.padding == "same":  # PyTorch puts the odd one behind
         spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        if any(span % 2 for span in spans):
-            raise InputError("`padding='same'` with an even kernel can't be calibrated; pad explicitly.")
-        return tuple(span // 2 for span in spans)
-    return tuple(int(p) for p in module.padding)
+        sides = [(span // 2, span - span // 2) for span in spans]
+    else:
+        sides = [(int(size), int(size)) for size in module.padding]
+    return tuple(itertools.chain.from_iterable(reversed(sides)))
 
 
 @contextmanager

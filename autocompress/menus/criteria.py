@@ -79,7 +79,9 @@ class _Elimination:
         columns = self.columns[channels]  # (c, m)
         block = self.inverse[columns[:, :, None], columns[:, None, :]]  # (c, m, m)
         weight = self.weight[:, columns].transpose(0, 1)  # (c, r, m)
-        return 0.5 * (weight * torch.linalg.solve(block, weight, left=False)).sum((1, 2))
+        solved = torch.linalg.solve(block, weight, left=False)
+        cost: Tensor = (weight * solved).sum((1, 2))
+        return cost / 2
 
     def remove(self, channels: Tensor) -> None:
         columns = self.columns[channels].flatten()
@@ -166,5 +168,6 @@ def element_mask(score: Tensor, remove: int) -> Tensor:
 def block_mask(score: Tensor, kept: int, block: int) -> Tensor:
     """(r, d) bool: the `kept` highest scores of every `block` consecutive columns stay; d divides by `block`."""
     blocks = score.view(score.shape[0], -1, block)
-    rank = blocks.argsort(-1, descending=True, stable=True).argsort(-1)
-    return (rank < kept).view_as(score)
+    rank = blocks.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    stays: Tensor = rank < kept
+    return stays.view_as(score)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from autocompress_envs.numbers import Labeling, LayerNumbers, Problem, n_of_m
 from torch import Tensor
 
 from autocompress.errors import InputError
@@ -17,6 +16,7 @@ from autocompress.menus.store import Store
 from autocompress.menus.variants import LayerSource, Variant, channel_variants, sparse_variants
 from autocompress.network.structure import Group, Layer, Network
 from autocompress.plan import Label, Plan
+from autocompress_envs.numbers import Labeling, LayerNumbers, Problem, n_of_m
 
 _TOLERANCE = 1e-6  # by which a plan's sparsity may miss the menu's
 
@@ -80,7 +80,7 @@ class Menus:
             sparsity: of the layer's own weights, with granularity `element` or `n:m`.
         """
         source, bits = self.sources[layer.name], self.settings.weight_bits
-        name = variants_name(self.network.layer_index()[layer.name], layer, kept, sparsity)
+        name = self._file_name(layer, kept, sparsity)
         if self.settings.granularity != "channel":
             return self.store.variants(name, bits, lambda: sparse_variants(source, sparsity, bits, self.settings))
         columns = self.kept_columns(layer, kept)
@@ -146,7 +146,7 @@ class Menus:
         return [(full | {read: kept}, 0.0, self.eager or kept == full[read]) for kept in options]
 
     def _estimate(self, layer: Layer, kept: Mapping[int, int]) -> list[float]:
-        """Errors of variants that are not built yet: of pruning alone, plus rounding's in proportion to what is left."""
+        """Errors of variants not built yet: of pruning alone, plus rounding's in proportion to what is left."""
         full = {read: self.network.groups[read].width for read in layer.reads}
         columns = self.kept_columns(layer, kept)
         pruned = self.pruned_error(layer, kept, columns)
@@ -155,14 +155,18 @@ class Menus:
 
     def pruned_error(self, layer: Layer, kept: Mapping[int, int], columns: Tensor) -> float:
         """Layer error of pruning without rounding, in nats."""
-        name = variants_name(self.network.layer_index()[layer.name], layer, kept, 0.0) + "-pruned"
         source = self.sources[layer.name]
 
         def build() -> dict[str, Tensor]:
             error = channel_variants(source, columns, (32,), self.settings)[0].error
             return {"error": torch.tensor(error, dtype=torch.float64)}
 
-        return float(self.store.tensors(name, build)["error"])
+        return float(self.store.tensors(self._file_name(layer, kept, 0.0) + "-pruned", build)["error"])
+
+    def _file_name(self, layer: Layer, kept: Mapping[int, int], sparsity: float) -> str:
+        """Name of a layer's variants in the store."""
+        counts = "-".join(str(kept[read]) for read in self.reads(layer) if read in kept)
+        return f"layer{self.network.layer_index()[layer.name]:03d}-k{counts or 'all'}-s{sparsity:g}"
 
     def plan(self, labeling: Labeling) -> Plan:
         """The plan that a labelling stands for."""
@@ -215,12 +219,6 @@ class Menus:
             _position(layer, "weight_bits", label.weight_bits, self.settings.weight_bits),
             _position(layer, "activation_bits", label.activation_bits, self.settings.activation_bits),
         )
-
-
-def variants_name(index: int, layer: Layer, kept: Mapping[int, int], sparsity: float) -> str:
-    """File name of a layer's variants in the store."""
-    counts = "-".join(str(kept[read]) for read in layer.reads if read in kept)
-    return f"layer{index:03d}-k{counts or 'all'}-s{sparsity:g}"
 
 
 def _position(layer: Layer, name: str, bits: int, choices: Sequence[int]) -> int:

@@ -54,7 +54,7 @@ def code_range(bits: int) -> tuple[int, int]:
 
 def nearest(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
     """Round to nearest on the smallest scale that clips nothing (min-max)."""
-    return [_round_plainly(rounding, width, min_max_scale(rounding.weight[..., :-1], width)) for width in bits]
+    return [_round_plainly(rounding, width, min_max_scale(rounding, width)) for width in bits]
 
 
 def mse(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
@@ -77,7 +77,7 @@ def fixed_point(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
 
     result = []
     for width in bits:
-        top = 2.0 ** min_max_scale(rounding.weight[..., :-1], width).log2().ceil()
+        top = 2.0 ** min_max_scale(rounding, width).log2().ceil()
         candidates = [_round_plainly(rounding, width, top / 2**shift) for shift in range(5)]
         result.append(_best_per_row(candidates, output_error))
     return result
@@ -86,10 +86,7 @@ def fixed_point(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
 def binary(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
     """1 bit: the sign, times the mean magnitude of the row (XNOR-Net, Rastegari et al. 2016, eq. 6)."""
     assert set(bits) <= {1}, "MenuSettings admits no other integer width"
-    weight = rounding.weight[..., :-1]
-    kept = torch.ones_like(weight) if rounding.mask is None else rounding.mask.to(weight)
-    scale = (weight.abs() * kept).sum(-1) / kept.sum(-1).clamp(min=1)
-    return [_round_plainly(rounding, 1, scale.clamp(min=1e-12)) for _ in bits]
+    return nearest(rounding, bits)
 
 
 def gptq(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
@@ -108,7 +105,7 @@ def _gptq_width(rounding: Rounding, sweep: _Sweep, bits: int) -> Rounded:
     groups, rows = rounding.weight.shape[:2]
     factors = _factors(bits)
     count = len(factors)
-    scale = min_max_scale(rounding.weight[..., :-1], bits)[:, None] * factors[:, None]  # (g, f, r)
+    scale = min_max_scale(rounding, bits)[:, None] * factors[:, None]  # (g, f, r)
     weight = rounding.weight.repeat(1, count, 1)
     mask = None if rounding.mask is None else rounding.mask.repeat(1, count, 1)
     codes, bias, loss = sweep.run(weight, scale.flatten(1), bits, mask)
@@ -128,10 +125,12 @@ QUANTIZERS: dict[str, Quantizer] = {
 }
 
 
-def min_max_scale(weight: Tensor, bits: int) -> Tensor:
-    """(…, r) smallest scale at which no weight of (…, r, d) is clipped; the mean magnitude for 1 bit."""
+def min_max_scale(rounding: Rounding, bits: int) -> Tensor:
+    """(g, r) smallest scale at which no weight is clipped; for 1 bit the mean magnitude of the weights that stay."""
+    weight = rounding.weight[..., :-1]
     if bits == 1:
-        return weight.abs().mean(-1).clamp(min=1e-12)
+        kept = torch.ones_like(weight) if rounding.mask is None else rounding.mask.to(weight)
+        return ((weight.abs() * kept).sum(-1) / kept.sum(-1).clamp(min=1)).clamp(min=1e-12)
     low, high = code_range(bits)
     return torch.maximum(weight.amax(-1) / high, weight.amin(-1) / low).clamp(min=1e-12)
 
@@ -158,7 +157,7 @@ def _factors(bits: int) -> Tensor:
 
 
 def _plain_candidates(rounding: Rounding, bits: int) -> list[Rounded]:
-    base = min_max_scale(rounding.weight[..., :-1], bits)
+    base = min_max_scale(rounding, bits)
     return [_round_plainly(rounding, bits, base * factor) for factor in _factors(bits)]
 
 

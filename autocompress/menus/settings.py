@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autocompress_envs.numbers import n_of_m
-
 from autocompress.errors import InputError, unknown_name
+from autocompress_envs.numbers import n_of_m
 
 CRITERIA = ("obs", "l1", "l2", "activation", "taylor", "random")
 QUANTIZERS = ("gptq", "nearest", "mse", "fixed-point", "binary")
@@ -55,8 +54,10 @@ class MenuSettings:
                 raise InputError(str(error)) from None
         _check_bits("weight_bits", self.weight_bits, (*range(1, 9), 16, 32))
         _check_bits("activation_bits", self.activation_bits, (*range(4, 9), 32))
-        if self.quantizer == "binary" and min(self.weight_bits) > 1:
-            raise InputError(f"`weight_bits` must offer 1 with the quantizer binary, got {list(self.weight_bits)}.")
+        if self.quantizer == "binary" and any(1 < width < 16 for width in self.weight_bits):
+            raise InputError(
+                f"`weight_bits` must be among 1, 16 and 32 with the quantizer binary, got {list(self.weight_bits)}."
+            )
         if not 1 <= self.sparsity_levels <= 64:
             raise InputError(f"`sparsity_levels` must be 1 to 64, got {self.sparsity_levels}.")
         if not 0 < self.damping < 1:

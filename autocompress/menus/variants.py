@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from autocompress_envs.numbers import n_of_m, removed_weights
 from torch import Tensor, nn
 
-from autocompress.menus.algebra import damped, grouped_loss, inverse, refit
+from autocompress.menus.algebra import damped, expected_loss, inverse, refit
 from autocompress.menus.calibration import Statistics
 from autocompress.menus.criteria import ELEMENT_CRITERIA, ElementContext, block_mask, element_mask
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.settings import MenuSettings
 from autocompress.network.structure import Layer
+from autocompress_envs.numbers import n_of_m, removed_weights
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | 
     change = -source.weight
     change[:, kept[:-1]] += variant.weight()
     change[:, -1] += bias
-    error = grouped_loss(change, source.second_moment, source.gradient_moment)
+    error = expected_loss(change, source.second_moment, source.gradient_moment)
     return Variant(variant.columns, values, scale, variant.bias, error)
 
 

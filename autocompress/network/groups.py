@@ -90,6 +90,9 @@ class _GraphReader:
 
     def __init__(self, model: nn.Module, fixed_outputs: Mapping[str, str], shared: Mapping[str, str]) -> None:
         self._model = copy.deepcopy(model).requires_grad_(True)
+        for module in self._model.modules():
+            if hasattr(module, "inplace"):  # an in-place activation hides from torch-pruning which layer it follows
+                module.inplace = False  # type: ignore[assignment]
         self._names = {module: name for name, module in self._model.named_modules()}
         self._modules = dict(self._model.named_modules())
         self._fixed_outputs = fixed_outputs

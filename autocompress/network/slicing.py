@@ -20,7 +20,7 @@ def remove_channels(model: nn.Module, removed: Removed) -> nn.Module:
     """A copy of `model` without the channels: weight rows, weight columns and norm channels are gone.
 
     Args:
-        model: the model that the groups were traced from.
+        model: the model that the groups were traced from, with its norms folded (`fold_batch_norms`).
         removed: by group, the indices in [0, width) of the channels to remove; at least one channel must stay.
     """
     smaller = copy.deepcopy(model)

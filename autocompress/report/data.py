@@ -10,7 +10,7 @@ import numpy as np
 from autocompress_envs.numbers import Labeling, Outcome, Problem, removed_weights
 
 if TYPE_CHECKING:
-    from autocompress.api import Inspection, Measurement, Result
+    from autocompress.results import Inspection, Measurement, Result
 
 
 def label_summary(problem: Problem, labeling: Labeling) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def measurement_data(measured: Measurement) -> dict[str, Any]:
         "original": outcome_data(original),
         "compressed": outcome_data(compressed),
         "fraction_of_original": fractions,
-        "budget": {"limits": dict(measured.limits), "met": measured.meets_budget},
+        "budget": {"limits": dict(measured.limits), "met": measured.meets_budget} if measured.limits else None,
         "labels": label_summary(measured.problem, measured.labeling),
     }
 

@@ -14,8 +14,8 @@ from autocompress.budget import RESOURCES
 from autocompress.report.data import label_summary
 
 if TYPE_CHECKING:
-    from autocompress.api import Inspection, Measurement, Result
     from autocompress.report.inspection import LayerReport
+    from autocompress.results import Inspection, Measurement, Result
 
 NAMES = {"size": "bytes", "macs": "multiply-accumulates", "bitops": "bit operations", "memory": "peak memory, bytes"}
 

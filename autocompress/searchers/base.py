@@ -19,9 +19,9 @@ from autocompress_envs.rewards import REWARDS, RewardContext, compute
 
 Evaluate = Callable[[Labeling], Outcome]
 
-# Environment episodes a searcher may finish per evaluation allowed: it ends the search of an agent that has
-# converged and proposes nothing but plans seen before, which cost nothing and would go on for ever.
-EPISODES_PER_EVALUATION = 20
+# Plans seen before are free, so an agent that has converged, or has seen all that its actions can reach, would go on
+# for ever: this many of them in a row end the search.
+MOST_REPEATS = 50
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Recorder:
         self._observers = observers
         self._context = RewardContext(task.original_accuracy, task.problem.original(), task.limits)
         self._seen: dict[bytes, Evaluated] = {}
-        self._calls = 0
+        self._repeats = 0
         self.first: Evaluated | None = None
         self.best: Evaluated | None = None
         self.policy_state: dict[str, torch.Tensor] | None = None
@@ -140,16 +140,19 @@ class Recorder:
         """The evaluation of a plan, from memory where it was seen before.
 
         Raises:
-            StopSearch: the plan is new and the allowance or the patience is used up, or too many plans were repeats.
+            StopSearch: the plan is new and the allowance or the patience is used up, or `MOST_REPEATS` in a row
+                were not new.
             InputError: the evaluation gave no number that the reward can use, such as NaN.
         """
-        self._calls += 1
         key = _key(labeling)
-        if key not in self._seen:
+        if key in self._seen:
+            self._repeats += 1
+            if self._repeats >= MOST_REPEATS:
+                raise StopSearch(f"{MOST_REPEATS} episodes in a row brought only plans seen before")
+        else:
             self._check_allowance()
             self._seen[key] = self._evaluate(labeling)
-        elif self._calls >= EPISODES_PER_EVALUATION * self._settings.episodes:
-            raise StopSearch(f"{self._calls} episodes proposed only {self.evaluations} different plans")
+            self._repeats = 0
         return self._seen[key]
 
     def _check_allowance(self) -> None:

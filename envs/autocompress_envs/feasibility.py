@@ -2,14 +2,15 @@
 
 Costs grow with every width, so the rest is cheapest with every undecided group at its fewest channels; for these
 widths each layer's cheapest bits follow one by one. With one limit that is exact. With several, one layer's cheapest
-label may differ between resources (16-bit weights need no scales, activations at 32 bits no ranges); then completions
-that favour each resource in turn are tried, so that a label may be refused that only a mixture could complete, never
-the reverse, and never every label.
+label may differ between resources (16-bit weights need no scales, activations at 32 bits no ranges, a few bytes each);
+then completions that favour each resource in turn are tried. So a label, and a budget within these bytes of the
+smallest, may be refused that only some other mixture completes; never the reverse, and never every label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import chain, permutations
 
 import numpy as np
 
@@ -41,7 +42,13 @@ class Reach:
 
     def complete(self, labeling: Labeling, decided: int) -> Labeling | None:
         """A labelling within the limits that starts with the first `decided` labels, or None where none was found."""
-        for candidate in self._completions(labeling, decided):
+        candidates = list(self._completions(labeling, decided))
+        mixtures = (
+            _spliced(first, second, index)
+            for first, second in permutations(candidates, 2)
+            for index in range(decided + 1, self.tables.layer_count)
+        )
+        for candidate in chain(candidates, mixtures):
             if is_within(self.tables.resources(candidate, self.limits), self.limits):
                 return candidate
         return None
@@ -184,3 +191,12 @@ class Reach:
             f"`{name}` budget must be at least {smallest[name]:,} {RESOURCES[name]} ({why}), "
             f"got {self.limits[name]:,}; raise it or allow fewer bits or more sparsity."
         )
+
+
+def _spliced(first: Labeling, second: Labeling, index: int) -> Labeling:
+    """The first labelling up to layer `index`, the second from there on."""
+    return Labeling(
+        np.concatenate([first.sparsity[:index], second.sparsity[index:]]),
+        np.concatenate([first.weight_bits[:index], second.weight_bits[index:]]),
+        np.concatenate([first.activation_bits[:index], second.activation_bits[index:]]),
+    )

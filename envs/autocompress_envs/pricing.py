@@ -109,6 +109,8 @@ class Pricer:
             total = errors.total(self.tables, bisection.best)
             if total < least:
                 best, beyond, least = bisection.best, bisection.beyond, total
+            if price == 0.0:
+                break  # the least error of all meets every limit
             relative = {name: relative[name] * max(bisection.usage[name], 0.05) ** 3 for name in relative}
         trimmed = None if beyond is None or self._is_tight(best) else self._filler.trim(errors, beyond)
         return [best] if trimmed is None else [best, trimmed]

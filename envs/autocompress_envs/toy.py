@@ -96,9 +96,7 @@ def additive_error(problem: Problem, labeling: Labeling) -> float:
 
 def all_labelings(problem: Problem) -> Labeling:
     """Every labelling of a tiny problem, stacked: each field (N, L)."""
-    sizes = [
-        size for x in problem.layers for size in (len(x.sparsities), len(x.weight_bits), len(x.activation_bits))
-    ]
+    sizes = [size for x in problem.layers for size in (len(x.sparsities), len(x.weight_bits), len(x.activation_bits))]
     count = int(np.prod(sizes))
     if count > 10**6:
         raise ValueError(f"`problem` must have at most 1,000,000 labellings, got {count:,}.")

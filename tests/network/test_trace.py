@@ -203,11 +203,22 @@ def test_layers_are_what_multiplies_by_its_own_weight() -> None:
 
 
 def test_linear_on_tokens_and_in_place_operators() -> None:
-    model = nn.Sequential(nn.Linear(4, 6), nn.Hardswish(inplace=True), nn.Linear(6, 5), nn.Flatten(), nn.Linear(15, 2))
+    model = nn.Sequential(nn.Linear(4, 6), nn.Hardswish(inplace=True), nn.Linear(6, 5), nn.Linear(5, 2))
     network = trace(model, torch.zeros(1, 3, 4))
-    assert [layer.positions for layer in network.layers] == [3, 3, 1]
+    assert [layer.positions for layer in network.layers] == [3, 3, 3]
     assert network.unknown_operators == {}
-    assert network.groups[0].consumers["2"].shape == (6, 1)
+    assert [group.owner for group in network.groups] == ["0", "2"]
+    assert network.groups[0].consumers["2"].tolist() == [[0], [1], [2], [3], [4], [5]]
+    # both 18 elements of the first result, activated in place, and 15 of the second
+    assert network.costs.memory(np.array([6, 5]), np.array([32, 32, 32])) == 4 * (18 + 15)
+
+
+def test_flattened_tokens_which_torch_pruning_misreads_are_fixed() -> None:
+    """Channel c owns the columns c, c + 5 and c + 10 there, not three in a row."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 5), nn.Flatten(), nn.Linear(15, 2))
+    found = reasons(model, 3, 4)
+    assert found["0"] == ""
+    assert found["2"].startswith("pruned copy ")
 
 
 def test_dilated_and_one_dimensional_convolutions() -> None:

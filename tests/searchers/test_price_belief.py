@@ -11,10 +11,9 @@ def test_loss_parts_of_the_toy_by_hand():
     problem, _ = toy_problem()
     zeros = np.zeros(3, dtype=np.int64)
     parts = LossParts(problem)
-    # Half of conv1's group: 0.4 nats, booked at conv1 though conv2 loses them. Bits 2, 4, 8: 0.3, 0.02, 0.
-    np.testing.assert_allclose(
-        parts(Labeling(np.array([1, 0, 0]), np.array([0, 1, 2]), zeros)), [[0.4, 0.3], [0.0, 0.02], [0.0, 0.0]]
-    )
+    # Half of conv1's group: 0.6 nats, booked at conv1 though conv2 loses them. Bits 2, 4, 8: 0.1, 0.012, 0.
+    found = parts(Labeling(np.array([1, 0, 0]), np.array([0, 1, 2]), zeros))
+    np.testing.assert_allclose(found, [[0.6, 0.1], [0.0, 0.012], [0.0, 0.0]], atol=1e-12)
     assert parts.active.tolist() == [[True, True], [False, True], [False, True]]
 
 
@@ -31,13 +30,14 @@ def test_loss_parts_add_up_to_the_layer_errors():
 
 def test_belief_recovers_true_prices():
     rng = np.random.default_rng(3)
-    truth = rng.normal(0.0, 0.8, (10, 2))
+    truth = rng.normal(0.0, 0.5, (10, 2))
     belief = PriceBelief(np.ones((10, 2), dtype=bool))
-    for _ in range(120):
-        parts = np.exp(rng.normal(-3.0, 1.5, (10, 2)))
-        belief.add(parts, float((np.exp(truth) * parts).sum()))
+    for _ in range(300):
+        parts = np.exp(rng.normal(0.0, 1.0, (10, 2)))
+        parts /= (np.exp(truth) * parts).sum()  # equally good plans count alike
+        belief.add(parts, 1.0)
     mean, deviation = belief.moments()
-    np.testing.assert_allclose(mean, truth - truth.mean(), atol=0.1)
+    np.testing.assert_allclose(mean, truth - truth.mean(), atol=0.25)
     assert deviation.max() < 0.4 < PriceBelief.SPREAD
 
 
@@ -59,11 +59,12 @@ def test_explorers_stay_in_range_and_leave_inactive_prices_alone(name):
     zeros = np.zeros(3, dtype=np.int64)
     plan = Labeling(zeros, zeros + 1, zeros)
     for step in range(60):
-        prices = explorer.propose()
+        proposal = explorer.propose()
+        prices = proposal.prices
         assert prices[1:, 0].tolist() == [0.0, 0.0]
         assert 0.0 < np.abs(prices).max() <= PRICE_LIMIT
         assert explorer.knowledge().shape == (3, 4)
-        explorer.learn(Trial(prices, plan, evaluate(plan).kl, is_new=step == 0, is_best=step % 7 == 0))
+        explorer.learn(Trial(prices, proposal.origin, plan, evaluate(plan).kl, is_new=step == 0, is_best=step % 7 == 0))
 
 
 def test_local_explorer_moves_its_anchor_to_the_best_and_adapts_its_step():
@@ -71,11 +72,11 @@ def test_local_explorer_moves_its_anchor_to_the_best_and_adapts_its_step():
     explorer = LocalExplorer(problem, np.random.default_rng(0))
     zeros = np.zeros(3, dtype=np.int64)
     plan, prices = Labeling(zeros, zeros, zeros), np.full((3, 2), 0.25)
-    explorer.learn(Trial(prices, plan, 0.3, is_new=True, is_best=True))
+    explorer.learn(Trial(prices, "local", plan, 0.3, is_new=True, is_best=True))
     np.testing.assert_allclose(explorer.knowledge()[:, :2], prices)
     assert explorer.knowledge()[0, 2] == pytest.approx(0.7 * 1.5**0.8)
     for _ in range(4):
-        explorer.learn(Trial(-prices, plan, 0.4, is_new=True, is_best=False))
+        explorer.learn(Trial(-prices, "local", plan, 0.4, is_new=True, is_best=False))
     assert explorer.knowledge()[0, 2] == pytest.approx(0.7)  # one success in five leaves the step as it was
     np.testing.assert_allclose(explorer.knowledge()[:, :2], prices)
 
@@ -85,5 +86,9 @@ def test_posterior_explorer_gets_bolder_when_it_repeats_itself():
     timid, bold = (PosteriorExplorer(problem, np.random.default_rng(0)) for _ in range(2))
     zeros = np.zeros(3, dtype=np.int64)
     for _ in range(3):
-        bold.learn(Trial(np.zeros((3, 2)), Labeling(zeros, zeros, zeros), 0.1, is_new=False, is_best=False))
-    np.testing.assert_allclose(bold.propose(), np.clip(timid.propose() * 1.2**3, -PRICE_LIMIT, PRICE_LIMIT))
+        bold.learn(
+            Trial(np.zeros((3, 2)), "posterior", Labeling(zeros, zeros, zeros), 0.1, is_new=False, is_best=False)
+        )
+        bold.learn(Trial(np.zeros((3, 2)), "local", Labeling(zeros, zeros, zeros), 0.1, is_new=False, is_best=False))
+    expected = np.clip(timid.propose().prices * 1.2**3, -PRICE_LIMIT, PRICE_LIMIT)
+    np.testing.assert_allclose(bold.propose().prices, expected)

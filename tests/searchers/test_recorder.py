@@ -5,6 +5,7 @@ from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Task
 from autocompress.searchers.search import run_search
 from autocompress_envs.numbers import Labeling, Outcome
+from autocompress_envs.pricing import InfeasibleBudgetError
 from autocompress_envs.toy import toy_problem
 
 
@@ -62,23 +63,31 @@ def test_patience_counts_evaluations_since_the_best():
 
 
 def test_repeats_end_the_search():
-    recorder, _ = recorder_of([0.5], episodes=2)
-    for _ in range(39):
-        recorder(plan(0))
-    with pytest.raises(StopSearch, match=r"^40 episodes proposed only 1 different plans$"):
+    recorder, _ = recorder_of([0.5, 0.4], episodes=9)
+    for number in [0] * 50 + [1] * 50:  # the first of each is new
+        recorder(plan(number))
+    with pytest.raises(StopSearch, match=r"^50 episodes in a row brought only plans seen before$"):
         recorder(plan(0))
 
 
-def test_patience_and_repeats_end_whole_searches():
+def test_patience_ends_a_whole_search():
     problem, evaluate = toy_problem()
-    task = Task(problem, {"size": 197}, evaluate)
-    result = run_search(task, SearchSettings(patience=3), method="local")
+    task = Task(problem, {"size": 204}, lambda labeling: Outcome(0.5, 0.5, 0.5, evaluate(labeling).resources))
+    result = run_search(task, SearchSettings("maskable-ppo", "discrete", patience=3))
     assert result.stopped_because == "3 evaluations brought no improvement"
-    assert result.evaluations == result.best.index + 1 + 3
-    tight = Task(problem, {"bitops": 576}, evaluate)  # one plan only: half the group, 2 bits everywhere
-    result = run_search(tight, SearchSettings(episodes=3))
-    assert result.evaluations == 1
-    assert result.stopped_because == "60 episodes proposed only 1 different plans"
+    assert (result.evaluations, result.best.index) == (4, 0)
+
+
+def test_repeats_end_a_whole_search():
+    problem, evaluate = toy_problem()
+    smallest = min(problem.resources(plan(number))["bitops"] for number in range(27)) // 2
+    tight = Task(problem, {"bitops": smallest}, evaluate)
+    with pytest.raises(InfeasibleBudgetError):
+        run_search(tight, SearchSettings())
+    loose = Task(problem, {"size": 10**6}, evaluate)  # 8 bits everywhere cost no error at all, at any price
+    result = run_search(loose, SearchSettings(episodes=3))
+    assert (result.evaluations, result.best.outcome.kl) == (1, 0.0)
+    assert result.stopped_because == "50 episodes in a row brought only plans seen before"
 
 
 @pytest.mark.parametrize(

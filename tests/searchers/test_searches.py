@@ -13,12 +13,12 @@ from autocompress.searchers.search import run_search
 from autocompress_envs.numbers import Labeling
 from autocompress_envs.toy import toy_problem
 
-OPTIMUM, SOLVER = 0.15, 0.4  # nats at 197 bytes: bits 4 4 2 without pruning; pruned with 8 bits
+OPTIMUM, SOLVER = 0.512, 0.76  # nats at 204 bytes: bits 2 4 2 against 2 2 4, nothing pruned
 
 
 def toy_task():
     problem, evaluate = toy_problem()
-    return Task(problem, {"size": 197}, evaluate)
+    return Task(problem, {"size": 204}, evaluate)
 
 
 def test_toy_optimum():
@@ -28,7 +28,7 @@ def test_toy_optimum():
         Labeling(np.array([pruned, 0, 0]), np.array(bits), zeros)
         for pruned, bits in itertools.product((0, 1), itertools.product(range(3), repeat=3))
     ]
-    feasible = [plan for plan in plans if task.problem.resources(plan)["size"] <= 197]
+    feasible = [plan for plan in plans if task.problem.resources(plan)["size"] <= 204]
     assert min(task.evaluate(plan).kl for plan in feasible) == pytest.approx(OPTIMUM)
 
 
@@ -37,7 +37,7 @@ def test_toy_optimum():
     [
         ("rl", "posterior-ppo", "price"),
         ("rl", "anchored-ppo", "price"),
-        ("rl", "td3", "label"),
+        ("rl", "ppo", "label"),
         ("rl", "maskable-ppo", "discrete"),
         ("local", "posterior-ppo", "price"),
         ("mixed", "posterior-ppo", "price"),
@@ -45,7 +45,7 @@ def test_toy_optimum():
 )
 @pytest.mark.parametrize("seed", [0, 1])
 def test_finds_the_optimum(method, agent, action, seed):
-    settings = SearchSettings(agent, action, episodes=30, seed=seed)
+    settings = SearchSettings(agent, action, episodes=40, seed=seed)
     result = run_search(toy_task(), settings, method=method)
     assert result.best.outcome.kl == pytest.approx(OPTIMUM)
 
@@ -130,5 +130,5 @@ def test_tensorboard_scalars(tmp_path):
     assert kls == pytest.approx([e.outcome.kl for e in seen])
     assert [e.value for e in events.Scalars("search/best_kl")] == pytest.approx(np.minimum.accumulate(kls))
     assert [e.value for e in events.Scalars("search/cost_size")] == pytest.approx(
-        [e.outcome.resources["size"] / 197 for e in seen]
+        [e.outcome.resources["size"] / 204 for e in seen]
     )

@@ -1,0 +1,80 @@
+"""What the package gives back: plain data, and the compressed network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from autocompress.budget import is_satisfied_by
+from autocompress.network import Network
+from autocompress.plan import Plan
+from autocompress.report.inspection import LayerReport
+from autocompress_envs import Labeling, Outcome, Problem
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A plan beside the original, measured together.
+
+    Attributes:
+        plan: the labels.
+        model: the compressed network in float32: the plan's weights, and activations rounded as the plan says.
+        outcome: of the compressed network.
+        original_outcome: of the original.
+        split: what both were measured on: `test` or `search`.
+        limits: of the budget, absolute; empty without one.
+        network: as traced.
+        problem: the network's menus in numbers.
+        labeling: the plan in indices into the menus.
+    """
+
+    plan: Plan
+    model: nn.Module
+    outcome: Outcome
+    original_outcome: Outcome
+    split: str
+    limits: Mapping[str, int]
+    network: Network
+    problem: Problem
+    labeling: Labeling
+
+    @property
+    def meets_budget(self) -> bool:
+        return is_satisfied_by(self.limits, self.outcome.resources)
+
+
+@dataclass(frozen=True)
+class Result(Measurement):
+    """What a search found: its best plan, measured once on the test split, and how it came to it.
+
+    Attributes:
+        search_outcome: of the best plan on the search split, by which it was chosen.
+        evaluations: different plans evaluated.
+        stopped_because: in a few words.
+        run_folder: where all of it is kept.
+    """
+
+    search_outcome: Outcome
+    evaluations: int
+    stopped_because: str
+    run_folder: Path
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What can be compressed, what it costs, and how much each label is expected to hurt.
+
+    Attributes:
+        network: as traced.
+        problem: the network's menus in numbers.
+        original: every resource of the original.
+        layers: one report a layer, in network order.
+    """
+
+    network: Network
+    problem: Problem
+    original: Mapping[str, int]
+    layers: tuple[LayerReport, ...]

@@ -1,0 +1,71 @@
+"""Small layers and moments with known properties."""
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.menus.calibration import Statistics, calibrate
+from autocompress.menus.criteria import Consumer
+from autocompress.network import trace
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    """float64."""
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def moment(columns: int, samples: int = 200, seed: int = 0, mean: float = 0.5) -> Tensor:
+    """(columns + 1, columns + 1) second moment of correlated inputs and a 1."""
+    x = randn(samples, columns, seed=seed) @ randn(columns, columns, seed=seed + 1) / columns**0.5 + mean
+    x = torch.cat([x, torch.ones(samples, 1, dtype=torch.float64)], 1)
+    return x.T @ x / samples
+
+
+def gradient_moment(rows: int, seed: int = 0) -> Tensor:
+    g = randn(3 * rows, rows, seed=seed)
+    return g.T @ g / len(g)
+
+
+def consumer(channels: int, taps: int, rows: int, seed: int, extra: int = 0) -> Consumer:
+    """A layer that reads `channels` of the group and `extra` columns besides."""
+    columns = channels * taps + extra
+    return Consumer(
+        randn(rows, columns + 1, seed=seed),
+        moment(columns, seed=seed),
+        gradient_moment(rows, seed=seed),
+        torch.randperm(columns, generator=seeded(seed))[: channels * taps].view(channels, taps),
+        randn(channels, seed=seed).abs(),
+    )
+
+
+def statistics(model: nn.Module, inputs: Tensor, **options: int) -> dict[str, Statistics]:
+    return calibrate(model.eval().requires_grad_(False), trace(model, inputs), inputs, **options)
+
+
+class Branches(nn.Module):
+    """Input 2x4x4: a concatenation with a norm behind it, a depthwise layer, a residual; 8 layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.left = nn.Conv2d(2, 6, 1)
+        self.right = nn.Conv2d(2, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(10)
+        self.join = nn.Conv2d(10, 8, 1, bias=False)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.point = nn.Conv2d(8, 8, 1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(torch.cat([self.left(x), self.right(x)], 1)))
+        x = torch.relu(self.join(x))
+        x = x + self.point(torch.relu(self.depthwise(x)))
+        return 4 * self.head(x.mean((2, 3)))
+
+
+def branches() -> tuple[nn.Module, Tensor]:
+    """The network in eval mode, and 24 samples."""
+    return Branches().eval(), torch.randn(24, 2, 4, 4, generator=seeded(6))

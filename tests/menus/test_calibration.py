@@ -1,0 +1,216 @@
+"""H, G and the input samples against explicit loops; nothing borrowed is kept."""
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from menu_toys import statistics
+from torch import Tensor, nn
+
+from autocompress.errors import InputError
+from autocompress.menus.calibration import _weight_order, calibrate, extended_columns
+from autocompress.network import trace
+
+CONVOLUTIONS = {
+    "plain": nn.Conv2d(3, 4, 3),
+    "padding": nn.Conv2d(3, 4, 3, padding=1),
+    "one by one, no bias": nn.Conv2d(3, 4, 1, bias=False),
+    "stride": nn.Conv2d(3, 4, 3, stride=2, padding=1),
+    "dilation": nn.Conv2d(3, 4, 3, dilation=2, padding=2),
+    "uneven": nn.Conv2d(3, 4, (3, 1), stride=(1, 2), padding=(2, 0), dilation=(2, 1)),
+    "groups": nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    "depthwise": nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4),
+}
+OTHER_PADDING = {
+    "same": nn.Conv2d(3, 4, 3, padding="same", dilation=2),
+    "same, even kernel": nn.Conv2d(3, 4, 4, padding="same"),
+    "valid": nn.Conv2d(3, 4, 3, padding="valid"),
+    "reflect": nn.Conv2d(3, 4, 3, padding=(2, 1), padding_mode="reflect"),
+    "circular": nn.Conv2d(3, 4, (3, 5), padding=(1, 2), padding_mode="circular"),
+    "replicate": nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate"),
+    "sequence": nn.Conv1d(3, 4, 3, stride=2, padding=1, dilation=2),
+    "sequence, circular": nn.Conv1d(3, 4, 3, padding=1, padding_mode="circular"),
+    "sequence, groups": nn.Conv1d(4, 6, 3, padding=1, groups=2),
+}
+
+
+def images(module: nn.Module, samples: int = 5) -> Tensor:
+    shape = (samples, module.in_channels, 9, 8) if isinstance(module, nn.Conv2d) else (samples, module.in_channels, 9)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def unfolded_moment(module: nn.Conv2d, x: Tensor) -> Tensor:
+    """(g, d + 1, d + 1) by `F.unfold`, one group at a time."""
+    moments = []
+    for part in x.double().chunk(module.groups, 1):
+        columns = F.unfold(part, module.kernel_size, module.dilation, module.padding, module.stride)  # (N, d, T)
+        columns = torch.cat([columns, torch.ones_like(columns[:, :1])], 1)
+        moments.append(torch.einsum("ndt,net->de", columns, columns) / len(x))
+    return torch.stack(moments)
+
+
+@pytest.mark.parametrize("module", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_moment_of_convolution_inputs(module: nn.Conv2d) -> None:
+    x = images(module)
+    found = statistics(nn.Sequential(module), x)["0"].second_moment
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, unfolded_moment(module, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "module", (CONVOLUTIONS | OTHER_PADDING).values(), ids=(CONVOLUTIONS | OTHER_PADDING).keys()
+)
+def test_columns_times_weight_is_the_output(module: nn.Conv1d | nn.Conv2d) -> None:
+    x = images(module)
+    layer = trace(nn.Sequential(module), x).layers[0]
+    columns = extended_columns(x, module)[:, :, _weight_order(layer)]  # (g, M, d + 1)
+    bias = torch.zeros(layer.rows) if module.bias is None else module.bias
+    weight = torch.cat([module.weight.flatten(1), bias[:, None]], 1).view(module.groups, -1, layer.fan_in + 1)
+    output = (columns @ weight.mT).permute(1, 0, 2).flatten(1)  # (M, rows)
+    torch.testing.assert_close(output, module(x).movedim(1, -1).reshape(-1, layer.rows), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 4, 3), (6, 2, 4, 3)])
+def test_moment_of_linear_inputs(shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    found = statistics(nn.Sequential(nn.Linear(3, 2)), x)["0"].second_moment
+    flat = torch.cat([x.reshape(-1, 3), torch.ones(x.numel() // 3, 1)], 1).double()
+    torch.testing.assert_close(found, (flat.T @ flat / 6)[None], rtol=1e-5, atol=1e-6)
+
+
+class Tiny(nn.Module):
+    """Input 1x5x5; the ReLU overwrites the convolution's output where `inplace`."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.conv = nn.Conv2d(1, 3, 2, stride=2)
+        self.act = nn.ReLU(inplace=inplace)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.head(self.act(self.conv(x)).flatten(1))
+
+
+def explicit_gradient_moments(model: Tiny, x: Tensor, draws: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(G of conv, G of head) sample by sample."""
+    generator = torch.Generator().manual_seed(seed)
+    conv_moment, head_moment = torch.zeros(3, 3), torch.zeros(4, 4)
+    for _ in range(draws):
+        classes = torch.multinomial(model(x).softmax(1), 1, generator=generator)[:, 0]
+        for sample, drawn in zip(x, classes, strict=True):
+            conv = model.conv(sample[None]).detach().requires_grad_()
+            head = model.head(torch.relu(conv).flatten(1))
+            loss = -(3 * head).log_softmax(1)[0, drawn]
+            conv_grad, head_grad = torch.autograd.grad(loss, (conv, head))
+            for row in range(2):
+                for column in range(2):
+                    g = conv_grad[0, :, row, column]
+                    conv_moment += torch.outer(g, g) / 4
+            head_moment += torch.outer(head_grad[0], head_grad[0])
+    return conv_moment / (draws * len(x)), head_moment / (draws * len(x))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_gradient_moments(inplace: bool) -> None:
+    model = Tiny(inplace)
+    x = torch.randn(7, 1, 5, 5, generator=torch.Generator().manual_seed(2))
+    conv, head = explicit_gradient_moments(Tiny(False), x, draws=3, seed=11)
+    found = statistics(model, x, draws=3, seed=11)
+    assert conv.diagonal().min() > 0.01
+    torch.testing.assert_close(found["conv"].gradient_moment.float(), conv, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["head"].gradient_moment.float(), head, rtol=1e-4, atol=1e-6)
+
+
+class Repeated(nn.Module):
+    """The layer sees 3 positions: along an axis, as samples, or in three runs; it computes the same."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.layer, self.how = nn.Linear(2, 3), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "axis":
+            y = self.layer(x)
+        elif self.how == "samples":
+            y = self.layer(x.flatten(0, 1)).view(len(x), 3, 3)
+        else:
+            y = torch.stack([self.layer(x[:, position]) for position in range(3)], 1)
+        return y.square().sum(1)
+
+
+@pytest.mark.parametrize("how", ["samples", "runs"])
+def test_positions_count_alike_however_the_layer_sees_them(how: str) -> None:
+    x = torch.randn(8, 3, 2, generator=torch.Generator().manual_seed(2))
+    expected, found = (statistics(Repeated(which), x)["layer"] for which in ("axis", how))
+    torch.testing.assert_close(found.second_moment, expected.second_moment)
+    torch.testing.assert_close(found.gradient_moment, expected.gradient_moment)
+    torch.testing.assert_close(found.channel_activation, expected.channel_activation)
+
+
+def test_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(7, 1, 5, 5, generator=torch.Generator().manual_seed(2))
+    whole = statistics(Tiny(True), x)["conv"]
+    monkeypatch.setattr("autocompress.menus.calibration._batch_size", lambda network: 3)
+    seen: list[tuple[int, int]] = []
+    model = Tiny(True).requires_grad_(False)
+    parts = calibrate(model, trace(model, x), x, progress=lambda done, total: seen.append((done, total)))["conv"]
+    assert seen == [(3, 7), (6, 7), (7, 7)]
+    torch.testing.assert_close(parts.second_moment, whole.second_moment, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.channel_activation, whole.channel_activation)
+    assert (parts.input_sample[0], parts.input_sample[-1]) == (x[..., :, :].min(), x.max())
+
+
+def test_channel_activation_is_the_mean_magnitude() -> None:
+    x = torch.tensor([[[[1.0, -3.0]], [[0.0, 2.0]]], [[[5.0, -1.0]], [[0.0, 0.0]]]])  # (2, 2, 1, 2)
+    found = statistics(nn.Sequential(nn.Conv2d(2, 2, 1)), x)["0"]
+    assert found.channel_activation.tolist() == [2.5, 0.5]
+
+
+def test_input_sample_sees_every_pixel() -> None:
+    """Strided sampling would see 2 of the 64 pixels here: 64 · 32 · 64 values, every 32nd."""
+    x = torch.arange(64.0).view(1, 1, 8, 8).expand(64, 32, 8, 8).contiguous()
+    sample = statistics(nn.Sequential(nn.Conv2d(32, 2, 1)), x)["0"].input_sample
+    assert sample.unique().tolist() == list(range(64))
+    assert torch.equal(sample, sample.sort().values)
+    assert abs(float(sample.mean()) - 31.5) < 1.5
+
+
+def test_long_input_samples_are_thinned_and_keep_their_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autocompress.menus.calibration._RANGE_SAMPLES", 50)
+    x = torch.randn(9, 1, 5, 5, generator=torch.Generator().manual_seed(2))
+    sample = statistics(Tiny(False), x)["conv"].input_sample
+    assert len(sample) == 50
+    assert (sample[0], sample[-1]) == (x.min(), x.max())
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_nothing_borrowed_is_kept(broken: bool) -> None:
+    model = Tiny(True).eval().requires_grad_(False)
+    x = torch.randn(7, 1, 5, 5)
+    network, before, random_state = trace(model, x), x.clone(), torch.get_rng_state()
+    if broken:
+        model.head.bias.fill_(float("nan"))
+        message = "`weights` must give finite outputs, got NaN or infinity on the calibration data."
+        with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+            calibrate(model, network, x)
+    else:
+        calibrate(model, network, x)
+    assert hooks(model) == 0
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_draws_follow_the_seed() -> None:
+    x = torch.randn(7, 1, 5, 5, generator=torch.Generator().manual_seed(2))
+    first, again, other = (statistics(Tiny(True), x, seed=seed)["conv"].gradient_moment for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other)

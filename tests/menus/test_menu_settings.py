@@ -1,0 +1,45 @@
+"""Settings: sparsities on offer, and every rule's whole message."""
+
+import re
+from typing import Any
+
+import pytest
+
+from autocompress.errors import InputError
+from autocompress.menus import MenuSettings
+
+MESSAGES: list[tuple[dict[str, Any], str]] = [
+    ({"criterion": "best"}, "`criterion` must be one of activation, l1, l2, obs, random, taylor, got 'best'."),
+    ({"quantizer": "int"}, "`quantizer` must be one of binary, fixed-point, gptq, mse, nearest, got 'int'."),
+    ({"granularity": "4:2"}, "`granularity` must be channel, element or n:m with n < m, got '4:2'."),
+    ({"granularity": "row"}, "`granularity` must be channel, element or n:m with n < m, got 'row'."),
+    (
+        {"weight_bits": (4, 3)},
+        "`weight_bits` must be ascending and each one of [1, 2, 3, 4, 5, 6, 7, 8, 16, 32], got [4, 3].",
+    ),
+    ({"weight_bits": ()}, "`weight_bits` must be ascending and each one of [1, 2, 3, 4, 5, 6, 7, 8, 16, 32], got []."),
+    ({"activation_bits": (3,)}, "`activation_bits` must be ascending and each one of [4, 5, 6, 7, 8, 32], got [3]."),
+    (
+        {"quantizer": "binary", "weight_bits": (1, 4)},
+        "`weight_bits` must be among 1, 16 and 32 with the quantizer binary, got [1, 4].",
+    ),
+    ({"sparsity_levels": 0}, "`sparsity_levels` must be 1 to 64, got 0."),
+    ({"sparsity_levels": 65}, "`sparsity_levels` must be 1 to 64, got 65."),
+    ({"damping": 0.0}, "`damping` must be in (0, 1), got 0.0."),
+    ({"damping": 1.0}, "`damping` must be in (0, 1), got 1.0."),
+    ({"fisher_draws": 0}, "`fisher_draws` must be at least 1, got 0."),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), MESSAGES)
+def test_messages(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        MenuSettings(**options)
+
+
+def test_sparsities() -> None:
+    assert MenuSettings(sparsity_levels=4).sparsities() == (0.0, 0.25, 0.5, 0.75)
+    assert MenuSettings(sparsity_levels=1).sparsities() == (0.0,)
+    assert MenuSettings(granularity="element", sparsity_levels=2).sparsities() == (0.0, 0.5)
+    assert MenuSettings(granularity="1:4", sparsity_levels=8).sparsities() == (0.0, 0.75)
+    assert MenuSettings(granularity="2:4", sparsity_levels=1).sparsities() == (0.0,)

@@ -1,0 +1,245 @@
+"""The cache: what names it, that it is read instead of rebuilt, and that damage and company do no harm."""
+
+import copy
+import hashlib
+import multiprocessing
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from menu_toys import branches
+from torch import nn
+
+from autocompress.errors import InputError
+from autocompress.menus import Menus, MenuSettings, build_menus
+from autocompress.menus import variants as variants_module
+from autocompress.menus.store import Store, content_key, default_cache
+from autocompress.network import trace
+
+SETTINGS = MenuSettings(weight_bits=(2, 4), activation_bits=(8,), sparsity_levels=3)
+
+
+def build(cache: Path | None, settings: MenuSettings = SETTINGS, jobs: int = 1, **options: Any) -> Menus:
+    model, x = branches()
+    return build_menus(
+        model, trace(model, x[:1]), x, settings, data_fingerprint="data", cache=cache, jobs=jobs, **options
+    )
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often something was computed."""
+    counted: Counter[str] = Counter()
+
+    def count(path: str) -> None:
+        module, name = path.rsplit(".", 1)
+        original = getattr(__import__(module, fromlist=[name]), name)
+
+        def counting(*args: Any, **kwargs: Any) -> Any:
+            counted[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(path, counting)
+
+    count("autocompress.menus.build.calibrate")
+    count("autocompress.menus.menus.channel_variants")
+    count("autocompress.menus.menus.sparse_variants")
+    count("autocompress.menus.build._consumers")
+    return counted
+
+
+def test_second_build_reads_what_the_first_wrote(tmp_path: Path, calls: Counter[str]) -> None:
+    first = build(tmp_path)
+    # 3 rows for each of join's two groups, for point and for head; one for left, right and depthwise. The unpruned row
+    # of join is one file, which the second of its groups finds there.
+    assert calls == {"calibrate": 1, "_consumers": 3, "channel_variants": 14}
+    before = contents(tmp_path)
+    assert len(before) == 1 + 3 + 14
+    calls.clear()
+    second = build(tmp_path)
+    assert calls == {}
+    assert contents(tmp_path) == before
+    for a, b in zip(first.problem().layers, second.problem().layers, strict=True):
+        assert np.array_equal(a.errors, b.errors)
+    assert calls == {}
+
+
+def test_threads_do_not_change_what_is_written(tmp_path: Path) -> None:
+    build(tmp_path / "one", jobs=1)
+    build(tmp_path / "four", jobs=4)
+    assert contents(tmp_path / "one") == contents(tmp_path / "four")
+
+
+def test_without_a_cache_the_folder_goes_with_the_menus() -> None:
+    found = build(None)
+    folder = found.store.folder
+    assert len(list(folder.iterdir())) == 18
+    del found
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("size", [0, 5, 100, -1])
+def test_cut_files_are_rebuilt(tmp_path: Path, calls: Counter[str], size: int) -> None:
+    build(tmp_path)
+    before = contents(tmp_path)
+    (victim,) = tmp_path.rglob("layer005-k8-*.safetensors")
+    data = victim.read_bytes()
+    victim.write_bytes(data[:size])
+    calls.clear()
+    build(tmp_path)
+    assert calls == {"channel_variants": 1}
+    assert contents(tmp_path) == before
+
+
+def test_failed_builds_leave_nothing_behind(tmp_path: Path) -> None:
+    def fail() -> dict[str, torch.Tensor]:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Store(tmp_path).tensors("a", fail)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of the queue is dropped, not worked through."""
+    started = []
+
+    def broken(*args: Any) -> Any:
+        started.append(args)
+        raise ArithmeticError("a damped second moment is not finite")
+
+    monkeypatch.setattr("autocompress.menus.menus.channel_variants", broken)
+    with pytest.raises(ArithmeticError):
+        build(tmp_path)
+    assert len(started) <= 3  # of 15
+
+
+def test_two_threads_in_one_folder(tmp_path: Path) -> None:
+    alone = build(tmp_path / "alone")
+    with ThreadPoolExecutor(2) as pool:
+        pair = list(pool.map(lambda _: build(tmp_path / "shared", jobs=2), range(2)))
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+    for found in pair:
+        for a, b in zip(alone.problem().layers, found.problem().layers, strict=True):
+            assert np.array_equal(a.errors, b.errors)
+
+
+def test_two_processes_in_one_folder(tmp_path: Path) -> None:
+    build(tmp_path / "alone")
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=build, args=(tmp_path / "shared",)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+def test_key() -> None:
+    model, x = branches()
+    fingerprint = trace(model, x[:1]).fingerprint
+
+    def key(changed: nn.Module = model, network: str = fingerprint, data: str = "d", **options: Any) -> str:
+        return content_key(changed, network, data, replace(SETTINGS, **options))
+
+    weights, buffers, renamed = (copy.deepcopy(model) for _ in range(3))
+    with torch.no_grad():
+        weights.head.bias[0] += 1e-6
+        buffers.norm.running_mean[0] += 1e-6
+    renamed.tail = renamed.head
+    others = [
+        key(weights),
+        key(buffers),
+        key(renamed),
+        key(network="other"),
+        key(data="e"),
+        key(criterion="l1"),
+        key(quantizer="mse"),
+        key(granularity="element"),
+        key(weight_bits=(2,)),
+        key(activation_bits=(7,)),
+        key(sparsity_levels=2),
+        key(refit=False),
+        key(damping=1e-2),
+        key(fisher_draws=1),
+        key(seed=1),
+    ]
+    assert key() == key(copy.deepcopy(model).train())
+    assert re.fullmatch("[0-9a-f]{24}", key())
+    assert len({key(), *others}) == 16
+
+
+def test_default_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", "/a")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/b")
+    assert default_cache() == Path("/a")
+    monkeypatch.delenv("AUTOCOMPRESS_CACHE")
+    assert default_cache() == Path("/b/autocompress")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert default_cache() == Path.home() / ".cache" / "autocompress"
+
+
+def test_progress_counts_up(tmp_path: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    build(tmp_path, progress=lambda *args: seen.append(args))
+    assert seen == [(24, 24, "calibration"), *((done, 15, "menus") for done in range(1, 16))]
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())
+    return {
+        "modes": [module.training for module in model.modules()],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [parameter.grad for parameter in model.parameters()],
+        "hooks": hooks,
+        "threads": torch.get_num_threads(),
+        "random": torch.get_rng_state().tolist(),
+        "tensors": {name: tensor.clone().tolist() for name, tensor in model.state_dict().items()},
+    }
+
+
+def test_the_model_and_the_data_stay_as_they_are() -> None:
+    model, x = branches()
+    model.train()
+    model.head.eval()
+    before, inputs = state(model), x.clone()
+    build_menus(model, trace(model, x[:1]), x, SETTINGS, data_fingerprint="", jobs=2)
+    assert state(model) == before
+    assert torch.equal(x, inputs)
+
+
+def test_broken_weights() -> None:
+    model, x = branches()
+    network = trace(model, x[:1])
+    with torch.no_grad():
+        model.point.weight[0, 0] = float("inf")
+    message = "`weights` must give finite outputs, got NaN or infinity on the calibration data."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        build_menus(model, network, x, SETTINGS, data_fingerprint="")
+
+
+def test_no_weights_are_made_for_a_known_plan(calls: Counter[str], tmp_path: Path) -> None:
+    """With granularity `element` too: stitching asks for the files that the build wrote."""
+    from autocompress.evaluation.stitch import resolve
+    from autocompress_envs import Labeling
+
+    found = build(tmp_path, replace(SETTINGS, granularity="element"))
+    assert calls["sparse_variants"] == 6 * 3
+    calls.clear()
+    ones = np.ones(6, np.int64)
+    for layer, choice in zip(found.network.layers, resolve(found, Labeling(ones, ones, 0 * ones)), strict=True):
+        found.variants(layer, choice.reads, choice.sparsity)
+    assert calls == {}
+    assert variants_module.Variant is not None

@@ -1,0 +1,117 @@
+"""Views and numbers of reports, on data whose answers are worked out by hand."""
+
+import io
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from autocompress.report.data import label_summary, outcome_data
+from autocompress.report.inspection import bit_errors, sparsity_errors
+from autocompress.report.live import PlainView, TerminalView, best_so_far
+from autocompress.report.progress import Step
+from autocompress_envs.numbers import CostModel, Labeling, LayerNumbers, Problem
+
+
+def make_problem(granularity="channel"):
+    """Two layers: 4 inputs to 8 channels, which are group 0, to 10 outputs: 32 and 80 weights."""
+    column = np.array
+    costs = CostModel(
+        group_width=column([8]),
+        fan_in_const=column([4, 0]), fan_in_coef=column([[0], [1]]),
+        out_const=column([0, 10]), out_coef=column([[1], [0]]),
+        positions=column([1, 1]), has_bias=column([False, False]),
+        fixed_bytes=0, fixed_bytes_coef=column([0]),
+        tensor_const=column([4]), tensor_coef=column([[0]]),
+        tensor_readers=column([[True, False]]), alive=column([[True]]),
+        granularity=granularity,
+    )  # fmt: skip
+    errors = np.arange(12.0).reshape(3, 2, 2)  # sparsity of the source, weight bits, activation bits
+    bits, activations = column([2, 4]), column([4, 8])
+    sparsities, kept = column([0.0, 0.5, 0.75]), column([8, 4, 2])
+    group, own = (0, None) if granularity == "channel" else (None, 0)
+    layers = (
+        LayerNumbers("a", "linear", sparsities, kept, group, bits, activations, own, np.ones((1, 2, 2))),
+        LayerNumbers("b", "linear", column([0.0]), column([]), None, bits, activations, 0, errors),
+    )
+    return Problem(layers, costs)
+
+
+def labeling(sparsity, weight_bits):
+    return Labeling(np.array(sparsity), np.array(weight_bits), np.array([0, 0]))
+
+
+def test_label_summary_counts_the_weights_that_stay():
+    """At 50 %: 4 * 4 = 16 weights of 2 bits and 4 * 10 = 40 of 4 bits are left of 112."""
+    summary = label_summary(make_problem(), labeling([1, 0], [0, 1]))
+    assert summary["removed"] == pytest.approx(0.5)
+    assert summary["mean_weight_bits"] == pytest.approx((16 * 2 + 40 * 4) / 56)
+    assert summary["share_by_weight_bits"] == pytest.approx({2: 16 / 56, 4: 40 / 56})
+
+
+def test_label_summary_of_single_weights():
+    """Widths stay; 75 % of the first layer's 32 weights go, 24."""
+    summary = label_summary(make_problem("element"), labeling([2, 0], [0, 1]))
+    assert summary["removed"] == pytest.approx(24 / 112)
+    assert summary["share_by_weight_bits"] == pytest.approx({2: 8 / 88, 4: 80 / 88})
+
+
+def test_error_curves():
+    problem = make_problem()
+    assert bit_errors(problem.layers[1]) == {4: 3.0, 2: 1.0}  # no sparsity, 8-bit activations
+    assert sparsity_errors(problem, 0) == {0.5: 4.0, 0.75: 8.0}  # 25 % is not on offer, 50 % is next to it
+    assert sparsity_errors(problem, 1) == {}
+
+
+def test_error_curves_add_what_further_readers_lose():
+    first, second = make_problem().layers
+    concatenation = LayerNumbers(**{**vars(second), "source": 1, "extra_sources": ((0, np.array([0.0, 0.1, 0.3])),)})
+    problem = Problem((first, second, concatenation), make_problem().costs)
+    assert sparsity_errors(problem, 0) == pytest.approx({0.5: 4.1, 0.75: 8.3})
+
+
+def test_missing_accuracy_is_null():
+    outcome = SimpleNamespace(accuracy=math.nan, kl=0.5, agreement=0.25, resources={"size": 1})
+    assert outcome_data(outcome) == {"accuracy": None, "kl": 0.5, "agreement": 0.25, "resources": {"size": 1}}
+
+
+def step(index, is_best, accuracy=0.5):
+    return Step(index, 20, is_best, 0.25, accuracy, {"size": 90, "macs": 10}, {"size": 100, "macs": 40})
+
+
+def test_best_so_far_without_labels():
+    assert best_so_far(step(0, True, math.nan)) == "best KL 0.2500  size 90.0 % of budget  macs 25.0 % of budget"
+
+
+def test_plain_lines_are_few():
+    """20 episodes: the first is best, the fourth is better, and every tenth of the way has its line."""
+    out = io.StringIO()
+    with PlainView(Console(file=out, width=40)) as view:
+        view.stage("network [x]")
+        view.note("careful")
+        view.advance(1, 2, "menus")
+        view.advance(2, 2, "menus")
+        for index in range(20):
+            view.step(step(index, index in (0, 4)))
+    lines = out.getvalue().splitlines()
+    assert lines[:3] == ["network [x]", "note: careful", "menus: 2 of 2"]
+    assert [int(line.split("/")[0].split()[1]) for line in lines[3:]] == [1, 2, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20]
+    state = "best KL 0.2500  accuracy 50.0 %  size 90.0 % of budget  macs 25.0 % of budget"
+    assert lines[3] == f"episode 1/20  {state}"
+
+
+def test_terminal_view_shows_state_speed_and_time_left():
+    out = io.StringIO()
+    with TerminalView(Console(file=out, width=200, force_terminal=True, color_system=None)) as view:
+        view.note("careful [x]")
+        view.advance(3, 4, "menus")
+        view.step(step(0, True))
+        view.step(step(1, False))
+    text = out.getvalue()
+    assert "note: careful [x]" in text
+    assert "3/4" in text
+    assert "2/20" in text
+    assert "best KL 0.2500  accuracy 50.0 %  size 90.0 % of budget" in text
+    assert "/s" in text
