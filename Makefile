@@ -6,6 +6,9 @@ TESTS ?=
 
 .PHONY: demo test check clean
 
+# The tests' networks are tiny: a second thread only waits for the first, the longer the busier the machine.
+test check: export OMP_NUM_THREADS ?= 1
+
 demo: $(READY)  ## Compress the embedded network to 12 % of its bytes.
 	$(BIN)/autocompress search --budget size=0.12 --out runs/demo --force
 

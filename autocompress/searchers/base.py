@@ -124,7 +124,6 @@ class Recorder:
         self._context = RewardContext(task.original_accuracy, task.problem.original(), task.limits)
         self._seen: dict[bytes, Evaluated] = {}
         self._repeats = 0
-        self.first: Evaluated | None = None
         self.best: Evaluated | None = None
         self.policy_state: dict[str, torch.Tensor] | None = None
 
@@ -167,7 +166,6 @@ class Recorder:
         reward = self._reward(outcome)
         is_best = self.best is None or reward > self.best.reward
         evaluated = Evaluated(self.evaluations, labeling, outcome, reward, is_best)
-        self.first = self.first or evaluated
         self.best = evaluated if is_best else self.best
         for observe in self._observers:
             observe(evaluated)

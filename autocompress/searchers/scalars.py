@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from autocompress.searchers.base import Evaluated
 
 Observe = Callable[[Evaluated], None]
@@ -20,6 +18,8 @@ def tensorboard_observer(folder: Path, limits: dict[str, int]) -> Iterator[Obser
     Tags: `search/kl` (nats), `search/accuracy`, `search/reward`, `search/best_kl` (of the best plan so far), and
     `search/cost_RESOURCE`, the share of every limit that the plan uses, at most 1.
     """
+    from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
+
     with SummaryWriter(str(folder)) as writer:
         best_kl = float("nan")
 

@@ -58,9 +58,7 @@ def test_moment_of_convolution_inputs(module: nn.Conv2d) -> None:
     torch.testing.assert_close(found, unfolded_moment(module, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "module", (CONVOLUTIONS | OTHER_PADDING).values(), ids=(CONVOLUTIONS | OTHER_PADDING).keys()
-)
+@pytest.mark.parametrize("module", (CONVOLUTIONS | OTHER_PADDING).values(), ids=(CONVOLUTIONS | OTHER_PADDING).keys())
 def test_columns_times_weight_is_the_output(module: nn.Conv1d | nn.Conv2d) -> None:
     x = images(module)
     layer = trace(nn.Sequential(module), x).layers[0]

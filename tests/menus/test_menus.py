@@ -59,7 +59,7 @@ def test_problem_by_channel(by_channel: Menus) -> None:
     ((owner, added),) = join.extra_sources
     assert (owner, added.shape, added[0]) == (1, (4,), 0.0)
     assert (np.diff(added) >= 0).all()
-    assert added[-1] > 1e-3
+    assert 1e-4 < added[-1] < 1e-2
     assert all(layer.weight_bits.tolist() == [2, 4, 32] for layer in (left, head))
     assert all(layer.activation_bits.tolist() == [4, 8, 32] for layer in (left, head))
 
@@ -68,7 +68,9 @@ def test_problem_by_channel(by_channel: Menus) -> None:
 def test_errors_fall_with_bits_and_rise_with_sparsity(which: str, request: pytest.FixtureRequest) -> None:
     for layer in request.getfixturevalue(which).problem().layers:
         assert (layer.errors >= 0).all()
-        assert (np.diff(layer.errors, axis=1) < 0).all(), layer.name
+        assert (np.diff(layer.errors[0], axis=0) < 0).all(), layer.name
+        # Re-fits know neither G nor that H is damped, so rounding may make up for a little of what they lose.
+        assert (layer.errors[:, 1:] <= 1.15 * layer.errors[:, :-1]).all(), layer.name
         assert (np.diff(layer.errors, axis=2) < 0).all(), layer.name
         assert (np.diff(layer.errors[:, -1, -1]) > 0).all(), layer.name
         assert (np.diff(layer.sparsities) > 0).all()
@@ -76,7 +78,7 @@ def test_errors_fall_with_bits_and_rise_with_sparsity(which: str, request: pytes
 
 
 def test_activation_errors_add_to_weight_errors(by_channel: Menus) -> None:
-    """½ · noise · positions · tr(G W Wᵀ); rows of a depthwise layer read different inputs, so only the diagonal counts."""
+    """½ · noise · positions · tr(G W Wᵀ); rows of a depthwise layer read different inputs, so only G's diagonal."""
     index = by_channel.network.layer_index()
     layers = by_channel.problem().layers
     for name in ("left", "depthwise"):
@@ -150,7 +152,9 @@ def test_plans_and_labelings_are_the_same(which: str, request: pytest.FixtureReq
 
 
 def test_plan_by_hand(by_channel: Menus) -> None:
-    plan = by_channel.plan(Labeling(np.array([2, 0, 1, 0, 0, 0]), np.array([0, 1, 2, 0, 1, 2]), np.array([0, 1, 2] * 2)))
+    plan = by_channel.plan(
+        Labeling(np.array([2, 0, 1, 0, 0, 0]), np.array([0, 1, 2, 0, 1, 2]), np.array([0, 1, 2] * 2))
+    )
     assert plan.labels == {
         "left": Label(0.5, 2, 4),
         "right": Label(0.0, 4, 8),
@@ -205,7 +209,9 @@ def test_lazy_menus_give_the_same_variants(by_channel: Menus, monkeypatch: pytes
     monkeypatch.setattr("autocompress.menus.build._EAGER_WEIGHTS", 0)
     lazy = menus()
     assert (by_channel.eager, lazy.eager) == (True, False)
-    assert len(list(lazy.store.folder.glob("*.safetensors"))) == len(list(by_channel.store.folder.glob("*"))) + 11
+    names = sorted(path.stem for path in lazy.store.folder.iterdir())
+    assert len([name for name in names if name.startswith("layer") and not name.endswith("-pruned")]) == 6
+    assert len([name for name in names if name.endswith("-pruned")]) == 6 + 3 + 3  # join in two groups, point, head
     for eager_layer, lazy_layer in zip(by_channel.problem().layers, lazy.problem().layers, strict=True):
         np.testing.assert_allclose(lazy_layer.errors[0], eager_layer.errors[0], rtol=1e-12)
         np.testing.assert_allclose(lazy_layer.errors[:, -1], eager_layer.errors[:, -1], rtol=1e-6, atol=1e-12)

@@ -4,6 +4,8 @@ import copy
 import hashlib
 import multiprocessing
 import re
+import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,10 +19,11 @@ from menu_toys import branches
 from torch import nn
 
 from autocompress.errors import InputError
-from autocompress.menus import Menus, MenuSettings, build_menus
-from autocompress.menus import variants as variants_module
+from autocompress.evaluation.stitch import resolve
+from autocompress.menus import Menus, MenuSettings, build_menus, variants
 from autocompress.menus.store import Store, content_key, default_cache
 from autocompress.network import trace
+from autocompress_envs import Labeling
 
 SETTINGS = MenuSettings(weight_bits=(2, 4), activation_bits=(8,), sparsity_levels=3)
 
@@ -111,18 +114,27 @@ def test_failed_builds_leave_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_stops_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_builds_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of the queue is dropped, not worked through."""
-    started = []
+    started, interrupted = [], threading.Event()
+    original = variants.channel_variants
 
-    def broken(*args: Any) -> Any:
+    def slow(*args: Any) -> Any:
         started.append(args)
-        raise ArithmeticError("a damped second moment is not finite")
+        if len(started) > 1:
+            interrupted.wait(10)
+            time.sleep(0.2)
+        return original(*args)
 
-    monkeypatch.setattr("autocompress.menus.menus.channel_variants", broken)
-    with pytest.raises(ArithmeticError):
-        build(tmp_path)
-    assert len(started) <= 3  # of 15
+    def interrupt(done: int, total: int, what: str) -> None:
+        if what == "menus":
+            interrupted.set()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("autocompress.menus.menus.channel_variants", slow)
+    with pytest.raises(KeyboardInterrupt):
+        build(tmp_path, progress=interrupt)
+    assert len(started) <= 2  # of 14
 
 
 def test_two_threads_in_one_folder(tmp_path: Path) -> None:
@@ -135,16 +147,26 @@ def test_two_threads_in_one_folder(tmp_path: Path) -> None:
             assert np.array_equal(a.errors, b.errors)
 
 
-def test_two_processes_in_one_folder(tmp_path: Path) -> None:
-    build(tmp_path / "alone")
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=build, args=(tmp_path / "shared",)) for _ in range(2)]
+def write_and_check(folder: Path, start: Any) -> None:
+    store = Store(folder)
+    start.wait()
+    for number in range(40):
+        expected = torch.full((5000,), float(number))
+        found = store.tensors(f"file{number}", lambda expected=expected: {"a": expected})  # type: ignore[misc]
+        if not torch.equal(found["a"], expected):
+            raise ValueError(f"file{number} holds something else")
+
+
+def test_four_processes_in_one_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")  # no operator runs in parallel there; spawning takes seconds
+    start = context.Barrier(4)
+    processes = [context.Process(target=write_and_check, args=(tmp_path, start)) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"file{n}.safetensors" for n in range(40))
 
 
 def test_key() -> None:
@@ -232,9 +254,6 @@ def test_broken_weights() -> None:
 
 def test_no_weights_are_made_for_a_known_plan(calls: Counter[str], tmp_path: Path) -> None:
     """With granularity `element` too: stitching asks for the files that the build wrote."""
-    from autocompress.evaluation.stitch import resolve
-    from autocompress_envs import Labeling
-
     found = build(tmp_path, replace(SETTINGS, granularity="element"))
     assert calls["sparse_variants"] == 6 * 3
     calls.clear()
@@ -242,4 +261,3 @@ def test_no_weights_are_made_for_a_known_plan(calls: Counter[str], tmp_path: Pat
     for layer, choice in zip(found.network.layers, resolve(found, Labeling(ones, ones, 0 * ones)), strict=True):
         found.variants(layer, choice.reads, choice.sparsity)
     assert calls == {}
-    assert variants_module.Variant is not None

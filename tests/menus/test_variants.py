@@ -132,7 +132,9 @@ def test_sixteen_bits_fit_in_half_precision() -> None:
 
 def test_integer_variants_are_codes_and_scales() -> None:
     given = conv()
-    for bits, variant in zip(range(1, 9), channel_variants(given, torch.arange(36), range(1, 9), settings()), strict=True):
+    for bits, variant in zip(
+        range(1, 9), channel_variants(given, torch.arange(36), range(1, 9), settings()), strict=True
+    ):
         assert variant.values.dtype == torch.int8
         assert variant.scale is not None
         assert variant.scale.dtype == torch.float32
@@ -140,11 +142,15 @@ def test_integer_variants_are_codes_and_scales() -> None:
 
 
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
-@pytest.mark.parametrize(("granularity", "sparsity"), [("element", 0.3), ("element", 0.875), ("2:4", 0.5), ("1:4", 0.75)])
+@pytest.mark.parametrize(
+    ("granularity", "sparsity"), [("element", 0.3), ("element", 0.875), ("2:4", 0.5), ("1:4", 0.75)]
+)
 def test_pruned_weights_stay_zero_at_every_width(quantizer: str, granularity: str, sparsity: float) -> None:
     given, chosen = conv(), settings(quantizer, granularity=granularity)
     masks = []
-    for bits, variant in zip(chosen.weight_bits, sparse_variants(given, sparsity, chosen.weight_bits, chosen), strict=True):
+    for bits, variant in zip(
+        chosen.weight_bits, sparse_variants(given, sparsity, chosen.weight_bits, chosen), strict=True
+    ):
         weight = variant.weight()
         assert int((weight == 0).sum()) >= removed_weights(216, sparsity)
         if bits in (1, 32):
@@ -203,7 +209,9 @@ def test_errors_predict_the_divergence_of_single_changes() -> None:
     ratios = {}
     for layer in network.layers:
         given = LayerSource.of(layer, folded.get_submodule(layer.name), found[layer.name])
-        for bits, variant in zip((4, 8), channel_variants(given, torch.arange(layer.fan_in), (4, 8), chosen), strict=True):
+        for bits, variant in zip(
+            (4, 8), channel_variants(given, torch.arange(layer.fan_in), (4, 8), chosen), strict=True
+        ):
             changed = copy.deepcopy(folded)
             module = changed.get_submodule(layer.name)
             module.weight.copy_(variant.weight().view_as(module.weight))
@@ -212,5 +220,3 @@ def test_errors_predict_the_divergence_of_single_changes() -> None:
     assert len(ratios) == 18
     assert {key: ratio for key, ratio in ratios.items() if not 0.5 < ratio < 2} == {}
     assert 0.75 < np.exp(np.mean(np.log(list(ratios.values())))) < 1.33
-
-

@@ -1,0 +1,200 @@
+"""The evaluator: what it measures, what it counts, what it leaves alone, and what it refuses."""
+
+import copy
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_toys import menus_of, network, original_labels, random_labels
+from torch import Tensor, nn
+
+from autocompress.data import load_data
+from autocompress.errors import InputError
+from autocompress.evaluation import DTYPES, Evaluator
+from autocompress.evaluation.measure import compare
+from autocompress.menus import Menus, MenuSettings, build_menus
+from autocompress.models import load_model
+from autocompress.network import trace
+from autocompress_envs import Labeling
+
+Digits = tuple[nn.Module, Tensor, Tensor, Menus]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    model, data = load_model("digits"), load_data("digits", search_samples=200, calibration_samples=200)
+    calibration, _ = data.calibration()
+    inputs, labels = data.search()
+    settings = MenuSettings(weight_bits=(2, 4, 32), activation_bits=(4, 8, 32), sparsity_levels=2)
+    menus = build_menus(model, trace(model, inputs[:1]), calibration, settings, data_fingerprint="", jobs=1)
+    assert labels is not None
+    return model, inputs, labels, menus
+
+
+def evaluator(digits: Digits, **options: Any) -> Evaluator:
+    model, inputs, labels, menus = digits
+    given = {"dtype": "float32", "batch_size": 50} | options
+    return Evaluator(model, menus.network, menus, inputs, labels, **given)
+
+
+def at(menus: Menus, sparsity: int, weight_bits: int, activation_bits: int) -> Labeling:
+    layers = menus.problem().layers
+    return Labeling(
+        np.array([min(sparsity, len(layer.sparsities) - 1) for layer in layers]),
+        np.full(len(layers), weight_bits),
+        np.full(len(layers), activation_bits),
+    )
+
+
+def test_the_original_plan_is_the_original(digits: Digits) -> None:
+    model, inputs, labels, menus = digits
+    evaluate = evaluator(digits)
+    outcome = evaluate(original_labels(menus.problem()))
+    assert outcome.kl < 1e-6
+    assert outcome.agreement == 1.0
+    with torch.no_grad():
+        assert outcome.accuracy == float((model(inputs).argmax(1) == labels).double().mean()) > 0.97
+    assert outcome.resources == menus.problem().original()
+
+
+@pytest.mark.parametrize("name", ["concat", "inverted residual", "sequence"])
+def test_the_original_plan_of_other_networks(name: str) -> None:
+    model, x = network(name)
+    menus = menus_of(model, x)
+    outcome = Evaluator(model, menus.network, menus, x, None, dtype="float32")(original_labels(menus.problem()))
+    assert outcome.kl < 1e-6
+    assert np.isnan(outcome.accuracy)
+
+
+def test_outcomes_are_those_of_the_stitched_network(digits: Digits) -> None:
+    model, inputs, labels, menus = digits
+    evaluate = evaluator(digits)
+    labeling = at(menus, 1, 1, 1)
+    outcome = evaluate(labeling)
+    with torch.no_grad():
+        found = compare(model(inputs), evaluate.stitched(labeling)(inputs), labels)
+    assert outcome.kl == pytest.approx(found.kl, rel=1e-4)
+    assert (outcome.accuracy, outcome.agreement) == (found.accuracy, found.agreement)
+
+
+def test_more_compression_diverges_more(digits: Digits) -> None:
+    menus, evaluate = digits[3], evaluator(digits)
+    four, two = evaluate(at(menus, 0, 1, 2)), evaluate(at(menus, 0, 0, 2))
+    coarse, pruned = evaluate(at(menus, 0, 2, 0)), evaluate(at(menus, 1, 2, 2))
+    assert 1e-5 < four.kl < 5e-3 < two.kl < 1
+    assert 1e-5 < coarse.kl < 0.01
+    assert four.kl < pruned.kl
+    assert four.accuracy > 0.97
+
+
+def test_plans_seen_before_cost_nothing(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    menus, evaluate = digits[3], evaluator(digits)
+    assert evaluate.evaluations == 0
+    first = evaluate(at(menus, 1, 1, 1))
+    seconds = evaluate.forward_seconds
+    assert seconds > 0
+    monkeypatch.setattr("autocompress.evaluation.evaluator._run", None)
+    assert evaluate(at(menus, 1, 1, 1)) == first
+    assert (evaluate.evaluations, evaluate.forward_seconds) == (1, seconds)
+    monkeypatch.undo()
+    evaluate(at(menus, 1, 1, 2))
+    evaluate(at(menus, 0, 1, 1))
+    assert evaluate.evaluations == 3
+
+
+def test_batch_size_does_not_matter(digits: Digits) -> None:
+    labeling = at(digits[3], 1, 1, 2)
+    measured = [evaluator(digits, batch_size=size)(labeling) for size in (200, 64, 7)]
+    assert max(outcome.kl for outcome in measured) == pytest.approx(min(outcome.kl for outcome in measured), rel=1e-3)
+    assert len({outcome.accuracy for outcome in measured}) == 1
+
+
+def test_half_precision_measures_the_same(digits: Digits) -> None:
+    labeling = at(digits[3], 1, 0, 1)
+    exact, rough = (evaluator(digits, dtype=dtype)(labeling) for dtype in ("float32", "bfloat16"))
+    assert rough.kl == pytest.approx(exact.kl, rel=0.1)
+    assert abs(rough.accuracy - exact.accuracy) < 0.02
+
+
+@pytest.mark.parametrize(("noise", "expected"), [(1.0, "bfloat16"), (0.0, "float32")])
+def test_faster_dtypes_are_taken_only_where_they_are_true(
+    digits: Digits, monkeypatch: pytest.MonkeyPatch, noise: float, expected: str
+) -> None:
+    original = Evaluator._trial
+
+    def trial(self: Evaluator, model: nn.Module, dtype: str, batch: int) -> tuple[float, Tensor]:
+        _, found = original(self, model, dtype, batch)
+        return {"float32": 2.0, "bfloat16": 1.0}[dtype] * (1 if batch == 128 else 3), found
+
+    monkeypatch.setattr(Evaluator, "_trial", trial)
+    monkeypatch.setattr("autocompress.evaluation.evaluator._DTYPE_NOISE", noise)
+    evaluate = evaluator(digits, dtype="auto", batch_size=None)
+    assert (evaluate.dtype, evaluate.batch_size) == (expected, 128)
+
+
+def test_auto_measures_and_picks(digits: Digits) -> None:
+    evaluate = evaluator(digits, dtype="auto", batch_size=None)
+    assert evaluate.dtype in DTYPES
+    assert evaluate.batch_size in (64, 128, 256)
+    assert evaluate(original_labels(digits[3].problem())).kl < 2e-3
+    assert evaluate.evaluations == 1
+
+
+def test_the_model_and_the_data_stay_as_they_are() -> None:
+    model, x = network("inverted residual")
+    menus = menus_of(model, x)
+    model.train()
+    model.expand.eval()
+    model.stem[0].weight.requires_grad_(False)
+    calls = []
+    handle = model.head.register_forward_hook(lambda *_: calls.append(1))
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    before, inputs = copy.deepcopy(model.state_dict()), x.clone()
+    modes = [module.training for module in model.modules()]
+    random_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - is it left alone?
+    threads = torch.get_num_threads()
+
+    evaluate = Evaluator(model, menus.network, menus, x, None, dtype="auto")
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        evaluate(random_labels(menus.problem(), rng))
+        evaluate.stitched(random_labels(menus.problem(), rng))
+
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [len(module._forward_pre_hooks) for module in model.modules()] == [0] * len(modes)
+    assert [len(module._forward_hooks) for module in model.modules()].count(1) == 1
+    assert handle.id in model.head._forward_hooks
+    assert [p.requires_grad for p in model.parameters()] == [False] + [True] * (len(list(model.parameters())) - 1)
+    assert torch.equal(model.head.weight.grad, torch.ones_like(model.head.weight))
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+    assert torch.get_num_threads() == threads
+    assert torch.equal(x, inputs)
+    assert model(x).requires_grad
+
+
+def refused(model: nn.Module, menus: Menus, x: Tensor, message: str, **options: Any) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Evaluator(model, menus.network, menus, x, None, **options)
+
+
+def test_what_is_refused() -> None:
+    model, x = network("sequence")
+    menus = menus_of(model, x)
+    names = "auto, bfloat16, float16, float32"
+    refused(model, menus, x, f"`dtype` must be one of {names}, got 'int8'.", dtype="int8")
+    refused(model, menus, x[:0], "`data` must leave at least one sample for the search split, got none.")
+    refused(model, menus, x, "`device` must be such as cpu or cuda:0, got 'gpu'.", device="gpu")
+    if not torch.cuda.is_available():
+        message = "`device` must exist on this machine, got 'cuda:0' without CUDA; use cpu."
+        refused(model, menus, x, message, device="cuda:0")
+    message = "`model` must give finite outputs, got NaN or infinity; check the weights and the data."
+    broken = x.clone()
+    broken[5] = float("nan")
+    refused(model, menus, broken, message)
+    with torch.no_grad():
+        model.head.weight[0, 0] = float("nan")
+    refused(model, menus, x, message)
