@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from tasks import TASKS, Job, prepare
 
-from autocompress.searchers import SearchSettings, Task, run_search
+from autocompress.searchers.base import SearchSettings, Task
+from autocompress.searchers.search import run_search
 from autocompress_envs.numbers import Labeling, Outcome
 
 SEEDLESS = ("solver", "uniform")

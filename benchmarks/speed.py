@@ -20,7 +20,8 @@ from tasks import JOINT, load_network, prepare
 from autocompress.menus import MenuSettings, build_menus
 from autocompress.models import CifarResNet
 from autocompress.network import trace
-from autocompress.searchers import SearchSettings, Task, run_search
+from autocompress.searchers.base import SearchSettings, Task
+from autocompress.searchers.search import run_search
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from autocompress.network.structure import Layer, Network
 
 _UNFOLDED_ELEMENTS = 16_000_000  # of one batch of one layer's unfolded inputs: 64 MB in float32
 _RANGE_SAMPLES = 65_536
-_DRAWN_A_BATCH = 4096
+_DRAWN_A_SAMPLE = 512  # values of a layer's input
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Collector:
         self.activation += by_channel.abs().sum(1)
         self.values_per_channel += by_channel.shape[1]
         # Drawn, not strided: a stride that divides the image's size would see the same few pixels of every channel.
-        drawn = torch.randint(x.numel(), (min(x.numel(), _DRAWN_A_BATCH),), generator=self.generator)
+        drawn = torch.randint(x.numel(), (min(x.numel(), _DRAWN_A_SAMPLE * len(x)),), generator=self.generator)
         self.samples.append(torch.cat([x.flatten()[drawn], x.amin()[None], x.amax()[None]]))
 
     def see_gradient(self, gradient: Tensor) -> None:

@@ -77,10 +77,16 @@ def test_evaluating_gives_every_modules_mode_back_also_after_an_error() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)))
     model[1][1].eval()
     modes = [module.training for module in model.modules()]
-    with pytest.raises(KeyboardInterrupt), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        assert not model(torch.ones(3, 2)).requires_grad
-        raise KeyboardInterrupt
+    seen = []
+
+    def interrupted() -> None:
+        with evaluating(model):
+            seen.append((any(module.training for module in model.modules()), model(torch.ones(3, 2)).requires_grad))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert seen == [(False, False)]
     assert [module.training for module in model.modules()] == modes == [True, True, True, True, False]
     assert model(torch.ones(3, 2)).requires_grad
 

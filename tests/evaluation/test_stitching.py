@@ -1,4 +1,4 @@
-"""Stitched networks hold what the plan says: channels gone, levels, rounded inputs; and they compute what masks compute."""
+"""Stitched networks hold what the plan says: channels gone, levels, rounded inputs; and they compute what masks do."""
 
 import copy
 
@@ -63,12 +63,12 @@ def test_networks_are_what_the_tests_mean() -> None:
 def test_resources_are_what_the_stitched_network_holds(by_channel: Prepared) -> None:
     """20 random plans: bytes and multiply-accumulates counted on the model; the header is what the original's size has
     besides."""
-    model, x, menus, evaluate = by_channel
+    _, x, menus, evaluate = by_channel
     problem, rng = menus.problem(), np.random.default_rng(3)
     names = [layer.name for layer in menus.network.layers]
     full = original_labels(problem)
     header = problem.original()["size"] - counted_bytes(evaluate.stitched(full), menus, full)
-    assert 200 < header < 2000
+    assert 200 < header < 3000
     sizes = set()
     for _ in range(20):
         labeling = random_labels(problem, rng)
@@ -158,7 +158,7 @@ def test_layer_inputs_are_really_rounded(by_channel: Prepared) -> None:
 
         stitched.get_submodule(name).register_forward_pre_hook(hook)
 
-    for index, most in enumerate((16, 256, x.numel())):
+    for index, (least, most) in enumerate([(10, 16), (100, 256), (x.numel(), 10_000)]):
         labeling = Labeling(full.sparsity, full.weight_bits, np.full_like(full.activation_bits, index))
         stitched = evaluate.stitched(labeling)
         for layer in menus.network.layers:
@@ -166,12 +166,12 @@ def test_layer_inputs_are_really_rounded(by_channel: Prepared) -> None:
         outputs(stitched, x)
         assert seen.keys() == {layer.name for layer in menus.network.layers}
         assert max(seen.values()) <= most
-        assert seen[menus.network.layers[0].name] > most // 4
+        assert seen[menus.network.layers[0].name] >= least
 
 
 def test_one_layers_input_is_rounded_alone() -> None:
     """The last layer's input at 4 bits, checked against rounding it by hand."""
-    model, x, menus, evaluate = prepared("sequence")
+    _, x, menus, evaluate = prepared("sequence")
     full = original_labels(menus.problem())
     labeling = Labeling(full.sparsity, full.weight_bits, np.array([2, 2, 2, 0]))
     found = menus.ranges["head"][0]

@@ -29,7 +29,7 @@ SETTINGS = MenuSettings(weight_bits=(2, 4), activation_bits=(8,), sparsity_level
 
 
 def build(cache: Path | None, settings: MenuSettings = SETTINGS, jobs: int = 1, **options: Any) -> Menus:
-    model, x = branches()
+    model, x = options.pop("prepared", None) or branches()
     return build_menus(
         model, trace(model, x[:1]), x, settings, data_fingerprint="data", cache=cache, jobs=jobs, **options
     )
@@ -139,8 +139,9 @@ def test_interrupted_builds_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_two_threads_in_one_folder(tmp_path: Path) -> None:
     alone = build(tmp_path / "alone")
+    prepared = branches()  # draws its weights from the random state that all threads share
     with ThreadPoolExecutor(2) as pool:
-        pair = list(pool.map(lambda _: build(tmp_path / "shared", jobs=2), range(2)))
+        pair = list(pool.map(lambda _: build(tmp_path / "shared", jobs=2, prepared=prepared), range(2)))
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
     for found in pair:
         for a, b in zip(alone.problem().layers, found.problem().layers, strict=True):
