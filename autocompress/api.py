@@ -15,6 +15,7 @@ from autocompress.config import Config, make_config
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import Evaluator, measure
+from autocompress.execute import pack
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.menus.store import content_key, default_cache
 from autocompress.models import check_classes, has_random_weights, load_model
@@ -72,14 +73,16 @@ def search(
         task = Task(job.problem, limits, recording.evaluate, _original_accuracy(job, config))
         found = run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=path / "tb")
         measured = _measure(job, evaluator, found.best.labeling, limits, "test", watcher)
+        weights = pack(job.menus, found.best.labeling, measured.model)
         result = Result(
             **vars(measured),
+            file_bytes=len(weights),
             search_outcome=found.best.outcome,
             evaluations=found.evaluations,
             stopped_because=found.stopped_because,
             run_folder=path,
         )
-        write_results(folder, config, result_data(result), result.model, found.policy_state)
+        write_results(folder, config, result_data(result), weights, found.policy_state)
     return result
 
 

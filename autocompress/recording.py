@@ -10,7 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autocompress import __version__
 from autocompress.config import Config
@@ -100,10 +100,10 @@ class Recording:
 
 
 def write_results(
-    folder: RunFolder, config: Config, outcome: Mapping[str, Any], model: nn.Module, policy: Mapping[str, Tensor] | None
+    folder: RunFolder, config: Config, outcome: Mapping[str, Any], weights: bytes, policy: Mapping[str, Tensor] | None
 ) -> None:
-    """Write what a finished search gives: outcome.json, model.safetensors and the policy, where there is one."""
-    folder.write(MODEL, weights_bytes(model.state_dict()))
+    """Write what a finished search gives: outcome.json, the packed `weights` and the policy, where there is one."""
+    folder.write(MODEL, weights)
     if policy is not None:
         made_with = config.model_dump(mode="json", include={"model", "budget", "agent", "action", "reward", "seed"})
         folder.write(POLICY_WEIGHTS, weights_bytes(policy))

@@ -55,12 +55,14 @@ class Result(Measurement):
         evaluations: different plans evaluated.
         stopped_because: in a few words.
         run_folder: where all of it is kept.
+        file_bytes: of model.safetensors there, weights packed; at most the outcome's `size`.
     """
 
     search_outcome: Outcome
     evaluations: int
     stopped_because: str
     run_folder: Path
+    file_bytes: int
 
 
 @dataclass(frozen=True)

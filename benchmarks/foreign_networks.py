@@ -34,8 +34,8 @@ def main() -> None:
             )
         share = result.outcome.resources["size"] / result.original_outcome.resources["size"]
         print(
-            f"{name}: {len(result.network.layers)} layers, {len(result.network.groups)} groups, size {100 * share:.2f} %, "
-            f"KL {result.outcome.kl:.4f}, {time.perf_counter() - started:.0f} s",
+            f"{name}: {len(result.network.layers)} layers, {len(result.network.groups)} groups, "
+            f"size {100 * share:.2f} %, KL {result.outcome.kl:.4f}, {time.perf_counter() - started:.0f} s",
             flush=True,
         )
 

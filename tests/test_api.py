@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import autocompress
 from autocompress import InputError, Label, Plan
@@ -81,8 +80,7 @@ def test_run_folder_holds_the_result(finished):
         "policy.safetensors", "tb",
     }  # fmt: skip
     assert Plan.load(folder / "plan.yaml") == result.plan
-    weights = load_file(folder / "model.safetensors")
-    assert all(torch.equal(weights[name], tensor) for name, tensor in result.model.state_dict().items())
+    assert (folder / "model.safetensors").stat().st_size == result.file_bytes <= result.outcome.resources["size"]
     outcome = json.loads((folder / "outcome.json").read_text())
     assert outcome["compressed"]["resources"] == result.outcome.resources
     assert outcome["budget"] == {"limits": result.limits, "met": True}

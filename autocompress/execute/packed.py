@@ -26,6 +26,7 @@ from autocompress.network.structure import Layer
 from autocompress_envs.numbers import Labeling, n_of_m, removed_weights
 
 Codes = npt.NDArray[np.int8]
+BoolMap = npt.NDArray[np.bool_]
 
 
 def pack(menus: Menus, labeling: Labeling, stitched: nn.Module) -> bytes:
@@ -87,7 +88,7 @@ def _layer_tensors(menus: Menus, layer: Layer, choice: LayerChoice) -> dict[str,
 
 
 def _encode(codes: Codes, bits: int, sparsity: float, granularity: str) -> npt.NDArray[np.uint8]:
-    """Codes (rows, columns) as unsigned numbers from 0, `bits` each; where sparse, a map of the kept ones before them."""
+    """Codes (rows, columns) as unsigned numbers, `bits` each; where sparse, a map of the kept ones before them."""
     kept = _kept_map(codes, sparsity, granularity)
     if kept is None:
         return pack_bits(_unsigned(codes.ravel(), bits), bits)
@@ -144,20 +145,22 @@ def _unsigned(codes: Codes, bits: int) -> npt.NDArray[np.uint8]:
     return shifted.astype(np.uint8)
 
 
-def _kept_map(values: npt.NDArray[np.generic], sparsity: float, granularity: str) -> npt.NDArray[np.bool_] | None:
+def _kept_map(values: npt.NDArray[np.generic], sparsity: float, granularity: str) -> BoolMap | None:
     """(rows, columns) where a value is stored; of the zeros, exactly as many as the label removes are not."""
     if granularity == "channel" or sparsity == 0:
         return None
     zero = values == 0
     if granularity == "element":
         removed = int(removed_weights(np.array(values.size), sparsity))
-        return ~(zero & (zero.ravel().cumsum().reshape(zero.shape) <= removed))
+        kept_map: BoolMap = ~(zero & (zero.ravel().cumsum().reshape(zero.shape) <= removed))
+        return kept_map
     kept, block = n_of_m(granularity)
     blocks = zero.reshape(-1, block)
-    return ~(blocks & (blocks.cumsum(1) <= block - kept)).reshape(values.shape)
+    kept_map = ~(blocks & (blocks.cumsum(1) <= block - kept))
+    return kept_map.reshape(values.shape)
 
 
-def _index_bits(kept: npt.NDArray[np.bool_], granularity: str) -> npt.NDArray[np.uint8]:
+def _index_bits(kept: BoolMap, granularity: str) -> npt.NDArray[np.uint8]:
     """A bitmap, or with n:m the position of every kept weight in its block."""
     if granularity == "element":
         return kept.ravel().astype(np.uint8)

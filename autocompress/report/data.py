@@ -60,6 +60,7 @@ def result_data(result: Result) -> dict[str, Any]:
         "evaluations": result.evaluations,
         "stopped_because": result.stopped_because,
         "run_folder": str(result.run_folder),
+        "file_bytes": result.file_bytes,
     }
 
 

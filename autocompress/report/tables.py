@@ -41,7 +41,8 @@ def print_result(console: Console, result: Result) -> None:
     """`print_measurement`, and how the search came to it."""
     print_measurement(console, result)
     count = f"{result.evaluations} plans evaluated; {result.stopped_because}"
-    for line in (f"search: {count}", f"run folder: {result.run_folder}"):
+    file = f"run folder: {result.run_folder} (model.safetensors: {result.file_bytes:,} bytes)"
+    for line in (f"search: {count}", file):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -90,7 +90,8 @@ class CostModel:
         read_bits = np.where(self.tensor_readers, activation_bits[..., None, :], 0).max(-1, initial=0)  # (..., T)
         bits = np.where(read_bits > 0, read_bits, 32)
         tensor_bytes = -(-(self.tensor_const + kept @ self.tensor_coef.T) * bits // 8)
-        return (tensor_bytes @ self.alive.T.astype(np.int64)).max(-1, initial=0)
+        peak: IntArray = (tensor_bytes @ self.alive.T.astype(np.int64)).max(-1, initial=0)
+        return peak
 
 
 def layer_resources(
@@ -115,9 +116,7 @@ def layer_resources(
     return {"size": size, "macs": macs, "bitops": macs * weight_bits * activation_bits}
 
 
-def stored_bits(
-    weights: IntArray, weight_bits: IntArray, sparsity: FloatArray | float, granularity: str
-) -> IntArray:
+def stored_bits(weights: IntArray, weight_bits: IntArray, sparsity: FloatArray | float, granularity: str) -> IntArray:
     """Bits that `weights` weights take in a file: codes, plus a bitmap (element) or indices (n:m) where sparse."""
     if granularity == "channel":
         return weights * weight_bits
@@ -127,12 +126,14 @@ def stored_bits(
     else:
         _, block = n_of_m(granularity)
         index_bits = kept * math.ceil(math.log2(block))
-    return kept * weight_bits + np.where(np.asarray(sparsity) > 0, index_bits, 0)
+    total: IntArray = kept * weight_bits + np.where(np.asarray(sparsity) > 0, index_bits, 0)
+    return total
 
 
 def removed_weights(weights: IntArray, sparsity: FloatArray | float) -> IntArray:
     """How many of `weights` weights a sparsity removes: rounded down."""
-    return np.floor(np.asarray(sparsity) * weights + 1e-9).astype(np.int64)
+    removed: IntArray = np.floor(np.asarray(sparsity) * weights + 1e-9).astype(np.int64)
+    return removed
 
 
 def n_of_m(granularity: str) -> tuple[int, int]:
@@ -204,8 +205,8 @@ class Problem:
 
     def resources(self, labeling: Labeling) -> dict[str, int]:
         """Every resource of a labelling, exactly as it will be counted in the end."""
-        triples = zip(self.layers, labeling.sparsity, labeling.weight_bits, labeling.activation_bits, strict=True)
-        chosen = np.array([(l.sparsities[s], l.weight_bits[w], l.activation_bits[a]) for l, s, w, a in triples])
+        picked = zip(self.layers, labeling.sparsity, labeling.weight_bits, labeling.activation_bits, strict=True)
+        chosen = np.array([(at.sparsities[s], at.weight_bits[w], at.activation_bits[a]) for at, s, w, a in picked])
         bits = chosen[:, 1:].astype(np.int64)
         totals = self.costs.resources(self.kept(labeling), bits[:, 0], bits[:, 1], chosen[:, 0])
         return {name: int(amount) for name, amount in totals.items()}
