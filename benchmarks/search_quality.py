@@ -28,11 +28,12 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--episodes", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--search-samples", type=int, default=1000)
     parser.add_argument("--methods", default="uniform,solver,random,local,rl")
     parser.add_argument("--agent", default=SearchSettings.agent)
     options = parser.parse_args()
-    job = prepare(options.task, options.shared)
-    print(f"# {options.task}: {job.limits}, {job.evaluator.dtype}, batch {job.evaluator.batch_size}", flush=True)
+    job = prepare(options.task, options.shared, options.search_samples)
+    print(f"# {options.task}: {job.limits}, {options.search_samples} search images, {job.evaluator.dtype}", flush=True)
     for method in options.methods.split(","):
         seeds = 1 if method in SEEDLESS else options.seeds
         results = [run(job, method, options.agent, options.episodes, seed) for seed in range(seeds)]

@@ -85,16 +85,16 @@ class Job:
         return measure(self.model, self.evaluator.stitched(labeling), self.data.test_batches())
 
 
-def load_network(depth: int, shared: Path) -> tuple[nn.Module, Data]:
+def load_network(depth: int, shared: Path, search_samples: int = 1000) -> tuple[nn.Module, Data]:
     """A trained CIFAR ResNet of `shared`, and its data."""
     model = load_model(f"resnet{depth}", shared / f"models/resnet{depth}-cifar10-jpeg.safetensors")
-    return model, load_data(f"parquet:{shared / 'data/cifar10-jpeg'}")
+    return model, load_data(f"parquet:{shared / 'data/cifar10-jpeg'}", search_samples=search_samples)
 
 
-def prepare(name: str, shared: Path, cache: Path | None = CACHE) -> Job:
+def prepare(name: str, shared: Path, search_samples: int = 1000, cache: Path | None = CACHE) -> Job:
     """Load, trace, build or read the menus; `seconds` says how long each took."""
     setup = TASKS[name]
-    model, data = load_network(setup.depth, shared)
+    model, data = load_network(setup.depth, shared, search_samples)
     inputs, _ = data.calibration()
     seconds: dict[str, float] = {}
     started = time.perf_counter()

@@ -63,10 +63,10 @@ def test_file_of_another_plan_or_a_damaged_one_is_refused(job, tmp_path):
     packed = pack(menus, two_bits, evaluator.stitched(two_bits))
     path.write_bytes(packed)
     first = menus.network.layers[0].name
-    with pytest.raises(InputError, match=rf"^`path` must hold \d+ bytes for {first}.weight, got \d+ bytes in "):
+    with pytest.raises(InputError, match=rf"^`path` must hold \d+ bytes for {first}\.weight, got \d+ bytes in "):
         load_packed(path, menus, eight_bits)
     path.write_bytes(packed[:-1])
-    with pytest.raises(InputError, match="^`path` must be a packed safetensors file, got "):
+    with pytest.raises(InputError, match=r"^`path` must be a packed safetensors file, got "):
         load_packed(path, menus, two_bits)
 
 
