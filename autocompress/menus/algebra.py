@@ -20,13 +20,23 @@ def damped(second_moment: Tensor, damping: float) -> Tensor:
 
 def inverse(matrix: Tensor) -> Tensor:
     """Inverse of a symmetric positive definite matrix; adds ridge until the factorization succeeds."""
+    return torch.cholesky_inverse(cholesky_factor(matrix))
+
+
+def cholesky_factor(matrix: Tensor) -> Tensor:
+    """Lower factor of a symmetric matrix (…, n, n); adds ridge until the factorization succeeds.
+
+    Raises:
+        ArithmeticError: the matrix is not finite.
+    """
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
     scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     ridge = 0.0
     for _ in range(12):
-        factor, info = torch.linalg.cholesky_ex(matrix + ridge * scale * identity)
-        if not info.any():
-            return torch.cholesky_inverse(factor)
+        found = torch.linalg.cholesky_ex(matrix + ridge * scale * identity if ridge else matrix)
+        if not found.info.any():
+            factor: Tensor = found.L
+            return factor
         ridge = max(10 * ridge, 1e-10)
     raise ArithmeticError("a damped second moment is not finite")
 
@@ -43,7 +53,7 @@ def refit(weight: Tensor, second_moment: Tensor, kept: Tensor) -> Tensor:
         (r, k)
     """
     right = weight @ second_moment[:, kept]  # (r, k)
-    return right @ inverse(second_moment[kept][:, kept])
+    return torch.cholesky_solve(right.T, cholesky_factor(second_moment[kept][:, kept])).T
 
 
 def expected_loss(change: Tensor, second_moment: Tensor, gradient_moment: Tensor) -> float:

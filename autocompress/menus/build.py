@@ -26,6 +26,7 @@ from autocompress_envs.numbers import FloatArray
 
 Progress = Callable[[int, int, str], None]
 
+_BYTES_PER_ENTRY = 60  # of H at the peak of one thread's work: about seven copies in double precision
 _EAGER_WEIGHTS = 60_000_000  # more stored weights than this, and joint variants are built when first asked for
 
 
@@ -42,8 +43,8 @@ def build_menus(
 ) -> Menus:
     """Build, or read from the cache, the menus of every layer.
 
-    Memory at the peak is about `jobs` times 60 bytes for every entry of the largest H (fan-in squared), plus 64 MB for
-    calibration.
+    Memory at the peak is about 60 bytes for every entry of the largest H (fan-in squared) for each thread, plus 64 MB
+    for calibration; as many threads run as fit into half of the memory that is free.
 
     Args:
         model: the trained network; it is not changed.
@@ -52,7 +53,7 @@ def build_menus(
         settings: what to offer and how to make it.
         data_fingerprint: names the calibration data in the cache's key.
         cache: folder of the cache; None keeps the menus in a temporary folder for this process only.
-        jobs: threads; None takes one per core.
+        jobs: most threads; None takes one per core.
         progress: called with (done, total, what) from this thread.
 
     Raises:
@@ -68,7 +69,7 @@ def build_menus(
     sources = {
         layer.name: LayerSource.of(layer, modules[layer.name], statistics[layer.name]) for layer in network.layers
     }
-    with single_threaded(), ThreadPoolExecutor(jobs or os.cpu_count()) as pool:
+    with single_threaded(), ThreadPoolExecutor(_threads(network, jobs)) as pool:
         orders = _orders(network, sources, statistics, settings, store, pool)
         ranges = {name: _ranges(found.input_sample, settings) for name, found in statistics.items()}
         errors = {name: _range_errors(sources[name], ranges[name]) for name in ranges}
@@ -76,6 +77,13 @@ def build_menus(
         menus = Menus(network, settings, sources, orders, ranges, errors, store, eager)
         _build_variants(menus, pool, report)
     return menus
+
+
+def _threads(network: Network, jobs: int | None) -> int:
+    """As many as asked for, as far as memory allows; at least one."""
+    largest = max(layer.groups * (layer.fan_in + 1) ** 2 for layer in network.layers)
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(jobs or os.cpu_count() or 1, free // 2 // (_BYTES_PER_ENTRY * largest)))
 
 
 def _statistics(

@@ -64,9 +64,6 @@ class Store:
             assert found is not None, f"{path} was just written"
         return found
 
-    def has(self, name: str) -> bool:
-        return (self.folder / f"{name}.safetensors").exists()
-
     def variants(self, name: str, bits: Sequence[int], build: Callable[[], list[Variant]]) -> list[Variant]:
         """The variants of file `name`, one for each of `bits`."""
         return _unpack(self.tensors(name, lambda: _pack(build())), len(bits))
