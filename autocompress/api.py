@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from autocompress.budget import RESOURCES, Budget
 from autocompress.config import Config, make_config
 from autocompress.data import Data, from_tensors, load_data
+from autocompress.data.sources import TensorSource
 from autocompress.errors import InputError, unknown_name
-from autocompress.evaluation import Evaluator, measure
+from autocompress.evaluation import Evaluator, measure, torch_device
 from autocompress.execute import pack
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.menus.store import content_key, default_cache
-from autocompress.models import check_classes, has_random_weights, load_model
+from autocompress.models import check_classes, check_spec, has_random_weights, load_model
 from autocompress.network import Network, trace
 from autocompress.plan import Plan
 from autocompress.recording import Recording, versions, write_results
@@ -61,7 +62,7 @@ def search(
     """
     config = _configure(model, data, options, budget)
     settings, watcher = _search_settings(config), progress or Silent()
-    wanted, path = config.required_budget(), claim(config)
+    path, wanted = claim(config), config.required_budget()
     loaded = _load_data(data, config)
     _check_reward(config, loaded)
     job = _prepare(model, loaded, config, _menu_settings(config), watcher)
@@ -152,12 +153,26 @@ class _Job:
 def _configure(
     model: ModelLike, data: DataLike | None, options: Mapping[str, Any], budget: str | Budget | None = None
 ) -> Config:
+    _check_types(model, data)
     given = {
         "model": model if isinstance(model, str) else type(model).__name__,
         "data": data.name if isinstance(data, Data) else "tensors" if isinstance(data, tuple) else data,
         "budget": str(budget) if isinstance(budget, Budget) else budget,
     }
-    return make_config({**options, **{name: value for name, value in given.items() if value is not None}})
+    config = make_config({**options, **{name: value for name, value in given.items() if value is not None}})
+    torch_device(config.device)  # now rather than after minutes of menus
+    return config
+
+
+def _check_types(model: object, data: object) -> None:
+    if not isinstance(model, (str, nn.Module)):
+        raise InputError(f"`model` must be a torch.nn.Module or a spec string, got {type(model).__name__}.")
+    if isinstance(model, str):
+        check_spec(model)
+    if not isinstance(data, (str, Data, tuple, type(None))):
+        raise InputError(
+            f"`data` must be a spec string, a Data, or a tuple (inputs, labels), got {type(data).__name__}."
+        )
 
 
 def _search_settings(config: Config) -> SearchSettings:
@@ -187,6 +202,7 @@ def _menu_settings(config: Config, plan: Plan | None = None) -> MenuSettings:
 def _prepare(model: ModelLike, loaded: Data, config: Config, settings: MenuSettings, watcher: Progress) -> _Job:
     """Load the network, check it, trace it, and build the menus."""
     network_module = _load_model(model, config, loaded, watcher)
+    _check_test_shape(loaded)
     inputs, _ = loaded.calibration()
     check_classes(network_module, inputs[:2], loaded.classes)
     network = trace(network_module, inputs[:1])
@@ -229,9 +245,10 @@ def _load_data(data: DataLike | None, config: Config) -> Data:
 def _load_model(model: ModelLike, config: Config, data: Data, watcher: Progress) -> nn.Module:
     if isinstance(model, nn.Module):
         return model
+    loaded = load_model(model, config.weights, config.model_args, len(data.classes) or None)
     if has_random_weights(model, config.weights):
         watcher.note(f"{model} has random weights; pass --weights FILE for trained ones")
-    return load_model(model, config.weights, config.model_args, len(data.classes) or None)
+    return loaded
 
 
 def _tell_network(network: Network, config: Config, data: Data, watcher: Progress) -> None:
@@ -243,6 +260,14 @@ def _tell_network(network: Network, config: Config, data: Data, watcher: Progres
     )
     for name, calls in network.unknown_operators.items():
         watcher.note(f"operator {name} ({calls} calls) is in no cost table; its cost counts as 0")
+
+
+def _check_test_shape(data: Data) -> None:
+    """The test split is measured at the very end: what can't be measured must not be searched. Reads no image file."""
+    if isinstance(data.train, TensorSource) and isinstance(data.test, TensorSource):
+        train, test = (tuple(source.inputs.shape[1:]) for source in (data.train, data.test))
+        if train != test:
+            raise InputError(f"`data` must have test inputs of train's shape {train}, got {test} in {data.name}.")
 
 
 def _check_reward(config: Config, data: Data) -> None:

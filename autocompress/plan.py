@@ -69,7 +69,7 @@ class Plan:
     def from_dict(cls, data: Any) -> Plan:
         """Raises InputError where `data` is not a plan of this version."""
         if not isinstance(data, Mapping) or not isinstance(data.get("labels"), Mapping):
-            raise InputError("A plan must be a mapping with a key `labels`, got something else.")
+            raise InputError(f"A plan must be a mapping with a key `labels`, got {_kind(data)}.")
         if data.get("version") != PLAN_VERSION:
             raise InputError(f"`version` of the plan must be {PLAN_VERSION}, got {data.get('version')!r}.")
         known = {"version", "granularity", "fingerprint", "labels"}
@@ -88,7 +88,15 @@ class Plan:
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Raises InputError where the file is missing, unreadable or not a plan."""
-        return cls.from_dict(read_yaml("plan", path))
+        content = read_yaml("plan", path)
+        try:
+            return cls.from_dict(content)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+
+def _kind(data: Any) -> str:
+    return "a mapping without it" if isinstance(data, Mapping) else f"a {type(data).__name__}"
 
 
 def _label(name: str, value: Any) -> Label:

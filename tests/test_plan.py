@@ -66,8 +66,8 @@ def test_label_rules(values, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[1, 2]", "A plan must be a mapping with a key `labels`, got something else."),
-        ("version: 1", "A plan must be a mapping with a key `labels`, got something else."),
+        ("[1, 2]", "A plan must be a mapping with a key `labels`, got a list."),
+        ("version: 1", "A plan must be a mapping with a key `labels`, got a mapping without it."),
         ("labels: {}", "`version` of the plan must be 1, got None."),
         ("version: 2\nlabels: {}", "`version` of the plan must be 1, got 2."),
         (
@@ -93,7 +93,7 @@ def test_wrong_plan_files(tmp_path, text, message):
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(InputError) as error:
         Plan.load(tmp_path / "plan.yaml")
-    assert str(error.value) == message
+    assert str(error.value) == f"{tmp_path / 'plan.yaml'}: {message}"
 
 
 def test_missing_and_malformed_files_are_named(tmp_path):

@@ -63,7 +63,7 @@ class Evaluator:
             raise unknown_name("dtype", dtype, [*DTYPES, "auto"])
         if len(inputs) == 0:
             raise InputError("`data` must leave at least one sample for the search split, got none.")
-        self._device = _device(device)
+        self._device = torch_device(device)
         self._menus = menus
         self._problem = menus.problem()
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
@@ -143,11 +143,16 @@ def _in_format(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tens
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
-def _device(name: str) -> torch.device:
+def torch_device(name: str) -> torch.device:
+    """Raises InputError where this machine has no such device."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"`device` must be such as cpu or cuda:0, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"`device` must exist on this machine, got {name!r} without CUDA; use cpu.")
+    try:
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError) as error:  # what backends raise that are missing or hold no data
+        raise InputError(f"`device` must exist on this machine, got {name!r}; use cpu.") from error
     return device

@@ -61,7 +61,7 @@ def load_packed(path: str | Path, menus: Menus, labeling: Labeling) -> dict[str,
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         state[f"{layer.name}.weight"] = _decoded(menus, layer, choice, tensors, path)
         if layer.has_bias:
-            state[f"{layer.name}.bias"] = tensors[f"{layer.name}.bias"]
+            state[f"{layer.name}.bias"] = _found(tensors, f"{layer.name}.bias", path)
         for name in ("weight", "weight_scale", "bias", "input_range"):
             tensors.pop(f"{layer.name}.{name}", None)
     return state | tensors
@@ -127,8 +127,14 @@ def _decoded(
     flat[where] = _values(raw, bits, len(index), kept_count)
     weight = torch.from_numpy(flat).view(rows, columns)
     if bits < 16:
-        weight = weight * tensors[f"{layer.name}.weight_scale"][:, None]
+        weight = weight * _found(tensors, f"{layer.name}.weight_scale", path)[:, None]
     return weight.reshape(rows, -1, *layer.weight_shape[2:])
+
+
+def _found(tensors: Mapping[str, Tensor], name: str, path: str | Path) -> Tensor:
+    if name not in tensors:
+        raise InputError(f"`path` must hold {name}, got nothing of that name in {path}.")
+    return tensors[name]
 
 
 def _values(raw: npt.NDArray[np.uint8], bits: int, index_bits: int, count: int) -> npt.NDArray[np.float32]:

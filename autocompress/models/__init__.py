@@ -2,7 +2,7 @@
 
 from autocompress.models.cifar_resnet import CifarResNet
 from autocompress.models.digits_net import DigitsNet
-from autocompress.models.registry import OWN_MODELS, check_classes, has_random_weights, load_model
+from autocompress.models.registry import OWN_MODELS, check_classes, check_spec, has_random_weights, load_model
 from autocompress.models.weights import load_weights_
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "CifarResNet",
     "DigitsNet",
     "check_classes",
+    "check_spec",
     "has_random_weights",
     "load_model",
     "load_weights_",

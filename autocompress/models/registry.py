@@ -60,6 +60,12 @@ def load_model(
     return model.eval()
 
 
+def check_spec(spec: str) -> None:
+    """Raises InputError where `spec` has no form that `load_model` knows."""
+    if ":" not in spec and spec not in OWN_MODELS:
+        raise unknown_name("model", spec, [*OWN_MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
+
+
 def has_random_weights(spec: str, weights: str | Path | None) -> bool:
     """Whether `load_model` gives an untrained network."""
     return weights is None and spec.startswith(("torchvision:", "timm:"))
@@ -123,8 +129,7 @@ def _build(spec: str, arguments: dict[str, Any], num_classes: int | None) -> Any
         )
     if colon:
         return _ZOOS[source](name, arguments)
-    if spec not in OWN_MODELS:
-        raise unknown_name("model", spec, [*OWN_MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
+    check_spec(spec)
     unknown = set(arguments) - {"num_classes"}
     if unknown:
         raise InputError(f"`model_args` of {spec} must be num_classes only, got {', '.join(sorted(unknown))}.")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 
 # What torch.load was seen to raise on truncated and overwritten files, besides UnpicklingError.
-_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, struct.error)
+_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, AssertionError, struct.error)
 _SHOWN = 3  # keys listed of each kind of mismatch
 
 
@@ -67,6 +67,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"`weights` must hold tensors only, got {path}, damaged or with other objects; save model.state_dict()."
         ) from error
+    except LookupError as error:  # its message is a bare key
+        raise InputError(f"`weights` must be a readable PyTorch file, got {path}, which is damaged.") from error
     except _DAMAGED as error:
         raise InputError(f"`weights` must be a readable PyTorch file, got {path}: {_line(error)}.") from error
     return _state_of(content, path)

@@ -162,7 +162,8 @@ def build_agent(spec: AgentSpec, environments: DummyVecEnv, layers: int, setting
         episodes = max(1, spec.episodes_per_update // environments.num_envs)
         options["n_steps"] = episodes * layers
         if spec.algorithm is not A2C:  # A2C takes the whole rollout at once
-            options["batch_size"] = max(2, episodes * layers * environments.num_envs // 2)
+            steps = episodes * layers * environments.num_envs
+            options["batch_size"] = steps if steps % 2 else steps // 2  # halves; an odd one would leave a batch of 1
     else:
         options |= {"train_freq": (1, "episode"), "learning_starts": spec.episodes_per_update * layers}
         options["replay_buffer_class"] = ExecutedReplayBuffer
