@@ -98,7 +98,7 @@ class Stitcher:
     def _weights(self, layer: Layer, choice: LayerChoice) -> tuple[Tensor, Tensor]:
         key = (layer.name, *choice.key())
         if key not in self._ready:
-            variant = self._menus.variants(layer, choice.reads, choice.sparsity)[choice.weight_bits]
+            variant = self._menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
             rows = kept_rows(self._menus, layer, choice)
             entry = self._prepare(layer, variant, rows)
             self._ready_bytes += sum(tensor.nbytes for tensor in entry)

@@ -68,7 +68,7 @@ def load_packed(path: str | Path, menus: Menus, labeling: Labeling) -> dict[str,
 
 
 def _layer_tensors(menus: Menus, layer: Layer, choice: LayerChoice) -> dict[str, Tensor]:
-    variant = menus.variants(layer, choice.reads, choice.sparsity)[choice.weight_bits]
+    variant = menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
     rows = kept_rows(menus, layer, choice)
     bits = menus.settings.weight_bits[choice.weight_bits]
     tensors = {}

@@ -86,6 +86,16 @@ class Menus:
         columns = self.kept_columns(layer, kept)
         return self.store.variants(name, bits, lambda: channel_variants(source, columns, bits, self.settings))
 
+    def variant(self, layer: Layer, kept: Mapping[int, int], sparsity: float, position: int) -> Variant:
+        """The layer's variant with the bit-width at `position`; alone where the layer's variants are not all built."""
+        full = all(count == self.network.groups[read].width for read, count in kept.items())
+        if self.eager or full:
+            return self.variants(layer, kept, sparsity)[position]
+        source, bits = self.sources[layer.name], self.settings.weight_bits[position : position + 1]
+        columns = self.kept_columns(layer, kept)
+        name = f"{self._file_name(layer, kept, sparsity)}-b{bits[0]}"
+        return self.store.variants(name, bits, lambda: channel_variants(source, columns, bits, self.settings))[0]
+
     def kept_columns(self, layer: Layer, kept: Mapping[int, int]) -> Tensor:
         """(k,) columns of the layer's flattened weight that stay."""
         stays = torch.ones(layer.fan_in, dtype=torch.bool)

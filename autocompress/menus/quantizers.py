@@ -13,6 +13,7 @@ from torch import Tensor
 
 from autocompress.menus.algebra import inverse
 
+_LARGE = 1_000_000  # weights; layers with more try every third scale, as the sweep's time is their product
 _BLOCK = 64  # columns rounded before their errors reach the columns behind the block
 
 
@@ -103,7 +104,8 @@ def gptq(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
 def _gptq_width(rounding: Rounding, sweep: _Sweep, bits: int) -> Rounded:
     """All candidate scales in one sweep, as further rows; then the best scale of every row."""
     groups, rows = rounding.weight.shape[:2]
-    factors = _factors(bits)
+    stride = 3 if rounding.weight.numel() > _LARGE else 1
+    factors = _factors(bits)[::stride]
     count = len(factors)
     scale = min_max_scale(rounding, bits)[:, None] * factors[:, None]  # (g, f, r)
     weight = rounding.weight.repeat(1, count, 1)

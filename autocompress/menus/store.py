@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.variants import Variant
 
-_FORMAT = 3  # to be raised whenever the same settings give other menus
+_FORMAT = 4  # to be raised whenever the same settings give other menus
 
 
 def default_cache() -> Path:

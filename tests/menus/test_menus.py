@@ -11,6 +11,7 @@ from menu_toys import branches
 
 from autocompress.errors import InputError
 from autocompress.menus import Menus, MenuSettings, build_menus
+from autocompress.menus.store import Store
 from autocompress.network import trace
 from autocompress.plan import Label, Plan
 from autocompress_envs import Labeling
@@ -222,3 +223,13 @@ def test_lazy_menus_give_the_same_variants(by_channel: Menus, monkeypatch: pytes
         for first, second in zip(by_channel.variants(structure, kept), lazy.variants(structure, kept), strict=True):
             assert torch.equal(first.weight(), second.weight())
             assert (torch.equal(first.bias, second.bias), first.error) == (True, second.error)
+
+
+def test_lazy_menus_build_one_bit_width_alone_and_it_is_the_same(by_channel):
+    lazy = replace(by_channel, eager=False, store=Store(None))
+    for layer in by_channel.network.layers:
+        kept = {read: max(1, by_channel.network.groups[read].width // 2) for read in layer.reads}
+        for position, expected in enumerate(by_channel.variants(layer, kept)):
+            found = lazy.variant(layer, kept, 0.0, position)
+            assert torch.equal(found.values, expected.values)
+            assert found.error == expected.error
