@@ -79,7 +79,7 @@ class Evaluator:
 
     def __call__(self, labeling: Labeling) -> Outcome:
         """The outcome of a labelling on the search split."""
-        key = b"".join(part.tobytes() for part in vars(labeling).values())
+        key = labeling.key()
         if key not in self._cache:
             self._cache[key] = self._measure(labeling)
             self.evaluations += 1

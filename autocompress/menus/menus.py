@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -110,7 +111,11 @@ class Menus:
         return layer.reads if self.settings.granularity == "channel" else ()
 
     def problem(self) -> Problem:
-        """Everything in numbers, for the environment."""
+        """Everything in numbers, for the environment; read from the store once."""
+        return self._problem
+
+    @cached_property
+    def _problem(self) -> Problem:
         index = self.network.layer_index()
         layers = tuple(self._numbers(layer, index) for layer in self.network.layers)
         return Problem(layers, replace(self.network.costs, granularity=self.settings.granularity))

@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from autocompress.errors import InputError, unknown_name
@@ -143,7 +142,7 @@ class Recorder:
                 were not new.
             InputError: the evaluation gave no number that the reward can use, such as NaN.
         """
-        key = _key(labeling)
+        key = labeling.key()
         if key in self._seen:
             self._repeats += 1
             if self._repeats >= MOST_REPEATS:
@@ -176,7 +175,3 @@ class Recorder:
             return compute(self._settings.reward, outcome, self._context)
         except ValueError as error:
             raise InputError(f"Evaluation {self.evaluations}: {error}") from error
-
-
-def _key(labeling: Labeling) -> bytes:
-    return np.stack([labeling.sparsity, labeling.weight_bits, labeling.activation_bits]).astype(np.int64).tobytes()

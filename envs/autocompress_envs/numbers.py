@@ -187,6 +187,10 @@ class Labeling:
     weight_bits: IntArray
     activation_bits: IntArray
 
+    def key(self) -> bytes:
+        """The same for equal labellings of one network, and only for these."""
+        return np.stack([self.sparsity, self.weight_bits, self.activation_bits]).astype(np.int64).tobytes()
+
 
 @dataclass(frozen=True)
 class Problem:
