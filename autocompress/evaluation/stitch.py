@@ -83,7 +83,7 @@ class Stitcher:
         self._ranges: dict[str, ActivationRange | None] = {}
         for layer in menus.network.layers:
             _untie_(self._modules[layer.name])
-            self._modules[layer.name].register_forward_pre_hook(_Rounding(layer.name, self._ranges))
+            self._modules[layer.name].register_forward_pre_hook(InputRounding(layer.name, self._ranges))
 
     def stitch_(self, labeling: Labeling) -> nn.Module:
         """Write a plan's weights into the copy and return it; valid until the next call."""
@@ -91,7 +91,7 @@ class Stitcher:
         for layer, choice in zip(self._menus.network.layers, choices, strict=True):
             weight, bias = self._weights(layer, choice)
             self._ranges[layer.name] = self._menus.ranges[layer.name][choice.activation_bits]
-            _write_layer_(self._modules[layer.name], weight, bias)
+            write_layer_(self._modules[layer.name], weight, bias)
         self._write_norms_(choices)
         return self.model
 
@@ -145,7 +145,7 @@ def kept_rows(menus: Menus, layer: Layer, choice: LayerChoice) -> Tensor:
     return stays.nonzero()[:, 0]
 
 
-class _Rounding:
+class InputRounding:
     """Forward pre-hook that rounds a layer's input to the range the plan gives it."""
 
     def __init__(self, name: str, ranges: dict[str, ActivationRange | None]) -> None:
@@ -164,7 +164,7 @@ def _untie_(module: Any) -> None:
             setattr(module, field, nn.Parameter(getattr(module, field).detach(), requires_grad=False))
 
 
-def _write_layer_(module: Any, weight: Tensor, bias: Tensor) -> None:
+def write_layer_(module: Any, weight: Tensor, bias: Tensor) -> None:
     module.weight.data = weight
     if module.bias is not None:
         module.bias.data = bias
