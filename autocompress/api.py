@@ -1,41 +1,32 @@
-"""The package from Python: `search`, `inspect` and `evaluate`. The command line is a thin shell over these three."""
+"""The package from Python: `search`, `inspect`, `evaluate` and `apply`. The command line is a thin shell over these."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
 from autocompress.budget import RESOURCES, Budget
-from autocompress.config import Config, make_config
-from autocompress.data import Data, from_tensors, load_data
-from autocompress.data.sources import TensorSource
+from autocompress.config import Config
+from autocompress.data import Data
 from autocompress.errors import InputError, unknown_name
-from autocompress.evaluation import Evaluator, measure, torch_device
-from autocompress.execute import pack
-from autocompress.menus import Menus, MenuSettings, build_menus
-from autocompress.menus.store import content_key, default_cache
-from autocompress.models import check_classes, check_spec, has_random_weights, load_model
-from autocompress.network import Network, trace
+from autocompress.evaluation import DTYPES, Evaluator, measure
+from autocompress.execute.pipeline import Execution, execute
+from autocompress.finishing import fine_tuning, finish, split_used
+from autocompress.jobs import DataLike, Job, ModelLike, configure, load, load_splits, menu_settings, prepare
+from autocompress.menus.store import content_key
 from autocompress.plan import Plan
-from autocompress.recording import Recording, versions, write_results
-from autocompress.report.data import result_data
+from autocompress.recording import Recording, outcome_text, versions, write_policy
+from autocompress.report.data import finished_data, result_data
 from autocompress.report.inspection import report_layers
 from autocompress.report.progress import Progress, Silent
-from autocompress.results import Inspection, Measurement, Result
-from autocompress.run_folder import RunFolder, claim, journal_header
+from autocompress.results import Finished, Inspection, Measurement, Result
+from autocompress.run_folder import CHECKPOINT, OUTCOME, PLAN, RunFolder, claim, journal_header
 from autocompress.searchers.agents import agent_spec
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import SEARCHERS, run_search
-from autocompress_envs import Labeling, Outcome, Pricer, Problem
-
-Pair = tuple[Tensor, Tensor | None]
-ModelLike = str | nn.Module
-DataLike = str | Data | Pair | tuple[Pair, Pair]
+from autocompress_envs import Labeling, Outcome, Pricer
 
 
 def search(
@@ -46,7 +37,7 @@ def search(
     progress: Progress | None = None,
     **options: Any,
 ) -> Result:
-    """Find the plan that keeps the network's outputs best within a budget, and the network that it gives.
+    """Find the plan that keeps the network's outputs best within a budget; make it real, export it and verify it.
 
     Args:
         model: a trained network, which is left as it is, or a spec string.
@@ -60,12 +51,13 @@ def search(
         InputError: an option, the model, the data or the budget breaks a rule. Nothing on disk is changed then.
         OSError: the run folder can't be written. What was written before stays valid.
     """
-    config = _configure(model, data, options, budget)
+    config = configure(model, data, options, budget)
     settings, watcher = _search_settings(config), progress or Silent()
+    offered, _ = menu_settings(config), fine_tuning(config)
     path, wanted = claim(config), config.required_budget()
-    loaded = _load_data(data, config)
-    _check_reward(config, loaded)
-    job = _prepare(model, loaded, config, _menu_settings(config), watcher)
+    splits = load_splits(data, config)
+    _check_reward(config, splits)
+    job = prepare(load(model, splits, config, watcher), config, offered, watcher)
     limits = _feasible_limits(wanted, job, watcher)
     evaluator = _evaluator(job, config, journal_header(path) if config.resume else {})
     with RunFolder(path, config, versions(), _made_on(job, evaluator)) as folder:
@@ -73,17 +65,15 @@ def search(
         recording = Recording(folder, evaluator, job.menus.plan, limits, config.episodes, watcher)
         task = Task(job.problem, limits, recording.evaluate, _original_accuracy(job, config))
         found = run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=path / "tb")
-        measured = _measure(job, evaluator, found.best.labeling, limits, "test", watcher)
-        weights = pack(job.menus, found.best.labeling, measured.model)
+        write_policy(folder, config, found.policy_state)
+        made = _finish(job, found.best.labeling, limits, config, folder, evaluator.dtype, watcher)
         result = Result(
-            **vars(measured),
-            file_bytes=len(weights),
+            **vars(made),
             search_outcome=found.best.outcome,
             evaluations=found.evaluations,
             stopped_because=found.stopped_because,
-            run_folder=path,
         )
-        write_results(folder, config, result_data(result), weights, found.policy_state)
+        folder.write(OUTCOME, outcome_text(result_data(result)))
     return result
 
 
@@ -101,8 +91,9 @@ def inspect(
     Raises:
         InputError: an option, the model or the data breaks a rule.
     """
-    config = _configure(model, data, options)
-    job = _prepare(model, _load_data(data, config), config, _menu_settings(config), progress or Silent())
+    config = configure(model, data, options)
+    settings, watcher = menu_settings(config), progress or Silent()
+    job = prepare(load(model, load_splits(data, config), config, watcher), config, settings, watcher, must_export=False)
     return Inspection(job.network, job.problem, job.original, report_layers(job.network, job.problem))
 
 
@@ -126,53 +117,72 @@ def evaluate(
     Raises:
         InputError: an option, the model, the data or the plan breaks a rule.
     """
-    config = _configure(model, data, options)
-    wanted = plan if plan is not None else config.plan
-    if wanted is None:
-        raise InputError("`plan` must be given, such as --plan runs/demo/plan.yaml.")
-    plan = wanted if isinstance(wanted, Plan) else Plan.load(wanted)
+    config = configure(model, data, options)
+    plan = _wanted_plan(plan, config)
     watcher = progress or Silent()
-    job = _prepare(model, _load_data(data, config), config, _menu_settings(config, plan), watcher)
+    job = prepare(
+        load(model, load_splits(data, config), config, watcher),
+        config,
+        menu_settings(config, plan),
+        watcher,
+        must_export=False,
+    )
     labeling = job.menus.labeling(plan)
     limits = Budget.parse(config.budget).resolve(job.original) if config.budget else {}
     return _measure(job, _evaluator(job, config, {}), labeling, limits, config.split, watcher)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every command works on."""
+def apply(
+    model: ModelLike = "digits",
+    data: DataLike | None = None,
+    plan: Plan | str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Finished:
+    """Make a plan real without a search: remove channels, re-calibrate, fine-tune, export, verify; into a run folder.
 
-    model: nn.Module
-    data: Data
-    network: Network
-    menus: Menus
-    problem: Problem
-    original: Mapping[str, int]
+    Args:
+        model: as for `search`.
+        data: as for `search`.
+        plan: a plan or its file. Bit-widths that it uses are added to those on offer.
+        progress: told what happens.
+        **options: as for `search`; a `budget` is checked.
+
+    Raises:
+        InputError: an option, the model, the data or the plan breaks a rule.
+        ExportError: the target can't hold the network.
+    """
+    config = configure(model, data, options)
+    fine_tuning(config)
+    plan = _wanted_plan(plan, config)
+    watcher, path = progress or Silent(), claim(config)
+    job = prepare(load(model, load_splits(data, config), config, watcher), config, menu_settings(config, plan), watcher)
+    labeling = job.menus.labeling(plan)
+    limits = Budget.parse(config.budget).resolve(job.original) if config.budget else {}
+    dtype = _evaluator(job, config, {}).dtype if config.finetune else "float32"
+    with RunFolder(path, config, versions(), {}) as folder:
+        folder.write(PLAN, plan.to_yaml())
+        finished = _finish(job, labeling, limits, config, folder, dtype, watcher)
+        folder.write(OUTCOME, outcome_text(finished_data(finished)))
+    return finished
 
 
-def _configure(
-    model: ModelLike, data: DataLike | None, options: Mapping[str, Any], budget: str | Budget | None = None
-) -> Config:
-    _check_types(model, data)
-    given = {
-        "model": model if isinstance(model, str) else type(model).__name__,
-        "data": data.name if isinstance(data, Data) else "tensors" if isinstance(data, tuple) else data,
-        "budget": str(budget) if isinstance(budget, Budget) else budget,
-    }
-    config = make_config({**options, **{name: value for name, value in given.items() if value is not None}})
-    torch_device(config.device)  # now rather than after minutes of menus
-    return config
-
-
-def _check_types(model: object, data: object) -> None:
-    if not isinstance(model, (str, nn.Module)):
-        raise InputError(f"`model` must be a torch.nn.Module or a spec string, got {type(model).__name__}.")
-    if isinstance(model, str):
-        check_spec(model)
-    if not isinstance(data, (str, Data, tuple, type(None))):
-        raise InputError(
-            f"`data` must be a spec string, a Data, or a tuple (inputs, labels), got {type(data).__name__}."
-        )
+def _finish(
+    job: Job,
+    labeling: Labeling,
+    limits: Mapping[str, int],
+    config: Config,
+    folder: RunFolder,
+    dtype: str,
+    watcher: Progress,
+) -> Finished:
+    """From a plan to verified files in the run folder."""
+    execution = Execution(
+        config.recalibration_samples, fine_tuning(config), config.device, DTYPES[dtype], folder.path / CHECKPOINT
+    )
+    executed = execute(job.menus, labeling, job.folded, job.data, execution, watcher)
+    return finish(job, executed, labeling, limits, folder.path, watcher)
 
 
 def _search_settings(config: Config) -> SearchSettings:
@@ -186,96 +196,12 @@ def _search_settings(config: Config) -> SearchSettings:
     return settings
 
 
-def _menu_settings(config: Config, plan: Plan | None = None) -> MenuSettings:
-    labels = [] if plan is None else plan.labels.values()
-    return MenuSettings(
-        criterion=config.criterion,
-        quantizer=config.quantizer,
-        granularity=config.granularity if plan is None else plan.granularity,
-        weight_bits=tuple(sorted({*config.weight_bits, *(label.weight_bits for label in labels)})),
-        activation_bits=tuple(sorted({*config.activation_bits, *(label.activation_bits for label in labels)})),
-        sparsity_levels=config.sparsity_levels,
-        seed=config.seed,
-    )
-
-
-def _prepare(model: ModelLike, loaded: Data, config: Config, settings: MenuSettings, watcher: Progress) -> _Job:
-    """Load the network, check it, trace it, and build the menus."""
-    network_module = _load_model(model, config, loaded, watcher)
-    _check_test_shape(loaded)
-    inputs, _ = loaded.calibration()
-    check_classes(network_module, inputs[:2], loaded.classes)
-    network = trace(network_module, inputs[:1])
-    _tell_network(network, config, loaded, watcher)
-    menus = build_menus(
-        network_module,
-        network,
-        inputs,
-        settings,
-        data_fingerprint=loaded.fingerprint,
-        cache=config.cache or default_cache(),
-        jobs=config.jobs,
-        progress=watcher.advance,
-    )
-    problem = menus.problem()
-    return _Job(network_module, loaded, network, menus, problem, problem.original())
-
-
-def _load_data(data: DataLike | None, config: Config) -> Data:
-    if isinstance(data, Data):
-        return data
-    cut: dict[str, Any] = {
-        "seed": config.seed,
-        "search_samples": config.search_samples,
-        "calibration_samples": config.calibration_samples,
-    }
-    if isinstance(data, tuple):
-        train, test = data if isinstance(data[0], tuple) else (data, None)
-        return from_tensors(train, test, mean=config.mean, std=config.std, **cut)
-    return load_data(
-        config.required_data(),
-        image_size=config.image_size,
-        mean=config.mean,
-        std=config.std,
-        data_args=config.data_args,
-        **cut,
-    )
-
-
-def _load_model(model: ModelLike, config: Config, data: Data, watcher: Progress) -> nn.Module:
-    if isinstance(model, nn.Module):
-        return model
-    loaded = load_model(model, config.weights, config.model_args, len(data.classes) or None)
-    if has_random_weights(model, config.weights):
-        watcher.note(f"{model} has random weights; pass --weights FILE for trained ones")
-    return loaded
-
-
-def _tell_network(network: Network, config: Config, data: Data, watcher: Progress) -> None:
-    parameters = sum(layer.parameters for layer in network.layers)
-    samples = f"{len(data.search_indices)} search and {len(data.calibration_indices)} calibration samples"
-    watcher.stage(
-        f"network: {config.model}, {len(network.layers)} layers, {len(network.groups)} channel groups, "
-        f"{parameters:,} weights; data: {data.name}, {samples}"
-    )
-    for name, calls in network.unknown_operators.items():
-        watcher.note(f"operator {name} ({calls} calls) is in no cost table; its cost counts as 0")
-
-
-def _check_test_shape(data: Data) -> None:
-    """The test split is measured at the very end: what can't be measured must not be searched. Reads no image file."""
-    if isinstance(data.train, TensorSource) and isinstance(data.test, TensorSource):
-        train, test = (tuple(source.inputs.shape[1:]) for source in (data.train, data.test))
-        if train != test:
-            raise InputError(f"`data` must have test inputs of train's shape {train}, got {test} in {data.name}.")
-
-
 def _check_reward(config: Config, data: Data) -> None:
     if config.reward != "kl" and not data.classes:
         raise InputError(f"`reward` {config.reward} needs labelled data, got {data.name} without labels; choose kl.")
 
 
-def _feasible_limits(budget: Budget, job: _Job, watcher: Progress) -> dict[str, int]:
+def _feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, int]:
     """Absolute limits. Raises InputError where no plan can meet them, before a run folder is made."""
     limits = budget.resolve(job.original)
     try:
@@ -289,7 +215,7 @@ def _feasible_limits(budget: Budget, job: _Job, watcher: Progress) -> dict[str, 
     return limits
 
 
-def _evaluator(job: _Job, config: Config, before: Mapping[str, Any]) -> Evaluator:
+def _evaluator(job: Job, config: Config, before: Mapping[str, Any]) -> Evaluator:
     """The evaluator; what it would pick by a measurement is taken from the run `before` where one is resumed."""
     inputs, labels = job.data.search()
     return Evaluator(
@@ -304,7 +230,7 @@ def _evaluator(job: _Job, config: Config, before: Mapping[str, Any]) -> Evaluato
     )
 
 
-def _made_on(job: _Job, evaluator: Evaluator) -> dict[str, Any]:
+def _made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
     """What a resumed run must find again."""
     return {
         "network": job.network.fingerprint,
@@ -315,7 +241,7 @@ def _made_on(job: _Job, evaluator: Evaluator) -> dict[str, Any]:
     }
 
 
-def _original_accuracy(job: _Job, config: Config) -> float:
+def _original_accuracy(job: Job, config: Config) -> float:
     """On the search split; NaN where the reward does not compare with it."""
     if config.reward != "haq":
         return math.nan
@@ -327,12 +253,10 @@ def _described(limits: Mapping[str, int], original: Mapping[str, int]) -> str:
 
 
 def _measure(
-    job: _Job, evaluator: Evaluator, labeling: Labeling, limits: Mapping[str, int], split: str, watcher: Progress
+    job: Job, evaluator: Evaluator, labeling: Labeling, limits: Mapping[str, int], split: str, watcher: Progress
 ) -> Measurement:
-    """Measure the plan and the original together; the only place where the test split is read."""
-    if split == "test" and job.data.test is None:
-        watcher.note("the data has no test split; measured on the search split, which chose the plan")
-        split = "search"
+    """Measure the menus' weights of a plan and the original together."""
+    split = split_used(job.data, split, watcher)
     watcher.stage(f"measuring the original and the plan on the {split} split")
     compressed = evaluator.stitched(labeling)
     batches = job.data.test_batches() if split == "test" else [job.data.search()]
@@ -342,3 +266,10 @@ def _measure(
     original = Outcome(0.0, measured.original_accuracy, 1.0, dict(job.original))
     plan = job.menus.plan(labeling)
     return Measurement(plan, compressed, outcome, original, split, limits, job.network, job.problem, labeling)
+
+
+def _wanted_plan(plan: Plan | str | Path | None, config: Config) -> Plan:
+    wanted = plan if plan is not None else config.plan
+    if wanted is None:
+        raise InputError("`plan` must be given, such as --plan runs/demo/plan.yaml.")
+    return wanted if isinstance(wanted, Plan) else Plan.load(wanted)

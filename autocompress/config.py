@@ -14,8 +14,12 @@ from autocompress.budget import Budget
 from autocompress.errors import InputError
 from autocompress.yaml_files import read_yaml
 
-Panel = Literal["Network and data", "Menus", "Budget", "Search", "Measure", "Machine", "Run", "Output"]
-NOT_COMPARED = frozenset({"out", "jobs", "cache", "force", "resume", "plan", "split", "quiet", "format"})
+Panel = Literal["Network and data", "Menus", "Budget", "Search", "Execution", "Measure", "Machine", "Run", "Output"]
+NOT_COMPARED = frozenset(
+    {"out", "jobs", "cache", "force", "resume", "plan", "split", "quiet", "format"}
+    | {"recalibration_samples", "finetune", "distillation", "learning_rate", "batch_size", "labels", "soft_weight"}
+    | {"hard_weight", "features_weight", "temperature", "augmentation", "clip"}
+)
 """Options that may change between a run and its resumption: they don't change what is searched."""
 
 
@@ -69,7 +73,11 @@ class Config(BaseModel):
     )
     quantizer: str = _option("gptq", "Menus", "How weights are rounded: gptq, nearest, mse, fixed-point or binary.")
     granularity: str = _option("channel", "Menus", "What is pruned: channel, element or n:m such as 2:4.")
-    weight_bits: tuple[int, ...] = _option((2, 3, 4, 5, 6, 8), "Menus", "Weight bit-widths on offer: 1 to 8, 16, 32.")
+    weight_bits: tuple[int, ...] | None = _option(
+        None,
+        "Menus",
+        "Weight bit-widths on offer: 1 to 8, 16, 32. Default: 2,4,8 for the target onnxruntime, 2,3,4,5,6,8 for packed.",
+    )
     activation_bits: tuple[int, ...] = _option((8,), "Menus", "Bit-widths of layer inputs on offer: 4 to 8, 32.")
     sparsity_levels: int = _option(8, "Menus", "Sparsities on offer: 0, 1/levels, 2/levels, …; 1: no pruning.", ge=1)
 
@@ -100,6 +108,39 @@ class Config(BaseModel):
         2.0, "Search", "The action price at 1 weighs a layer's error e to this power times as much.", gt=0
     )
     seed: int = _option(0, "Search", "Of the splits, the menus and the search.", ge=0)
+
+    recalibration_samples: int = _option(
+        1024,
+        "Execution",
+        "Training samples, without labels, that the finished plan's layers are fitted to anew; 0: none.",
+        ge=0,
+    )
+    finetune: float = _option(0.0, "Execution", "Epochs of fine-tuning; 0: calibration only.", ge=0)
+    distillation: Literal["standard", "weak", "strong"] = _option(
+        "standard",
+        "Execution",
+        "How the original teaches: standard (all training samples), weak (the calibration split only, outputs only), "
+        "strong (begins with the original's own kept weights, and its features are matched).",
+    )
+    learning_rate: float = _option(1e-3, "Execution", "Of fine-tuning (Adam), at its peak.", gt=0)
+    batch_size: int = _option(128, "Execution", "Of fine-tuning.", ge=1)
+    labels: Literal["data", "teacher"] = _option(
+        "data", "Execution", "Who gives fine-tuning's hard labels: the data, or the original (teacher)."
+    )
+    soft_weight: float = _option(1.0, "Execution", "Of the divergence from the original in fine-tuning's loss.", ge=0)
+    hard_weight: float = _option(0.0, "Execution", "Of the cross-entropy with hard labels in that loss.", ge=0)
+    features_weight: float = _option(0.0, "Execution", "Of the difference of inner layers' outputs in that loss.", ge=0)
+    temperature: float = _option(2.0, "Execution", "That softens predictions in fine-tuning.", gt=0)
+    augmentation: Literal["none", "shift", "shift+flip"] = _option(
+        "shift", "Execution", "Of images in fine-tuning: shift (by up to an eighth), flip (left and right)."
+    )
+    clip: float = _option(1.0, "Execution", "Largest norm of fine-tuning's gradient.", gt=0)
+    target: str = _option(
+        "onnxruntime",
+        "Execution",
+        "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx) or packed "
+        "(model.safetensors alone).",
+    )
 
     plan: Path | None = _option(None, "Measure", "The plan to measure: plan.yaml of a run, or your own.")
     split: Literal["test", "search"] = _option(

@@ -17,6 +17,10 @@ class InputError(AutocompressError, ValueError):
     exit_code = 2
 
 
+class ExportError(AutocompressError):
+    """The network can't be written in a form that runs without its class. The message names what stands in the way."""
+
+
 def unknown_name(what: str, got: str, choices: Iterable[str]) -> InputError:
     """The error for a name that is in no registry.
 

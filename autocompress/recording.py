@@ -16,7 +16,7 @@ from autocompress import __version__
 from autocompress.config import Config
 from autocompress.plan import Plan
 from autocompress.report.progress import Progress, Step
-from autocompress.run_folder import MODEL, OUTCOME, PLAN, POLICY, POLICY_WEIGHTS, Entry, RunFolder
+from autocompress.run_folder import PLAN, POLICY, POLICY_WEIGHTS, Entry, RunFolder
 from autocompress.searchers.base import Evaluated
 from autocompress_envs.numbers import Labeling, Outcome
 
@@ -99,16 +99,17 @@ class Recording:
         )
 
 
-def write_results(
-    folder: RunFolder, config: Config, outcome: Mapping[str, Any], weights: bytes, policy: Mapping[str, Tensor] | None
-) -> None:
-    """Write what a finished search gives: outcome.json, the packed `weights` and the policy, where there is one."""
-    folder.write(MODEL, weights)
+def write_policy(folder: RunFolder, config: Config, policy: Mapping[str, Tensor] | None) -> None:
+    """Write the trained agent's policy, where there is one."""
     if policy is not None:
         made_with = config.model_dump(mode="json", include={"model", "budget", "agent", "action", "reward", "seed"})
         folder.write(POLICY_WEIGHTS, weights_bytes(policy))
         folder.write(POLICY, json.dumps({"version": 1, **made_with, "versions": versions()}, indent=1) + "\n")
-    folder.write(OUTCOME, json.dumps({**outcome, "versions": versions()}, indent=1, allow_nan=False) + "\n")
+
+
+def outcome_text(outcome: Mapping[str, Any]) -> str:
+    """The content of outcome.json."""
+    return json.dumps({**outcome, "versions": versions()}, indent=1, allow_nan=False) + "\n"
 
 
 def weights_bytes(state: Mapping[str, Tensor]) -> bytes:

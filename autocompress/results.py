@@ -9,9 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from autocompress.budget import is_satisfied_by
+from autocompress.execute.pipeline import Executed
 from autocompress.network import Network
 from autocompress.plan import Plan
 from autocompress.report.inspection import LayerReport
+from autocompress.targets.verify import Verification
 from autocompress_envs import Labeling, Outcome, Problem
 
 
@@ -47,22 +49,35 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class Result(Measurement):
-    """What a search found: its best plan, measured once on the test split, and how it came to it.
+class Finished(Measurement):
+    """A plan made real: its files lie in a run folder and were verified in their runtime.
+
+    `outcome` is of the finished network in PyTorch, its `size` the bytes of the target's file.
 
     Attributes:
-        search_outcome: of the best plan on the search split, by which it was chosen.
+        run_folder: where the files are.
+        executed: what re-calibration and fine-tuning did.
+        verification: the files in their runtime, and every claim that was looked at.
+    """
+
+    run_folder: Path
+    executed: Executed
+    verification: Verification
+
+
+@dataclass(frozen=True)
+class Result(Finished):
+    """What a search found: its best plan, made real, and how it came to it.
+
+    Attributes:
+        search_outcome: of the best plan on the search split with the menus' weights, by which it was chosen.
         evaluations: different plans evaluated.
         stopped_because: in a few words.
-        run_folder: where all of it is kept.
-        file_bytes: of model.safetensors there, weights packed; at most the outcome's `size`.
     """
 
     search_outcome: Outcome
     evaluations: int
     stopped_because: str
-    run_folder: Path
-    file_bytes: int
 
 
 @dataclass(frozen=True)

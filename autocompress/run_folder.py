@@ -17,9 +17,10 @@ from typing import Any
 from autocompress.config import Config, first_difference, load_config
 from autocompress.errors import InputError
 
-CONFIG, JOURNAL, PLAN, OUTCOME, MODEL = "config.yaml", "journal.jsonl", "plan.yaml", "outcome.json", "model.safetensors"
+CONFIG, JOURNAL, PLAN, OUTCOME = "config.yaml", "journal.jsonl", "plan.yaml", "outcome.json"
+MODEL, MODEL_ONNX, CHECKPOINT = "model.safetensors", "model.onnx", "finetune.pt"
 POLICY_WEIGHTS, POLICY, TENSORBOARD = "policy.safetensors", "policy.json", "tb"
-RUN_FILES = (CONFIG, JOURNAL, PLAN, OUTCOME, MODEL, POLICY_WEIGHTS, POLICY)
+RUN_FILES = (CONFIG, JOURNAL, PLAN, OUTCOME, MODEL, MODEL_ONNX, CHECKPOINT, POLICY_WEIGHTS, POLICY)
 JOURNAL_VERSION = 1
 
 

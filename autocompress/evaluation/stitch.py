@@ -165,6 +165,7 @@ def _untie_(module: Any) -> None:
 
 
 def write_layer_(module: Any, weight: Tensor, bias: Tensor) -> None:
+    """Put weights into a layer, which takes their shape."""
     module.weight.data = weight
     if module.bias is not None:
         module.bias.data = bias

@@ -1,5 +1,17 @@
-"""Execution: a plan's weights as the file that is shipped."""
+"""Execution: a plan's labels made real, re-calibrated and fine-tuned."""
 
-from autocompress.execute.packed import load_packed, pack
+from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, uncompressed
+from autocompress.execute.finetune import FineTuning, Tuned
+from autocompress.execute.pipeline import Executed, Execution, execute
 
-__all__ = ["load_packed", "pack"]
+__all__ = [
+    "Compressed",
+    "Executed",
+    "Execution",
+    "FineTuning",
+    "LayerWeights",
+    "Tuned",
+    "execute",
+    "from_menus",
+    "uncompressed",
+]

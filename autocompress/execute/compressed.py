@@ -1,4 +1,4 @@
-"""A compressed network: a plain, smaller module, and for every layer the codes, scales and ranges that its file holds."""
+"""A compressed network: a plain, smaller module, and for every layer the codes, scales and ranges of its file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from autocompress.evaluation.stitch import InputRounding, LayerChoice, Stitcher,
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
-from autocompress.network.structure import Layer
-from autocompress.plan import Plan
+from autocompress.network.structure import Layer, Network
+from autocompress.plan import Label, Plan
 from autocompress_envs.numbers import Labeling, n_of_m, removed_weights
 
 
@@ -86,8 +86,26 @@ def from_menus(menus: Menus, labeling: Labeling, folded: nn.Module) -> Compresse
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         variant = menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
         layers[layer.name] = layer_weights(menus, layer, choice, variant)
+        write_weights_(model, layer.name, layers[layer.name])  # in plain memory order, as files have them
         model.get_submodule(layer.name)._forward_pre_hooks.clear()  # the stitcher's rounding
     return Compressed(model, layers, menus.plan(labeling))
+
+
+def uncompressed(folded: nn.Module, network: Network, granularity: str = "channel") -> Compressed:
+    """The original in the same form: every layer in float32, nothing removed, no input rounded.
+
+    Args:
+        folded: the original with its norms folded; it is not changed.
+        network: its trace.
+        granularity: of the plan that says so.
+    """
+    model = copy.deepcopy(folded).cpu().float().eval()
+    layers = {}
+    for layer in network.layers:
+        module = model.get_submodule(layer.name)
+        bias = None if module.bias is None else module.get_parameter("bias").detach().clone()
+        layers[layer.name] = LayerWeights(module.get_parameter("weight").detach().clone(), None, bias, 32, 0.0, None)
+    return Compressed(model, layers, Plan({name: Label() for name in layers}, granularity, network.fingerprint))
 
 
 def layer_weights(menus: Menus, layer: Layer, choice: LayerChoice, variant: Variant) -> LayerWeights:
@@ -101,6 +119,14 @@ def layer_weights(menus: Menus, layer: Layer, choice: LayerChoice, variant: Vari
         sparsity=choice.sparsity,
         input_range=menus.ranges[layer.name][choice.activation_bits],
     )
+
+
+def write_weights_(model: nn.Module, name: str, weights: LayerWeights) -> None:
+    """Put a layer's weights into a module of the same shapes."""
+    module = model.get_submodule(name)
+    module.get_parameter("weight").data = weights.weight()
+    if weights.bias is not None:
+        module.get_parameter("bias").data = weights.bias.clone()
 
 
 def kept_map(values: Tensor, sparsity: float, granularity: str) -> Tensor | None:

@@ -16,7 +16,7 @@ class ActivationRange:
 
     Attributes:
         bits: 4 to 8.
-        scale: step, > 0.
+        scale: step, > 0; a float32 number, as files hold it.
         zero: the code that stands for 0, so that padding is exact.
         noise: mean squared rounding and clipping error on the calibration sample.
     """
@@ -45,7 +45,7 @@ def calibrate_range(sample: Tensor, bits: int) -> ActivationRange:
 
 
 def _range(sample: Tensor, bottom: float, top: float, bits: int) -> ActivationRange:
-    scale = max((top - bottom) / (2**bits - 1), 1e-12)
+    scale = float(torch.tensor(max((top - bottom) / (2**bits - 1), 1e-12), dtype=torch.float32))
     zero = round(-bottom / scale)
     rounded = ActivationRange(bits, scale, zero, 0.0).apply(sample)
     return ActivationRange(bits, scale, zero, float((rounded - sample).square().mean()))

@@ -125,7 +125,7 @@ class _Collector:
         sample = torch.cat(self.samples).sort().values
         if len(sample) > _RANGE_SAMPLES:
             sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES, dtype=torch.float64).round().long()]
-        order = _weight_order(self.layer)
+        order = weight_order(self.layer)
         return Statistics(
             self.second_moment[:, order][:, :, order] / count,
             self.gradient_moment / (count * draws),
@@ -138,7 +138,7 @@ def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
     """The layer's inputs at every output position, and a 1 for the bias: (g, M, d + 1) with M = samples x positions.
 
     Columns of a convolution run kernel position first, channel second: so they are copied in runs of whole channels,
-    which is several times faster than `F.unfold`. `_weight_order` puts them in the weight's order.
+    which is several times faster than `F.unfold`. `weight_order` puts them in the weight's order.
     """
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         flat = x.reshape(1, -1, x.shape[-1])
@@ -165,7 +165,7 @@ def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
     return columns.flatten(1, 3)
 
 
-def _weight_order(layer: Layer) -> Tensor:
+def weight_order(layer: Layer) -> Tensor:
     """(d + 1,) where each column of the flattened weight, and the bias, stands among `extended_columns`."""
     if layer.kind == "linear":
         return torch.arange(layer.fan_in + 1)

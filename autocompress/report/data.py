@@ -10,7 +10,9 @@ import numpy as np
 from autocompress_envs.numbers import Labeling, Outcome, Problem, removed_weights
 
 if TYPE_CHECKING:
-    from autocompress.results import Inspection, Measurement, Result
+    from autocompress.execute.finetune import Tuned
+    from autocompress.results import Finished, Inspection, Measurement, Result
+    from autocompress.targets.verify import Verification
 
 
 def label_summary(problem: Problem, labeling: Labeling) -> dict[str, Any]:
@@ -52,16 +54,56 @@ def measurement_data(measured: Measurement) -> dict[str, Any]:
     }
 
 
+def finished_data(finished: Finished) -> dict[str, Any]:
+    """A plan made real as plain data; `measured_in` says where each number comes from."""
+    verified, tuned = finished.verification, finished.executed.tuned
+    return {
+        **measurement_data(finished),
+        "measured_in": {"compressed": "PyTorch", "size": "file", "runtime": _runtime_name(verified)},
+        "runtime": runtime_data(verified),
+        "file_bytes": dict(verified.file_bytes),
+        "recalibrated": finished.executed.recalibrated,
+        "finetuning": None if tuned is None else tuning_data(tuned),
+        "checks": [vars(check) for check in verified.checks],
+        "verified": verified.passed,
+        "run_folder": str(finished.run_folder),
+    }
+
+
 def result_data(result: Result) -> dict[str, Any]:
     """The result of a search as plain data, ready for JSON."""
     return {
-        **measurement_data(result),
+        **finished_data(result),
         "search": outcome_data(result.search_outcome),
         "evaluations": result.evaluations,
         "stopped_because": result.stopped_because,
-        "run_folder": str(result.run_folder),
-        "file_bytes": result.file_bytes,
     }
+
+
+def tuning_data(tuned: Tuned) -> dict[str, Any]:
+    """What fine-tuning did."""
+    fields = ("steps", "best_step", "seconds", "diverged")
+    return {name: getattr(tuned, name) for name in fields}
+
+
+def runtime_data(verified: Verification) -> dict[str, Any] | None:
+    """What was measured in the runtime."""
+    found = verified.runtime
+    if found is None:
+        return None
+    seconds = {str(batch): {"original": a, "compressed": b} for batch, (a, b) in found.seconds.items()}
+    return {
+        "name": found.runtime,
+        "accuracy": None if math.isnan(found.closeness.accuracy) else found.closeness.accuracy,
+        "kl": found.closeness.kl,
+        "agreement_with_pytorch": found.agreement,
+        "largest_difference_from_pytorch": found.max_difference,
+        "median_seconds_by_batch": seconds,
+    }
+
+
+def _runtime_name(verified: Verification) -> str:
+    return "PyTorch" if verified.runtime is None else verified.runtime.runtime
 
 
 def outcome_data(outcome: Outcome) -> dict[str, Any]:

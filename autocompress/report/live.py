@@ -65,6 +65,9 @@ class TerminalView:
         speed = step.index / max(time.monotonic() - self._started, 1e-9)
         self._advance("episodes", step.index + 1, step.total, f"{best_so_far(step)}  {speed:.1f}/s")
 
+    def tuning(self, step: int, total: int, loss: float, accuracy: float, seconds_left: float) -> None:
+        self._advance("fine-tuning", step, total, tuning_state(loss, accuracy))
+
     def _advance(self, name: str, done: int, total: int, state: str) -> None:
         if name not in self._tasks:
             self._tasks[name] = self._display.add_task(name, total=total, state="")
@@ -81,6 +84,7 @@ class PlainView:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._tenths = 0
+        self._tuning_tenths = 0
 
     def __enter__(self) -> PlainView:
         return self
@@ -106,6 +110,13 @@ class PlainView:
             self._line(f"episode {step.index + 1}/{step.total}  {best_so_far(step)}")
         self._tenths = max(self._tenths, tenths)
 
+    def tuning(self, step: int, total: int, loss: float, accuracy: float, seconds_left: float) -> None:
+        tenths = step * 10 // total
+        if tenths > self._tuning_tenths:
+            state = f"{tuning_state(loss, accuracy)}  {seconds_left:.0f} s left"
+            self._line(f"fine-tuning step {step}/{total}  {state}")
+        self._tuning_tenths = max(self._tuning_tenths, tenths)
+
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
@@ -121,3 +132,13 @@ def best_so_far(step: Step) -> str:
         f"  {name} {100 * step.resources[name] / limit:.1f} % of budget" for name, limit in step.limits.items()
     )
     return f"best KL {step.best_kl:.4f}{accuracy}{spent}"
+
+
+def tuning_state(loss: float, accuracy: float) -> str:
+    """How fine-tuning stands in a few words.
+
+    >>> tuning_state(0.0532, 0.9731)
+    'loss 0.0532  best accuracy 97.3 %'
+    """
+    known = "" if math.isnan(accuracy) else f"  best accuracy {100 * accuracy:.1f} %"
+    return f"loss {loss:.4f}{known}"

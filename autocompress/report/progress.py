@@ -45,6 +45,9 @@ class Progress(Protocol):
     def step(self, step: Step) -> None:
         """A plan was evaluated."""
 
+    def tuning(self, step: int, total: int, loss: float, accuracy: float, seconds_left: float) -> None:
+        """Fine-tuning goes on: recent training loss, best accuracy in [0, 1] on the search split (NaN: no labels)."""
+
 
 class Silent:
     """Nobody watches."""
@@ -59,4 +62,7 @@ class Silent:
         pass
 
     def step(self, step: Step) -> None:
+        pass
+
+    def tuning(self, step: int, total: int, loss: float, accuracy: float, seconds_left: float) -> None:
         pass

@@ -15,7 +15,7 @@ from autocompress.report.data import label_summary
 
 if TYPE_CHECKING:
     from autocompress.report.inspection import LayerReport
-    from autocompress.results import Inspection, Measurement, Result
+    from autocompress.results import Finished, Inspection, Measurement, Result
 
 NAMES = {"size": "bytes", "macs": "multiply-accumulates", "bitops": "bit operations", "memory": "peak memory, bytes"}
 
@@ -37,13 +37,34 @@ def print_measurement(console: Console, measured: Measurement) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def print_result(console: Console, result: Result) -> None:
-    """`print_measurement`, and how the search came to it."""
-    print_measurement(console, result)
-    count = f"{result.evaluations} plans evaluated; {result.stopped_because}"
-    file = f"run folder: {result.run_folder} (model.safetensors: {result.file_bytes:,} bytes)"
-    for line in (f"search: {count}", file):
+def print_finished(console: Console, finished: Finished) -> None:
+    """`print_measurement`, the files in their runtime, and the claims that were looked at."""
+    print_measurement(console, finished)
+    for line in _verification_lines(finished):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def print_result(console: Console, result: Result) -> None:
+    """`print_finished`, and how the search came to it."""
+    print_finished(console, result)
+    line = f"search: {result.evaluations} plans evaluated; {result.stopped_because}"
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _verification_lines(finished: Finished) -> list[str]:
+    verified = finished.verification
+    files = ", ".join(f"{name}: {count:,} bytes" for name, count in verified.file_bytes.items())
+    lines = [f"run folder: {finished.run_folder} ({files})"]
+    found = verified.runtime
+    if found is not None:
+        accuracy = f"accuracy {_percent(found.closeness.accuracy)}, KL {found.closeness.kl:.4f}"
+        lines.append(f"in {found.runtime}: {accuracy}; agrees with PyTorch on {100 * found.agreement:.2f} %")
+        for batch, (original, compressed) in found.seconds.items():
+            times = f"{1e3 * original:.2f} ms original, {1e3 * compressed:.2f} ms compressed"
+            lines.append(f"latency at batch {batch}, one thread: {times} ({original / compressed:.2f} times faster)")
+    passed = sum(check.passed for check in verified.checks)
+    lines.append(f"verification: {passed} of {len(verified.checks)} checks passed")
+    return lines + [f"NOT verified, {line}" for line in verified.failures()]
 
 
 def _closing_lines(measured: Measurement) -> list[str]:

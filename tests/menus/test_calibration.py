@@ -9,7 +9,7 @@ from menu_toys import statistics
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.menus.calibration import _weight_order, calibrate, extended_columns
+from autocompress.menus.calibration import weight_order, calibrate, extended_columns
 from autocompress.network import trace
 
 CONVOLUTIONS = {
@@ -62,7 +62,7 @@ def test_moment_of_convolution_inputs(module: nn.Conv2d) -> None:
 def test_columns_times_weight_is_the_output(module: nn.Conv1d | nn.Conv2d) -> None:
     x = images(module)
     layer = trace(nn.Sequential(module), x).layers[0]
-    columns = extended_columns(x, module)[:, :, _weight_order(layer)]  # (g, M, d + 1)
+    columns = extended_columns(x, module)[:, :, weight_order(layer)]  # (g, M, d + 1)
     bias = torch.zeros(layer.rows) if module.bias is None else module.bias
     weight = torch.cat([module.weight.flatten(1), bias[:, None]], 1).view(module.groups, -1, layer.fan_in + 1)
     output = (columns @ weight.mT).permute(1, 0, 2).flatten(1)  # (M, rows)

@@ -1,0 +1,88 @@
+"""Training batches: shuffled, augmented, prepared one ahead, and the same again from any step for the same seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autocompress.data.dataset import Data
+
+Augmentation = Literal["none", "shift", "shift+flip"]
+_SHIFT = 8  # images move by up to an eighth of their edge
+
+
+@dataclass(frozen=True)
+class TrainingBatches:
+    """Batches of the training data without the search split, epoch after epoch.
+
+    Attributes:
+        data: whose training source is read.
+        indices: of the samples to train on.
+        batch_size: the last batch of an epoch may be smaller.
+        augmentation: of images; `shift`: moved by up to an eighth of the edge, zeros move in; `flip`: mirrored half of
+            the time. Other inputs stay as they are.
+        seed: of order and augmentation.
+    """
+
+    data: Data
+    indices: Sequence[int]
+    batch_size: int
+    augmentation: Augmentation = "shift"
+    seed: int = 0
+
+    @classmethod
+    def of(cls, data: Data, batch_size: int, augmentation: Augmentation, seed: int) -> TrainingBatches:
+        """Over every training sample that is not in the search split."""
+        searched = set(data.search_indices)
+        indices = [index for index in range(len(data.train)) if index not in searched]
+        return cls(data, indices, batch_size, augmentation, seed)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def steps(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Inputs and labels of the steps from `start` up to `stop`, counted over all epochs."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._load, start) if start < stop else None
+            for step in range(start, stop):
+                assert ahead is not None
+                batch = ahead.result()
+                ahead = pool.submit(self._load, step + 1) if step + 1 < stop else None
+                yield batch
+
+    def _load(self, step: int) -> tuple[Tensor, Tensor | None]:
+        epoch, position = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.indices))
+        chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
+        inputs, labels = self.data.train.load([self.indices[index] for index in chosen])
+        if self.augmentation != "none" and inputs.ndim == 4:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            inputs = _shifted(inputs, generator)
+            inputs = _flipped(inputs, generator) if self.augmentation == "shift+flip" else inputs
+        return inputs, labels
+
+
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, C, H, W), each moved by its own offset; zeros move in."""
+    count, _, height, width = images.shape
+    down, right = height // _SHIFT, width // _SHIFT
+    padded = F.pad(images, (right, right, down, down))
+    tops = torch.randint(2 * down + 1, (count,), generator=generator)
+    lefts = torch.randint(2 * right + 1, (count,), generator=generator)
+    rows = tops[:, None] + torch.arange(height)  # (N, H)
+    columns = lefts[:, None] + torch.arange(width)  # (N, W)
+    sample = torch.arange(count)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    mirrored = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(mirrored[:, None, None, None], images.flip(3), images)

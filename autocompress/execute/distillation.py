@@ -1,0 +1,111 @@
+"""What fine-tuning minimises: how far the compressed network is from the original, and from the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autocompress.errors import InputError
+
+_FEATURES = 4  # layers whose outputs are matched, at most
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the parts of the loss; a part of weight 0 is not computed.
+
+    Attributes:
+        soft: of temperature² · KL(original ‖ compressed) between softened predictions (Hinton et al. 2015, eq. 1).
+        hard: of the cross-entropy with the labels.
+        features: of the mean squared difference between layer outputs, relative to their variance in the original
+            (Romero et al. 2015); of up to four layers, spread over the network, that kept all their channels.
+        l1: of the sum of the weights' magnitudes.
+        temperature: > 0.
+
+    Raises:
+        InputError: a weight is negative, or all are 0, or the temperature is not positive.
+    """
+
+    soft: float = 1.0
+    hard: float = 0.0
+    features: float = 0.0
+    l1: float = 0.0
+    temperature: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("soft", "hard", "features", "l1"):
+            if getattr(self, name) < 0:
+                raise InputError(f"`{name}_weight` must be at least 0, got {getattr(self, name)}.")
+        if self.soft + self.hard + self.features == 0:
+            raise InputError("`soft_weight`, `hard_weight` and `features_weight` must not all be 0, got 0 for each.")
+        if self.temperature <= 0:
+            raise InputError(f"`temperature` must be above 0, got {self.temperature}.")
+
+    def predictions_loss(self, outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean over samples of the parts that look at outputs; both outputs (N, classes), labels (N,)."""
+        loss = outputs.new_zeros(())
+        if self.soft:
+            wanted = (teacher / self.temperature).log_softmax(1)
+            got = (outputs / self.temperature).log_softmax(1)
+            divergence = F.kl_div(got, wanted, reduction="batchmean", log_target=True)
+            loss = loss + self.soft * self.temperature**2 * divergence
+        if self.hard:
+            assert labels is not None, "checked when fine-tuning begins"
+            loss = loss + self.hard * F.cross_entropy(outputs, labels)
+        return loss
+
+
+class FeatureTap(AbstractContextManager["FeatureTap"]):
+    """Holds the outputs of some layers of a model while it runs.
+
+    Args:
+        model: the model.
+        names: of its layers.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        self._model = model
+        self._names = names
+        self.outputs: dict[str, Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> FeatureTap:
+        for name in self._names:
+            self._handles.append(self._model.get_submodule(name).register_forward_hook(self._keep(name)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep(self, name: str):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            self.outputs[name] = output.clone()  # an in-place activation may follow
+
+        return hook
+
+
+def matched_layers(original: nn.Module, compressed: nn.Module, layers: Sequence[str]) -> list[str]:
+    """Up to four layers of unchanged output width, evenly spread, the last layer left out."""
+    same = [
+        name
+        for name in layers[:-1]
+        if len(original.get_submodule(name).get_parameter("weight"))
+        == len(compressed.get_submodule(name).get_parameter("weight"))
+    ]
+    count = min(_FEATURES, len(same))
+    return [same[(position + 1) * len(same) // count - 1] for position in range(count)]
+
+
+def features_loss(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
+    """Mean over layers of the squared difference, relative to the original's variance."""
+    parts = [
+        F.mse_loss(got[name].float(), wanted[name].float()) / wanted[name].float().var().clamp(min=1e-6)
+        for name in wanted
+    ]
+    return torch.stack(parts).mean()

@@ -1,0 +1,304 @@
+"""Fine-tuning: the compressed network learns from the original, with its rounding and its zeros in the loop."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.data import Data
+from autocompress.data.training import Augmentation, TrainingBatches
+from autocompress.errors import InputError
+from autocompress.execute.compressed import Compressed
+from autocompress.execute.distillation import FeatureTap, Objective, features_loss, matched_layers
+from autocompress.execute.rounding_aware import finished, rounding_aware
+from autocompress.run_folder import write_atomically
+
+_WARM_UP = 0.05  # share of all steps
+_SAVE_SECONDS = 60.0
+_STEP_RATE = 0.1  # learning rate of quantization steps, relative to that of weights
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """Settings of a fine-tuning.
+
+    Attributes:
+        epochs: over the training data without the search split; fractions are fine; > 0.
+        learning_rate: of Adam, at its peak; relative to each layer's mean weight magnitude it is the same everywhere.
+        batch_size: at least 1.
+        labels: who labels the samples for the hard part of the loss: the data or the original (`teacher`).
+        objective: the loss.
+        augmentation: see `TrainingBatches`.
+        clip: largest norm of the gradient.
+        seed: of the order and the augmentation.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    epochs: float = 2.0
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    labels: Literal["data", "teacher"] = "data"
+    objective: Objective = field(default_factory=Objective)
+    augmentation: Augmentation = "shift"
+    clip: float = 1.0
+    seed: int = 0
+    method: Literal["standard", "weak", "strong"] = "standard"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        if self.batch_size < 1:
+            raise InputError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+
+
+@dataclass(frozen=True)
+class TuningStep:
+    """How fine-tuning stands.
+
+    Attributes:
+        step: done so far; total: in all.
+        loss: mean over the last steps.
+        search_loss: the best on the search split so far.
+        search_accuracy: there, in [0, 1]; NaN without labels.
+        seconds_left: estimated.
+    """
+
+    step: int
+    total: int
+    loss: float
+    search_loss: float
+    search_accuracy: float
+    seconds_left: float
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What fine-tuning gives.
+
+    Attributes:
+        compressed: the best network that was seen, judged by the loss on the search split; never worse there than
+            what fine-tuning began with.
+        steps: done.
+        seconds: taken.
+        diverged: whether it stopped early because the loss was no longer finite.
+        best_step: at which the best was seen; 0: fine-tuning improved nothing.
+    """
+
+    compressed: Compressed
+    steps: int
+    seconds: float
+    diverged: bool
+    best_step: int
+
+
+def finetune(
+    compressed: Compressed,
+    teacher: nn.Module,
+    data: Data,
+    settings: FineTuning,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    checkpoint: Path | None = None,
+    progress: Callable[[TuningStep], None] | None = None,
+) -> Tuned:
+    """Fine-tune and return the best network by the search split.
+
+    Args:
+        compressed: what to begin with; it is not changed.
+        teacher: the original; it is not changed.
+        data: the training data without the search split is trained on, the search split judges.
+        settings: see there.
+        device: where to run.
+        dtype: of the forward passes (autocast); weights, gradients and the loss stay float32.
+        checkpoint: a file to continue from, where it exists and fits, and to save to every minute.
+        progress: told every second or so, and after every judgement.
+
+    Raises:
+        InputError: the loss asks for labels that the data does not have.
+    """
+    if settings.objective.hard and settings.labels == "data" and not data.classes:
+        raise InputError("`hard_weight` needs labelled data, got none; pass --labels teacher or --hard-weight 0.")
+    run = _Run(compressed, teacher, data, settings, torch.device(device), dtype, checkpoint, progress)
+    return run.finish()
+
+
+class _Run:
+    """One fine-tuning under way."""
+
+    def __init__(
+        self,
+        compressed: Compressed,
+        teacher: nn.Module,
+        data: Data,
+        settings: FineTuning,
+        device: torch.device,
+        dtype: torch.dtype,
+        checkpoint: Path | None,
+        progress: Callable[[TuningStep], None] | None,
+    ) -> None:
+        self._compressed, self._data, self._settings = compressed, data, settings
+        self._device, self._dtype, self._checkpoint = device, dtype, checkpoint
+        self._progress = progress or (lambda step: None)
+        self._model = _on(rounding_aware(compressed), device)
+        self._teacher = _on(copy.deepcopy(teacher).eval().requires_grad_(False), device)
+        self._batches = TrainingBatches.of(data, settings.batch_size, settings.augmentation, settings.seed)
+        self._total = max(1, round(settings.epochs * self._batches.steps_per_epoch))
+        self._optimizer = torch.optim.Adam(_parameter_groups(self._model, settings.learning_rate))
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
+        wants_features = settings.objective.features > 0
+        names = matched_layers(teacher, compressed.model, list(compressed.layers)) if wants_features else []
+        self._taps = FeatureTap(self._teacher, names), FeatureTap(self._model, names)
+        self._step, self._best_step, self._seconds = 0, 0, 0.0
+        self._best: dict[str, Tensor] = {}
+        self._best_loss, self._best_accuracy, self._recent = math.inf, math.nan, math.nan
+
+    def finish(self) -> Tuned:
+        self._load()
+        if not self._best:
+            self._judge()
+        diverged = self._train()
+        self._model.load_state_dict(self._best)
+        return Tuned(
+            finished(self._model.cpu(), self._compressed), self._step, self._seconds, diverged, self._best_step
+        )
+
+    def _train(self) -> bool:
+        """Run to the end; True where the loss ceased to be finite."""
+        started, before, saved, told = time.monotonic(), self._seconds, time.monotonic(), 0.0
+        with self._taps[0], self._taps[1]:
+            for inputs, labels in self._batches.steps(self._step, self._total):
+                loss = self._update(inputs, labels)
+                if not math.isfinite(loss):
+                    return True
+                self._step += 1
+                self._seconds = before + time.monotonic() - started
+                self._recent = loss if math.isnan(self._recent) else 0.95 * self._recent + 0.05 * loss
+                if self._step % self._batches.steps_per_epoch == 0 or self._step == self._total:
+                    self._judge()
+                if time.monotonic() - told > 1:
+                    told = time.monotonic()
+                    self._tell()
+                if time.monotonic() - saved > _SAVE_SECONDS:
+                    saved = time.monotonic()
+                    self._save()
+        self._tell()
+        return False
+
+    def _update(self, inputs: Tensor, labels: Tensor | None) -> float:
+        loss = self._loss(inputs, labels)
+        if torch.isfinite(loss):
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._settings.clip)
+            self._optimizer.step()
+            self._scheduler.step()
+        return float(loss.detach())
+
+    def _loss(self, inputs: Tensor, labels: Tensor | None) -> Tensor:
+        objective = self._settings.objective
+        inputs = _in_format(inputs, self._device)
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            with torch.no_grad():
+                wanted = self._teacher(inputs).flatten(1)
+            outputs = self._model(inputs).flatten(1)
+        wanted, outputs = wanted.float(), outputs.float()
+        labels = wanted.argmax(1) if self._settings.labels == "teacher" else labels
+        loss = objective.predictions_loss(outputs, wanted, None if labels is None else labels.to(self._device))
+        if self._taps[0].outputs:
+            loss = loss + objective.features * features_loss(self._taps[1].outputs, self._taps[0].outputs)
+        if objective.l1:
+            weights = (self._model.get_submodule(name).weight for name in self._compressed.layers)
+            loss = loss + objective.l1 * sum(weight.abs().sum() for weight in weights)
+        return loss
+
+    @torch.no_grad()
+    def _judge(self) -> None:
+        """Measure the loss on the search split, and keep the network where none was better."""
+        inputs, labels = self._data.search()
+        answers = [None] * len(inputs) if labels is None else labels.split(self._settings.batch_size)
+        total, right = 0.0, 0
+        for batch, expected in zip(inputs.split(self._settings.batch_size), answers, strict=False):
+            formatted = _in_format(batch, self._device)
+            outputs, wanted = (model(formatted).flatten(1).float() for model in (self._model, self._teacher))
+            given = wanted.argmax(1) if self._settings.labels == "teacher" else expected
+            given = None if given is None else given.to(self._device)
+            total += len(batch) * float(self._settings.objective.predictions_loss(outputs, wanted, given))
+            right += 0 if expected is None else int((outputs.argmax(1).cpu() == expected).sum())
+        loss = total / len(inputs)
+        if loss < self._best_loss:
+            self._best_loss, self._best_step = loss, self._step
+            self._best_accuracy = math.nan if labels is None else right / len(inputs)
+            self._best = copy.deepcopy(self._model.state_dict())
+
+    def _rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine."""
+        warm_up = max(1, int(_WARM_UP * self._total))
+        if step < warm_up:
+            return (step + 1) / warm_up
+        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self._total - warm_up)))
+
+    def _tell(self) -> None:
+        left = (self._total - self._step) * self._seconds / max(1, self._step)
+        self._progress(TuningStep(self._step, self._total, self._recent, self._best_loss, self._best_accuracy, left))
+
+    def _save(self) -> None:
+        if self._checkpoint is None:
+            return
+        state = {
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": {"last_epoch": self._scheduler.last_epoch},
+            "best": self._best,
+            "numbers": [self._step, self._best_step, self._seconds, self._best_loss, self._best_accuracy, self._recent],
+            "made_for": repr((self._settings, self._total)),
+        }
+        content = io.BytesIO()
+        torch.save(state, content)
+        write_atomically(self._checkpoint, content.getvalue())
+
+    def _load(self) -> None:
+        if self._checkpoint is None or not self._checkpoint.is_file():
+            return
+        state: dict[str, Any] = torch.load(self._checkpoint, weights_only=True, map_location=self._device)
+        if state["made_for"] != repr((self._settings, self._total)):
+            raise InputError(
+                f"`resume` must continue a fine-tuning with the same settings, got others in {self._checkpoint}; "
+                "remove that file to start anew."
+            )
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.last_epoch = state["scheduler"]["last_epoch"]
+        self._best = state["best"]
+        self._step, self._best_step, self._seconds, self._best_loss, self._best_accuracy, self._recent = state[
+            "numbers"
+        ]
+
+
+def _parameter_groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:
+    trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    steps = [tensor for name, tensor in trained.items() if name.endswith(".step")]
+    others = [tensor for name, tensor in trained.items() if not name.endswith(".step")]
+    return [{"params": others, "lr": rate}, {"params": steps, "lr": rate * _STEP_RATE}]
+
+
+def _on(model: nn.Module, device: torch.device) -> nn.Module:
+    moved: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _in_format(inputs: Tensor, device: torch.device) -> Tensor:
+    inputs = inputs.to(device)
+    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs

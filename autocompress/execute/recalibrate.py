@@ -1,0 +1,256 @@
+"""Re-calibration: every layer mends what the layers before it broke, from unlabelled samples.
+
+Layer by layer in network order, on the compressed network's own inputs x̂ (pruned, rounded), each layer's weights become
+the least-squares fit to what the original computes at the same place,
+
+    W* = argmin E‖y - W x̂‖² + λ‖W - W₀‖²  =  (E[y x̂ᵀ] + λ W₀) (E[x̂ x̂ᵀ] + λ I)⁻¹,
+
+and are rounded again with the second moment of x̂ (GPTQ, Frantar et al. 2023, asymmetric calibration as in GPTAQ, Li et
+al. 2025). The target y is the original layer's output; where the output is added to a shortcut that is already
+computed, also what the shortcut lost: y + s - ŝ.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, fx, nn
+
+from autocompress.errors import ExportError
+from autocompress.evaluation.stitch import LayerChoice, kept_rows, resolve
+from autocompress.execute.compressed import Compressed, LayerWeights, kept_map, write_weights_
+from autocompress.menus.activations import ActivationRange, calibrate_range
+from autocompress.menus.algebra import cholesky_factor, damped
+from autocompress.menus.calibration import extended_columns, weight_order
+from autocompress.menus.menus import Menus
+from autocompress.menus.quantizers import QUANTIZERS, Rounding
+from autocompress.menus.variants import channel_variants
+from autocompress.network.exported import export_graph, layer_calls
+from autocompress.network.structure import Layer
+from autocompress_envs.numbers import Labeling
+
+_UNFOLDED_ELEMENTS = 16_000_000  # of one batch of unfolded inputs
+_RANGE_SAMPLE = 65_536
+_PRIOR = 1e-2  # weight of W₀, as a fraction of the mean diagonal of H
+
+
+def recalibrate(
+    compressed: Compressed,
+    original: nn.Module,
+    menus: Menus,
+    labeling: Labeling,
+    inputs: Tensor,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Compressed:
+    """The compressed network with weights and input ranges fitted anew, the labels being the same.
+
+    Args:
+        compressed: as the menus give it; it is not changed.
+        original: with its norms folded.
+        menus: of the network.
+        labeling: the plan.
+        inputs: (N, …) float32, a few hundred samples or more; unlabelled.
+        progress: called with (done, total, what).
+
+    Raises:
+        ExportError: the network can't be followed operator by operator.
+    """
+    report = progress or (lambda done, total, what: None)
+    model = copy.deepcopy(compressed.model)
+    reference, follower = (_Follower(export_graph(each, inputs), inputs) for each in (original, model))
+    if [node.name for node in reference.nodes] != [node.name for node in follower.nodes]:
+        raise ExportError("the network runs other operators once channels are gone; it can't be re-calibrated.")
+    structure = {layer.name: layer for layer in menus.network.layers}
+    choices = dict(zip(compressed.layers, resolve(menus, labeling), strict=True))
+    calls, layers = layer_calls(follower.graph, compressed.layers), dict(compressed.layers)
+    left = set(layers)
+    with torch.no_grad():
+        for before, node in zip(reference.nodes, follower.nodes, strict=True):
+            name = calls.get(node)
+            reference.step(before)
+            if name in left:
+                site = _Site(structure[name], choices[name], menus, model.get_submodule(name))
+                layers[name] = _fitted(site, layers[name], *_seen(reference, follower, before, node, site.rows))
+                write_weights_(model, name, layers[name])
+                follower.refresh(name, layers[name])
+                left.remove(name)
+                report(len(layers) - len(left), len(layers), "re-calibration")
+            follower.step(node, layers[name].input_range if name is not None else None)
+            reference.forget(before)
+            follower.forget(node)
+    return Compressed(model, layers, compressed.plan)
+
+
+class _Follower:
+    """One graph, run node by node on all samples at once; values nobody reads any more are dropped."""
+
+    def __init__(self, graph: fx.GraphModule, inputs: Tensor) -> None:
+        self.graph = graph
+        self.nodes = list(graph.graph.nodes)
+        self._interpreter = fx.Interpreter(graph)
+        self._inputs = inputs
+
+    def value(self, node: fx.Node) -> Tensor:
+        found: Tensor = self._interpreter.env[node]
+        return found
+
+    def knows(self, node: object) -> bool:
+        return node in self._interpreter.env
+
+    def step(self, node: fx.Node, rounding: ActivationRange | None = None) -> None:
+        """Compute a node; with a rounding, from its rounded first argument."""
+        env = self._interpreter.env
+        if node.op == "placeholder":
+            env[node] = self._inputs
+        elif rounding is None:
+            env[node] = self._interpreter.run_node(node)
+        else:
+            args, kwargs = self._interpreter.fetch_args_kwargs_from_env(node)
+            env[node] = node.target(rounding.apply(args[0]), *args[1:], **kwargs)  # type: ignore[operator]
+
+    def forget(self, node: fx.Node) -> None:
+        for unused in self._interpreter.user_to_last_uses.get(node, ()):
+            self._interpreter.env.pop(unused, None)
+
+    def refresh(self, name: str, weights: LayerWeights) -> None:
+        """Parameters that were fetched before they changed."""
+        for node in self.nodes:
+            if node.op == "get_attr" and node.target in (f"{name}.weight", f"{name}.bias") and self.knows(node):
+                self._interpreter.env[node] = weights.weight() if node.target.endswith("weight") else weights.bias
+
+
+@dataclass(frozen=True)
+class _Site:
+    """One layer of the compressed network."""
+
+    layer: Layer
+    choice: LayerChoice
+    menus: Menus
+    module: nn.Module
+
+    @property
+    def rows(self) -> Tensor:
+        return kept_rows(self.menus, self.layer, self.choice)
+
+    @property
+    def shrunk(self) -> Layer:
+        """The structure as it is now."""
+        groups = getattr(self.module, "groups", 1)
+        return replace(self.layer, weight_shape=tuple(self.module.get_parameter("weight").shape), groups=groups)
+
+
+def _seen(
+    reference: _Follower, follower: _Follower, before: fx.Node, node: fx.Node, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(x̂, y): the layer's input in the compressed network, and what it should put out."""
+    axis = 1 if reference.value(before).ndim != 2 and "conv" in str(before.target) else -1
+    target = reference.value(before).index_select(axis, rows)
+    lost = _lost_by_shortcut(reference, follower, before, node, rows, axis)
+    x = follower.value(node.args[0])  # type: ignore[arg-type]
+    return x, target if lost is None else target + lost
+
+
+def _lost_by_shortcut(
+    reference: _Follower, follower: _Follower, before: fx.Node, node: fx.Node, rows: Tensor, axis: int
+) -> Tensor | None:
+    """s - ŝ, where the layer's output is only added to a shortcut that is already computed."""
+    if len(node.users) != 1:
+        return None
+    add, add_before = next(iter(node.users)), next(iter(before.users))
+    if getattr(add.target, "overloadpacket", None) is not torch.ops.aten.add or add.kwargs:
+        return None
+    (other,), (other_before,) = (
+        [a for a in each.args if a is not n] for each, n in ((add, node), (add_before, before))
+    )
+    if not (follower.knows(other) and reference.knows(other_before)):
+        return None
+    shortcut, shortcut_before = follower.value(other), reference.value(other_before)
+    if shortcut_before.shape != reference.value(before).shape:
+        return None
+    return shortcut_before.index_select(axis, rows) - shortcut
+
+
+def _fitted(site: _Site, layer: LayerWeights, x: Tensor, y: Tensor) -> LayerWeights:
+    found = None if layer.input_range is None else calibrate_range(_sample(x), layer.input_range.bits)
+    moment, cross = _moments(site, x if found is None else found.apply(x), y)
+    prior = _prior(site)
+    anchor = _PRIOR * (damped(moment, 1.0) - moment)
+    weight = _solve(
+        moment + anchor, cross + prior @ anchor, kept_map(layer.values, layer.sparsity, site.menus.settings.granularity)
+    )
+    return _rounded(site, replace(layer, input_range=found), weight, damped(moment, site.menus.settings.damping))
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Ascending, up to 65,536 values, the smallest and largest among them."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(x.numel(), (min(x.numel(), _RANGE_SAMPLE),), generator=generator)
+    return torch.cat([x.flatten()[drawn], x.amin()[None], x.amax()[None]]).sort().values
+
+
+def _moments(site: _Site, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """E[x̂ x̂ᵀ] (g, k + 1, k + 1) and E[y x̂ᵀ] (g, rows / g, k + 1), float64, summed over positions."""
+    shrunk = site.shrunk
+    columns = shrunk.fan_in + 1
+    moment = torch.zeros(shrunk.groups, columns, columns, dtype=torch.float64)
+    cross = torch.zeros(shrunk.groups, shrunk.rows // shrunk.groups, columns, dtype=torch.float64)
+    batch = max(1, min(128, _UNFOLDED_ELEMENTS // (shrunk.fan_in * shrunk.groups * shrunk.positions)))
+    for inputs, targets in zip(x.split(batch), y.split(batch), strict=True):
+        unfolded = extended_columns(inputs, site.module)  # (g, M, k + 1)
+        wanted = targets if shrunk.kind == "linear" else targets.movedim(1, -1)
+        wanted = wanted.reshape(unfolded.shape[1], shrunk.groups, -1).permute(1, 2, 0)  # (g, rows / g, M)
+        moment += (unfolded.mT @ unfolded).double()
+        cross += (wanted @ unfolded).double()
+    order = weight_order(shrunk)
+    moment, cross = moment[:, order][:, :, order] / len(x), cross[:, :, order] / len(x)
+    if not site.layer.has_bias:
+        moment[:, -1, :-1] = moment[:, :-1, -1] = 0
+        cross[:, :, -1] = 0
+    return moment, cross
+
+
+def _prior(site: _Site) -> Tensor:
+    """W₀ (g, rows / g, k + 1): the original's weights, re-fitted where columns are gone."""
+    source, rows, shrunk = site.menus.sources[site.layer.name], site.rows, site.shrunk
+    weight = source.weight
+    if shrunk.fan_in < site.layer.fan_in:
+        columns = site.menus.kept_columns(site.layer, site.choice.reads)
+        (variant,) = channel_variants(source, columns, (32,), site.menus.settings)
+        weight = torch.cat([variant.weight(), variant.bias[:, None]], 1).double()
+    return weight[rows].view(shrunk.groups, -1, weight.shape[1])
+
+
+def _solve(moment: Tensor, cross: Tensor, kept: Tensor | None) -> Tensor:
+    """Rows w with w H = c, on each row's own support where weights are removed."""
+    if kept is None:
+        return torch.cholesky_solve(cross.mT, cholesky_factor(moment)).mT
+    rows = cross.shape[1]
+    support = torch.cat([kept.flatten(1), torch.ones(len(kept), 1, dtype=torch.bool)], 1)
+    weight = torch.zeros_like(cross)
+    for row in range(len(support)):
+        index, (group, member) = support[row].nonzero()[:, 0], divmod(row, rows)
+        factor = cholesky_factor(moment[group][index][:, index])
+        weight[group, member, index] = torch.cholesky_solve(cross[group, member, index][:, None], factor)[:, 0]
+    return weight
+
+
+def _rounded(site: _Site, layer: LayerWeights, weight: Tensor, moment: Tensor) -> LayerWeights:
+    """The label's codes for (g, rows / g, k + 1) weights."""
+    shape = layer.values.shape
+    kept = kept_map(layer.values, layer.sparsity, site.menus.settings.granularity)
+    if layer.scale is None:
+        values = weight[..., :-1].flatten(0, 1).float().view(shape)
+        values = values.half().float() if layer.bits == 16 else values
+        bias = weight[..., -1].flatten()
+        return replace(layer, values=values, bias=None if layer.bias is None else bias.float())
+    mask = None if kept is None else kept.view(*weight.shape[:2], -1)
+    (found,) = QUANTIZERS[site.menus.settings.quantizer](Rounding(weight, moment, mask), [layer.bits])
+    return replace(
+        layer,
+        values=found.codes.flatten(0, 1).view(shape),
+        scale=found.scale.flatten().float(),
+        bias=None if layer.bias is None else found.bias.flatten().float(),
+    )

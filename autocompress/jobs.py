@@ -1,0 +1,216 @@
+"""Jobs: from options to a network that is loaded, traced and has its menus. What every command begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from autocompress.budget import Budget
+from autocompress.config import Config, make_config
+from autocompress.data import Data, from_tensors, load_data
+from autocompress.data.sources import TensorSource
+from autocompress.errors import ExportError, InputError
+from autocompress.evaluation import torch_device
+from autocompress.menus import Menus, MenuSettings, build_menus
+from autocompress.menus.store import default_cache
+from autocompress.models import check_classes, check_spec, has_random_weights, load_model
+from autocompress.network import Network, fold_batch_norms, trace
+from autocompress.plan import Plan
+from autocompress.report.progress import Progress
+from autocompress.targets import Target, counted_on_file, find_target
+from autocompress_envs import Problem
+
+Pair = tuple[Tensor, Tensor | None]
+ModelLike = str | nn.Module
+DataLike = str | Data | Pair | tuple[Pair, Pair]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network and its data.
+
+    Attributes:
+        model: the original.
+        folded: the original with its norms folded, float32.
+        data: its splits.
+        inputs: the calibration split's.
+        target: where the result runs.
+        network: as traced.
+    """
+
+    model: nn.Module
+    folded: nn.Module
+    data: Data
+    inputs: Tensor
+    target: Target
+    network: Network
+
+
+@dataclass(frozen=True)
+class Job(Loaded):
+    """A network with its menus.
+
+    Attributes:
+        menus: of the network; their `size` is counted on the target's file.
+        problem: the menus in numbers.
+        original: every resource of the original; `size` is that of its float32 file.
+    """
+
+    menus: Menus
+    problem: Problem
+    original: Mapping[str, int]
+
+
+def configure(
+    model: ModelLike, data: DataLike | None, options: Mapping[str, Any], budget: str | Budget | None = None
+) -> Config:
+    """All options of a job, checked. Raises InputError for what breaks a rule."""
+    _check_types(model, data)
+    given = {
+        "model": model if isinstance(model, str) else type(model).__name__,
+        "data": data.name if isinstance(data, Data) else "tensors" if isinstance(data, tuple) else data,
+        "budget": str(budget) if isinstance(budget, Budget) else budget,
+    }
+    config = make_config({**options, **{name: value for name, value in given.items() if value is not None}})
+    torch_device(config.device)  # now rather than after minutes of menus
+    return config
+
+
+def _check_types(model: object, data: object) -> None:
+    if not isinstance(model, (str, nn.Module)):
+        raise InputError(f"`model` must be a torch.nn.Module or a spec string, got {type(model).__name__}.")
+    if isinstance(model, str):
+        check_spec(model)
+    if not isinstance(data, (str, Data, tuple, type(None))):
+        raise InputError(
+            f"`data` must be a spec string, a Data, or a tuple (inputs, labels), got {type(data).__name__}."
+        )
+
+
+def menu_settings(config: Config, plan: Plan | None = None) -> MenuSettings:
+    """What the menus offer; bit-widths that a plan uses are added.
+
+    Raises:
+        InputError: a label is not legal for the target.
+    """
+    target = find_target(config.target)
+    labels = [] if plan is None else plan.labels.values()
+    weight_bits = config.weight_bits or target.default_weight_bits
+    settings = MenuSettings(
+        criterion=config.criterion,
+        quantizer=config.quantizer,
+        granularity=config.granularity if plan is None else plan.granularity,
+        weight_bits=tuple(sorted({*weight_bits, *(label.weight_bits for label in labels)})),
+        activation_bits=tuple(sorted({*config.activation_bits, *(label.activation_bits for label in labels)})),
+        sparsity_levels=config.sparsity_levels,
+        seed=config.seed,
+    )
+    target.check(settings.weight_bits, settings.activation_bits, settings.granularity)
+    return settings
+
+
+def load(model: ModelLike, data: Data, config: Config, watcher: Progress) -> Loaded:
+    """Load the network, check that it fits the data, and trace it.
+
+    Raises:
+        InputError: the network can't be loaded or traced, or does not fit the data.
+    """
+    module = _load_model(model, config, data, watcher)
+    _check_test_shape(data)
+    inputs, _ = data.calibration()
+    check_classes(module, inputs[:2], data.classes)
+    network = trace(module, inputs[:1])
+    _tell_network(network, config, data, watcher)
+    folded = fold_batch_norms(module, network).cpu().float().eval()
+    return Loaded(module, folded, data, inputs, find_target(config.target), network)
+
+
+def prepare(
+    loaded: Loaded, config: Config, settings: MenuSettings, watcher: Progress, *, must_export: bool = True
+) -> Job:
+    """Build the menus, and count `size` on the target's file.
+
+    Args:
+        loaded: the network and its data.
+        config: of the job.
+        settings: of the menus.
+        watcher: told what happens.
+        must_export: whether a network that the target can't hold is an error; else its `size` is counted on weights.
+
+    Raises:
+        ExportError: the target can't hold the network.
+    """
+    menus = build_menus(
+        loaded.model,
+        loaded.network,
+        loaded.inputs,
+        settings,
+        data_fingerprint=loaded.data.fingerprint,
+        cache=config.cache or default_cache(),
+        jobs=config.jobs,
+        progress=watcher.advance,
+    )
+    try:
+        menus, original_bytes = counted_on_file(loaded.target, menus, loaded.folded, loaded.inputs)
+    except ExportError as error:
+        if must_export:
+            raise
+        watcher.note(f"{error} Until then `size` counts the weights alone")
+        original_bytes = menus.problem().original()["size"]
+    problem = menus.problem()
+    original = problem.original() | {"size": original_bytes}
+    fields = {**vars(loaded), "network": menus.network}
+    return Job(**fields, menus=menus, problem=problem, original=original)
+
+
+def load_splits(data: DataLike | None, config: Config) -> Data:
+    """The data, split. Raises InputError where it can't be read or is too little."""
+    if isinstance(data, Data):
+        return data
+    cut: dict[str, Any] = {
+        "seed": config.seed,
+        "search_samples": config.search_samples,
+        "calibration_samples": config.calibration_samples,
+    }
+    if isinstance(data, tuple):
+        train, test = data if isinstance(data[0], tuple) else (data, None)
+        return from_tensors(train, test, mean=config.mean, std=config.std, **cut)
+    return load_data(
+        config.required_data(),
+        image_size=config.image_size,
+        mean=config.mean,
+        std=config.std,
+        data_args=config.data_args,
+        **cut,
+    )
+
+
+def _load_model(model: ModelLike, config: Config, data: Data, watcher: Progress) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    loaded = load_model(model, config.weights, config.model_args, len(data.classes) or None)
+    if has_random_weights(model, config.weights):
+        watcher.note(f"{model} has random weights; pass --weights FILE for trained ones")
+    return loaded
+
+
+def _tell_network(network: Network, config: Config, data: Data, watcher: Progress) -> None:
+    parameters = sum(layer.parameters for layer in network.layers)
+    samples = f"{len(data.search_indices)} search and {len(data.calibration_indices)} calibration samples"
+    watcher.stage(
+        f"network: {config.model}, {len(network.layers)} layers, {len(network.groups)} channel groups, "
+        f"{parameters:,} weights; data: {data.name}, {samples}"
+    )
+    for name, calls in network.unknown_operators.items():
+        watcher.note(f"operator {name} ({calls} calls) is in no cost table; its cost counts as 0")
+
+
+def _check_test_shape(data: Data) -> None:
+    """The test split is measured at the very end: what can't be measured must not be searched. Reads no image file."""
+    if isinstance(data.train, TensorSource) and isinstance(data.test, TensorSource):
+        train, test = (tuple(source.inputs.shape[1:]) for source in (data.train, data.test))
+        if train != test:
+            raise InputError(f"`data` must have test inputs of train's shape {train}, got {test} in {data.name}.")

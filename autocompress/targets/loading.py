@@ -1,0 +1,98 @@
+"""Loading a packed file as a module that runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.errors import InputError
+from autocompress.evaluation.stitch import write_layer_
+from autocompress.execute.compressed import Compressed, LayerWeights
+from autocompress.network.folding import fold_batch_norms
+from autocompress.network.structure import Network
+from autocompress.network.trace import trace
+from autocompress.targets.packed import PackedWeights, load_packed, load_packed_weights, other_tensors
+
+MODEL_FILE = "model.safetensors"
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
+    """A compressed network, ready to run: in float32 and eval mode, rounding activations as its plan says.
+
+    Args:
+        path: a packed file, or the folder of a run, which has one.
+        model: the original's module; needed only where the file holds no graph. It is not changed.
+
+    Raises:
+        InputError: the file is missing or damaged, or holds no graph and `model` is not given or is another network.
+    """
+    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
+    if model is None:
+        return load_packed(file).graph
+    weights = load_packed_weights(file)
+    if weights.graph is not None:
+        return load_packed(file).graph
+    example = torch.zeros(1, *weights.input_shape)
+    return restore(file, model, trace(model, example)).rounded()
+
+
+def restore(path: str | Path, model: nn.Module, network: Network) -> Compressed:
+    """The network in a packed file as a module of the original's class, also where the file holds no graph.
+
+    Args:
+        path: of the packed file.
+        model: the original, whose norms are folded in a copy that the weights are written into; it is not changed.
+        network: traced from `model`.
+
+    Raises:
+        InputError: the file is missing or damaged, or `model` is another network.
+    """
+    weights = load_packed_weights(path)
+    _check_network(weights, network)
+    folded = fold_batch_norms(model, network).cpu().float().eval()
+    for name, layer in weights.layers.items():
+        _write_layer_(folded.get_submodule(name), name, layer)
+    _write_others_(folded, weights)
+    return Compressed(folded, weights.layers, weights.plan)
+
+
+def _check_network(weights: PackedWeights, network: Network) -> None:
+    names = [layer.name for layer in network.layers]
+    if weights.plan.fingerprint not in ("", network.fingerprint) or list(weights.layers) != names:
+        raise InputError(
+            f"`model` must be the network that was packed, {len(weights.layers)} layers, fingerprint "
+            f"{weights.plan.fingerprint}, got {len(names)} layers, {network.fingerprint}."
+        )
+
+
+def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
+    shape, found = tuple(layer.values.shape), tuple(module.weight.shape)
+    fits = len(shape) == len(found) and shape[2:] == found[2:] and all(map(int.__le__, shape, found))
+    if not fits or (layer.bias is None) != (module.bias is None):
+        raise InputError(f"`model` must have room for {name}.weight of shape {shape} and its bias, got {found}.")
+    module.weight = nn.Parameter(layer.weight(), requires_grad=False)  # no longer tied to another layer's
+    bias = torch.zeros(0) if layer.bias is None else layer.bias  # not written where the module has none
+    if module.bias is not None:
+        module.bias = nn.Parameter(bias, requires_grad=False)
+    write_layer_(module, module.weight.data, bias)
+
+
+def _write_others_(model: nn.Module, weights: PackedWeights) -> None:
+    """Everything that belongs to no layer; norms shrink with the channels that they normalise."""
+    expected = {name for name, _ in other_tensors(model, weights.layers)}
+    if expected != weights.others.keys():
+        raise InputError(
+            f"`model` must have the tensors of the file, got a difference in {min(expected ^ weights.others.keys())}."
+        )
+    for name, tensor in weights.others.items():
+        parent, _, leaf = name.rpartition(".")
+        module: Any = model.get_submodule(parent)
+        found: Tensor = getattr(module, leaf)
+        if hasattr(module, "num_features") and tensor.ndim == 1:
+            module.num_features = len(tensor)
+        elif found.shape != tensor.shape:
+            raise InputError(f"`model` must have {name} of shape {list(tensor.shape)}, got {list(found.shape)}.")
+        found.data = tensor

@@ -1,0 +1,253 @@
+"""Where a graph's activations are rounded."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from autocompress.execute.compressed import LayerWeights
+from autocompress.menus.activations import ActivationRange, calibrate_range
+
+LayerCalls = Mapping[fx.Node, str]  # the name of the layer by the node that calls it, in the order of the graph
+
+_ATEN = torch.ops.aten
+# Operators whose outputs are values of their input (or zeros), in another place: a rounded tensor stays rounded.
+_LOSSLESS = frozenset(
+    [
+        *(_ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints, _ATEN.unflatten.int),
+        *(_ATEN.permute.default, _ATEN.transpose.int, _ATEN.squeeze.dim, _ATEN.squeeze.dims, _ATEN.unsqueeze.default),
+        *(_ATEN.expand.default, _ATEN.clone.default, _ATEN.contiguous.default, _ATEN.pixel_shuffle.default),
+    ]
+)
+_PADS = frozenset([_ATEN.pad.default, _ATEN.constant_pad_nd.default])
+_LOSSY = frozenset(
+    [
+        *(_ATEN.slice.Tensor, _ATEN.select.int, _ATEN.max_pool1d.default, _ATEN.max_pool2d.default),
+        *(_ATEN.split.Tensor, _ATEN.split_with_sizes.default, _ATEN.chunk.default, operator.getitem),
+    ]
+)
+# What a runtime merges into the layer before it when the result is rounded.
+_MERGED = frozenset([_ATEN.relu.default, _ATEN.clamp.default, _ATEN.hardtanh.default, _ATEN.relu6.default])
+_JOINS = frozenset([_ATEN.add.Tensor, _ATEN.cat.default])
+_POOLS = frozenset([_ATEN.adaptive_avg_pool2d.default, _ATEN.avg_pool2d.default])
+_CONVOLUTIONS = frozenset([_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding])
+
+_BITS = 8  # of the outputs that are rounded for the runtime's sake; the only width its kernels have
+_BATCH = 32
+_DRAWN_A_SAMPLE = 512
+
+
+@torch.library.custom_op("autocompress::round_activation", mutates_args=())
+def round_activation(x: Tensor, scale: float, zero: int, bits: int) -> Tensor:
+    """`ActivationRange.apply` as an operator: what QuantizeLinear and DequantizeLinear do one after the other."""
+    return x.div(scale).round_().clamp_(-zero, 2**bits - 1 - zero).mul_(scale)
+
+
+@round_activation.register_fake
+def _(x: Tensor, scale: float, zero: int, bits: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+ROUND_ACTIVATION: Any = torch.ops.autocompress.round_activation.default
+
+
+def round_layer_inputs_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> None:
+    """Every layer reads its own rounding of its input."""
+    made: dict[tuple[fx.Node, ActivationRange], fx.Node] = {}
+    for call, name in calls.items():
+        found, source = layers[name].input_range, call.all_input_nodes[0]
+        if found is None:
+            continue
+        if (source, found) not in made:
+            made[source, found] = _rounding(graph, source, found, before=call)
+        call.update_arg(0, made[source, found])
+
+
+def round_tensors_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights], calibration: Tensor) -> None:
+    """Round so that a runtime finds integers on every side of its integer kernels.
+
+    A tensor that a layer wants rounded is rounded once, for all that read it (a shortcut's addition too). Where layers
+    disagree on the range, the finest one that reaches furthest is taken. Outputs of convolutions with integer
+    weights and rounded inputs, and sums and concatenations of rounded tensors, are rounded to 8 bits as well, on
+    ranges from the (n, …) `calibration`; not where a layer reads them that the plan gives unrounded inputs, and not
+    behind the last layers, so that the network's output is never rounded. An activation between is left to the kernel.
+    Integer kernels add the bias in steps of input scale times weight scale; at few bits that can be felt, so the
+    graph's biases take those values.
+    """
+    points = _wanted(calls, layers)
+    extra = _extra(graph, calls, layers, points)
+    _insert_(graph, points)
+    found = _calibrated(graph, extra, calibration)
+    _insert_(graph, found)
+    _repeat_behind_moves_(graph, calls)
+    _round_biases_(graph, calls, layers)
+
+
+def _wanted(calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> dict[fx.Node, ActivationRange]:
+    points: dict[fx.Node, ActivationRange] = {}
+    for call, name in calls.items():
+        found = layers[name].input_range
+        if found is not None:
+            source = _whole_source(call.all_input_nodes[0])
+            rivals = [found, points.get(source, found)]
+            points[source] = max(rivals, key=lambda rival: (rival.bits, rival.scale))
+    return points
+
+
+def _extra(
+    graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights], points: Mapping[fx.Node, ActivationRange]
+) -> list[fx.Node]:
+    """Outputs of integer kernels that no layer asked to be rounded."""
+    integer = {call for call, name in calls.items() if _is_integer(layers[name]) and call.target in _CONVOLUTIONS}
+    unrounded = {_source(call.all_input_nodes[0]) for call, name in calls.items() if layers[name].input_range is None}
+    barred = unrounded | _behind_the_last_layers(graph, calls)
+    rounded, extra = set(points), []
+    for node in graph.nodes:
+        if node not in integer and not _joins_rounded(node, rounded):
+            continue
+        output = _merged_output(node)
+        if output not in rounded and output not in barred:
+            rounded.add(output)
+            extra.append(output)
+    return extra
+
+
+def _is_integer(layer: LayerWeights) -> bool:
+    return layer.scale is not None and layer.input_range is not None
+
+
+def _joins_rounded(node: fx.Node, rounded: set[fx.Node]) -> bool:
+    inputs = node.all_input_nodes
+    several = len(inputs) > 1 or node.target in _POOLS
+    return node.target in _JOINS | _POOLS and several and all(_source(each) in rounded for each in inputs)
+
+
+def _merged_output(node: fx.Node) -> fx.Node:
+    users = list(node.users)
+    return users[0] if len(users) == 1 and users[0].target in _MERGED else node
+
+
+def _behind_the_last_layers(graph: fx.Graph, calls: LayerCalls) -> set[fx.Node]:
+    """Nodes that no layer comes after."""
+    behind: set[fx.Node] = set()
+    for node in reversed(list(graph.nodes)):
+        if all(user in behind and user not in calls for user in node.users):
+            behind.add(node)
+    return behind
+
+
+def _moves(node: fx.Node) -> bool:
+    zeros = node.target in _PADS and not any(node.args[2:]) and not node.kwargs.get("value")
+    return zeros or node.target in _LOSSLESS or (node.target in _LOSSY and bool(node.all_input_nodes))
+
+
+def _source(node: fx.Node) -> fx.Node:
+    """Where the values of a tensor come from."""
+    while _moves(node):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _whole_source(node: fx.Node) -> fx.Node:
+    """The same as long as no value is lost that others read: the range is known for what is left only."""
+    while _moves(node):
+        source = node.all_input_nodes[0]
+        if node.target in _LOSSY and len(source.users) > 1:
+            break
+        node = source
+    return node
+
+
+def _insert_(graph: fx.Graph, points: Mapping[fx.Node, ActivationRange]) -> None:
+    for node, found in points.items():
+        following = node.next
+        while following.op in ("placeholder", "get_attr"):
+            following = following.next
+        rounding = _rounding(graph, node, found, before=following)
+        for user in list(node.users):
+            if user is not rounding and user.target is not _ATEN.sym_size.int:
+                user.replace_input_with(node, rounding)
+
+
+def _rounding(graph: fx.Graph, node: fx.Node, found: ActivationRange, before: fx.Node) -> fx.Node:
+    with graph.inserting_before(before):
+        rounding = graph.call_function(ROUND_ACTIVATION, (node, found.scale, found.zero, found.bits))
+    rounding.meta["val"] = node.meta.get("val")
+    return rounding
+
+
+def _repeat_behind_moves_(graph: fx.Graph, calls: LayerCalls) -> None:
+    """Round moved tensors again, on the same range: it changes no value, and kernels find integers at their inputs."""
+    for node in list(graph.nodes):
+        read = node.all_input_nodes[:1] if node in calls else node.all_input_nodes
+        if node not in calls and node.target not in _JOINS | _POOLS:
+            continue
+        for moved in [each for each in read if _moves(each)]:
+            source = _source(moved)
+            if source.target is ROUND_ACTIVATION:
+                repeated = _rounding(graph, moved, _range_of(source), before=node)
+                node.replace_input_with(moved, repeated)
+
+
+def _round_biases_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> None:
+    module = graph.owning_module
+    assert module is not None
+    for call, name in calls.items():
+        scale, source = layers[name].scale, call.all_input_nodes[0]
+        bias = call.args[2] if len(call.args) > 2 else None
+        integer = call.target is _ATEN.linear.default or ROUND_ACTIVATION in _targets(_merged_output(call).users)
+        if scale is None or source.target is not ROUND_ACTIVATION or not isinstance(bias, fx.Node) or not integer:
+            continue
+        if len(bias.users) == 1:  # a layer that runs several times would need several biases
+            step = scale * _range_of(source).scale
+            values = module.get_parameter(str(bias.target))
+            values.copy_(values.div(step).round_().mul_(step))
+
+
+def _targets(nodes: Iterable[fx.Node]) -> set[Any]:
+    return {node.target for node in nodes}
+
+
+def _range_of(rounding: fx.Node) -> ActivationRange:
+    _, scale, zero, bits = rounding.args
+    return ActivationRange(int(bits), float(scale), int(zero), 0.0)  # type: ignore[arg-type]
+
+
+def _calibrated(graph: fx.Graph, nodes: list[fx.Node], calibration: Tensor) -> dict[fx.Node, ActivationRange]:
+    if not nodes:
+        return {}
+    module = graph.owning_module
+    assert module is not None
+    module.recompile()
+    sampler = _Sampler(module, nodes)
+    for batch in calibration.split(_BATCH):
+        sampler.run(batch)
+    return {node: calibrate_range(torch.cat(sampler.samples[node]), _BITS) for node in nodes}
+
+
+class _Sampler(fx.Interpreter):
+    """Runs the graph and keeps some of the values of a few nodes, the smallest and largest among them."""
+
+    def __init__(self, module: fx.GraphModule, nodes: list[fx.Node]) -> None:
+        super().__init__(module)
+        self.samples: dict[fx.Node, list[Tensor]] = {node: [] for node in nodes}
+        self._generator = torch.Generator().manual_seed(0)
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if n in self.samples:
+            values = result.flatten()
+            drawn = torch.randint(len(values), (_DRAWN_A_SAMPLE * len(result),), generator=self._generator)
+            self.samples[n].append(torch.cat([values[drawn], values.amin()[None], values.amax()[None]]))
+        return result
+
+
+def rounding_nodes(graph: fx.Graph) -> Iterator[tuple[fx.Node, ActivationRange]]:
+    """Every rounding in the graph, with its range."""
+    for node in graph.nodes:
+        if node.target is ROUND_ACTIVATION:
+            yield node, _range_of(node)

@@ -1,0 +1,60 @@
+"""Counting `size` on the target's file: what a plan's file will have besides its layers' codes, scales and biases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from autocompress.execute.compressed import Compressed, from_menus, uncompressed
+from autocompress.menus.menus import Menus
+from autocompress.targets.target import Target, lowered_for, target_file
+from autocompress_envs.numbers import CostModel, Labeling, layer_resources
+
+_SLACK = 64  # bytes, and one for each layer: lengths and numbers that the labels may make longer
+
+
+def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -> tuple[Menus, int]:
+    """The menus with `size` counted on the target's file, and the bytes of the original's float32 file.
+
+    Two files are really written: the original's, and the one with the most overhead: every layer at its fewest bits,
+    no channel gone. What the latter has besides the closed form is the overhead of every plan.
+
+    Args:
+        target: whose file counts.
+        menus: of the network.
+        folded: the original with its norms folded.
+        inputs: (n, …) samples of the input.
+
+    Raises:
+        ExportError: the target can't hold the network.
+    """
+    name = f"file-{target.name}"
+    found = menus.store.tensors(name, lambda: {"bytes": torch.tensor(_measured(target, menus, folded, inputs))})
+    overhead, original = found["bytes"].tolist()
+    costs = menus.network.costs
+    fixed = overhead + _SLACK + len(menus.network.layers) - int(costs.group_width @ costs.fixed_bytes_coef)
+    return replace(menus, network=replace(menus.network, costs=replace(costs, fixed_bytes=fixed))), original
+
+
+def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -> tuple[int, int]:
+    """Bytes of the densest file besides its closed form, and of the original's."""
+    original = _file(target, uncompressed(folded, menus.network, menus.settings.granularity), inputs)
+    lowest = Labeling(*[np.zeros(len(menus.network.layers), dtype=np.int64)] * 3)
+    densest = from_menus(menus, lowest, folded)
+    return len(_file(target, densest, inputs)) - _closed_form(menus.network.costs, densest), len(original)
+
+
+def _file(target: Target, compressed: Compressed, inputs: Tensor) -> bytes:
+    return target_file(target, compressed, lowered_for(target, compressed, inputs), inputs)
+
+
+def _closed_form(costs: CostModel, compressed: Compressed) -> int:
+    """Bytes of all layers of a network with every channel."""
+    fan_in, out = costs.widths(costs.group_width)
+    bits = np.array([layer.bits for layer in compressed.layers.values()])
+    ranges = np.array([32 if layer.input_range is None else 8 for layer in compressed.layers.values()])
+    sizes = layer_resources(fan_in, out, costs.positions, costs.has_bias, bits, ranges, 0.0, costs.granularity)["size"]
+    return int(sizes.sum())
