@@ -1,7 +1,8 @@
 """Automated neural-network compression under a hard budget.
 
-`search` finds a plan and the network it gives, `inspect` shows what can be compressed and what it costs,
-`evaluate` measures any plan. What needs torch is imported when it is first used.
+`search` finds a plan and makes the network that it gives; `inspect` shows what can be compressed and what it costs,
+`evaluate` measures any plan and `apply` makes it real; `finetune`, `export` and `verify` go on with a finished run,
+and `load` gives its network as a module. What needs torch is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -19,20 +20,29 @@ _HOMES = {
     "Measurement": "autocompress.results",
     "Plan": "autocompress.plan",
     "Result": "autocompress.results",
+    "Finished": "autocompress.results",
+    "apply": "autocompress.api",
     "evaluate": "autocompress.api",
+    "export": "autocompress.runs",
+    "finetune": "autocompress.runs",
     "inspect": "autocompress.api",
+    "load": "autocompress.targets.loading",
     "search": "autocompress.api",
+    "verify": "autocompress.runs",
 }
 
 if TYPE_CHECKING:
-    from autocompress.api import evaluate, inspect, search
+    from autocompress.api import apply, evaluate, inspect, search
     from autocompress.budget import Budget
     from autocompress.errors import InputError
     from autocompress.plan import Label, Plan
-    from autocompress.results import Inspection, Measurement, Result
+    from autocompress.results import Finished, Inspection, Measurement, Result
+    from autocompress.runs import export, finetune, verify
+    from autocompress.targets.loading import load
 
 __all__ = [
     "Budget",
+    "Finished",
     "InputError",
     "Inspection",
     "Label",
@@ -40,9 +50,14 @@ __all__ = [
     "Plan",
     "Result",
     "__version__",
+    "apply",
     "evaluate",
+    "export",
+    "finetune",
     "inspect",
+    "load",
     "search",
+    "verify",
 ]
 
 

@@ -14,7 +14,8 @@ from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import DTYPES, Evaluator, measure
 from autocompress.execute.pipeline import Execution, execute
 from autocompress.finishing import fine_tuning, finish, split_used
-from autocompress.jobs import DataLike, Job, ModelLike, configure, load, load_splits, menu_settings, prepare
+from autocompress.jobs import DataLike, Job, Loaded, ModelLike, configure, load, load_splits, menu_settings, prepare
+from autocompress.menus import MenuSettings
 from autocompress.menus.store import content_key
 from autocompress.plan import Plan
 from autocompress.recording import Recording, outcome_text, versions, write_policy
@@ -22,10 +23,11 @@ from autocompress.report.data import finished_data, result_data
 from autocompress.report.inspection import report_layers
 from autocompress.report.progress import Progress, Silent
 from autocompress.results import Finished, Inspection, Measurement, Result
-from autocompress.run_folder import CHECKPOINT, OUTCOME, PLAN, RunFolder, claim, journal_header
+from autocompress.run_folder import CHECKPOINT, JOURNAL, OUTCOME, PLAN, TENSORBOARD, RunFolder, claim, journal_header
 from autocompress.searchers.agents import agent_spec
-from autocompress.searchers.base import SearchSettings, Task
+from autocompress.searchers.base import SearchResult, SearchSettings, Task
 from autocompress.searchers.search import SEARCHERS, run_search
+from autocompress.stages import check_stages, expanded, load_base, save_base, sparsified, stage_limits
 from autocompress_envs import Labeling, Outcome, Pricer
 
 
@@ -54,17 +56,16 @@ def search(
     config = configure(model, data, options, budget)
     settings, watcher = _search_settings(config), progress or Silent()
     offered, _ = menu_settings(config), fine_tuning(config)
+    check_stages(config)
     path, wanted = claim(config), config.required_budget()
     splits = load_splits(data, config)
     _check_reward(config, splits)
     job = prepare(load(model, splits, config, watcher), config, offered, watcher)
     limits = _feasible_limits(wanted, job, watcher)
+    job = _through_stages(job, config, offered, limits, path, watcher)
     evaluator = _evaluator(job, config, journal_header(path) if config.resume else {})
     with RunFolder(path, config, versions(), _made_on(job, evaluator)) as folder:
-        watcher.stage(f"search: {_described(limits, job.original)}; run folder {path}")
-        recording = Recording(folder, evaluator, job.menus.plan, limits, config.episodes, watcher)
-        task = Task(job.problem, limits, recording.evaluate, _original_accuracy(job, config))
-        found = run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=path / "tb")
+        found = _found(job, evaluator, config, settings, limits, folder, watcher)
         write_policy(folder, config, found.policy_state)
         made = _finish(job, found.best.labeling, limits, config, folder, evaluator.dtype, watcher)
         result = Result(
@@ -168,6 +169,67 @@ def apply(
     return finished
 
 
+def _found(
+    job: Job,
+    evaluator: Evaluator,
+    config: Config,
+    settings: SearchSettings,
+    limits: Mapping[str, int],
+    folder: RunFolder,
+    watcher: Progress,
+) -> SearchResult:
+    """Search; every evaluated plan is written down."""
+    watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
+    recording = Recording(folder, evaluator, job.menus.plan, limits, config.episodes, watcher)
+    task = Task(job.problem, dict(limits), recording.evaluate, _original_accuracy(job, config))
+    log = folder.path / TENSORBOARD
+    return run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=log)
+
+
+def _through_stages(
+    job: Job,
+    config: Config,
+    offered: MenuSettings,
+    limits: Mapping[str, int],
+    path: Path,
+    watcher: Progress,
+) -> Job:
+    """The job of the last stage: its base has been through the L1 penalty and the stages before."""
+    loaded: Loaded = job
+    for number in range(0 if config.l1_epochs else 1, config.stages):  # 0 is the L1 penalty
+        folder = path / f"stage-{number}"
+        done = load_base(folder, job) if config.resume else None
+        if done is None and number == 0:
+            execution = _execution(config, _evaluator(job, config, {}).dtype, folder)
+            tuning = fine_tuning(config.model_copy(update={"finetune": config.l1_epochs}))
+            assert tuning is not None, "epochs are above 0"
+            done = sparsified(loaded, config, tuning, execution, watcher)
+        elif done is None:
+            watcher.stage(f"stage {number} of {config.stages}")
+            between = stage_limits(limits, job.original, number, config.stages)
+            done = _stage(prepare(loaded, config, offered, watcher), config, between, folder, watcher)
+        save_base(folder, done.base)
+        loaded = done
+    return job if loaded is job else prepare(loaded, config, offered, watcher)
+
+
+def _stage(job: Job, config: Config, limits: Mapping[str, int], path: Path, watcher: Progress) -> Loaded:
+    """One stage before the last: what its search found, fine-tuned, is the base of the next."""
+    inner = config.model_copy(update={"out": path, "resume": config.resume and (path / JOURNAL).is_file()})
+    evaluator = _evaluator(job, inner, journal_header(path) if inner.resume else {})
+    with RunFolder(path, inner, versions(), _made_on(job, evaluator)) as folder:
+        found = _found(job, evaluator, inner, _search_settings(inner), limits, folder, watcher)
+        execution = _execution(inner, evaluator.dtype, path)
+        executed = execute(job.menus, found.best.labeling, job.folded, job.teacher, job.data, execution, watcher)
+    assert executed.tuned is not None, "check_stages asks for fine-tuning"
+    return expanded(job, job.menus, found.best.labeling, executed.tuned)
+
+
+def _execution(config: Config, dtype: str, path: Path) -> Execution:
+    samples, checkpoint = config.recalibration_samples, path / CHECKPOINT
+    return Execution(samples, fine_tuning(config), config.device, DTYPES[dtype], checkpoint)
+
+
 def _finish(
     job: Job,
     labeling: Labeling,
@@ -178,10 +240,8 @@ def _finish(
     watcher: Progress,
 ) -> Finished:
     """From a plan to verified files in the run folder."""
-    execution = Execution(
-        config.recalibration_samples, fine_tuning(config), config.device, DTYPES[dtype], folder.path / CHECKPOINT
-    )
-    executed = execute(job.menus, labeling, job.folded, job.data, execution, watcher)
+    execution = _execution(config, dtype, folder.path)
+    executed = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, watcher)
     return finish(job, executed, labeling, limits, folder.path, watcher)
 
 
@@ -219,11 +279,12 @@ def _evaluator(job: Job, config: Config, before: Mapping[str, Any]) -> Evaluator
     """The evaluator; what it would pick by a measurement is taken from the run `before` where one is resumed."""
     inputs, labels = job.data.search()
     return Evaluator(
-        job.model,
+        job.base,
         job.network,
         job.menus,
         inputs,
         labels,
+        reference=job.model,
         device=config.device,
         dtype=before.get("dtype", config.dtype),
         batch_size=before.get("batch_size"),
@@ -235,7 +296,7 @@ def _made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
     return {
         "network": job.network.fingerprint,
         "data": job.data.fingerprint,
-        "menus": content_key(job.model, job.network.fingerprint, job.data.fingerprint, job.menus.settings),
+        "menus": content_key(job.base, job.network.fingerprint, job.data.fingerprint, job.menus.settings),
         "dtype": evaluator.dtype,
         "batch_size": evaluator.batch_size,
     }

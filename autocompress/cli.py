@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 import typer
 
 from autocompress import __version__
-from autocompress.config import OPTIONS, Config, Panel, load_config, panel_of
+from autocompress.config import OPTIONS, Config, Panel, load_config, make_config, panel_of
 from autocompress.errors import AutocompressError
 from autocompress.run_folder import CONFIG, JOURNAL, default_path
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from autocompress.report.live import PlainView, TerminalView
     from autocompress.report.progress import Silent
+    from autocompress.targets.verify import Verification
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 PIPE_WIDTH = 200  # columns of tables that go to a file or a pipe
@@ -112,9 +113,9 @@ def _help(name: str) -> str:
 
 
 @app.command()
-@_with_options("Network and data", "Budget", "Menus", "Search", "Machine", "Run", "Output")
+@_with_options("Network and data", "Budget", "Menus", "Search", "Execution", "Machine", "Run", "Output")
 def search(config: Config) -> None:
-    """Find the best plan within a budget, and write it with the network it gives."""
+    """Find the best plan within a budget, make it real, fine-tune, export and verify it."""
     from autocompress import api
     from autocompress.report.data import result_data
     from autocompress.report.tables import print_result
@@ -122,6 +123,7 @@ def search(config: Config) -> None:
     with _view(config) as view:
         result = api.search(**_arguments(config), progress=view)
     _emit(config, result_data(result), lambda console: print_result(console, result))
+    _stop_unless(result.verification)
 
 
 @app.command()
@@ -148,6 +150,93 @@ def evaluate(config: Config) -> None:
     with _view(config) as view:
         measured = api.evaluate(**_arguments(config), progress=view)
     _emit(config, measurement_data(measured), lambda console: print_measurement(console, measured))
+
+
+@app.command()
+@_with_options("Network and data", "Budget", "Menus", "Execution", "Measure", "Machine", "Run", "Output")
+def apply(config: Config) -> None:
+    """Make a plan real without a search: prune, re-calibrate, fine-tune, export and verify; --out names the folder."""
+    from autocompress import api
+    from autocompress.report.data import finished_data
+    from autocompress.report.tables import print_finished
+
+    with _view(config) as view:
+        finished = api.apply(**_arguments(config), progress=view)
+    _emit(config, finished_data(finished), lambda console: print_finished(console, finished))
+    _stop_unless(finished.verification)
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)]
+Quiet = Annotated[bool, typer.Option("--quiet", help=_help("quiet"))]
+
+
+@app.command()
+def finetune(
+    run: RunFolder,
+    epochs: Annotated[str, typer.Option(metavar="X", help="Passes over the training samples; fractions are fine.")],
+    learning_rate: Annotated[str | None, typer.Option(metavar="X", help=_help("learning_rate"))] = None,
+    distillation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("distillation"))] = None,
+    labels: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("labels"))] = None,
+    hard_weight: Annotated[str | None, typer.Option(metavar="X", help=_help("hard_weight"))] = None,
+    augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("augmentation"))] = None,
+    format: Annotated[str, typer.Option(metavar="TEXT", help=_help("format"))] = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a run's network further, export and verify it anew. Interrupted, the same command goes on."""
+    from autocompress import runs
+    from autocompress.report.data import finished_data
+    from autocompress.report.tables import print_finished
+
+    given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
+    given |= {"hard_weight": hard_weight, "augmentation": augmentation}
+    with _reported():
+        config = make_config({"format": format, "quiet": quiet})
+        options = {name: value for name, value in given.items() if value is not None}
+        with _view(config) as view:
+            finished = runs.finetune(run, progress=view, **options)
+        _emit(config, finished_data(finished), lambda console: print_finished(console, finished))
+        _stop_unless(finished.verification)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    format: Annotated[str, typer.Option("--format", metavar="LIST", help="onnx, packed, openvino or pt2.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's network in another format, into the run's folder."""
+    from autocompress import runs
+
+    with _reported():
+        with _view(make_config({"quiet": quiet})) as view:
+            files = runs.export(run, format, progress=view)
+        for file in files:
+            typer.echo(f"{file}: {file.stat().st_size:,} bytes")
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    format: Annotated[str, typer.Option(metavar="TEXT", help=_help("format"))] = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Run a run's files again, and look at everything that its plan and its outcome claim; exit code 1 if one fails."""
+    from autocompress import runs
+    from autocompress.report.data import verification_data
+    from autocompress.report.tables import print_verification
+
+    with _reported():
+        config = make_config({"format": format, "quiet": quiet})
+        with _view(config) as view:
+            verified = runs.verify(run, progress=view)
+        _emit(config, verification_data(verified), lambda console: print_verification(console, verified))
+        _stop_unless(verified)
+
+
+def _stop_unless(verified: Verification) -> None:
+    """Raises what ends the command with exit code 1 where a claim does not hold."""
+    for line in verified.failures():
+        raise AutocompressError(f"verification failed: {line}")
 
 
 def _load(config_file: str | None, given: Mapping[str, Any]) -> Config:

@@ -76,7 +76,7 @@ class Config(BaseModel):
     weight_bits: tuple[int, ...] | None = _option(
         None,
         "Menus",
-        "Weight bit-widths on offer: 1 to 8, 16, 32. Default: 2,4,8 for the target onnxruntime, 2,3,4,5,6,8 for packed.",
+        "Weight bit-widths on offer: 1 to 8, 16, 32. Default: 2,4,8, with the target packed 2,3,4,5,6,8.",
     )
     activation_bits: tuple[int, ...] = _option((8,), "Menus", "Bit-widths of layer inputs on offer: 4 to 8, 32.")
     sparsity_levels: int = _option(8, "Menus", "Sparsities on offer: 0, 1/levels, 2/levels, …; 1: no pruning.", ge=1)
@@ -116,6 +116,11 @@ class Config(BaseModel):
         ge=0,
     )
     finetune: float = _option(0.0, "Execution", "Epochs of fine-tuning; 0: calibration only.", ge=0)
+    stages: int = _option(
+        1, "Execution", "Compress in this many steps, each searched and fine-tuned, the budget shrinking alike.", ge=1
+    )
+    l1_epochs: float = _option(0.0, "Execution", "Epochs of fine-tuning with an L1 penalty before pruning.", ge=0)
+    l1_weight: float = _option(1e-5, "Execution", "Of that penalty: the sum of all weights' magnitudes.", ge=0)
     distillation: Literal["standard", "weak", "strong"] = _option(
         "standard",
         "Execution",

@@ -35,6 +35,8 @@ from autocompress.targets.verify import (
 )
 from autocompress_envs.numbers import Labeling, Outcome
 
+_STRONG_FEATURES = 0.1  # weight of matched features in strong distillation, where none is given
+
 
 @dataclass(frozen=True, eq=False)
 class Files:
@@ -148,7 +150,7 @@ def verify_files(
 
 
 def _original_session(job: Loaded) -> OnnxSession:
-    original = uncompressed(job.folded, job.network)
+    original = uncompressed(job.teacher, job.network)
     return open_session(write_onnx(lower(original, job.inputs, integer=False)))
 
 
@@ -168,7 +170,7 @@ def fine_tuning(config: Config) -> FineTuning | None:
         objective=Objective(
             soft=config.soft_weight,
             hard=config.hard_weight,
-            features=config.features_weight,
+            features=config.features_weight or (_STRONG_FEATURES if config.distillation == "strong" else 0.0),
             temperature=config.temperature,
         ),
         augmentation=config.augmentation,

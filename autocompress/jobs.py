@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,10 @@ class Loaded:
     """A network and its data.
 
     Attributes:
-        model: the original.
-        folded: the original with its norms folded, float32.
+        model: the original: it teaches, and every result is measured against it.
+        base: what is compressed: the original, or what earlier stages made of it; of the same architecture.
+        folded: the base with its norms folded, float32.
+        teacher: the original with its norms folded, float32.
         data: its splits.
         inputs: the calibration split's.
         target: where the result runs.
@@ -42,7 +45,9 @@ class Loaded:
     """
 
     model: nn.Module
+    base: nn.Module
     folded: nn.Module
+    teacher: nn.Module
     data: Data
     inputs: Tensor
     target: Target
@@ -125,7 +130,7 @@ def load(model: ModelLike, data: Data, config: Config, watcher: Progress) -> Loa
     network = trace(module, inputs[:1])
     _tell_network(network, config, data, watcher)
     folded = fold_batch_norms(module, network).cpu().float().eval()
-    return Loaded(module, folded, data, inputs, find_target(config.target), network)
+    return Loaded(module, module, folded, folded, data, inputs, find_target(config.target), network)
 
 
 def prepare(
@@ -144,7 +149,7 @@ def prepare(
         ExportError: the target can't hold the network.
     """
     menus = build_menus(
-        loaded.model,
+        loaded.base,
         loaded.network,
         loaded.inputs,
         settings,
@@ -162,8 +167,8 @@ def prepare(
         original_bytes = menus.problem().original()["size"]
     problem = menus.problem()
     original = problem.original() | {"size": original_bytes}
-    fields = {**vars(loaded), "network": menus.network}
-    return Job(**fields, menus=menus, problem=problem, original=original)
+    fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(Loaded)}
+    return Job(**{**fields, "network": menus.network}, menus=menus, problem=problem, original=original)
 
 
 def load_splits(data: DataLike | None, config: Config) -> Data:

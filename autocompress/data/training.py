@@ -18,9 +18,15 @@ Augmentation = Literal["none", "shift", "shift+flip"]
 _SHIFT = 8  # images move by up to an eighth of their edge
 
 
+def trained_on(data: Data) -> list[int]:
+    """Every training sample that is not in the search split."""
+    searched = set(data.search_indices)
+    return [index for index in range(len(data.train)) if index not in searched]
+
+
 @dataclass(frozen=True)
 class TrainingBatches:
-    """Batches of the training data without the search split, epoch after epoch.
+    """Batches of training data, epoch after epoch.
 
     Attributes:
         data: whose training source is read.
@@ -36,13 +42,6 @@ class TrainingBatches:
     batch_size: int
     augmentation: Augmentation = "shift"
     seed: int = 0
-
-    @classmethod
-    def of(cls, data: Data, batch_size: int, augmentation: Augmentation, seed: int) -> TrainingBatches:
-        """Over every training sample that is not in the search split."""
-        searched = set(data.search_indices)
-        indices = [index for index in range(len(data.train)) if index not in searched]
-        return cls(data, indices, batch_size, augmentation, seed)
 
     @property
     def steps_per_epoch(self) -> int:

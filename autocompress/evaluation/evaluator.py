@@ -30,11 +30,12 @@ class Evaluator:
     measurement found fastest; a dtype that changes the original's outputs by more than 0.002 nats is not taken.
 
     Args:
-        model: the original; it is not changed.
+        model: what is compressed; it is not changed.
         network: its trace.
         menus: its menus.
         inputs: (N, …) float32 of the search split.
         labels: (N,) int64, or None.
+        reference: the original, whose outputs count, where `model` is another network of the same architecture.
         device: where to run.
         dtype: `auto`, `float32`, `bfloat16` or `float16`.
         batch_size: None picks one by measurement.
@@ -55,6 +56,7 @@ class Evaluator:
         inputs: Tensor,
         labels: Tensor | None,
         *,
+        reference: nn.Module | None = None,
         device: str = "cpu",
         dtype: str = "auto",
         batch_size: int | None = None,
@@ -68,7 +70,7 @@ class Evaluator:
         self._problem = menus.problem()
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
         self._inputs, self._labels = inputs, labels
-        self._reference = self._original_outputs(model)
+        self._reference = self._original_outputs(reference or model)
         self._cache: dict[bytes, Outcome] = {}
         self.evaluations = 0
         self.forward_seconds = 0.0

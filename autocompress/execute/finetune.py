@@ -6,7 +6,7 @@ import copy
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,16 +15,20 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.data import Data
-from autocompress.data.training import Augmentation, TrainingBatches
+from autocompress.data.training import Augmentation, TrainingBatches, trained_on
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.execute.distillation import FeatureTap, Objective, features_loss, matched_layers
-from autocompress.execute.rounding_aware import finished, rounding_aware
+from autocompress.execute.rounding_aware import finished, rounding_aware, unrounded
 from autocompress.run_folder import write_atomically
 
 _WARM_UP = 0.05  # share of all steps
 _SAVE_SECONDS = 60.0
+_NUMBERS = ("_step", "_best_step", "_seconds", "_best_loss", "_best_accuracy", "_recent")  # of a run, in checkpoints
 _STEP_RATE = 0.1  # learning rate of quantization steps, relative to that of weights
+
+
+Method = Literal["standard", "weak", "strong"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class FineTuning:
         augmentation: see `TrainingBatches`.
         clip: largest norm of the gradient.
         seed: of the order and the augmentation.
+        method: how the original teaches. `standard`: on all training samples, from the weights that were fitted to
+            it; `weak`: on the calibration split alone; `strong`: on all, from its own kept weights.
 
     Raises:
         InputError: a value is out of range.
@@ -53,7 +59,7 @@ class FineTuning:
     augmentation: Augmentation = "shift"
     clip: float = 1.0
     seed: int = 0
-    method: Literal["standard", "weak", "strong"] = "standard"
+    method: Method = "standard"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "learning_rate", "clip"):
@@ -94,6 +100,7 @@ class Tuned:
         seconds: taken.
         diverged: whether it stopped early because the loss was no longer finite.
         best_step: at which the best was seen; 0: fine-tuning improved nothing.
+        unrounded: by layer, the best network's (weight, bias) before they were rounded.
     """
 
     compressed: Compressed
@@ -101,6 +108,7 @@ class Tuned:
     seconds: float
     diverged: bool
     best_step: int
+    unrounded: Mapping[str, tuple[Tensor, Tensor | None]]
 
 
 def finetune(
@@ -111,6 +119,7 @@ def finetune(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    kept_weights: Mapping[str, Tensor] | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[TuningStep], None] | None = None,
 ) -> Tuned:
@@ -123,6 +132,7 @@ def finetune(
         settings: see there.
         device: where to run.
         dtype: of the forward passes (autocast); weights, gradients and the loss stay float32.
+        kept_weights: of the original by layer, in the compressed network's shapes; the method `strong` begins there.
         checkpoint: a file to continue from, where it exists and fits, and to save to every minute.
         progress: told every second or so, and after every judgement.
 
@@ -131,7 +141,8 @@ def finetune(
     """
     if settings.objective.hard and settings.labels == "data" and not data.classes:
         raise InputError("`hard_weight` needs labelled data, got none; pass --labels teacher or --hard-weight 0.")
-    run = _Run(compressed, teacher, data, settings, torch.device(device), dtype, checkpoint, progress)
+    model = rounding_aware(compressed, kept_weights if settings.method == "strong" else None)
+    run = _Run(compressed, model, teacher, data, settings, torch.device(device), dtype, checkpoint, progress)
     return run.finish()
 
 
@@ -141,6 +152,7 @@ class _Run:
     def __init__(
         self,
         compressed: Compressed,
+        model: nn.Module,
         teacher: nn.Module,
         data: Data,
         settings: FineTuning,
@@ -152,9 +164,10 @@ class _Run:
         self._compressed, self._data, self._settings = compressed, data, settings
         self._device, self._dtype, self._checkpoint = device, dtype, checkpoint
         self._progress = progress or (lambda step: None)
-        self._model = _on(rounding_aware(compressed), device)
+        self._model = _on(model, device)
         self._teacher = _on(copy.deepcopy(teacher).eval().requires_grad_(False), device)
-        self._batches = TrainingBatches.of(data, settings.batch_size, settings.augmentation, settings.seed)
+        indices = data.calibration_indices if settings.method == "weak" else trained_on(data)
+        self._batches = TrainingBatches(data, indices, settings.batch_size, settings.augmentation, settings.seed)
         self._total = max(1, round(settings.epochs * self._batches.steps_per_epoch))
         self._optimizer = torch.optim.Adam(_parameter_groups(self._model, settings.learning_rate))
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
@@ -171,9 +184,9 @@ class _Run:
             self._judge()
         diverged = self._train()
         self._model.load_state_dict(self._best)
-        return Tuned(
-            finished(self._model.cpu(), self._compressed), self._step, self._seconds, diverged, self._best_step
-        )
+        model = self._model.cpu()
+        compressed, floats = finished(model, self._compressed), unrounded(model, self._compressed)
+        return Tuned(compressed, self._step, self._seconds, diverged, self._best_step, floats)
 
     def _train(self) -> bool:
         """Run to the end; True where the loss ceased to be finite."""
@@ -220,8 +233,8 @@ class _Run:
         if self._taps[0].outputs:
             loss = loss + objective.features * features_loss(self._taps[1].outputs, self._taps[0].outputs)
         if objective.l1:
-            weights = (self._model.get_submodule(name).weight for name in self._compressed.layers)
-            loss = loss + objective.l1 * sum(weight.abs().sum() for weight in weights)
+            modules: list[Any] = [self._model.get_submodule(name) for name in self._compressed.layers]
+            loss = loss + objective.l1 * torch.stack([module.weight.abs().sum() for module in modules]).sum()
         return loss
 
     @torch.no_grad()
@@ -262,7 +275,7 @@ class _Run:
             "optimizer": self._optimizer.state_dict(),
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
             "best": self._best,
-            "numbers": [self._step, self._best_step, self._seconds, self._best_loss, self._best_accuracy, self._recent],
+            "numbers": [getattr(self, name) for name in _NUMBERS],
             "made_for": repr((self._settings, self._total)),
         }
         content = io.BytesIO()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from autocompress.data import Data
 from autocompress.errors import ExportError
 from autocompress.evaluation import measure
+from autocompress.evaluation.stitch import kept_rows, resolve
 from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
 from autocompress.execute.recalibrate import recalibrate
@@ -55,14 +56,21 @@ class Executed:
 
 
 def execute(
-    menus: Menus, labeling: Labeling, folded: nn.Module, data: Data, settings: Execution, watcher: Progress
+    menus: Menus,
+    labeling: Labeling,
+    folded: nn.Module,
+    teacher: nn.Module,
+    data: Data,
+    settings: Execution,
+    watcher: Progress,
 ) -> Executed:
     """Make a plan real.
 
     Args:
         menus: of the network.
         labeling: the plan.
-        folded: the original with its norms folded; it teaches.
+        folded: the network that the menus were made from, with its norms folded.
+        teacher: the original.
         data: its calibration split and further training samples re-calibrate, its search split judges.
         settings: see there.
         watcher: told what happens.
@@ -72,13 +80,20 @@ def execute(
     current, tuned = fitted or compressed, None
     if settings.tuning is not None:
         watcher.stage(f"fine-tuning: {settings.tuning.epochs:g} epochs, learning from the original")
-        tuned = tune(current, folded, data, settings, settings.tuning, watcher)
+        kept = original_weights(menus, labeling)
+        tuned = tune(current, teacher, data, settings, settings.tuning, kept, watcher)
         current = tuned.compressed
     return Executed(current, fitted is not None, tuned)
 
 
 def tune(
-    compressed: Compressed, teacher: nn.Module, data: Data, settings: Execution, tuning: FineTuning, watcher: Progress
+    compressed: Compressed,
+    teacher: nn.Module,
+    data: Data,
+    settings: Execution,
+    tuning: FineTuning,
+    kept_weights: Mapping[str, Tensor],
+    watcher: Progress,
 ) -> Tuned:
     """Fine-tune, and say what the user has to know of it."""
     tuned = finetune(
@@ -88,6 +103,7 @@ def tune(
         tuning,
         device=settings.device,
         dtype=settings.dtype,
+        kept_weights=kept_weights,
         checkpoint=settings.checkpoint,
         progress=_told(watcher),
     )
@@ -99,6 +115,16 @@ def tune(
     elif tuned.best_step == 0:
         watcher.note("fine-tuning did not come closer to its objective on the search split; its start is kept")
     return tuned
+
+
+def original_weights(menus: Menus, labeling: Labeling) -> dict[str, Tensor]:
+    """By layer, what a plan keeps of the original's own weights: float32, in the compressed network's shapes."""
+    found = {}
+    for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
+        rows, columns = kept_rows(menus, layer, choice), menus.kept_columns(layer, choice.reads)
+        weight = menus.sources[layer.name].weight[rows][:, columns]
+        found[layer.name] = weight.float().reshape(len(rows), -1, *layer.weight_shape[2:])
+    return found
 
 
 def _told(watcher: Progress) -> Callable[[TuningStep], None]:

@@ -7,12 +7,14 @@ the least-squares fit to what the original computes at the same place,
 
 and are rounded again with the second moment of x̂ (GPTQ, Frantar et al. 2023, asymmetric calibration as in GPTAQ, Li et
 al. 2025). The target y is the original layer's output; where the output is added to a shortcut that is already
-computed, also what the shortcut lost: y + s - ŝ.
+computed, also what the shortcut lost: y + s - ŝ. A layer that runs several times keeps its weights: no single run can
+say what is best for all.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -49,7 +51,7 @@ def recalibrate(
 
     Args:
         compressed: as the menus give it; it is not changed.
-        original: with its norms folded.
+        original: with its norms folded; it is not changed.
         menus: of the network.
         labeling: the plan.
         inputs: (N, …) float32, a few hundred samples or more; unlabelled.
@@ -59,25 +61,26 @@ def recalibrate(
         ExportError: the network can't be followed operator by operator.
     """
     report = progress or (lambda done, total, what: None)
-    model = copy.deepcopy(compressed.model)
-    reference, follower = (_Follower(export_graph(each, inputs), inputs) for each in (original, model))
+    model = copy.deepcopy(compressed.model).eval()
+    teacher = copy.deepcopy(original).eval()  # a copy, as its graph shares its parameters and freezes them
+    reference, follower = (_Follower(export_graph(each, inputs[:1]), inputs) for each in (teacher, model))
     if [node.name for node in reference.nodes] != [node.name for node in follower.nodes]:
         raise ExportError("the network runs other operators once channels are gone; it can't be re-calibrated.")
     structure = {layer.name: layer for layer in menus.network.layers}
     choices = dict(zip(compressed.layers, resolve(menus, labeling), strict=True))
-    calls, layers = layer_calls(follower.graph, compressed.layers), dict(compressed.layers)
-    left = set(layers)
+    calls, layers = layer_calls(follower.graph, model, compressed.layers), dict(compressed.layers)
+    runs = Counter(calls.values())
+    once = [name for name in layers if runs[name] == 1]
     with torch.no_grad():
         for before, node in zip(reference.nodes, follower.nodes, strict=True):
             name = calls.get(node)
             reference.step(before)
-            if name in left:
+            if name is not None and runs[name] == 1:
                 site = _Site(structure[name], choices[name], menus, model.get_submodule(name))
                 layers[name] = _fitted(site, layers[name], *_seen(reference, follower, before, node, site.rows))
                 write_weights_(model, name, layers[name])
                 follower.refresh(name, layers[name])
-                left.remove(name)
-                report(len(layers) - len(left), len(layers), "re-calibration")
+                report(once.index(name) + 1, len(once), "re-calibration")
             follower.step(node, layers[name].input_range if name is not None else None)
             reference.forget(before)
             follower.forget(node)
@@ -149,7 +152,7 @@ def _seen(
     axis = 1 if reference.value(before).ndim != 2 and "conv" in str(before.target) else -1
     target = reference.value(before).index_select(axis, rows)
     lost = _lost_by_shortcut(reference, follower, before, node, rows, axis)
-    x = follower.value(node.args[0])  # type: ignore[arg-type]
+    x = follower.value(node.all_input_nodes[0])
     return x, target if lost is None else target + lost
 
 
@@ -157,20 +160,24 @@ def _lost_by_shortcut(
     reference: _Follower, follower: _Follower, before: fx.Node, node: fx.Node, rows: Tensor, axis: int
 ) -> Tensor | None:
     """s - ŝ, where the layer's output is only added to a shortcut that is already computed."""
-    if len(node.users) != 1:
-        return None
-    add, add_before = next(iter(node.users)), next(iter(before.users))
-    if getattr(add.target, "overloadpacket", None) is not torch.ops.aten.add or add.kwargs:
-        return None
-    (other,), (other_before,) = (
-        [a for a in each.args if a is not n] for each, n in ((add, node), (add_before, before))
-    )
-    if not (follower.knows(other) and reference.knows(other_before)):
+    other, other_before = _added_to(node), _added_to(before)
+    if other is None or other_before is None or not (follower.knows(other) and reference.knows(other_before)):
         return None
     shortcut, shortcut_before = follower.value(other), reference.value(other_before)
-    if shortcut_before.shape != reference.value(before).shape:
+    if shortcut_before.shape != reference.value(before).shape:  # it is broadcast
         return None
     return shortcut_before.index_select(axis, rows) - shortcut
+
+
+def _added_to(node: fx.Node) -> fx.Node | None:
+    """The other operand of the addition that alone reads the node."""
+    if len(node.users) != 1:
+        return None
+    (add,) = node.users
+    if getattr(add.target, "overloadpacket", None) is not torch.ops.aten.add or add.kwargs:
+        return None
+    others = [operand for operand in add.args if operand is not node]
+    return others[0] if len(others) == 1 and isinstance(others[0], fx.Node) else None
 
 
 def _fitted(site: _Site, layer: LayerWeights, x: Tensor, y: Tensor) -> LayerWeights:

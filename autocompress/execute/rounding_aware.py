@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,8 @@ class LearnedCodes(nn.Module):
         layer: its values, bits and scale so far.
         granularity: of the sparsity.
     """
+
+    kept: Tensor | None
 
     def __init__(self, layer: LayerWeights, granularity: str) -> None:
         super().__init__()
@@ -112,11 +115,18 @@ class LearnedRange(nn.Module):
         return replace(self.found, scale=max(float(self.step), _SMALLEST_STEP))
 
 
-def rounding_aware(compressed: Compressed) -> nn.Module:
-    """A copy of the network that computes what `Compressed.rounded` does, and can be trained."""
+def rounding_aware(compressed: Compressed, kept_weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """A copy of the network that computes what `Compressed.rounded` does, and can be trained.
+
+    Args:
+        compressed: the network.
+        kept_weights: by layer, in its shapes: weights that are rounded in the place of its own.
+    """
     model = copy.deepcopy(compressed.model).requires_grad_(True)
     for name, layer in compressed.layers.items():
         module = model.get_submodule(name)
+        if kept_weights is not None:
+            module.get_parameter("weight").data = kept_weights[name].clone()
         parametrize.register_parametrization(module, "weight", LearnedCodes(layer, compressed.plan.granularity))
         if layer.input_range is not None:
             module.input_rounding = LearnedRange(layer.input_range)
@@ -144,3 +154,16 @@ def finished(model: nn.Module, compressed: Compressed) -> Compressed:
         if name not in names:
             tensor.copy_(trained[name])
     return Compressed(result, layers, compressed.plan)
+
+
+@torch.no_grad()
+def unrounded(model: nn.Module, compressed: Compressed) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """By layer, (weight, bias) that a trained `rounding_aware` model keeps behind its rounding, removed ones at 0."""
+    found = {}
+    for name in compressed.layers:
+        module: Any = model.get_submodule(name)
+        shadow = module.parametrizations.weight
+        weight, kept = shadow.original.detach().float().clone(), shadow[0].kept
+        bias = None if module.bias is None else module.bias.detach().float().clone()
+        found[name] = (weight if kept is None else weight * kept, bias)
+    return found

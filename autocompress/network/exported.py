@@ -2,52 +2,114 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, fx, nn
 
 from autocompress.errors import ExportError
-from autocompress.network.verification import first_line
 
-LAYER_OPERATORS = frozenset(
-    {torch.ops.aten.conv1d, torch.ops.aten.conv2d, torch.ops.aten.linear, torch.ops.aten.convolution}
+LayerCalls = Mapping[fx.Node, str]  # the name of the layer by the node that calls it, in the order of the graph
+
+_ATEN = torch.ops.aten
+_LAYER_OPERATORS = frozenset(
+    [_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding, _ATEN.linear.default]
 )
+# What torch.export raises where a network's Python can't be followed; all its own errors are kinds of these.
+_EXPORT_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
 
-def export_graph(model: nn.Module, example: Tensor) -> fx.GraphModule:
-    """The graph of a model in eval mode, for any number of samples.
+def export_graph(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+    """The graph of a model in eval mode, for any number of samples; it shares the model's parameters.
+
+    Operators are functional, so that a node's value never changes after it was made.
 
     Args:
-        model: takes one tensor.
-        example: (1+, …); the batch axis stays free.
+        model: takes one tensor and gives one.
+        sample: (1, …).
 
     Raises:
-        ExportError: torch.export can't take the model.
+        ExportError: torch.export can't follow the model, or only for one batch size.
     """
-    sample = torch.cat([example[:1]] * 2)  # a batch of one would be taken for a constant
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
     try:
-        program = torch.export.export(model, (sample,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    except Exception as error:  # torch.export raises what the model's code raises, and dozens of its own
-        raise ExportError(f"torch.export can't take the network: {first_line(error)}") from error
-    graph = program.module()
+        with torch.no_grad():
+            program = torch.export.export(model, (sample.repeat(2, *[1] * (sample.ndim - 1)),), dynamic_shapes=dynamic)
+            graph = program.run_decompositions({}).module()
+    except _EXPORT_FAILURES as error:
+        raise ExportError(
+            f"`model` must be a network that torch.export can follow: {_kind_and_first_line(error)}."
+        ) from error
+    assert isinstance(graph, fx.GraphModule)
+    _check_interface(graph)
     for node in list(graph.graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":  # checks of the example's shape
+        if node.op == "call_module":  # guards on the input's shape: (2, …) was only an example
             graph.graph.erase_node(node)
-    graph.graph.lint()
-    graph.recompile()
-    return graph
+    _free_the_batch_axis_(graph.graph)
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    plain = fx.GraphModule(graph, graph.graph)  # the exported one refuses eval() and train()
+    return plain.requires_grad_(False)
 
 
-def layer_calls(graph: fx.GraphModule, layers: Iterable[str]) -> dict[fx.Node, str]:
-    """The nodes that run a layer, with its name, in the order in which they run."""
-    weights = {f"{name}.weight": name for name in layers}
+def _free_the_batch_axis_(graph: fx.Graph) -> None:
+    """`x.view(x.size(0), 32, 7)` becomes `x.view(-1, 32, 7)`: nothing has to compute a shape when the network runs."""
+    for node in graph.nodes:
+        if node.target in (_ATEN.view.default, _ATEN.reshape.default):
+            sizes = list(node.args[1])
+            unknown = [position for position, size in enumerate(sizes) if isinstance(size, fx.Node)]
+            if len(unknown) == 1 and -1 not in sizes:
+                sizes[unknown[0]] = -1
+                node.update_arg(1, sizes)
+
+
+def _check_interface(graph: fx.GraphModule) -> None:
+    inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
+    result = graph.graph.output_node().args[0]
+    results = list(result) if isinstance(result, tuple | list) else [result]
+    if inputs != 1 or len(results) != 1 or not isinstance(results[0], fx.Node):
+        raise ExportError(
+            f"`model` must take one tensor and give one, got {inputs} inputs and {len(results)} outputs; "
+            "wrap it in a module that picks one output."
+        )
+
+
+def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) -> LayerCalls:
+    """Where every layer runs, in the order of the graph.
+
+    Args:
+        graph: of the model.
+        model: the model.
+        layers: their names.
+
+    Raises:
+        ExportError: a layer is not run as a module.
+    """
+    owners: dict[int, list[str]] = {}
+    for name in layers:
+        owners.setdefault(id(model.get_parameter(f"{name}.weight")), []).append(name)
     calls: dict[fx.Node, str] = {}
     for node in graph.graph.nodes:
-        if node.op != "call_function" or getattr(node.target, "overloadpacket", None) not in LAYER_OPERATORS:
-            continue
-        weight: Any = node.args[1]
-        if weight.op == "get_attr" and weight.target in weights:
-            calls[node] = weights[weight.target]
+        if node.op == "call_function" and node.target in _LAYER_OPERATORS and node.args[1].op == "get_attr":
+            names = owners.get(id(model.get_parameter(str(node.args[1].target))), [])
+            if names:
+                calls[node] = names[0] if len(names) == 1 else _module_of(node, names)
+    if missing := [name for name in layers if name not in calls.values()]:
+        raise ExportError(f"`model` must run its layers as modules, got no call of {missing[0]} in the exported graph.")
     return calls
+
+
+def _module_of(node: fx.Node, names: list[str]) -> str:
+    """Which of the layers that share a weight made the call."""
+    path = str(list(node.meta["nn_module_stack"].values())[-1][0]).partition("@")[0]
+    if path not in names:
+        raise ExportError(
+            f"`model` must run its layers as modules, got {node.target} in {path} with {names[0]}.weight."
+        )
+    return path
+
+
+def _kind_and_first_line(error: BaseException) -> str:
+    """What an error says, without the rest of its page; its kind where it says nothing."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

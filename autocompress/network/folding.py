@@ -38,6 +38,41 @@ def fold_norms(model: nn.Module, norm_of: Mapping[str, str]) -> nn.Module:
     return folded
 
 
+def unfold_batch_norms(model: nn.Module, network: Network, folded: nn.Module) -> nn.Module:
+    """A copy of `model` that computes what `folded` does, its norms being there but doing no more than add a bias.
+
+    Args:
+        model: the model that `network` was traced from; it is not changed.
+        network: says which norm belongs to which layer.
+        folded: from `fold_batch_norms`, with weights of the same shapes, whatever became of them since.
+    """
+    result = copy.deepcopy(model)
+    norm_of = {layer.name: layer.norm for layer in network.layers}
+    inside = tuple(f"{name}." for name in norm_of)
+    others = {name: tensor for name, tensor in folded.state_dict().items() if not name.startswith(inside)}
+    result.load_state_dict(others, strict=False)
+    with torch.no_grad():
+        for name, norm in norm_of.items():
+            layer, source = result.get_submodule(name), folded.get_submodule(name)
+            _put_(layer, None if norm is None else result.get_submodule(norm), source)
+    return result
+
+
+def _put_(layer: Any, norm: Any, source: Any) -> None:
+    layer.weight.copy_(source.weight)
+    if norm is None:
+        if layer.bias is not None:
+            layer.bias.copy_(source.bias)
+        return
+    if layer.bias is not None:
+        layer.bias.zero_()
+    norm.running_mean.copy_(-source.bias)
+    norm.running_var.fill_(1 - norm.eps)
+    if norm.weight is not None:
+        norm.weight.fill_(1.0)
+        norm.bias.zero_()
+
+
 def is_foldable(norm: nn.Module) -> bool:
     """Whether a norm in eval mode is a fixed scale and shift per channel, and what else it does is known."""
     has_statistics = getattr(norm, "running_mean", None) is not None

@@ -102,6 +102,19 @@ def runtime_data(verified: Verification) -> dict[str, Any] | None:
     }
 
 
+def verification_data(verified: Verification) -> dict[str, Any]:
+    """A verification as plain data."""
+    accuracy = verified.pytorch.accuracy
+    return {
+        "verified": verified.passed,
+        "checks": [vars(check) for check in verified.checks],
+        "pytorch": {"accuracy": None if math.isnan(accuracy) else accuracy, "kl": verified.pytorch.kl},
+        "runtime": runtime_data(verified),
+        "file_bytes": dict(verified.file_bytes),
+        "resources": dict(verified.resources),
+    }
+
+
 def _runtime_name(verified: Verification) -> str:
     return "PyTorch" if verified.runtime is None else verified.runtime.runtime
 

@@ -16,6 +16,7 @@ from autocompress.report.data import label_summary
 if TYPE_CHECKING:
     from autocompress.report.inspection import LayerReport
     from autocompress.results import Finished, Inspection, Measurement, Result
+    from autocompress.targets.verify import Verification
 
 NAMES = {"size": "bytes", "macs": "multiply-accumulates", "bitops": "bit operations", "memory": "peak memory, bytes"}
 
@@ -51,20 +52,40 @@ def print_result(console: Console, result: Result) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
+def print_verification(console: Console, verified: Verification) -> None:
+    """Every claim that was looked at, then the files in their runtime."""
+    table = Table(title="Claims", title_justify="left")
+    for column in ("", "claim", "found"):
+        table.add_column(column)
+    for check in verified.checks:
+        table.add_row("passed" if check.passed else "FAILED", check.name, escape(check.detail))
+    console.print(table)
+    for line in _runtime_lines(verified):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 def _verification_lines(finished: Finished) -> list[str]:
     verified = finished.verification
     files = ", ".join(f"{name}: {count:,} bytes" for name, count in verified.file_bytes.items())
-    lines = [f"run folder: {finished.run_folder} ({files})"]
-    found = verified.runtime
-    if found is not None:
-        accuracy = f"accuracy {_percent(found.closeness.accuracy)}, KL {found.closeness.kl:.4f}"
-        lines.append(f"in {found.runtime}: {accuracy}; agrees with PyTorch on {100 * found.agreement:.2f} %")
-        for batch, (original, compressed) in found.seconds.items():
-            times = f"{1e3 * original:.2f} ms original, {1e3 * compressed:.2f} ms compressed"
-            lines.append(f"latency at batch {batch}, one thread: {times} ({original / compressed:.2f} times faster)")
     passed = sum(check.passed for check in verified.checks)
-    lines.append(f"verification: {passed} of {len(verified.checks)} checks passed")
-    return lines + [f"NOT verified, {line}" for line in verified.failures()]
+    return [
+        f"run folder: {finished.run_folder} ({files})",
+        *_runtime_lines(verified),
+        f"verification: {passed} of {len(verified.checks)} checks passed",
+        *(f"NOT verified, {line}" for line in verified.failures()),
+    ]
+
+
+def _runtime_lines(verified: Verification) -> list[str]:
+    found = verified.runtime
+    if found is None:
+        return []
+    accuracy = f"accuracy {_percent(found.closeness.accuracy)}, KL {found.closeness.kl:.4f}"
+    lines = [f"in {found.runtime}: {accuracy}; agrees with PyTorch on {100 * found.agreement:.2f} %"]
+    for batch, (original, compressed) in found.seconds.items():
+        times = f"{1e3 * original:.2f} ms original, {1e3 * compressed:.2f} ms compressed"
+        lines.append(f"latency at batch {batch}, one thread: {times} ({original / compressed:.2f} times faster)")
+    return lines
 
 
 def _closing_lines(measured: Measurement) -> list[str]:

@@ -17,6 +17,7 @@ import torch
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnxscript import ir, opset21
 from torch import Tensor, fx
+from torch.fx.passes.shape_prop import ShapeProp
 
 from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import LayerWeights
@@ -98,6 +99,7 @@ def _check_activations(layers: Mapping[str, LayerWeights]) -> None:
 def _with_stored_weights(lowered: Lowered) -> fx.GraphModule:
     """A copy of the graph whose weights are placeholders that no optimizer folds."""
     module = fx.GraphModule(lowered.graph, copy.deepcopy(lowered.graph.graph))
+    ShapeProp(module).propagate(torch.zeros(2, *lowered.input_shape))
     index = {f"{name}.weight": position for position, name in enumerate(lowered.layers)}
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in index:
@@ -134,7 +136,7 @@ def _is_global_average(node: fx.Node) -> bool:
 
 
 def _rank(node: fx.Node) -> int:
-    return int(node.meta["val"].ndim)
+    return len(node.meta["tensor_meta"].shape)
 
 
 def _exported(module: fx.GraphModule, input_shape: tuple[int, ...]) -> ModelProto:

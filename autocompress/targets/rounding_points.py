@@ -11,8 +11,7 @@ from torch import Tensor, fx
 
 from autocompress.execute.compressed import LayerWeights
 from autocompress.menus.activations import ActivationRange, calibrate_range
-
-LayerCalls = Mapping[fx.Node, str]  # the name of the layer by the node that calls it, in the order of the graph
+from autocompress.network.exported import LayerCalls
 
 _ATEN = torch.ops.aten
 # Operators whose outputs are values of their input (or zeros), in another place: a rounded tensor stays rounded.
@@ -184,13 +183,12 @@ def _repeat_behind_moves_(graph: fx.Graph, calls: LayerCalls) -> None:
     """Round moved tensors again, on the same range: it changes no value, and kernels find integers at their inputs."""
     for node in list(graph.nodes):
         read = node.all_input_nodes[:1] if node in calls else node.all_input_nodes
-        if node not in calls and node.target not in _JOINS | _POOLS:
+        rounded = all(_source(each).target is ROUND_ACTIVATION for each in read)
+        if not rounded or (node not in calls and node.target not in _JOINS | _POOLS):
             continue
         for moved in [each for each in read if _moves(each)]:
-            source = _source(moved)
-            if source.target is ROUND_ACTIVATION:
-                repeated = _rounding(graph, moved, _range_of(source), before=node)
-                node.replace_input_with(moved, repeated)
+            repeated = _rounding(graph, moved, _range_of(_source(moved)), before=node)
+            node.replace_input_with(moved, repeated)
 
 
 def _round_biases_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> None:

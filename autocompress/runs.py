@@ -1,0 +1,239 @@
+"""What can be done with a finished run: fine-tune it further, export it to other formats, verify it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.config import Config, load_config
+from autocompress.errors import InputError, unknown_name
+from autocompress.evaluation import DTYPES, Evaluator
+from autocompress.execute.pipeline import Executed, Execution, original_weights, tune
+from autocompress.finishing import fine_tuning, finish, split_used, verify_files
+from autocompress.jobs import DataLike, Loaded, ModelLike, load, load_splits, menu_settings, prepare
+from autocompress.plan import Plan
+from autocompress.recording import outcome_text
+from autocompress.report.data import finished_data
+from autocompress.report.progress import Progress, Silent
+from autocompress.results import Finished
+from autocompress.run_folder import CHECKPOINT, CONFIG, MODEL, MODEL_ONNX, OUTCOME, PLAN, write_atomically
+from autocompress.targets.loading import restore
+from autocompress.targets.lowering import Lowered, lower
+from autocompress.targets.onnx_file import write_onnx
+from autocompress.targets.openvino_ir import write_openvino
+from autocompress.targets.packed import load_packed, load_packed_weights
+from autocompress.targets.pt2 import write_pt2
+from autocompress.targets.target import find_target
+from autocompress.targets.verify import Check, Verification
+
+_ACCURACY_SLACK = 0.002  # by which an accuracy may miss the one that was written down: other machines round otherwise
+
+
+def finetune(
+    run: str | Path,
+    model: ModelLike | None = None,
+    data: DataLike | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Finished:
+    """Fine-tune a run's network further, export and verify it anew.
+
+    Args:
+        run: folder of a finished run; its files are replaced when everything has gone well.
+        model: the original, where the run was made with a module and not a spec string.
+        data: the same for the data.
+        progress: told what happens.
+        **options: that differ from the run's; `finetune` is the number of epochs.
+
+    Raises:
+        InputError: the folder holds no finished run, or an option breaks a rule.
+    """
+    path, watcher = Path(run), progress or Silent()
+    config, plan = _of_run(path, options), _plan_of(path)
+    tuning = fine_tuning(config)
+    if tuning is None:
+        raise InputError("`epochs` must be above 0, got 0; pass --epochs 2.")
+    job = prepare(_loaded(path, config, model, data, watcher), config, menu_settings(config, plan), watcher)
+    labeling = job.menus.labeling(plan)
+    compressed = restore(path / MODEL, job.model, job.network)
+    inputs, labels = job.data.search()
+    dtype = Evaluator(job.model, job.network, job.menus, inputs, labels, device=config.device, dtype=config.dtype).dtype
+    settings = Execution(0, tuning, config.device, DTYPES[dtype], path / CHECKPOINT)
+    watcher.stage(f"fine-tuning: {tuning.epochs:g} epochs, learning from the original")
+    kept = original_weights(job.menus, labeling)
+    tuned = tune(compressed, job.teacher, job.data, settings, tuning, kept, watcher)
+    before = _outcome_of(path)
+    executed = Executed(tuned.compressed, bool(before.get("recalibrated")), tuned)
+    finished = finish(job, executed, labeling, _limits_of(before), path, watcher)
+    write_atomically(path / OUTCOME, outcome_text({**before, **finished_data(finished)}))
+    return finished
+
+
+def verify(
+    run: str | Path,
+    model: ModelLike | None = None,
+    data: DataLike | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Verification:
+    """Run a run's files again and look at every claim: the plan's, the budget's, and those of outcome.json.
+
+    Args:
+        run: folder of a finished run; nothing in it is changed.
+        model: the original, where the run was made with a module and not a spec string.
+        data: the same for the data.
+        progress: told what happens.
+        **options: that differ from the run's.
+
+    Raises:
+        InputError: the folder holds no finished run, or its files are damaged.
+    """
+    path, watcher = Path(run), progress or Silent()
+    config, plan, claims = _of_run(path, options), _plan_of(path), _outcome_of(path)
+    loaded = _loaded(path, config, model, data, watcher)
+    has_graph = load_packed_weights(path / MODEL).graph is not None
+    found = load_packed(path / MODEL) if has_graph else restore(path / MODEL, loaded.model, loaded.network)
+    names = [name for name in (MODEL, MODEL_ONNX) if (path / name).is_file()]
+    if loaded.target.file_name not in names:
+        raise InputError(f"`run` must hold {loaded.target.file_name}, got {path} without it; export it again.")
+    contents = {name: (path / name).read_bytes() for name in names}
+    split = split_used(loaded.data, str(claims.get("split", "test")), watcher)
+    verified = verify_files(loaded, plan, found, contents, _limits_of(claims), split, watcher)
+    checks = (*verified.checks, *_claimed(claims, verified, found.plan, plan))
+    return Verification(checks, verified.pytorch, verified.runtime, verified.file_bytes, verified.resources)
+
+
+def export(
+    run: str | Path,
+    formats: str,
+    model: ModelLike | None = None,
+    data: DataLike | None = None,
+    *,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write a run's network in another format, into the run's folder.
+
+    Args:
+        run: folder of a finished run.
+        formats: `onnx`, `packed`, `openvino` or `pt2`; several with commas between.
+        model: the original, where the run was made with a module and not a spec string.
+        data: the same for the data.
+        progress: told what happens.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: the folder holds no finished run, or a format is unknown.
+        ExportError: the format can't hold the network.
+    """
+    path, watcher = Path(run), progress or Silent()
+    wanted = formats.split(",")
+    for name in wanted:
+        if name not in EXPORTS:
+            raise unknown_name("format", name, EXPORTS)
+    config = _of_run(path, {})
+    source = _Source(path, config, lambda: _loaded(path, config, model, data, watcher))
+    return [file for name in wanted for file in EXPORTS[name](source)]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A run to export from; the original is loaded only where the format needs another graph than the run has."""
+
+    path: Path
+    config: Config
+    load: Callable[[], Loaded]
+
+    def as_run(self) -> Lowered:
+        return load_packed(self.path / MODEL)
+
+    def for_integer_kernels(self) -> Lowered:
+        if find_target(self.config.target).integer_kernels:
+            return self.as_run()
+        loaded = self.load()
+        return lower(restore(self.path / MODEL, loaded.model, loaded.network), loaded.inputs, integer=True)
+
+
+def _export_onnx(source: _Source) -> list[Path]:
+    write_atomically(source.path / MODEL_ONNX, write_onnx(source.for_integer_kernels()))
+    return [source.path / MODEL_ONNX]
+
+
+def _export_openvino(source: _Source) -> list[Path]:
+    return list(write_openvino(write_onnx(source.for_integer_kernels()), source.path))
+
+
+def _export_pt2(source: _Source) -> list[Path]:
+    write_atomically(source.path / "model.pt2", write_pt2(source.as_run()))
+    return [source.path / "model.pt2"]
+
+
+def _export_packed(source: _Source) -> list[Path]:
+    load_packed_weights(source.path / MODEL)  # every run has it; what is damaged must not pass for exported
+    return [source.path / MODEL]
+
+
+EXPORTS: Mapping[str, Callable[[_Source], list[Path]]] = {
+    "onnx": _export_onnx,
+    "packed": _export_packed,
+    "openvino": _export_openvino,
+    "pt2": _export_pt2,
+}
+
+
+def _of_run(path: Path, options: Mapping[str, Any]) -> Config:
+    for name in (CONFIG, PLAN, MODEL, OUTCOME):
+        if not (path / name).is_file():
+            raise InputError(f"`run` must be the folder of a finished run, got {path}, which has no {name}.")
+    return load_config(path / CONFIG, {**options, "out": path})
+
+
+def _plan_of(path: Path) -> Plan:
+    return Plan.load(path / PLAN)
+
+
+def _outcome_of(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / OUTCOME).read_text())
+    except ValueError as error:
+        raise InputError(f"{path / OUTCOME} must be JSON, got a damaged file: {error}.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path / OUTCOME} must be a mapping, got a {type(found).__name__}.")
+    return found
+
+
+def _limits_of(outcome: Mapping[str, Any]) -> dict[str, int]:
+    budget = outcome.get("budget")
+    return dict(budget["limits"]) if budget else {}
+
+
+def _loaded(path: Path, config: Config, model: ModelLike | None, data: DataLike | None, watcher: Progress) -> Loaded:
+    splits = load_splits(data, config)
+    return load(config.model if model is None else model, splits, config, watcher)
+
+
+def _claimed(claims: Mapping[str, Any], verified: Verification, found: Plan, plan: Plan) -> list[Check]:
+    """What outcome.json and plan.yaml say, against what was found."""
+    checks = [Check("plan", found.labels == plan.labels, f"{PLAN} and {MODEL} hold {_same(found == plan)} labels")]
+    for name, claimed in (claims.get("file_bytes") or {}).items():
+        size = verified.file_bytes.get(name, 0)
+        checks.append(Check("bytes", size == claimed, f"{name} has {size:,} bytes, {OUTCOME} says {claimed:,}"))
+    pairs = [("PyTorch", claims.get("compressed"), verified.pytorch.accuracy)]
+    if verified.runtime is not None:
+        pairs.append((verified.runtime.runtime, claims.get("runtime"), verified.runtime.closeness.accuracy))
+    for where, claim, accuracy in pairs:
+        said = (claim or {}).get("accuracy")
+        if said is not None:
+            detail = f"{100 * accuracy:.2f} % in {where}, {OUTCOME} says {100 * said:.2f} %"
+            checks.append(Check("accuracy", abs(accuracy - said) <= _ACCURACY_SLACK, detail))
+    return checks
+
+
+def _same(equal: bool) -> str:
+    return "the same" if equal else "other"
