@@ -55,7 +55,7 @@ def search(
     """
     config = configure(model, data, options, budget)
     settings, watcher = _search_settings(config), progress or Silent()
-    offered, _ = menu_settings(config), fine_tuning(config)
+    offered, _ = menu_settings(config), fine_tuning(config, True)
     check_stages(config)
     path, wanted = claim(config), config.required_budget()
     splits = load_splits(data, config)
@@ -155,7 +155,7 @@ def apply(
         ExportError: the target can't hold the network.
     """
     config = configure(model, data, options)
-    fine_tuning(config)
+    fine_tuning(config, True)
     plan = _wanted_plan(plan, config)
     watcher, path = progress or Silent(), claim(config)
     job = prepare(load(model, load_splits(data, config), config, watcher), config, menu_settings(config, plan), watcher)
@@ -200,8 +200,8 @@ def _through_stages(
         folder = path / f"stage-{number}"
         done = load_base(folder, job) if config.resume else None
         if done is None and number == 0:
-            execution = _execution(config, _evaluator(job, config, {}).dtype, folder)
-            tuning = fine_tuning(config.model_copy(update={"finetune": config.l1_epochs}))
+            execution = _execution(config, job.data, _evaluator(job, config, {}).dtype, folder)
+            tuning = fine_tuning(config.model_copy(update={"finetune": config.l1_epochs}), bool(job.data.classes))
             assert tuning is not None, "epochs are above 0"
             done = sparsified(loaded, config, tuning, execution, watcher)
         elif done is None:
@@ -219,15 +219,15 @@ def _stage(job: Job, config: Config, limits: Mapping[str, int], path: Path, watc
     evaluator = _evaluator(job, inner, journal_header(path) if inner.resume else {})
     with RunFolder(path, inner, versions(), _made_on(job, evaluator)) as folder:
         found = _found(job, evaluator, inner, _search_settings(inner), limits, folder, watcher)
-        execution = _execution(inner, evaluator.dtype, path)
+        execution = _execution(inner, job.data, evaluator.dtype, path)
         executed = execute(job.menus, found.best.labeling, job.folded, job.teacher, job.data, execution, watcher)
     assert executed.tuned is not None, "check_stages asks for fine-tuning"
     return expanded(job, job.menus, found.best.labeling, executed.tuned)
 
 
-def _execution(config: Config, dtype: str, path: Path) -> Execution:
-    samples, checkpoint = config.recalibration_samples, path / CHECKPOINT
-    return Execution(samples, fine_tuning(config), config.device, DTYPES[dtype], checkpoint)
+def _execution(config: Config, data: Data, dtype: str, path: Path) -> Execution:
+    tuning = fine_tuning(config, bool(data.classes))
+    return Execution(config.recalibration_samples, tuning, config.device, DTYPES[dtype], path / CHECKPOINT)
 
 
 def _finish(
@@ -240,7 +240,7 @@ def _finish(
     watcher: Progress,
 ) -> Finished:
     """From a plan to verified files in the run folder."""
-    execution = _execution(config, dtype, folder.path)
+    execution = _execution(config, job.data, dtype, folder.path)
     executed = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, watcher)
     return finish(job, executed, labeling, limits, folder.path, watcher)
 

@@ -133,7 +133,9 @@ class Config(BaseModel):
         "data", "Execution", "Who gives fine-tuning's hard labels: the data, or the original (teacher)."
     )
     soft_weight: float = _option(1.0, "Execution", "Of the divergence from the original in fine-tuning's loss.", ge=0)
-    hard_weight: float = _option(0.0, "Execution", "Of the cross-entropy with hard labels in that loss.", ge=0)
+    hard_weight: float | None = _option(
+        None, "Execution", "Of the cross-entropy with hard labels in that loss. Default: 0.5 where there are any.", ge=0
+    )
     features_weight: float = _option(0.0, "Execution", "Of the difference of inner layers' outputs in that loss.", ge=0)
     temperature: float = _option(2.0, "Execution", "That softens predictions in fine-tuning.", gt=0)
     augmentation: Literal["none", "shift", "shift+flip"] = _option(

@@ -35,6 +35,7 @@ from autocompress.targets.verify import (
 )
 from autocompress_envs.numbers import Labeling, Outcome
 
+_HARD_WEIGHT = 0.5  # of hard labels, where nothing else is said and there are any
 _STRONG_FEATURES = 0.1  # weight of matched features in strong distillation, where none is given
 
 
@@ -154,8 +155,12 @@ def _original_session(job: Loaded) -> OnnxSession:
     return open_session(write_onnx(lower(original, job.inputs, integer=False)))
 
 
-def fine_tuning(config: Config) -> FineTuning | None:
+def fine_tuning(config: Config, has_labels: bool) -> FineTuning | None:
     """The settings of fine-tuning; None where none is wanted.
+
+    Args:
+        config: of the job.
+        has_labels: whether the data has labels.
 
     Raises:
         InputError: a value is out of range.
@@ -169,7 +174,7 @@ def fine_tuning(config: Config) -> FineTuning | None:
         labels=config.labels,
         objective=Objective(
             soft=config.soft_weight,
-            hard=config.hard_weight,
+            hard=_hard_weight(config, has_labels),
             features=config.features_weight or (_STRONG_FEATURES if config.distillation == "strong" else 0.0),
             temperature=config.temperature,
         ),
@@ -178,3 +183,9 @@ def fine_tuning(config: Config) -> FineTuning | None:
         seed=config.seed,
         method=config.distillation,
     )
+
+
+def _hard_weight(config: Config, has_labels: bool) -> float:
+    if config.hard_weight is not None:
+        return config.hard_weight
+    return _HARD_WEIGHT if has_labels or config.labels == "teacher" else 0.0

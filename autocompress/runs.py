@@ -54,10 +54,11 @@ def finetune(
     """
     path, watcher = Path(run), progress or Silent()
     config, plan = _of_run(path, options), _plan_of(path)
-    tuning = fine_tuning(config)
+    loaded = _loaded(path, config, model, data, watcher)
+    tuning = fine_tuning(config, bool(loaded.data.classes))
     if tuning is None:
         raise InputError("`epochs` must be above 0, got 0; pass --epochs 2.")
-    job = prepare(_loaded(path, config, model, data, watcher), config, menu_settings(config, plan), watcher)
+    job = prepare(loaded, config, menu_settings(config, plan), watcher)
     labeling = job.menus.labeling(plan)
     compressed = restore(path / MODEL, job.model, job.network)
     inputs, labels = job.data.search()

@@ -87,7 +87,7 @@ def from_menus(menus: Menus, labeling: Labeling, folded: nn.Module) -> Compresse
         variant = menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
         layers[layer.name] = layer_weights(menus, layer, choice, variant)
         write_weights_(model, layer.name, layers[layer.name])  # in plain memory order, as files have them
-        model.get_submodule(layer.name)._forward_pre_hooks.clear()  # the stitcher's rounding
+        _remove_rounding_(model.get_submodule(layer.name))
     return Compressed(model, layers, menus.plan(labeling))
 
 
@@ -121,10 +121,17 @@ def layer_weights(menus: Menus, layer: Layer, choice: LayerChoice, variant: Vari
     )
 
 
+def _remove_rounding_(module: nn.Module) -> None:
+    """The stitcher's hook; the model's own stay."""
+    hooks = module._forward_pre_hooks
+    for key in [key for key, hook in hooks.items() if isinstance(hook, InputRounding)]:
+        del hooks[key]
+
+
 def write_weights_(model: nn.Module, name: str, weights: LayerWeights) -> None:
     """Put a layer's weights into a module of the same shapes."""
     module = model.get_submodule(name)
-    module.get_parameter("weight").data = weights.weight()
+    module.get_parameter("weight").data = weights.weight().clone(memory_format=torch.contiguous_format)
     if weights.bias is not None:
         module.get_parameter("bias").data = weights.bias.clone()
 

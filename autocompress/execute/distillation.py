@@ -39,11 +39,11 @@ class Objective:
 
     def __post_init__(self) -> None:
         for name in ("soft", "hard", "features", "l1"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise InputError(f"`{name}_weight` must be at least 0, got {getattr(self, name)}.")
         if self.soft + self.hard + self.features == 0:
             raise InputError("`soft_weight`, `hard_weight` and `features_weight` must not all be 0, got 0 for each.")
-        if self.temperature <= 0:
+        if not self.temperature > 0:
             raise InputError(f"`temperature` must be above 0, got {self.temperature}.")
 
     def predictions_loss(self, outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import math
+import pickle
+import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +27,10 @@ from autocompress.run_folder import write_atomically
 _WARM_UP = 0.05  # share of all steps
 _SAVE_SECONDS = 60.0
 _NUMBERS = ("_step", "_best_step", "_seconds", "_best_loss", "_best_accuracy", "_recent")  # of a run, in checkpoints
+_PARTS = {"model", "optimizer", "scheduler", "best", "numbers", "made_for"}  # of a checkpoint
+_DAMAGE = "`resume` must find a whole checkpoint, got {}, which is damaged; remove that file to start anew."
+# What torch.load raises on truncated and overwritten files.
+_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error)
 _STEP_RATE = 0.1  # learning rate of quantization steps, relative to that of weights
 
 
@@ -37,15 +43,15 @@ class FineTuning:
 
     Attributes:
         epochs: over the training data without the search split; fractions are fine; > 0.
-        learning_rate: of Adam, at its peak; relative to each layer's mean weight magnitude it is the same everywhere.
+        learning_rate: of Adam, at its peak; a tenth of it for the steps of quantization.
         batch_size: at least 1.
         labels: who labels the samples for the hard part of the loss: the data or the original (`teacher`).
         objective: the loss.
         augmentation: see `TrainingBatches`.
         clip: largest norm of the gradient.
-        seed: of the order and the augmentation.
+        seed: of the order and the augmentation; at least 0.
         method: how the original teaches. `standard`: on all training samples, from the weights that were fitted to
-            it; `weak`: on the calibration split alone; `strong`: on all, from its own kept weights.
+            it; `weak`: on the calibration split alone; `strong`: on all, from the original's own kept weights.
 
     Raises:
         InputError: a value is out of range.
@@ -67,6 +73,8 @@ class FineTuning:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        if self.seed < 0:
+            raise InputError(f"`seed` must be at least 0, got {self.seed}.")
 
 
 @dataclass(frozen=True)
@@ -95,11 +103,11 @@ class Tuned:
 
     Attributes:
         compressed: the best network that was seen, judged by the loss on the search split; never worse there than
-            what fine-tuning began with.
+            the one that was given.
         steps: done.
         seconds: taken.
         diverged: whether it stopped early because the loss was no longer finite.
-        best_step: at which the best was seen; 0: fine-tuning improved nothing.
+        best_step: at which the best was seen; 0: fine-tuning improved nothing, `compressed` is what was given.
         unrounded: by layer, the best network's (weight, bias) before they were rounded.
     """
 
@@ -137,13 +145,15 @@ def finetune(
         progress: told every second or so, and after every judgement.
 
     Raises:
-        InputError: the loss asks for labels that the data does not have.
+        InputError: the loss asks for labels that the data does not have or for matched layers that there are none of,
+            the method `strong` has no kept weights, or the checkpoint is damaged or another fine-tuning's.
     """
     if settings.objective.hard and settings.labels == "data" and not data.classes:
         raise InputError("`hard_weight` needs labelled data, got none; pass --labels teacher or --hard-weight 0.")
-    model = rounding_aware(compressed, kept_weights if settings.method == "strong" else None)
-    run = _Run(compressed, model, teacher, data, settings, torch.device(device), dtype, checkpoint, progress)
-    return run.finish()
+    if settings.method == "strong" and kept_weights is None:
+        raise InputError("`kept_weights` must be given with the method strong, got none.")
+    start = kept_weights if settings.method == "strong" else None
+    return _Run(compressed, start, teacher, data, settings, torch.device(device), dtype, checkpoint, progress).finish()
 
 
 class _Run:
@@ -152,7 +162,7 @@ class _Run:
     def __init__(
         self,
         compressed: Compressed,
-        model: nn.Module,
+        start: Mapping[str, Tensor] | None,
         teacher: nn.Module,
         data: Data,
         settings: FineTuning,
@@ -161,53 +171,59 @@ class _Run:
         checkpoint: Path | None,
         progress: Callable[[TuningStep], None] | None,
     ) -> None:
-        self._compressed, self._data, self._settings = compressed, data, settings
+        self._compressed, self._start, self._settings = compressed, start, settings
         self._device, self._dtype, self._checkpoint = device, dtype, checkpoint
         self._progress = progress or (lambda step: None)
-        self._model = _on(model, device)
+        self._model = _on(rounding_aware(compressed), device)
         self._teacher = _on(copy.deepcopy(teacher).eval().requires_grad_(False), device)
         indices = data.calibration_indices if settings.method == "weak" else trained_on(data)
         self._batches = TrainingBatches(data, indices, settings.batch_size, settings.augmentation, settings.seed)
         self._total = max(1, round(settings.epochs * self._batches.steps_per_epoch))
         self._optimizer = torch.optim.Adam(_parameter_groups(self._model, settings.learning_rate))
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
-        wants_features = settings.objective.features > 0
-        names = matched_layers(teacher, compressed.model, list(compressed.layers)) if wants_features else []
+        names = _matched(compressed, teacher, settings.objective)
         self._taps = FeatureTap(self._teacher, names), FeatureTap(self._model, names)
+        self._search = data.search()  # once: the data is not asked for it while a thread prepares batches
+        self._made_for = repr((settings, self._total, compressed.plan, data.fingerprint))
         self._step, self._best_step, self._seconds = 0, 0, 0.0
         self._best: dict[str, Tensor] = {}
         self._best_loss, self._best_accuracy, self._recent = math.inf, math.nan, math.nan
 
     def finish(self) -> Tuned:
         self._load()
-        if not self._best:
-            self._judge()
-        diverged = self._train()
+        with self._taps[0], self._taps[1]:
+            if not self._best:
+                self._judge()  # what was given: nothing worse is handed back
+                self._begin()
+            diverged = self._train()
         self._model.load_state_dict(self._best)
         model = self._model.cpu()
         compressed, floats = finished(model, self._compressed), unrounded(model, self._compressed)
         return Tuned(compressed, self._step, self._seconds, diverged, self._best_step, floats)
 
+    def _begin(self) -> None:
+        if self._start is not None:
+            self._model.load_state_dict(rounding_aware(self._compressed, self._start).state_dict())
+
     def _train(self) -> bool:
         """Run to the end; True where the loss ceased to be finite."""
         started, before, saved, told = time.monotonic(), self._seconds, time.monotonic(), 0.0
-        with self._taps[0], self._taps[1]:
-            for inputs, labels in self._batches.steps(self._step, self._total):
-                loss = self._update(inputs, labels)
-                if not math.isfinite(loss):
-                    return True
-                self._step += 1
-                self._seconds = before + time.monotonic() - started
-                self._recent = loss if math.isnan(self._recent) else 0.95 * self._recent + 0.05 * loss
-                if self._step % self._batches.steps_per_epoch == 0 or self._step == self._total:
-                    self._judge()
-                if time.monotonic() - told > 1:
-                    told = time.monotonic()
-                    self._tell()
-                if time.monotonic() - saved > _SAVE_SECONDS:
-                    saved = time.monotonic()
-                    self._save()
-        self._tell()
+        for inputs, labels in self._batches.steps(self._step, self._total):
+            loss = self._update(inputs, labels)
+            if not math.isfinite(loss):
+                return True
+            self._step += 1
+            self._seconds = before + time.monotonic() - started
+            self._recent = loss if math.isnan(self._recent) else 0.95 * self._recent + 0.05 * loss
+            judged = self._step % self._batches.steps_per_epoch == 0 or self._step == self._total
+            if judged and not math.isfinite(self._judge()):
+                return True
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                saved = time.monotonic()
+                self._save()
+            if judged or time.monotonic() - told > 1:
+                told = time.monotonic()
+                self._tell()
         return False
 
     def _update(self, inputs: Tensor, labels: Tensor | None) -> float:
@@ -221,40 +237,46 @@ class _Run:
         return float(loss.detach())
 
     def _loss(self, inputs: Tensor, labels: Tensor | None) -> Tensor:
-        objective = self._settings.objective
         inputs = _in_format(inputs, self._device)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             with torch.no_grad():
                 wanted = self._teacher(inputs).flatten(1)
             outputs = self._model(inputs).flatten(1)
-        wanted, outputs = wanted.float(), outputs.float()
+        return self._distance(outputs.float(), wanted.float(), labels) + self._penalty()
+
+    def _distance(self, outputs: Tensor, wanted: Tensor, labels: Tensor | None) -> Tensor:
+        """Mean over the samples that both networks saw last."""
+        objective = self._settings.objective
         labels = wanted.argmax(1) if self._settings.labels == "teacher" else labels
         loss = objective.predictions_loss(outputs, wanted, None if labels is None else labels.to(self._device))
         if self._taps[0].outputs:
             loss = loss + objective.features * features_loss(self._taps[1].outputs, self._taps[0].outputs)
-        if objective.l1:
-            modules: list[Any] = [self._model.get_submodule(name) for name in self._compressed.layers]
-            loss = loss + objective.l1 * torch.stack([module.weight.abs().sum() for module in modules]).sum()
         return loss
 
+    def _penalty(self) -> Tensor | float:
+        """Of the weights' magnitudes."""
+        if not self._settings.objective.l1:
+            return 0.0
+        modules: list[Any] = [self._model.get_submodule(name) for name in self._compressed.layers]
+        return self._settings.objective.l1 * torch.stack([module.weight.abs().sum() for module in modules]).sum()
+
     @torch.no_grad()
-    def _judge(self) -> None:
-        """Measure the loss on the search split, and keep the network where none was better."""
-        inputs, labels = self._data.search()
-        answers = [None] * len(inputs) if labels is None else labels.split(self._settings.batch_size)
+    def _judge(self) -> float:
+        """The whole loss on the search split; the network is kept where none was better."""
+        inputs, labels = self._search
         total, right = 0.0, 0
-        for batch, expected in zip(inputs.split(self._settings.batch_size), answers, strict=False):
-            formatted = _in_format(batch, self._device)
-            outputs, wanted = (model(formatted).flatten(1).float() for model in (self._model, self._teacher))
-            given = wanted.argmax(1) if self._settings.labels == "teacher" else expected
-            given = None if given is None else given.to(self._device)
-            total += len(batch) * float(self._settings.objective.predictions_loss(outputs, wanted, given))
+        for start in range(0, len(inputs), self._settings.batch_size):
+            batch = _in_format(inputs[start : start + self._settings.batch_size], self._device)
+            expected = None if labels is None else labels[start : start + len(batch)]
+            outputs, wanted = (model(batch).flatten(1).float() for model in (self._model, self._teacher))
+            total += len(batch) * float(self._distance(outputs, wanted, expected))
             right += 0 if expected is None else int((outputs.argmax(1).cpu() == expected).sum())
-        loss = total / len(inputs)
+        loss = total / len(inputs) + float(self._penalty())
         if loss < self._best_loss:
             self._best_loss, self._best_step = loss, self._step
             self._best_accuracy = math.nan if labels is None else right / len(inputs)
             self._best = copy.deepcopy(self._model.state_dict())
+        return loss
 
     def _rate(self, step: int) -> float:
         """Linear warm-up, then half a cosine."""
@@ -276,7 +298,7 @@ class _Run:
             "scheduler": {"last_epoch": self._scheduler.last_epoch},
             "best": self._best,
             "numbers": [getattr(self, name) for name in _NUMBERS],
-            "made_for": repr((self._settings, self._total)),
+            "made_for": self._made_for,
         }
         content = io.BytesIO()
         torch.save(state, content)
@@ -285,19 +307,40 @@ class _Run:
     def _load(self) -> None:
         if self._checkpoint is None or not self._checkpoint.is_file():
             return
-        state: dict[str, Any] = torch.load(self._checkpoint, weights_only=True, map_location=self._device)
-        if state["made_for"] != repr((self._settings, self._total)):
+        state = _read(self._checkpoint, self._device)
+        if state["made_for"] != self._made_for:
             raise InputError(
-                f"`resume` must continue a fine-tuning with the same settings, got others in {self._checkpoint}; "
-                "remove that file to start anew."
+                f"`resume` must continue a fine-tuning with the same settings, plan and data, got others in "
+                f"{self._checkpoint}; remove that file to start anew."
             )
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.last_epoch = state["scheduler"]["last_epoch"]
         self._best = state["best"]
-        self._step, self._best_step, self._seconds, self._best_loss, self._best_accuracy, self._recent = state[
-            "numbers"
-        ]
+        for name, value in zip(_NUMBERS, state["numbers"], strict=True):
+            setattr(self, name, value)
+
+
+def _read(path: Path, device: torch.device) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True, map_location=device)
+    except _DAMAGED as error:
+        raise InputError(_DAMAGE.format(path)) from error
+    if not isinstance(state, dict) or state.keys() != _PARTS:
+        raise InputError(_DAMAGE.format(path))
+    return state
+
+
+def _matched(compressed: Compressed, teacher: nn.Module, objective: Objective) -> list[str]:
+    """The layers whose outputs the loss compares."""
+    if not objective.features:
+        return []
+    names = matched_layers(teacher, compressed.model, list(compressed.layers))
+    if not names and not objective.soft + objective.hard:
+        raise InputError(
+            "`features_weight` alone needs a layer that kept all its channels, got none; pass --soft-weight 1."
+        )
+    return names
 
 
 def _parameter_groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autocompress.data import Data
+from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
 from autocompress.evaluation import measure
 from autocompress.evaluation.stitch import kept_rows, resolve
@@ -150,7 +152,8 @@ def _recalibrated(
     except ExportError as error:
         watcher.note(f"no re-calibration: {error}")
         return None
-    before, after = (measure(folded, each.rounded(), [data.search()]).kl for each in (compressed, fitted))
+    search = [data.search()]
+    before, after = (measure(folded, each.rounded(), search).kl for each in (compressed, fitted))
     if after < before:
         return fitted
     watcher.note(f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to {after:.4f}")
@@ -158,10 +161,13 @@ def _recalibrated(
 
 
 def recalibration_inputs(data: Data, samples: int) -> Tensor:
-    """The calibration split first, then further training samples, never those of the search split."""
-    taken = set(data.search_indices) | set(data.calibration_indices)
-    others = (index for index in range(len(data.train)) if index not in taken)
-    missing = max(0, samples - len(data.calibration_indices))
-    indices = [*data.calibration_indices[:samples], *(index for index, _ in zip(others, range(missing), strict=False))]
-    inputs, _ = data.train.load(indices)
+    """The calibration split first, then drawn from the other training samples, never those of the search split.
+
+    Drawn, since folders of images are read class by class.
+    """
+    calibration = set(data.calibration_indices)
+    others = [index for index in trained_on(data) if index not in calibration]
+    missing = max(0, samples - len(calibration))
+    drawn = np.random.default_rng(0).permutation(others)[:missing].tolist()
+    inputs, _ = data.train.load([*data.calibration_indices[:samples], *drawn])
     return inputs

@@ -17,19 +17,20 @@ import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from autocompress.errors import ExportError
 from autocompress.evaluation.stitch import LayerChoice, kept_rows, resolve
-from autocompress.execute.compressed import Compressed, LayerWeights, kept_map, write_weights_
+from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import cholesky_factor, damped
 from autocompress.menus.calibration import extended_columns, weight_order
 from autocompress.menus.menus import Menus
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
-from autocompress.menus.variants import channel_variants
+from autocompress.menus.variants import channel_variants, sparsity_mask
 from autocompress.network.exported import export_graph, layer_calls
 from autocompress.network.structure import Layer
 from autocompress_envs.numbers import Labeling
@@ -64,7 +65,7 @@ def recalibrate(
     model = copy.deepcopy(compressed.model).eval()
     teacher = copy.deepcopy(original).eval()  # a copy, as its graph shares its parameters and freezes them
     reference, follower = (_Follower(export_graph(each, inputs[:1]), inputs) for each in (teacher, model))
-    if [node.name for node in reference.nodes] != [node.name for node in follower.nodes]:
+    if [(node.op, node.target) for node in reference.nodes] != [(node.op, node.target) for node in follower.nodes]:
         raise ExportError("the network runs other operators once channels are gone; it can't be re-calibrated.")
     structure = {layer.name: layer for layer in menus.network.layers}
     choices = dict(zip(compressed.layers, resolve(menus, labeling), strict=True))
@@ -78,8 +79,7 @@ def recalibrate(
             if name is not None and runs[name] == 1:
                 site = _Site(structure[name], choices[name], menus, model.get_submodule(name))
                 layers[name] = _fitted(site, layers[name], *_seen(reference, follower, before, node, site.rows))
-                write_weights_(model, name, layers[name])
-                follower.refresh(name, layers[name])
+                write_weights_(model, name, layers[name])  # and so into the graph, which shares them
                 report(once.index(name) + 1, len(once), "re-calibration")
             follower.step(node, layers[name].input_range if name is not None else None)
             reference.forget(before)
@@ -92,9 +92,11 @@ class _Follower:
 
     def __init__(self, graph: fx.GraphModule, inputs: Tensor) -> None:
         self.graph = graph
-        self.nodes = list(graph.graph.nodes)
+        self.nodes = [node for node in graph.graph.nodes if node.op != "get_attr"]
         self._interpreter = fx.Interpreter(graph)
         self._inputs = inputs
+        for node in graph.graph.find_nodes(op="get_attr"):
+            self._interpreter.env[node] = self._interpreter.run_node(node)
 
     def value(self, node: fx.Node) -> Tensor:
         found: Tensor = self._interpreter.env[node]
@@ -117,12 +119,6 @@ class _Follower:
     def forget(self, node: fx.Node) -> None:
         for unused in self._interpreter.user_to_last_uses.get(node, ()):
             self._interpreter.env.pop(unused, None)
-
-    def refresh(self, name: str, weights: LayerWeights) -> None:
-        """Parameters that were fetched before they changed."""
-        for node in self.nodes:
-            if node.op == "get_attr" and node.target in (f"{name}.weight", f"{name}.bias") and self.knows(node):
-                self._interpreter.env[node] = weights.weight() if node.target.endswith("weight") else weights.bias
 
 
 @dataclass(frozen=True)
@@ -183,12 +179,10 @@ def _added_to(node: fx.Node) -> fx.Node | None:
 def _fitted(site: _Site, layer: LayerWeights, x: Tensor, y: Tensor) -> LayerWeights:
     found = None if layer.input_range is None else calibrate_range(_sample(x), layer.input_range.bits)
     moment, cross = _moments(site, x if found is None else found.apply(x), y)
-    prior = _prior(site)
-    anchor = _PRIOR * (damped(moment, 1.0) - moment)
-    weight = _solve(
-        moment + anchor, cross + prior @ anchor, kept_map(layer.values, layer.sparsity, site.menus.settings.granularity)
-    )
-    return _rounded(site, replace(layer, input_range=found), weight, damped(moment, site.menus.settings.damping))
+    anchor, kept = _PRIOR * (damped(moment, 1.0) - moment), _kept(site)
+    weight = _solve(moment + anchor, cross + _prior(site) @ anchor, kept)
+    rounding = Rounding(weight, damped(moment, site.menus.settings.damping), kept)
+    return _rounded(rounding, replace(layer, input_range=found), site.menus.settings.quantizer)
 
 
 def _sample(x: Tensor) -> Tensor:
@@ -205,8 +199,9 @@ def _moments(site: _Site, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     moment = torch.zeros(shrunk.groups, columns, columns, dtype=torch.float64)
     cross = torch.zeros(shrunk.groups, shrunk.rows // shrunk.groups, columns, dtype=torch.float64)
     batch = max(1, min(128, _UNFOLDED_ELEMENTS // (shrunk.fan_in * shrunk.groups * shrunk.positions)))
+    module = _as_called(site.module)
     for inputs, targets in zip(x.split(batch), y.split(batch), strict=True):
-        unfolded = extended_columns(inputs, site.module)  # (g, M, k + 1)
+        unfolded = extended_columns(inputs, module)  # (g, M, k + 1)
         wanted = targets if shrunk.kind == "linear" else targets.movedim(1, -1)
         wanted = wanted.reshape(unfolded.shape[1], shrunk.groups, -1).permute(1, 2, 0)  # (g, rows / g, M)
         moment += (unfolded.mT @ unfolded).double()
@@ -217,6 +212,15 @@ def _moments(site: _Site, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         moment[:, -1, :-1] = moment[:, :-1, -1] = 0
         cross[:, :, -1] = 0
     return moment, cross
+
+
+def _as_called(module: nn.Module) -> nn.Module:
+    """The layer as its operator sees it: padding with anything but zeros is an operator of its own before it."""
+    if getattr(module, "padding_mode", "zeros") == "zeros":
+        return module
+    called: Any = copy.copy(module)
+    called.padding, called.padding_mode = (0,) * len(called.kernel_size), "zeros"
+    return cast(nn.Module, called)
 
 
 def _prior(site: _Site) -> Tensor:
@@ -230,12 +234,21 @@ def _prior(site: _Site) -> Tensor:
     return weight[rows].view(shrunk.groups, -1, weight.shape[1])
 
 
+def _kept(site: _Site) -> Tensor | None:
+    """(g, rows / g, k) bool, False where the menus removed a weight; None: nowhere. Codes don't say: more are 0."""
+    source, settings = site.menus.sources[site.layer.name], site.menus.settings
+    if site.choice.sparsity == 0:
+        return None
+    mask = sparsity_mask(source, damped(source.second_moment, settings.damping), site.choice.sparsity, settings)
+    return mask.view(site.layer.groups, -1, site.layer.fan_in)
+
+
 def _solve(moment: Tensor, cross: Tensor, kept: Tensor | None) -> Tensor:
     """Rows w with w H = c, on each row's own support where weights are removed."""
     if kept is None:
         return torch.cholesky_solve(cross.mT, cholesky_factor(moment)).mT
     rows = cross.shape[1]
-    support = torch.cat([kept.flatten(1), torch.ones(len(kept), 1, dtype=torch.bool)], 1)
+    support = torch.cat([kept.flatten(0, 1), torch.ones(len(cross) * rows, 1, dtype=torch.bool)], 1)
     weight = torch.zeros_like(cross)
     for row in range(len(support)):
         index, (group, member) = support[row].nonzero()[:, 0], divmod(row, rows)
@@ -244,17 +257,15 @@ def _solve(moment: Tensor, cross: Tensor, kept: Tensor | None) -> Tensor:
     return weight
 
 
-def _rounded(site: _Site, layer: LayerWeights, weight: Tensor, moment: Tensor) -> LayerWeights:
-    """The label's codes for (g, rows / g, k + 1) weights."""
-    shape = layer.values.shape
-    kept = kept_map(layer.values, layer.sparsity, site.menus.settings.granularity)
+def _rounded(rounding: Rounding, layer: LayerWeights, quantizer: str) -> LayerWeights:
+    """The label's codes, or floats, for weights fitted anew."""
+    shape, weight = layer.values.shape, rounding.weight
     if layer.scale is None:
         values = weight[..., :-1].flatten(0, 1).float().view(shape)
         values = values.half().float() if layer.bits == 16 else values
         bias = weight[..., -1].flatten()
         return replace(layer, values=values, bias=None if layer.bias is None else bias.float())
-    mask = None if kept is None else kept.view(*weight.shape[:2], -1)
-    (found,) = QUANTIZERS[site.menus.settings.quantizer](Rounding(weight, moment, mask), [layer.bits])
+    (found,) = QUANTIZERS[quantizer](rounding, [layer.bits])
     return replace(
         layer,
         values=found.codes.flatten(0, 1).view(shape),

@@ -22,7 +22,7 @@ from autocompress.execute.compressed import Compressed, LayerWeights, kept_map, 
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.quantizers import code_range
 
-_SMALLEST_STEP = 1e-8
+_SMALLEST_STEP = 1e-14  # below what quantizers give rows of zeros, whose steps must stay what they are
 
 
 class _Round(torch.autograd.Function):
@@ -82,7 +82,7 @@ class LearnedCodes(nn.Module):
     @torch.no_grad()
     def finish(self, weight: Tensor, layer: LayerWeights) -> LayerWeights:
         """The layer with what was learned: the codes that `forward` computes."""
-        weight = weight.detach().float()
+        weight = weight.detach().float().contiguous()
         if self.kept is not None:
             weight = weight * self.kept
         if self.step is None:

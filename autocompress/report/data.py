@@ -97,7 +97,7 @@ def runtime_data(verified: Verification) -> dict[str, Any] | None:
         "accuracy": None if math.isnan(found.closeness.accuracy) else found.closeness.accuracy,
         "kl": found.closeness.kl,
         "agreement_with_pytorch": found.agreement,
-        "largest_difference_from_pytorch": found.max_difference,
+        "difference_from_pytorch": found.difference,
         "median_seconds_by_batch": seconds,
     }
 
