@@ -13,17 +13,27 @@ from autocompress.data import Data
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import DTYPES, Evaluator, measure
 from autocompress.execute.pipeline import Execution, execute
-from autocompress.finishing import fine_tuning, finish, split_used
+from autocompress.finishing import fine_tuning, finish, split_used, write_outcome
 from autocompress.jobs import DataLike, Job, Loaded, ModelLike, configure, load, load_splits, menu_settings, prepare
 from autocompress.menus import MenuSettings
 from autocompress.menus.store import content_key
 from autocompress.plan import Plan
-from autocompress.recording import Recording, outcome_text, versions, write_policy
+from autocompress.recording import Recording, versions, write_policy
 from autocompress.report.data import finished_data, result_data
 from autocompress.report.inspection import report_layers
 from autocompress.report.progress import Progress, Silent
 from autocompress.results import Finished, Inspection, Measurement, Result
-from autocompress.run_folder import CHECKPOINT, JOURNAL, OUTCOME, PLAN, TENSORBOARD, RunFolder, claim, journal_header
+from autocompress.run_folder import (
+    CHECKPOINT,
+    JOURNAL,
+    PLAN,
+    STAGE,
+    TENSORBOARD,
+    RunFolder,
+    begin,
+    claim,
+    journal_header,
+)
 from autocompress.searchers.agents import agent_spec
 from autocompress.searchers.base import SearchResult, SearchSettings, Task
 from autocompress.searchers.search import SEARCHERS, run_search
@@ -59,10 +69,12 @@ def search(
     check_stages(config)
     path, wanted = claim(config), config.required_budget()
     splits = load_splits(data, config)
-    _check_reward(config, splits)
+    _check_labels(config, splits)
     job = prepare(load(model, splits, config, watcher), config, offered, watcher)
     limits = _feasible_limits(wanted, job, watcher)
-    job = _through_stages(job, config, offered, limits, path, watcher)
+    if config.stages > 1 or config.l1_epochs:
+        config = config if config.resume else begin(path, config, versions())
+        job = _through_stages(job, config, offered, limits, path, watcher)
     evaluator = _evaluator(job, config, journal_header(path) if config.resume else {})
     with RunFolder(path, config, versions(), _made_on(job, evaluator)) as folder:
         found = _found(job, evaluator, config, settings, limits, folder, watcher)
@@ -74,7 +86,7 @@ def search(
             evaluations=found.evaluations,
             stopped_because=found.stopped_because,
         )
-        folder.write(OUTCOME, outcome_text(result_data(result)))
+        write_outcome(path, result_data(result))
     return result
 
 
@@ -158,14 +170,16 @@ def apply(
     fine_tuning(config, True)
     plan = _wanted_plan(plan, config)
     watcher, path = progress or Silent(), claim(config)
-    job = prepare(load(model, load_splits(data, config), config, watcher), config, menu_settings(config, plan), watcher)
+    splits = load_splits(data, config)
+    _check_labels(config, splits)
+    job = prepare(load(model, splits, config, watcher), config, menu_settings(config, plan), watcher)
     labeling = job.menus.labeling(plan)
     limits = Budget.parse(config.budget).resolve(job.original) if config.budget else {}
     dtype = _evaluator(job, config, {}).dtype if config.finetune else "float32"
     with RunFolder(path, config, versions(), {}) as folder:
-        folder.write(PLAN, plan.to_yaml())
+        folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         finished = _finish(job, labeling, limits, config, folder, dtype, watcher)
-        folder.write(OUTCOME, outcome_text(finished_data(finished)))
+        write_outcome(path, finished_data(finished))
     return finished
 
 
@@ -194,10 +208,11 @@ def _through_stages(
     path: Path,
     watcher: Progress,
 ) -> Job:
-    """The job of the last stage: its base has been through the L1 penalty and the stages before."""
+    """The job of the last stage: its base has been through the L1 penalty and the stages before, or some of both."""
     loaded: Loaded = job
     for number in range(0 if config.l1_epochs else 1, config.stages):  # 0 is the L1 penalty
-        folder = path / f"stage-{number}"
+        folder = path / f"{STAGE}{number}"
+        folder.mkdir(exist_ok=True)
         done = load_base(folder, job) if config.resume else None
         if done is None and number == 0:
             execution = _execution(config, job.data, _evaluator(job, config, {}).dtype, folder)
@@ -209,8 +224,9 @@ def _through_stages(
             between = stage_limits(limits, job.original, number, config.stages)
             done = _stage(prepare(loaded, config, offered, watcher), config, between, folder, watcher)
         save_base(folder, done.base)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
         loaded = done
-    return job if loaded is job else prepare(loaded, config, offered, watcher)
+    return prepare(loaded, config, offered, watcher)
 
 
 def _stage(job: Job, config: Config, limits: Mapping[str, int], path: Path, watcher: Progress) -> Loaded:
@@ -256,8 +272,15 @@ def _search_settings(config: Config) -> SearchSettings:
     return settings
 
 
-def _check_reward(config: Config, data: Data) -> None:
-    if config.reward != "kl" and not data.classes:
+def _check_labels(config: Config, data: Data) -> None:
+    """Raises InputError now rather than after the search."""
+    if data.classes:
+        return
+    if config.finetune + config.l1_epochs and config.hard_weight and config.labels == "data":
+        raise InputError(
+            f"`hard_weight` needs labelled data, got {data.name} without labels; pass --labels teacher or leave it out."
+        )
+    if config.reward != "kl":
         raise InputError(f"`reward` {config.reward} needs labelled data, got {data.name} without labels; choose kl.")
 
 

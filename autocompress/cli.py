@@ -65,7 +65,8 @@ def _with_options(*panels: Panel) -> Callable[[Callable[[Config], None]], Callab
     def decorate(command: Callable[[Config], None]) -> Callable[..., None]:
         def run(config_file: str | None, **given: Any) -> None:
             with _reported() as context:
-                config = _load(config_file, given)
+                context.command = command.__name__
+                config = _load(config_file, given, "Run" in panels)
                 context.config = config
                 command(config)
 
@@ -189,7 +190,8 @@ def finetune(
 
     given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
     given |= {"hard_weight": hard_weight, "augmentation": augmentation}
-    with _reported():
+    with _reported() as context:
+        context.command = "finetune"
         config = make_config({"format": format, "quiet": quiet})
         options = {name: value for name, value in given.items() if value is not None}
         with _view(config) as view:
@@ -239,13 +241,13 @@ def _stop_unless(verified: Verification) -> None:
         raise AutocompressError(f"verification failed: {line}")
 
 
-def _load(config_file: str | None, given: Mapping[str, Any]) -> Config:
+def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool) -> Config:
     path = None if config_file is None else Path(config_file)
     if path is None and given.get("resume") and given.get("out"):
         own = Path(given["out"]) / CONFIG  # a run that is resumed brings its own options
         path = own if own.is_file() else None
     config = load_config(path, given)
-    if config.out is None and config.budget is not None and not config.resume:
+    if makes_run and config.out is None and not config.resume:
         return config.model_copy(update={"out": default_path(config.model, config.budget)})
     return config
 
@@ -281,14 +283,17 @@ def _emit(config: Config, data: Mapping[str, Any], table: Callable[[Console], No
 class _Context:
     """What is known of the job when something goes wrong."""
 
+    command: str = ""
     config: Config | None = None
 
     def how_to_resume(self) -> str:
-        """One sentence; empty where no run was begun."""
+        """A sentence or two; empty where no run was begun."""
+        if self.command == "finetune":
+            return " The run is as it was; the same command goes on."
         out = None if self.config is None else self.config.out
         if out is None or not (out / JOURNAL).is_file():
             return ""
-        return f" What was evaluated is kept; continue with: autocompress search --out {out} --resume"
+        return f" What was evaluated is kept; continue with: autocompress {self.command} --out {out} --resume"
 
 
 @contextmanager

@@ -127,7 +127,9 @@ class Config(BaseModel):
         "How the original teaches: standard (all training samples), weak (the calibration split only, outputs only), "
         "strong (begins with the original's own kept weights, and its features are matched).",
     )
-    learning_rate: float = _option(1e-3, "Execution", "Of fine-tuning (Adam), at its peak.", gt=0)
+    learning_rate: float = _option(
+        3e-3, "Execution", "Of fine-tuning (Adam) at its peak, relative to the size of each layer's weights.", gt=0
+    )
     batch_size: int = _option(128, "Execution", "Of fine-tuning.", ge=1)
     labels: Literal["data", "teacher"] = _option(
         "data", "Execution", "Who gives fine-tuning's hard labels: the data, or the original (teacher)."
@@ -144,7 +146,7 @@ class Config(BaseModel):
     clip: float = _option(1.0, "Execution", "Largest norm of fine-tuning's gradient.", gt=0)
     target: str = _option(
         "onnxruntime",
-        "Execution",
+        "Menus",
         "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx) or packed "
         "(model.safetensors alone).",
     )

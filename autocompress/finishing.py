@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from autocompress.config import Config
 from autocompress.data import Data
@@ -15,9 +16,10 @@ from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Executed
 from autocompress.jobs import Job, Loaded
 from autocompress.plan import Plan
+from autocompress.recording import outcome_text
 from autocompress.report.progress import Progress
 from autocompress.results import Finished
-from autocompress.run_folder import CHECKPOINT, MODEL, MODEL_ONNX, write_atomically
+from autocompress.run_folder import CHECKPOINT, MODEL, MODEL_ONNX, OUTCOME, write_atomically
 from autocompress.targets.lowering import Lowered, lower
 from autocompress.targets.onnx_file import write_onnx
 from autocompress.targets.onnx_runtime import OnnxSession, open_session
@@ -74,18 +76,19 @@ def finish(
     path: Path,
     watcher: Progress,
 ) -> Finished:
-    """Write a finished network's files into a run folder and verify them there.
+    """Make a finished network's files, verify them, and write them into a run folder.
+
+    They are written last: until then the files of a run that is fine-tuned further stay as they are.
 
     Raises:
-        ExportError: the target can't hold the network; its packed file is written all the same.
+        ExportError: the target can't hold the network.
     """
     files = write_files(executed.compressed, job)
-    for name, content in files.contents.items():
-        write_atomically(path / name, content)
-    (path / CHECKPOINT).unlink(missing_ok=True)
     split = split_used(job.data, "test", watcher)
     finished = files.lowered or executed.compressed
     verified = verify_files(job, executed.compressed.plan, finished, files.contents, limits, split, watcher)
+    for name, content in files.contents.items():
+        write_atomically(path / name, content)
     return Finished(
         plan=executed.compressed.plan,
         model=executed.compressed.rounded(),
@@ -100,6 +103,12 @@ def finish(
         executed=executed,
         verification=verified,
     )
+
+
+def write_outcome(path: Path, outcome: Mapping[str, Any]) -> None:
+    """The last file of a run; what an interrupted run would have needed to go on, goes."""
+    write_atomically(path / OUTCOME, outcome_text(outcome))
+    (path / CHECKPOINT).unlink(missing_ok=True)
 
 
 def _outcome(closeness: Closeness, resources: Mapping[str, int]) -> Outcome:

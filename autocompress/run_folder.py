@@ -19,8 +19,11 @@ from autocompress.errors import InputError
 
 CONFIG, JOURNAL, PLAN, OUTCOME = "config.yaml", "journal.jsonl", "plan.yaml", "outcome.json"
 MODEL, MODEL_ONNX, CHECKPOINT = "model.safetensors", "model.onnx", "finetune.pt"
+MODEL_PT2 = "model.pt2"
+EXPORTED = (MODEL, MODEL_ONNX, MODEL_PT2, "model.xml", "model.bin")
 POLICY_WEIGHTS, POLICY, TENSORBOARD = "policy.safetensors", "policy.json", "tb"
-RUN_FILES = (CONFIG, JOURNAL, PLAN, OUTCOME, MODEL, MODEL_ONNX, CHECKPOINT, POLICY_WEIGHTS, POLICY)
+RUN_FILES = (CONFIG, JOURNAL, PLAN, OUTCOME, *EXPORTED, CHECKPOINT, POLICY_WEIGHTS, POLICY)
+STAGE = "stage-"  # a folder for each part before the last search, with its number
 JOURNAL_VERSION = 1
 
 
@@ -37,13 +40,13 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise
 
 
-def default_path(model: str, budget: str, root: Path = Path("runs")) -> Path:
-    """runs/MODEL-BUDGET, with -2, -3, … where that exists.
+def default_path(model: str, budget: str | None, root: Path = Path("runs")) -> Path:
+    """runs/MODEL-BUDGET, or runs/MODEL-plan without a budget, with -2, -3, … where that exists.
 
     >>> default_path("torchvision:resnet18", "size=40kB, macs=50%", Path("nowhere")).as_posix()
     'nowhere/torchvision-resnet18-size=40kB-macs=50'
     """
-    name = re.sub(r"[^A-Za-z0-9._=]+", "-", f"{model}-{budget}").strip("-.")
+    name = re.sub(r"[^A-Za-z0-9._=]+", "-", f"{model}-{budget or 'plan'}").strip("-.")
     number, path = 1, root / name
     while path.exists():
         number += 1
@@ -62,7 +65,7 @@ def claim(config: Config) -> Path:
         raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
     if config.resume:
         return _resumable(config)
-    path = config.out or default_path(config.model, str(config.budget))
+    path = config.out or default_path(config.model, config.budget)
     if not path.exists():
         return path
     if not path.is_dir():
@@ -153,6 +156,29 @@ def journal_header(path: Path) -> dict[str, Any]:
     return read_journal(path / JOURNAL)[0]
 
 
+def begin(path: Path, config: Config, versions: Mapping[str, str]) -> Config:
+    """Make the folder of a run that can be resumed from now on, though it has not evaluated anything.
+
+    Args:
+        path: from `claim`; a run that lies there is removed.
+        config: of the run.
+        versions: of what computes, by name; written as comments.
+
+    Returns:
+        The options with which the run goes on from here.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    for name in RUN_FILES:
+        (path / name).unlink(missing_ok=True)
+    for folder in (path / TENSORBOARD, *path.glob(f"{STAGE}*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    made_by = "".join(f"# {name} {version}\n" for name, version in versions.items())
+    kept = config.model_copy(update={"force": False, "out": path})
+    write_atomically(path / CONFIG, made_by + kept.to_yaml())
+    (path / JOURNAL).touch()
+    return config.model_copy(update={"force": False, "resume": True})
+
+
 class RunFolder:
     """The folder of a run that is under way.
 
@@ -166,9 +192,9 @@ class RunFolder:
     def __init__(self, path: Path, config: Config, versions: Mapping[str, str], made_on: Mapping[str, Any]) -> None:
         self.path = path
         header = {"journal": JOURNAL_VERSION, **made_on}
-        self.replayed = self._reopen(header) if config.resume else []
         if not config.resume:
-            self._start(config, versions)
+            begin(path, config, versions)
+        self.replayed = self._reopen(header)
         self._journal = (path / JOURNAL).open("ab")
         if self._journal.tell() == 0:
             self._write_line(json.dumps(header) + "\n")
@@ -198,15 +224,6 @@ class RunFolder:
     def write(self, name: str, content: str | bytes) -> None:
         """Write one of the run's files, at once or not at all."""
         write_atomically(self.path / name, content)
-
-    def _start(self, config: Config, versions: Mapping[str, str]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        for name in RUN_FILES:
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)
-        made_by = "".join(f"# {name} {version}\n" for name, version in versions.items())
-        kept = config.model_copy(update={"force": False, "out": self.path})
-        self.write(CONFIG, made_by + kept.to_yaml())
 
     def _reopen(self, header: Mapping[str, Any]) -> list[Entry]:
         path = self.path / JOURNAL

@@ -12,15 +12,24 @@ from autocompress.config import Config, load_config
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import DTYPES, Evaluator
 from autocompress.execute.pipeline import Executed, Execution, original_weights, tune
-from autocompress.finishing import fine_tuning, finish, split_used, verify_files
+from autocompress.finishing import fine_tuning, finish, split_used, verify_files, write_outcome
 from autocompress.jobs import DataLike, Loaded, ModelLike, load, load_splits, menu_settings, prepare
 from autocompress.plan import Plan
-from autocompress.recording import outcome_text
 from autocompress.report.data import finished_data
 from autocompress.report.progress import Progress, Silent
 from autocompress.results import Finished
-from autocompress.run_folder import CHECKPOINT, CONFIG, MODEL, MODEL_ONNX, OUTCOME, PLAN, write_atomically
-from autocompress.targets.loading import restore
+from autocompress.run_folder import (
+    CHECKPOINT,
+    CONFIG,
+    EXPORTED,
+    MODEL,
+    MODEL_ONNX,
+    MODEL_PT2,
+    OUTCOME,
+    PLAN,
+    write_atomically,
+)
+from autocompress.targets.loading import check_network, restore
 from autocompress.targets.lowering import Lowered, lower
 from autocompress.targets.onnx_file import write_onnx
 from autocompress.targets.openvino_ir import write_openvino
@@ -70,7 +79,8 @@ def finetune(
     before = _outcome_of(path)
     executed = Executed(tuned.compressed, bool(before.get("recalibrated")), tuned)
     finished = finish(job, executed, labeling, _limits_of(before), path, watcher)
-    write_atomically(path / OUTCOME, outcome_text({**before, **finished_data(finished)}))
+    write_outcome(path, {**before, **finished_data(finished)})
+    _remove_stale(path, job.target.file_name, watcher)
     return finished
 
 
@@ -97,14 +107,16 @@ def verify(
     path, watcher = Path(run), progress or Silent()
     config, plan, claims = _of_run(path, options), _plan_of(path), _outcome_of(path)
     loaded = _loaded(path, config, model, data, watcher)
-    has_graph = load_packed_weights(path / MODEL).graph is not None
+    weights = load_packed_weights(path / MODEL)
+    check_network(weights, loaded.network)
+    has_graph = weights.graph is not None
     found = load_packed(path / MODEL) if has_graph else restore(path / MODEL, loaded.model, loaded.network)
     names = [name for name in (MODEL, MODEL_ONNX) if (path / name).is_file()]
     if loaded.target.file_name not in names:
         raise InputError(f"`run` must hold {loaded.target.file_name}, got {path} without it; export it again.")
     contents = {name: (path / name).read_bytes() for name in names}
     split = split_used(loaded.data, str(claims.get("split", "test")), watcher)
-    verified = verify_files(loaded, plan, found, contents, _limits_of(claims), split, watcher)
+    verified = verify_files(loaded, found.plan, found, contents, _limits_of(claims), split, watcher)
     checks = (*verified.checks, *_claimed(claims, verified, found.plan, plan))
     return Verification(checks, verified.pytorch, verified.runtime, verified.file_bytes, verified.resources)
 
@@ -171,8 +183,8 @@ def _export_openvino(source: _Source) -> list[Path]:
 
 
 def _export_pt2(source: _Source) -> list[Path]:
-    write_atomically(source.path / "model.pt2", write_pt2(source.as_run()))
-    return [source.path / "model.pt2"]
+    write_atomically(source.path / MODEL_PT2, write_pt2(source.as_run()))
+    return [source.path / MODEL_PT2]
 
 
 def _export_packed(source: _Source) -> list[Path]:
@@ -221,7 +233,7 @@ def _loaded(path: Path, config: Config, model: ModelLike | None, data: DataLike 
 
 def _claimed(claims: Mapping[str, Any], verified: Verification, found: Plan, plan: Plan) -> list[Check]:
     """What outcome.json and plan.yaml say, against what was found."""
-    checks = [Check("plan", found.labels == plan.labels, f"{PLAN} and {MODEL} hold {_same(found == plan)} labels")]
+    checks = [_same_labels(plan, found)]
     for name, claimed in (claims.get("file_bytes") or {}).items():
         size = verified.file_bytes.get(name, 0)
         checks.append(Check("bytes", size == claimed, f"{name} has {size:,} bytes, {OUTCOME} says {claimed:,}"))
@@ -236,5 +248,18 @@ def _claimed(claims: Mapping[str, Any], verified: Verification, found: Plan, pla
     return checks
 
 
-def _same(equal: bool) -> str:
-    return "the same" if equal else "other"
+def _same_labels(plan: Plan, found: Plan) -> Check:
+    names = sorted({*plan.labels, *found.labels})
+    differing = [name for name in names if plan.labels.get(name) != found.labels.get(name)]
+    if differing:
+        return Check("plan", False, f"{PLAN} and {MODEL} hold other labels for {', '.join(differing)}")
+    return Check("plan", True, f"{PLAN} and {MODEL} hold the same labels")
+
+
+def _remove_stale(path: Path, kept: str, watcher: Progress) -> None:
+    """Other formats hold the network as it was before."""
+    stale = [name for name in EXPORTED if name not in (MODEL, kept) and (path / name).is_file()]
+    for name in stale:
+        (path / name).unlink()
+    if stale:
+        watcher.note(f"{', '.join(stale)} held the network before fine-tuning, so they were removed; export them again")

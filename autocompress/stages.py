@@ -14,6 +14,7 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from autocompress.config import Config
@@ -104,8 +105,7 @@ def _put_back(full: Tensor, weight: Tensor, rows: Tensor, columns: Tensor) -> Te
 
 
 def save_base(path: Path, base: nn.Module) -> None:
-    """Write a base into a stage's folder."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Write a base into a stage's folder, which exists."""
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in base.state_dict().items()}
     write_atomically(path / BASE, safetensors.torch.save(state))
 
@@ -115,5 +115,8 @@ def load_base(path: Path, loaded: Loaded) -> Loaded | None:
     if not (path / BASE).is_file():
         return None
     base = unfold_batch_norms(loaded.model, loaded.network, loaded.teacher)  # a copy of the right class
-    base.load_state_dict(safetensors.torch.load_file(path / BASE))
+    try:
+        base.load_state_dict(safetensors.torch.load_file(path / BASE))
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(f"`resume` must find what the stage left, got {path / BASE}, damaged or another's.") from error
     return with_base(loaded, base)

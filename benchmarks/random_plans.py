@@ -1,7 +1,7 @@
-"""Random legal plans on many architectures: apply, export, verify; how many fail.
+"""Random legal plans on many architectures: made real, exported, verified; how many fail.
 
-    python benchmarks/random_plans.py --network digits --plans 40
-    python benchmarks/random_plans.py --network torchvision:mobilenet_v3_small --plans 20
+python benchmarks/random_plans.py --network digits --plans 40
+python benchmarks/random_plans.py --network torchvision:mobilenet_v3_small --plans 20
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import autocompress
 from autocompress.config import make_config
 from autocompress.data import Data, load_data
 from autocompress.data.dataset import Split, make_data
 from autocompress.data.pixels import Normalization
 from autocompress.data.sources import TensorSource
 from autocompress.errors import AutocompressError
+from autocompress.execute import Execution, execute
+from autocompress.finishing import finish
 from autocompress.jobs import load, menu_settings, prepare
 from autocompress.report.progress import Silent
 from autocompress_envs.numbers import Labeling, Problem
@@ -65,10 +66,11 @@ def main() -> None:
     rng, failures, started = np.random.default_rng(0), [], time.perf_counter()
     agreements, differences = [], []
     for _ in range(arguments.plans):
-        plan = job.menus.plan(random_labeling(job.problem, rng))
+        labeling = random_labeling(job.problem, rng)
         with tempfile.TemporaryDirectory() as folder:
             try:
-                made = autocompress.apply(arguments.network, data, plan, out=Path(folder) / "run", **options)
+                executed = execute(job.menus, labeling, job.folded, job.teacher, data, Execution(64, None), Silent())
+                made = finish(job, executed, labeling, {}, Path(folder), Silent())
             except AutocompressError as error:
                 failures.append(str(error))
                 continue

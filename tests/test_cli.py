@@ -16,7 +16,8 @@ from autocompress.config import OPTIONS
 from autocompress.report.live import PlainView
 from autocompress.run_folder import RunFolder, read_journal
 
-QUICK = ["--search-samples", "64", "--calibration-samples", "64", "--sparsity-levels", "4", "--dtype", "float32"]
+QUICK = ["--search-samples", "64", "--calibration-samples", "64", "--sparsity-levels", "4", "--dtype", "float32",
+         "--target", "packed"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +26,17 @@ def quick(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(quick, tmp_path_factory):
+def quick_search(quick):
+    return [*quick, "--recalibration-samples", "64"]
+
+
+@pytest.fixture(scope="module")
+def run(quick_search, tmp_path_factory):
     """One whole run, shared: (result of the command, folder)."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    done = invoke("search", "--budget", "size=0.12", "--episodes", "3", "--out", folder, "--format", "json", *quick)
+    done = invoke(
+        "search", "--budget", "size=0.12", "--episodes", "3", "--out", folder, "--format", "json", *quick_search
+    )
     assert done.exit_code == 0, done.stderr
     return done, folder
 
@@ -126,18 +134,19 @@ def test_unknown_option_of_a_file_lists_the_known(tmp_path):
     assert (done.exit_code, done.stderr) == (2, expected)
 
 
-def test_budget_below_the_smallest_plan_names_it_and_leaves_no_folder(quick, tmp_path):
+def test_budget_below_the_smallest_plan_names_it_and_leaves_no_folder(quick_search, tmp_path):
     out = tmp_path / "run"
-    done = invoke("search", "--budget", "size=100b", "--out", out, "--quiet", *quick)
+    done = invoke("search", "--budget", "size=100b", "--out", out, "--quiet", *quick_search)
     assert done.exit_code == 2
     assert done.stderr.startswith("autocompress: `size` budget must be at least ")
     smallest = int(done.stderr.split("at least ")[1].split(" bytes")[0].replace(",", ""))
     assert done.stderr.endswith("got 100; raise it or allow fewer bits or more sparsity.\n")
     assert not out.exists()
-    options = ["--method", "solver", "--episodes", "1", "--out", out, "--quiet", "--format", "json", *quick]
+    options = ["--method", "solver", "--episodes", "1", "--out", out, "--quiet", "--format", "json", *quick_search]
     assert invoke("search", "--budget", f"size={smallest - 1}", *options).exit_code == 2
     exact = json.loads(invoke("search", "--budget", f"size={smallest}", *options).stdout)
-    assert exact["compressed"]["resources"]["size"] == smallest
+    assert exact["search"]["resources"]["size"] == smallest
+    assert smallest - 400 < exact["compressed"]["resources"]["size"] <= smallest
 
 
 def test_json_result(run):
@@ -160,13 +169,13 @@ def test_plain_progress_goes_to_standard_error(run):
         "64 search and 64 calibration samples"
     )
     assert sum(line.startswith("episode ") for line in lines) == 3
-    assert lines[-1] == "measuring the original and the plan on the test split"
+    assert lines[-1] == "verification: the files in their runtime and the original on the test split"
 
 
-def test_existing_run_is_kept_without_force(run, quick):
+def test_existing_run_is_kept_without_force(run, quick_search):
     _, folder = run
     before = (folder / "journal.jsonl").read_bytes()
-    done = invoke("search", "--budget", "size=0.12", "--out", folder, *quick)
+    done = invoke("search", "--budget", "size=0.12", "--out", folder, *quick_search)
     assert done.exit_code == 2
     assert done.stderr == (
         f"autocompress: `out` must be a new folder, got {folder}, which holds a run; "
@@ -192,14 +201,14 @@ def test_evaluate_prints_a_table_and_json(run, quick):
     table = invoke(*arguments)
     assert table.exit_code == 0
     assert table.stderr == ""
-    result = json.loads(done.stdout)
-    size = result["compressed"]["resources"]["size"]
-    limit = result["original"]["resources"]["size"] // 100
-    assert f"budget: NOT met (size {size:,} of {limit:,})" in table.stdout.splitlines()
-    assert f"{100 * result['compressed']['accuracy']:.2f} %" in table.stdout
     data = json.loads(invoke(*arguments, "--format", "json").stdout)
-    assert data["compressed"] == result["compressed"]
+    size, limit = data["compressed"]["resources"]["size"], data["original"]["resources"]["size"] // 100
+    assert f"budget: NOT met (size {size:,} of {limit:,})" in table.stdout.splitlines()
+    assert f"{100 * data['compressed']['accuracy']:.2f} %" in table.stdout
     assert data["budget"] == {"limits": {"size": limit}, "met": False}
+    result = json.loads(done.stdout)
+    assert data["original"] == result["original"]
+    assert data["labels"] == result["labels"]
 
 
 def test_inspect_prints_a_table_and_json(quick):
@@ -212,7 +221,7 @@ def test_inspect_prints_a_table_and_json(quick):
     assert data["unknown_operators"] == {}
 
 
-def test_sigterm_keeps_everything_and_says_how_to_resume(run, quick, tmp_path, monkeypatch):
+def test_sigterm_keeps_everything_and_says_how_to_resume(run, quick_search, tmp_path, monkeypatch):
     first, _ = run
     step = PlainView.step
 
@@ -223,7 +232,7 @@ def test_sigterm_keeps_everything_and_says_how_to_resume(run, quick, tmp_path, m
 
     monkeypatch.setattr(PlainView, "step", terminate)
     out = tmp_path / "run"
-    done = invoke("search", "--budget", "size=0.12", "--episodes", "3", "--out", out, *quick)
+    done = invoke("search", "--budget", "size=0.12", "--episodes", "3", "--out", out, *quick_search)
     assert (done.exit_code, done.stdout) == (130, "")
     command = f"autocompress search --out {out} --resume"
     assert done.stderr.splitlines()[-1] == (
@@ -236,7 +245,7 @@ def test_sigterm_keeps_everything_and_says_how_to_resume(run, quick, tmp_path, m
     assert json.loads(resumed.stdout) == expected | {"run_folder": str(out)}
 
 
-def test_full_disk_is_one_line_and_what_was_saved_stays(quick, tmp_path, monkeypatch):
+def test_full_disk_is_one_line_and_what_was_saved_stays(quick_search, tmp_path, monkeypatch):
     append = RunFolder.append
 
     def full(folder, entry):
@@ -246,7 +255,7 @@ def test_full_disk_is_one_line_and_what_was_saved_stays(quick, tmp_path, monkeyp
 
     monkeypatch.setattr(RunFolder, "append", full)
     out = tmp_path / "run"
-    done = invoke("search", "--budget", "size=0.12", "--episodes", "3", "--out", out, "--quiet", *quick)
+    done = invoke("search", "--budget", "size=0.12", "--episodes", "3", "--out", out, "--quiet", *quick_search)
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == (
         "autocompress: No space left on device. What was evaluated is kept; "
@@ -264,9 +273,11 @@ def test_unforeseen_errors_keep_their_traceback(monkeypatch):
     assert isinstance(done.exception, RuntimeError)
 
 
-def test_default_folder_is_named_after_model_and_budget(quick, tmp_path, monkeypatch):
+def test_default_folder_is_named_after_model_and_budget(quick_search, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        done = invoke("search", "--budget", "size=50%", "--method", "solver", "--episodes", "1", "--quiet", *quick)
+        done = invoke(
+            "search", "--budget", "size=50%", "--method", "solver", "--episodes", "1", "--quiet", *quick_search
+        )
         assert done.exit_code == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-size=50", "digits-size=50-2"]

@@ -141,12 +141,23 @@ def test_shipped_configs_are_valid(path):
 
 def test_defaults_are_those_of_the_parts():
     """The table repeats defaults, so that `--help` needs no torch; they must not drift apart."""
-    from autocompress import api
+    from autocompress import api, finishing, jobs
+    from autocompress.execute.distillation import Objective
+    from autocompress.execute.finetune import FineTuning
     from autocompress.menus import MenuSettings
     from autocompress.searchers.base import SearchSettings
 
     assert api._search_settings(Config()) == SearchSettings()
-    assert api._menu_settings(Config()) == MenuSettings()
+    assert jobs.menu_settings(Config(target="packed")) == MenuSettings()
+    assert jobs.menu_settings(Config()) == MenuSettings(weight_bits=(2, 4, 8))
+    assert finishing.fine_tuning(Config(), has_labels=True) is None
+    assert finishing.fine_tuning(Config(finetune=2), has_labels=False) == FineTuning(objective=Objective(hard=0.0))
+    for config, has_labels in ((Config(finetune=2), True), (Config(finetune=2, labels="teacher"), False)):
+        assert finishing.fine_tuning(config, has_labels) == FineTuning(
+            labels=config.labels, objective=Objective(hard=0.5)
+        )
+    strong = finishing.fine_tuning(Config(finetune=2, distillation="strong", hard_weight=0), has_labels=True)
+    assert strong == FineTuning(method="strong", objective=Objective(hard=0.0, features=0.1))
 
 
 def test_help_names_every_choice():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import io
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 
 import torch
 from torch import Tensor, fx, nn
@@ -33,7 +36,7 @@ def export_graph(model: nn.Module, sample: Tensor) -> fx.GraphModule:
     """
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     try:
-        with torch.no_grad():
+        with _quiet(), torch.no_grad():
             program = torch.export.export(model, (sample.repeat(2, *[1] * (sample.ndim - 1)),), dynamic_shapes=dynamic)
             graph = program.run_decompositions({}).module()
     except _EXPORT_FAILURES as error:
@@ -50,6 +53,18 @@ def export_graph(model: nn.Module, sample: Tensor) -> fx.GraphModule:
     graph.delete_all_unused_submodules()
     plain = fx.GraphModule(graph, graph.graph)  # the exported one refuses eval() and train()
     return plain.requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the pages that the exporter logs and prints before it raises the error that says the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _free_the_batch_axis_(graph: fx.Graph) -> None:

@@ -51,7 +51,7 @@ def restore(path: str | Path, model: nn.Module, network: Network) -> Compressed:
         InputError: the file is missing or damaged, or `model` is another network.
     """
     weights = load_packed_weights(path)
-    _check_network(weights, network)
+    check_network(weights, network)
     folded = fold_batch_norms(model, network).cpu().float().eval()
     for name, layer in weights.layers.items():
         _write_layer_(folded.get_submodule(name), name, layer)
@@ -59,7 +59,8 @@ def restore(path: str | Path, model: nn.Module, network: Network) -> Compressed:
     return Compressed(folded, weights.layers, weights.plan)
 
 
-def _check_network(weights: PackedWeights, network: Network) -> None:
+def check_network(weights: PackedWeights, network: Network) -> None:
+    """Raises InputError where a packed file is another network's."""
     names = [layer.name for layer in network.layers]
     if weights.plan.fingerprint not in ("", network.fingerprint) or list(weights.layers) != names:
         raise InputError(

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress import __version__
 from autocompress.execute.compressed import Compressed, from_menus, uncompressed
 from autocompress.menus.menus import Menus
 from autocompress.targets.target import Target, lowered_for, target_file
 from autocompress_envs.numbers import CostModel, Labeling, layer_resources
 
-_SLACK = 64  # bytes, and one for each layer: lengths and numbers that the labels may make longer
+# Bytes that labels may make longer: lengths, offsets, and the plan itself, which compresses worst where labels differ.
+_SLACK, _SLACK_A_LAYER = 64, 8
 
 
 def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -> tuple[Menus, int]:
@@ -31,11 +33,12 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Ten
     Raises:
         ExportError: the target can't hold the network.
     """
-    name = f"file-{target.name}"
+    name = f"file-{target.name}-{__version__}-torch{torch.__version__}"  # other versions write other files
     found = menus.store.tensors(name, lambda: {"bytes": torch.tensor(_measured(target, menus, folded, inputs))})
     overhead, original = found["bytes"].tolist()
     costs = menus.network.costs
-    fixed = overhead + _SLACK + len(menus.network.layers) - int(costs.group_width @ costs.fixed_bytes_coef)
+    slack = _SLACK + _SLACK_A_LAYER * len(menus.network.layers)
+    fixed = overhead + slack - int(costs.group_width @ costs.fixed_bytes_coef)
     return replace(menus, network=replace(menus.network, costs=replace(costs, fixed_bytes=fixed))), original
 
 

@@ -43,6 +43,7 @@ class Target:
 
     def check(self, weight_bits: Iterable[int], activation_bits: Iterable[int], granularity: str) -> None:
         """Raises InputError where a label is not legal here."""
+        elsewhere = " or --target packed" if self.name != "packed" else ""
         for name, got, legal in (
             ("weight_bits", weight_bits, self.weight_bits),
             ("activation_bits", activation_bits, self.activation_bits),
@@ -51,7 +52,7 @@ class Target:
             if illegal:
                 raise InputError(
                     f"`{name}` must be among {', '.join(map(str, legal))} for the target {self.name}, "
-                    f"got {illegal[0]}; choose others or --target packed."
+                    f"got {illegal[0]}; choose others{elsewhere}."
                 )
         if self.only_channels and granularity != "channel":
             raise InputError(

@@ -13,12 +13,14 @@ from autocompress.budget import is_satisfied_by
 from autocompress.evaluation.measure import Closeness, compare, evaluating
 from autocompress.execute.compressed import LayerWeights
 from autocompress.network.structure import Network
-from autocompress.plan import Plan
+from autocompress.plan import Label, Plan
 from autocompress.targets.onnx_runtime import OnnxSession, median_seconds
 from autocompress_envs.numbers import removed_weights
 
 AGREEMENT = 0.995  # top-1, of the file in its runtime with PyTorch
-CLOSENESS = 0.05  # or the difference of their outputs, relative to how much PyTorch's vary: near ties flip top-1 answers
+CLOSENESS = (
+    0.05  # or the difference of their outputs, relative to how much PyTorch's vary: near ties flip top-1 answers
+)
 BATCHES = (1, 32)  # whose latency is measured
 
 Batch = tuple[Tensor, Tensor | None]
@@ -145,7 +147,7 @@ def kept_channels(network: Network, plan: Plan) -> np.ndarray:
 
 
 def check_layers(network: Network, plan: Plan, layers: Mapping[str, LayerWeights]) -> list[Check]:
-    """Channel counts, levels and zeros of the finished weights against the plan."""
+    """Channel counts, levels and zeros of the finished weights, and the rounding of inputs, against the plan."""
     fan_in, out = network.costs.widths(kept_channels(network, plan))
     shapes, levels, zeros = [], [], []
     for layer, columns, rows in zip(network.layers, fan_in, out, strict=True):
@@ -153,9 +155,7 @@ def check_layers(network: Network, plan: Plan, layers: Mapping[str, LayerWeights
         shape = (len(found.values), found.values[0].numel())
         if shape != (rows, columns):
             shapes.append(f"{layer.name} has {shape[0]} x {shape[1]} weights, the plan says {rows} x {columns}")
-        most = most_levels(found)
-        if found.bits != label.weight_bits or (label.weight_bits < 16 and most > 2**label.weight_bits):
-            levels.append(f"{layer.name} has {most} levels in a row, {label.weight_bits} bits allow fewer")
+        levels += [f"{layer.name} {fault}" for fault in _level_faults(found, label)]
         if plan.granularity != "channel":
             wanted = int(removed_weights(np.array(found.values.numel()), label.sparsity))
             got = int((found.values == 0).sum())
@@ -169,6 +169,18 @@ def check_layers(network: Network, plan: Plan, layers: Mapping[str, LayerWeights
     if plan.granularity != "channel":
         checks.append(Check("sparsity", not zeros, "; ".join(zeros) or f"{count} layers have the plan's zeros"))
     return checks
+
+
+def _level_faults(layer: LayerWeights, label: Label) -> list[str]:
+    faults = []
+    rounded = 32 if layer.input_range is None else layer.input_range.bits
+    if rounded != label.activation_bits:
+        faults.append(f"rounds its input to {rounded} bits, the plan says {label.activation_bits}")
+    if layer.bits != label.weight_bits:
+        faults.append(f"has {layer.bits} bits, the plan says {label.weight_bits}")
+    elif layer.bits < 16 and (most := most_levels(layer)) > 2**layer.bits:
+        faults.append(f"has {most} levels in a row, {layer.bits} bits allow {2**layer.bits}")
+    return faults
 
 
 def most_levels(layer: LayerWeights) -> int:

@@ -116,7 +116,9 @@ def menus_of(model: nn.Module, x: Tensor, **options: object) -> Menus:
     return build_menus(model, trace(model, x[:1]), x, settings, data_fingerprint="", jobs=1)
 
 
-def labels(menus: Menus, sparsity: float, bits: int, activation_bits: int, **others: tuple[float, int, int]) -> Labeling:
+def labels(
+    menus: Menus, sparsity: float, bits: int, activation_bits: int, **others: tuple[float, int, int]
+) -> Labeling:
     """The same label everywhere, as far as the layer's menu goes; some layers by name have another."""
     rows = []
     for layer in menus.network.layers:

@@ -35,7 +35,9 @@ def test_channels_are_gone():
     menus = menus_of(model, x, weight_bits=(8,))
     made = from_menus(menus, labels(menus, 0.5, 8, 32), fold_batch_norms(model, menus.network))
     # left 8 -> 4, right 4 -> 2, so the norm has 6; join, depthwise and point share the shortcut's 8 -> 4 channels.
-    shapes = {name: tuple(module.weight.shape) for name, module in made.model.named_modules() if hasattr(module, "weight")}
+    shapes = {
+        name: tuple(module.weight.shape) for name, module in made.model.named_modules() if hasattr(module, "weight")
+    }
     assert shapes == {
         "left": (4, 4, 1, 1), "right": (2, 4, 3, 3), "norm": (6,), "join": (4, 6, 1, 1), "depthwise": (4, 1, 3, 3),
         "point": (4, 4, 1, 1), "head": (4, 4),

@@ -6,7 +6,7 @@ import torchvision
 from tiny_networks import Concat, OptionA, Residual, chain, depthwise, shake_norms
 from torch import nn
 
-from autocompress.network import fold_batch_norms, trace
+from autocompress.network import fold_batch_norms, trace, unfold_batch_norms
 
 
 def relative_error(model: nn.Module, x: torch.Tensor) -> float:
@@ -119,3 +119,52 @@ def test_zoo() -> None:
     model = torchvision.models.mobilenet_v3_small().eval()
     assert relative_error(model, x) < 1e-4
     assert norms(fold_batch_norms(model, trace(model, x))) == 0
+
+
+def unfolding(model: nn.Module, shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    """(folded with other weights, the same unfolded, input); the model stays as it is."""
+    model = shake_norms(model)
+    x = torch.randn(shape)
+    network, before = trace(model, x), {name: value.clone() for name, value in model.state_dict().items()}
+    folded = fold_batch_norms(model, network)
+    with torch.no_grad():
+        for layer in network.layers:
+            for parameter in folded.get_submodule(layer.name).parameters():
+                parameter.mul_(1 + 0.1 * torch.randn_like(parameter))
+    result = unfold_batch_norms(model, network, folded).eval()
+    assert trace(result, x).fingerprint == network.fingerprint
+    assert type(result) is type(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    return folded, result, x
+
+
+def test_unfolded_networks_compute_what_the_folded_ones_do() -> None:
+    torch.manual_seed(0)
+    own_bias = nn.Sequential(nn.Conv2d(2, 4, 3, bias=True), nn.BatchNorm2d(4, affine=False), nn.Flatten())
+    for model, shape in [
+        (chain(), (3, 1, 4, 4)),  # layers with a norm, and without
+        (Residual(), (3, 1, 4, 4)),
+        (Concat(), (3, 2, 3, 3)),  # a norm that stays
+        (depthwise(), (3, 2, 4, 4)),
+        (OptionA(), (3, 3, 8, 8)),
+        (own_bias.append(nn.Linear(16, 3, bias=False)), (3, 2, 4, 4)),
+    ]:
+        folded, unfolded, x = unfolding(model, shape)
+        with torch.no_grad():
+            expected, got = folded(x), unfolded(x)
+            assert float((expected - got).abs().max() / expected.abs().max()) < 1e-6, type(model).__name__
+            refolded = fold_batch_norms(unfolded, trace(unfolded, x))
+            assert float((expected - refolded(x)).abs().max() / expected.abs().max()) < 1e-6
+
+
+def test_unfolded_norms_only_add_the_bias() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1, eps=0.25)).eval()
+    network = trace(model, torch.zeros(2, 1))
+    folded = fold_batch_norms(model, network)
+    with torch.no_grad():
+        folded[0].weight.fill_(6.0)
+        folded[0].bias.fill_(5.0)
+    result = unfold_batch_norms(model, network, folded)
+    norm = result[1]
+    assert (result[0].weight.item(), result[0].bias.item()) == (6.0, 0.0)
+    assert (norm.running_mean.item(), norm.running_var.item(), norm.weight.item(), norm.bias.item()) == (-5, 0.75, 1, 0)

@@ -28,6 +28,21 @@ class Residual(nn.Module):
         return self.head(nn.functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class Prunable(nn.Module):
+    """Input 2x8x8: a shortcut's 8 channels form one group, those inside its block another, `down`'s a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 12, 3, padding=1)
+        self.outer, self.down = nn.Conv2d(12, 8, 3, padding=1), nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.relu(x + self.outer(torch.relu(self.inner(x))))
+        return self.head(nn.functional.adaptive_avg_pool2d(torch.relu(self.down(x)), 1).flatten(1))
+
+
 class Depthwise(nn.Module):
     """Input 2x8x8: expansion, depthwise, squeeze-and-excite, projection, shortcut, a pooling; norms are folded."""
 

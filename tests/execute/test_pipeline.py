@@ -1,0 +1,181 @@
+"""The way from a plan to the finished network, and what the user is told on it."""
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+from execute_toys import digits, same
+
+from autocompress.data import from_tensors
+from autocompress.errors import ExportError
+from autocompress.evaluation import measure
+from autocompress.execute import pipeline
+from autocompress.execute.compressed import from_menus
+from autocompress.execute.finetune import FineTuning, Tuned, finetune
+from autocompress.execute.pipeline import Execution, execute, original_weights, recalibration_inputs, tune
+from autocompress.execute.recalibrate import recalibrate
+from autocompress.report.progress import Silent
+
+_TUNING = FineTuning(epochs=0.2, batch_size=64, augmentation="none")
+
+
+@dataclass
+class Told(Silent):
+    stages: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
+    steps: list = field(default_factory=list)
+
+    def stage(self, text):
+        self.stages.append(text)
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def tuning(self, *values):
+        self.steps.append(values)
+
+
+def run(sparsity, bits, settings):
+    toy, told = digits(), Told()
+    compressed, labeling = toy.compressed(sparsity, bits, 8)
+    done = execute(toy.menus, labeling, toy.folded, toy.folded, toy.data, settings, told)
+    return toy, compressed, labeling, done, told
+
+
+def test_menus_weights_alone():
+    _, compressed, _, done, told = run(0.5, 8, Execution(0, None))
+    assert same(done.compressed, compressed)
+    assert (done.recalibrated, done.tuned, told.stages, told.notes) == (False, None, [], [])
+
+
+def test_recalibrated_and_fine_tuned():
+    toy, compressed, labeling, done, told = run(0.5, 2, Execution(160, _TUNING))
+    inputs, _ = toy.data.calibration()
+    assert done.recalibrated
+    fitted = recalibrate(compressed, toy.folded, toy.menus, labeling, inputs)
+    assert done.tuned is not None
+    assert done.compressed is done.tuned.compressed
+    assert same(done.compressed, finetune(fitted, toy.folded, toy.data, _TUNING).compressed)
+    kls = [
+        measure(toy.folded, each.rounded(), [toy.data.search()]).kl for each in (compressed, fitted, done.compressed)
+    ]
+    assert kls[1] < 0.4 * kls[0]
+    assert kls[2] < kls[1]
+    assert told.stages == [
+        "re-calibration: every layer is fitted to the original on the compressed network's own inputs",
+        "fine-tuning: 0.2 epochs, learning from the original",
+    ]
+    assert told.notes == []
+    assert told.steps[-1][:2] == (4, 4)
+
+
+def test_recalibration_is_left_out_where_it_does_not_help(monkeypatch):
+    """It is handed the whole network's worst enemy: the same with the weights of its last layer turned round."""
+    toy = digits()
+
+    def harmful(compressed, *_):
+        other = from_menus(toy.menus, toy.compressed(0.0, 8, 8)[1], toy.folded)
+        other.model.linear.weight.data.neg_()
+        return other
+
+    monkeypatch.setattr(pipeline, "recalibrate", harmful)
+    _, compressed, _, done, told = run(0.0, 8, Execution(160, None))
+    search = [toy.data.search()]
+    before, after = (measure(toy.folded, each.rounded(), search).kl for each in (compressed, harmful(None)))
+    assert not done.recalibrated
+    assert same(done.compressed, compressed)
+    assert after > 5 > 0.1 > before
+    assert told.notes == [
+        f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to {after:.4f}"
+    ]
+
+
+def test_recalibration_that_is_not_possible(monkeypatch):
+    def impossible(*_):
+        raise ExportError("no way.")
+
+    monkeypatch.setattr(pipeline, "recalibrate", impossible)
+    _, compressed, _, done, told = run(0.0, 8, Execution(160, None))
+    assert same(done.compressed, compressed)
+    assert not done.recalibrated
+    assert told.notes == ["no re-calibration: no way."]
+
+
+@pytest.mark.parametrize(
+    ("diverged", "best_step", "notes"),
+    [
+        (
+            True,
+            3,
+            [
+                "fine-tuning diverged at step 7; the best network before that is kept. "
+                "Lower --learning-rate to go further"
+            ],
+        ),
+        (
+            False,
+            0,
+            ["fine-tuning did not come closer to its objective on the search split; its start is kept"],
+        ),
+        (False, 3, []),
+    ],
+)
+def test_what_is_said_of_fine_tuning(monkeypatch, diverged, best_step, notes):
+    toy, told = digits(), Told()
+    compressed, _ = toy.compressed(0.0, 8, 8)
+    monkeypatch.setattr(pipeline, "finetune", lambda *_, **__: Tuned(compressed, 7, 1.0, diverged, best_step, {}))
+    tune(compressed, toy.folded, toy.data, Execution(0, _TUNING), _TUNING, {}, told)
+    assert told.notes == notes
+
+
+def test_too_large_steps_are_told_and_cost_nothing():
+    _, compressed, _, done, told = run(0.0, 8, Execution(0, replace(_TUNING, learning_rate=1e3)))
+    assert same(done.compressed, compressed)
+    assert len(told.notes) == 1
+    assert told.notes[0].startswith("fine-tuning did")
+
+
+def test_original_weights_have_the_compressed_networks_shapes():
+    """Without any re-fit: a slice of the original, the same as far as both have it."""
+    toy = digits()
+    compressed, labeling = toy.compressed(0.5, 32, 32)
+    kept = original_weights(toy.menus, labeling)
+    assert {name: weight.shape for name, weight in kept.items()} == {
+        name: layer.values.shape for name, layer in compressed.layers.items()
+    }
+    first = toy.folded.conv1.weight
+    assert any(len(kept[name]) < len(toy.folded.get_submodule(name).weight) for name in kept)
+    assert all(any(torch.equal(row, other) for other in first) for row in kept["conv1"])
+    linear = toy.folded.linear.weight
+    columns = [any(torch.equal(column, other) for other in linear.T) for column in kept["linear"].T]
+    assert all(columns)
+    assert {weight.dtype for weight in kept.values()} == {torch.float32}
+
+
+def class_by_class(count=300):
+    return from_tensors(
+        (torch.arange(float(count)).view(-1, 1), torch.arange(count) // 100), search_samples=60, calibration_samples=40
+    )
+
+
+@pytest.mark.parametrize("samples", [1, 39, 40])
+def test_recalibration_takes_the_calibration_split_first(samples):
+    data = class_by_class()
+    taken = recalibration_inputs(data, samples).flatten().tolist()
+    assert taken == list(data.calibration_indices[:samples])
+
+
+@pytest.mark.parametrize(("samples", "count"), [(41, 41), (100, 100), (240, 240), (10_000, 240)])
+def test_recalibration_then_takes_other_samples_but_none_of_the_search_split(samples, count):
+    data = class_by_class()
+    taken = recalibration_inputs(data, samples).flatten().tolist()
+    assert taken[:40] == list(data.calibration_indices)
+    assert len(taken) == len(set(taken)) == count
+    assert not set(taken) & set(data.search_indices)
+    assert taken == recalibration_inputs(data, samples).flatten().tolist()
+
+
+def test_recalibration_takes_samples_of_all_classes():
+    data = class_by_class()
+    labels = recalibration_inputs(data, 100).flatten()[40:] // 100
+    assert min(labels.long().bincount(minlength=3).tolist()) > 10

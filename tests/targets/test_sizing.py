@@ -1,0 +1,112 @@
+"""Counting `size` on the file, against files written by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from autocompress.execute.compressed import from_menus, uncompressed
+from autocompress.menus import MenuSettings, build_menus
+from autocompress.network import fold_batch_norms, trace
+from autocompress.targets import counted_on_file
+from autocompress.targets.lowering import lower
+from autocompress.targets.target import TARGETS
+from autocompress_envs.numbers import Labeling
+
+SLACK = 64 + 2 * 8  # bytes, of two layers
+
+
+def net():
+    """Input 4: 4 x 6 and 6 x 3 weights, 6 channels in one group."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+
+
+def small_menus(model, inputs, cache=None):
+    network = trace(model, inputs[:1])
+    settings = MenuSettings(weight_bits=(2, 4, 8), activation_bits=(8, 32), sparsity_levels=3)
+    return build_menus(model, network, inputs, settings, data_fingerprint="x", cache=cache)
+
+
+def fake_target(written):
+    """Its file has 1,000 bytes, and one for every layer that is not in float32."""
+
+    def write(lowered):
+        written.append(lowered)
+        return b"x" * (1_000 + sum(layer.bits < 32 for layer in lowered.layers.values()))
+
+    return replace(TARGETS["packed"], name="fake", write=write)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    torch.manual_seed(1)
+    return torch.randn(64, 4)
+
+
+def test_the_overhead_is_that_of_the_densest_file(inputs):
+    """What its 1,002 bytes hold besides its closed form belongs to every plan, and 64 + 2 * 8 of slack."""
+    model, written = net(), []
+    menus = small_menus(model, inputs)
+    folded = fold_batch_norms(model, menus.network)
+    counted, original = counted_on_file(fake_target(written), menus, folded, inputs)
+    assert original == 1_000
+    assert [[layer.bits for layer in each.layers.values()] for each in written] == [[32, 32], [2, 2]]
+    assert all(layer.input_range.bits == 8 for layer in written[1].layers.values())
+    lowest = Labeling(*[np.zeros(2, np.int64)] * 3)
+    closed = menus.problem().resources(lowest)["size"]
+    assert counted.problem().resources(lowest)["size"] == 1_002 + SLACK
+    middle = Labeling(np.array([1, 0]), np.array([1, 2]), np.array([0, 1]))
+    added = counted.problem().resources(middle)["size"] - menus.problem().resources(middle)["size"]
+    assert added == 1_002 + SLACK - closed
+    assert counted.network.costs.fixed_bytes - menus.network.costs.fixed_bytes == added
+
+
+def test_only_size_changes(inputs):
+    model = net()
+    menus = small_menus(model, inputs)
+    counted, _ = counted_on_file(fake_target([]), menus, fold_batch_norms(model, menus.network), inputs)
+    labeling = Labeling(np.array([1, 0]), np.array([1, 2]), np.array([0, 1]))
+    before, after = menus.problem().resources(labeling), counted.problem().resources(labeling)
+    assert {name: after[name] for name in after if name != "size"} == {
+        name: before[name] for name in before if name != "size"
+    }
+
+
+def test_files_are_written_once_for_the_same_menus(inputs, tmp_path):
+    model, written = net(), []
+    for _ in range(2):
+        menus = small_menus(model, inputs, tmp_path)
+        counted_on_file(fake_target(written), menus, fold_batch_norms(model, menus.network), inputs)
+    assert len(written) == 2
+
+
+def test_unfolded_norms_count_once(inputs):
+    """A norm that no layer absorbs is part of the file that is measured, and must not be counted twice."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.BatchNorm1d(6), nn.Linear(6, 3)).eval()
+    menus = small_menus(model, inputs)
+    assert menus.network.costs.fixed_bytes_coef.tolist() != [0]
+    folded = fold_batch_norms(model, menus.network)
+    counted, _ = counted_on_file(TARGETS["packed"], menus, folded, inputs)
+    lowest = Labeling(*[np.zeros(2, np.int64)] * 3)
+    content = TARGETS["packed"].write(lowered(counted, lowest, folded, inputs))
+    assert counted.problem().resources(lowest)["size"] == len(content) + SLACK
+    fewer = Labeling(np.array([1, 0]), np.zeros(2, np.int64), np.zeros(2, np.int64))
+    smaller = TARGETS["packed"].write(lowered(counted, fewer, folded, inputs))
+    assert 0 <= counted.problem().resources(fewer)["size"] - len(smaller) < SLACK + 64
+
+
+def lowered(menus, labeling, folded, inputs):
+    return lower(from_menus(menus, labeling, folded), inputs, integer=False)
+
+
+def test_the_original_is_the_float32_file(inputs):
+    model = net()
+    menus = small_menus(model, inputs)
+    folded = fold_batch_norms(model, menus.network)
+    _, original = counted_on_file(TARGETS["packed"], menus, folded, inputs)
+    whole = lower(uncompressed(folded, menus.network), inputs, integer=False)
+    assert original == len(TARGETS["packed"].write(whole)) > 4 * (24 + 6 + 18 + 3)

@@ -1,0 +1,278 @@
+"""Verification: every check passes on what the plan says, and fails alone, with its numbers, where it does not hold."""
+
+import copy
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from lowering_toys import Prunable
+from torch import nn
+
+from autocompress.execute.compressed import LayerWeights, from_menus
+from autocompress.menus import MenuSettings, build_menus
+from autocompress.network import fold_batch_norms, trace
+from autocompress.plan import Label, Plan
+from autocompress.targets import verify
+from autocompress.targets.lowering import lower
+from autocompress.targets.onnx_file import write_onnx
+from autocompress.targets.onnx_runtime import open_session
+from autocompress.targets.verify import (
+    Check,
+    RuntimeOutcome,
+    Verification,
+    check_agreement,
+    check_budget,
+    check_layers,
+    finished_resources,
+    kept_channels,
+    latencies,
+    most_levels,
+    outputs_on,
+    runtime_outcome,
+)
+from autocompress_envs.numbers import Labeling
+
+NAMES = ["stem", "inner", "outer", "down", "head"]
+BITS = (4, 2, 4, 8, 4)
+
+
+def finished(granularity="channel", weight_bits=BITS, sparsity=(1, 0, 0, 1, 0)):
+    """The shortcut's 8 channels lose 2, `down`'s 12 lose 3."""
+    torch.manual_seed(0)
+    model, inputs = Prunable().eval(), torch.randn(40, 2, 8, 8)
+    network = trace(model, inputs[:1])
+    settings = MenuSettings(weight_bits=(2, 4, 8), granularity=granularity, sparsity_levels=4)
+    menus = build_menus(model, network, inputs, settings, data_fingerprint="x", cache=None)
+    bits = np.array([(2, 4, 8).index(each) for each in weight_bits])
+    counts = [len(layer.sparsities) for layer in menus.problem().layers]
+    labeling = Labeling(np.minimum(sparsity, np.array(counts) - 1), bits, np.zeros(5, np.int64))
+    return network, from_menus(menus, labeling, fold_batch_norms(model, network)), inputs
+
+
+@pytest.fixture(scope="module")
+def channels():
+    return finished()
+
+
+@pytest.fixture(scope="module")
+def elements():
+    return finished("element", sparsity=(2, 2, 2, 2, 2))
+
+
+def changed(compressed, name, **fields):
+    return {**compressed.layers, name: replace(compressed.layers[name], **fields)}
+
+
+def test_what_the_plan_says_passes(channels, elements):
+    network, compressed, _ = channels
+    assert check_layers(network, compressed.plan, compressed.layers) == [
+        Check("channels", True, "5 layers have the plan's shapes"),
+        Check("levels", True, "every row has at most 2^bits levels"),
+    ]
+    network, compressed, _ = elements
+    assert check_layers(network, compressed.plan, compressed.layers)[2:] == [
+        Check("sparsity", True, "5 layers have the plan's zeros")
+    ]
+
+
+def test_a_channel_too_few(channels):
+    network, compressed, _ = channels
+    layer = compressed.layers["down"]
+    rows, columns = len(layer.values), layer.values[0].numel()
+    layers = changed(compressed, "down", values=layer.values[1:], scale=layer.scale[1:], bias=layer.bias[1:])
+    assert check_layers(network, compressed.plan, layers) == [
+        Check("channels", False, f"down has {rows - 1} x {columns} weights, the plan says {rows} x {columns}"),
+        Check("levels", True, "every row has at most 2^bits levels"),
+    ]
+
+
+def test_a_level_too_many(channels):
+    """2 bits allow 4 levels; a fifth is one that no packed code has."""
+    network, compressed, _ = channels
+    layer = compressed.layers["inner"]
+    values = layer.values.clone()
+    values.view(len(values), -1)[0, :5] = torch.tensor([-2, -1, 0, 1, 2], dtype=torch.int8)
+    assert check_layers(network, compressed.plan, changed(compressed, "inner", values=values)) == [
+        Check("channels", True, "5 layers have the plan's shapes"),
+        Check("levels", False, "inner has 5 levels in a row, 2 bits allow 4"),
+    ]
+
+
+def test_other_bits_than_the_plans(channels):
+    network, compressed, _ = channels
+    layers = changed(compressed, "inner", bits=3)
+    levels = check_layers(network, compressed.plan, layers)[1]
+    assert levels == Check("levels", False, "inner has 3 bits, the plan says 2")
+
+
+def test_an_input_that_is_not_rounded_as_planned(channels):
+    network, compressed, _ = channels
+    levels = check_layers(network, compressed.plan, changed(compressed, "inner", input_range=None))[1]
+    assert levels == Check("levels", False, "inner rounds its input to 32 bits, the plan says 8")
+
+
+def test_two_failures_are_both_named(channels):
+    network, compressed, _ = channels
+    layers = {**changed(compressed, "inner", bits=3), "head": replace(compressed.layers["head"], bits=8)}
+    levels = check_layers(network, compressed.plan, layers)[1]
+    assert levels == Check("levels", False, "inner has 3 bits, the plan says 2; head has 8 bits, the plan says 4")
+
+
+def test_a_zero_too_few(elements):
+    """inner: half of 12 x 8 x 9 weights are removed."""
+    network, compressed, _ = elements
+    values = compressed.layers["inner"].values.clone()
+    zeros = (values.view(-1) == 0).nonzero()[:, 0]
+    values.view(-1)[zeros] = 1
+    values.view(-1)[zeros[: 432 - 1]] = 0
+    assert check_layers(network, compressed.plan, changed(compressed, "inner", values=values)) == [
+        Check("channels", True, "5 layers have the plan's shapes"),
+        Check("levels", True, "every row has at most 2^bits levels"),
+        Check("sparsity", False, "inner has 431 zeros, the plan says 432"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "bits", "sparsity", "expected"),
+    [
+        ([[-2, -1, 0, 1], [1, 1, 1, 1]], 2, 0.0, 4),
+        ([[1, 1, 1, 1], [0, 1, 0, 1]], 2, 0.5, 2),
+        ([[-1, 1, 0, 1]], 1, 0.5, 2),  # 0 is no level of its own where weights are removed
+        ([[-1, 1, 0, 1]], 1, 0.0, 3),
+        ([[1, 0, 0, 1]], 1, 0.5, 1),
+    ],
+)
+def test_most_levels_by_hand(rows, bits, sparsity, expected):
+    values = torch.tensor(rows, dtype=torch.int8)
+    assert most_levels(LayerWeights(values, torch.ones(len(rows)), None, bits, sparsity, None)) == expected
+
+
+def test_kept_channels(channels, elements):
+    network, compressed, _ = channels
+    assert {group.owner: group.width for group in network.groups} == {"stem": 8, "inner": 12, "down": 12}
+    kept = kept_channels(network, compressed.plan)
+    assert dict(zip([group.owner for group in network.groups], kept, strict=True)) == {
+        "stem": 6, "inner": 12, "down": 9,
+    }  # fmt: skip
+    network, compressed, _ = elements
+    assert kept_channels(network, compressed.plan).tolist() == [group.width for group in network.groups]
+
+
+@pytest.mark.parametrize("width", [6, 7, 12, 24, 48, 96, 131])
+def test_kept_channels_of_fractions_with_many_digits(width, channels):
+    """Sparsity is written as a decimal; what is kept must come back whole."""
+    network, compressed, _ = channels
+    group = replace(network.groups[0], width=width)
+    for kept in range(1, width + 1):
+        label = replace(compressed.plan.labels[group.owner], sparsity=1 - kept / width)
+        plan = Plan({**compressed.plan.labels, group.owner: label})
+        assert kept_channels(replace(network, groups=(group,)), plan).tolist() == [kept]
+
+
+def test_resources_of_the_finished_layers(channels):
+    network, compressed, _ = channels
+    found = finished_resources(network, compressed.plan, compressed.layers, 1234)
+    macs = {"stem": 6 * 18 * 64, "inner": 12 * 54 * 64, "outer": 6 * 108 * 64, "down": 9 * 54 * 16, "head": 5 * 9}
+    assert (found["size"], found["macs"]) == (1234, sum(macs.values()))
+    assert found["bitops"] == sum(macs[name] * 8 * bits for name, bits in zip(NAMES, BITS, strict=True))
+
+
+def test_budget():
+    amounts = {"size": 1000, "macs": 5_000, "bitops": 7}
+    assert check_budget({}, amounts) == []
+    assert check_budget({"size": 1000, "macs": 6_000}, amounts) == [
+        Check("budget", True, "size 1,000 of 1,000, macs 5,000 of 6,000")
+    ]
+    assert check_budget({"size": 999, "macs": 6_000}, amounts) == [
+        Check("budget", False, "size 1,000 of 999, macs 5,000 of 6,000")
+    ]
+
+
+def logits(answers):
+    """5 for the answer, 0 for the other: each output spreads by 2.5 around its mean."""
+    return 5.0 * nn.functional.one_hot(torch.tensor(answers), 2).float()
+
+
+@pytest.mark.parametrize(("wrong", "passes", "percent"), [(0, True, "0"), (1, True, "14"), (2, False, "20")])
+def test_agreement_on_200_samples(wrong, passes, percent):
+    """k wrong answers: 2 k of 400 outputs differ by 5, so the root mean square is sqrt(k / 8)."""
+    pytorch = logits([0, 1] * 100)
+    runtime = logits([1] * (wrong > 0) + [0] * (wrong == 0) + [0] * (wrong > 1) + [1] * (wrong < 2) + [0, 1] * 99)
+    outcome = runtime_outcome("ONNX Runtime", pytorch, pytorch, runtime, torch.tensor([0, 1] * 100))
+    assert outcome.closeness.accuracy == outcome.agreement == 1 - wrong / 200
+    assert outcome.difference == pytest.approx((wrong / 8) ** 0.5 / 2.5)
+    assert check_agreement(outcome) == Check(
+        "agreement",
+        passes,
+        f"ONNX Runtime agrees with PyTorch on {100 - wrong / 2:.2f} % of the samples, outputs differ by {percent} % of "
+        "their spread; at least 99.5 % or at most 5 % wanted",
+    )
+
+
+def test_near_ties_may_fall_the_other_way():
+    """20 of 200 answers flip, by 0.02 of logits that spread by 2.5."""
+    pytorch = logits([0, 1] * 100)
+    pytorch[:20] = torch.tensor([2.51, 2.5])
+    runtime = pytorch.clone()
+    runtime[:20, 1] = 2.52
+    outcome = runtime_outcome("ONNX Runtime", pytorch, pytorch, runtime, None)
+    assert outcome.agreement == pytest.approx(0.9)
+    assert outcome.difference == pytest.approx(0.02 * 0.05**0.5 / 2.5, rel=0.1)
+    assert check_agreement(outcome).passed
+
+
+def test_a_file_with_another_weight_disagrees(channels):
+    """The file of a network whose head answers the other way round."""
+    _, compressed, inputs = channels
+    head = compressed.layers["head"]
+    tampered = lower(replace_head(compressed, head), inputs, integer=True)
+    honest = lower(compressed, inputs, integer=True)
+    batches = [(inputs[:20], None), (inputs[20:], None)]
+    found = {}
+    for name, written in (("honest", honest), ("tampered", tampered)):
+        session = open_session(write_onnx(written))
+        reference, pytorch, runtime, labels = outputs_on(compressed.model, honest.graph, session, batches)
+        assert (len(reference), len(pytorch), len(runtime), labels) == (40, 40, 40, None)
+        found[name] = runtime_outcome("ONNX Runtime", reference, pytorch, runtime, labels)
+    assert check_agreement(found["honest"]).passed
+    assert not check_agreement(found["tampered"]).passed
+    assert found["tampered"].difference > 1 > 0.05 > found["honest"].difference
+
+
+def replace_head(compressed, head):
+    layer = replace(head, values=-head.values, bias=-head.bias)
+    model = copy.deepcopy(compressed.model)
+    model.head.weight.data = layer.weight()
+    model.head.bias.data = layer.bias.clone()
+    return replace(compressed, model=model, layers={**compressed.layers, "head": layer})
+
+
+class Clock:
+    """A session that counts the samples of its batches."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def run(self, inputs):
+        self.sizes.append(len(inputs))
+
+
+def test_latencies_are_of_both_at_every_batch_size(monkeypatch):
+    original, compressed, ticks = Clock(), Clock(), itertools.count()
+    monkeypatch.setattr("autocompress.targets.onnx_runtime.time.perf_counter", lambda: float(next(ticks)))
+    assert latencies(original, compressed, torch.zeros(3, 2)) == {1: (1.0, 1.0), 32: (1.0, 1.0)}
+    assert original.sizes == compressed.sizes == [1] * 23 + [32] * 23
+    assert verify.BATCHES == (1, 32)
+
+
+def test_failures_are_one_line_each(channels):
+    _, compressed, _ = channels
+    closeness = runtime_outcome("x", logits([0]), logits([0]), logits([0]), None).closeness
+    checks = (Check("a", True, "fine"), Check("b", False, "3 of 2"), Check("c", False, "none"))
+    verified = Verification(checks, closeness, None, {}, {})
+    assert (verified.passed, verified.failures()) == (False, ["b: 3 of 2", "c: none"])
+    assert replace(verified, checks=checks[:1]).passed
+    assert isinstance(RuntimeOutcome("x", closeness, 1.0, 0.0, {}).seconds, dict)
+    assert Label(0.0, 2, 8) in compressed.plan.labels.values()
