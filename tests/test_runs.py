@@ -500,6 +500,7 @@ def test_search_for_packed_offers_three_bits(spec, quick, tmp_path):
 
 def test_a_network_that_cannot_be_exported(folder, quick, tmp_path):
     spec, out = f"{folder / 'tiny.py'}:opaque", tmp_path / "run"
+    quick = {**quick, "cache": tmp_path / "cache"}  # weights and layers are those of `net`, whose files are counted
     arguments = ["--budget", "size=0.7", "--method", "solver", "--episodes", "1", "--out", out, "--quiet"]
     done = invoke("search", spec, *arguments, *flags(quick))
     assert (done.exit_code, done.stdout) == (1, "")
