@@ -3,6 +3,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TESTS ?=
+# One process a core; the tests of a file share what they build, so they stay together.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
 .PHONY: demo test check clean
 
@@ -13,13 +15,13 @@ demo: $(READY)  ## Compress the embedded network to 12 % of its bytes.
 	$(BIN)/autocompress search --budget size=0.12 --out runs/demo --force
 
 test: $(READY)  ## Tests and doctests; one part of them with TESTS=tests/test_plan.py.
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(TESTS)
 
 check: $(READY)  ## Everything that has to hold before a commit.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 clean:  ## Remove the environment, caches and the demo's run.
 	rm -rf $(VENV) runs/demo build dist .mypy_cache .pytest_cache .ruff_cache

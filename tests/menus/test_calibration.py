@@ -9,7 +9,7 @@ from menu_toys import statistics
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.menus.calibration import weight_order, calibrate, extended_columns
+from autocompress.menus.calibration import calibrate, extended_columns, weight_order
 from autocompress.network import trace
 
 CONVOLUTIONS = {

@@ -3,16 +3,20 @@
 import base64
 import json
 import zlib
+from dataclasses import replace
 
+import pytest
 import torch
 from safetensors.torch import load, save
 from torch import nn
 
+from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.menus.activations import calibrate_range
 from autocompress.menus.quantizers import code_range
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Label, Plan
+from autocompress.targets.packed import load_packed
 
 
 def by_hand(model, x, bits=(1, 2, 3, 4, 5, 6, 7, 8, 16, 32), activation_bits=(8, 32, 4), granularity="channel"):
@@ -142,3 +146,24 @@ class Small(nn.Module):
         y = self.conv(x)
         y = torch.relu(self.norm(y) + y)
         return self.fc(y.mean((2, 3))) + self.shift
+
+
+def refusal(path, read=load_packed):
+    """What the error says after the path."""
+    with pytest.raises(InputError) as caught:
+        read(path)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text.removeprefix(f"{path}: ")
+
+
+def assert_same_layers(read, written):
+    assert list(read) == list(written)
+    for name, layer in written.items():
+        assert torch.equal(read[name].values, layer.values)
+        assert read[name].values.dtype == layer.values.dtype
+        assert (read[name].bits, read[name].sparsity) == (layer.bits, layer.sparsity)
+        for own, other in ((read[name].scale, layer.scale), (read[name].bias, layer.bias)):
+            assert own is other is None or torch.equal(own, other)
+        own, other = read[name].input_range, layer.input_range
+        assert own is other is None or replace(own, noise=0.0) == replace(other, noise=0.0)
