@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, unknown_name
-from autocompress.evaluation.measure import compare, evaluating
+from autocompress.evaluation.measure import compare
 from autocompress.evaluation.stitch import Stitcher
 from autocompress.menus.menus import Menus
+from autocompress.modes import evaluating
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Network
 from autocompress_envs.numbers import Labeling, Outcome

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
+from autocompress.modes import evaluating
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -29,19 +29,6 @@ class Closeness:
     accuracy: float
     agreement: float
     original_accuracy: float
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """`model` in eval mode without gradients; every module's own mode comes back."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad():  # not inference_mode: what the model caches for itself must stay usable in training
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def measure(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch]) -> Closeness:

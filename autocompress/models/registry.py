@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +18,7 @@ from autocompress.errors import InputError, unknown_name
 from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
 from autocompress.models.weights import load_weights_
+from autocompress.modes import evaluating
 
 OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "digits": DigitsNet,
@@ -82,7 +82,7 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
     Raises:
         InputError: the network can't take the input, or gives anything but (N, number of classes).
     """
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model):
         try:
             output = model(example)
         except (RuntimeError, ValueError) as error:  # what torch's operators raise on shapes that don't fit
@@ -98,17 +98,6 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
         raise InputError(
             f"`model` must have one output for each of the {len(data_classes)} classes of `data`, got {shape[1]}."
         )
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:

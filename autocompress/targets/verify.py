@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.budget import is_satisfied_by
-from autocompress.evaluation.measure import Closeness, compare, evaluating
+from autocompress.evaluation.measure import Closeness, compare
 from autocompress.execute.compressed import LayerWeights
+from autocompress.modes import evaluating
 from autocompress.network.structure import Network
 from autocompress.plan import Label, Plan
 from autocompress.targets.onnx_runtime import OnnxSession, median_seconds

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from autocompress.errors import InputError
-from autocompress.evaluation.measure import compare, evaluating, measure
+from autocompress.evaluation.measure import compare, measure
+from autocompress.modes import evaluating
 
 
 class Fixed(nn.Module):
