@@ -128,7 +128,7 @@ class Config(BaseModel):
         "strong (begins with the original's own kept weights, and its features are matched).",
     )
     learning_rate: float = _option(
-        3e-3, "Execution", "Of fine-tuning (Adam) at its peak, relative to the size of each layer's weights.", gt=0
+        5e-3, "Execution", "Of fine-tuning (Adam) at its peak, relative to the size of each layer's weights.", gt=0
     )
     batch_size: int = _option(128, "Execution", "Of fine-tuning.", ge=1)
     labels: Literal["data", "teacher"] = _option(

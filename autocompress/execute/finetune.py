@@ -31,6 +31,7 @@ _PARTS = {"model", "optimizer", "scheduler", "best", "numbers", "made_for"}  # o
 _DAMAGE = "`resume` must find a whole checkpoint, got {}, which is damaged; remove that file to start anew."
 # What torch.load raises on truncated and overwritten files.
 _DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error)
+_STEP_RATE = 0.1  # of quantization steps, beside weights: at the weights' own rate, 2-bit networks were undone
 _SMALLEST_SIZE = 1e-3  # of a tensor, for its learning rate
 
 
@@ -43,8 +44,8 @@ class FineTuning:
 
     Attributes:
         epochs: over the training data without the search split; fractions are fine; > 0.
-        learning_rate: of Adam at its peak, relative to each tensor's root mean square: 0.003 changes a typical weight
-            by 0.3 percent a step.
+        learning_rate: of Adam at its peak, relative to each tensor's root mean square: 0.005 changes a typical weight
+            by half a percent a step.
         batch_size: at least 1.
         labels: who labels the samples for the hard part of the loss: the data or the original (`teacher`).
         objective: the loss.
@@ -59,7 +60,7 @@ class FineTuning:
     """
 
     epochs: float = 2.0
-    learning_rate: float = 3e-3
+    learning_rate: float = 5e-3
     batch_size: int = 128
     labels: Literal["data", "teacher"] = "data"
     objective: Objective = field(default_factory=Objective)
@@ -354,7 +355,8 @@ def _parameter_groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:
     for name, tensor in trained.items():
         weight = name.removesuffix("bias") + "parametrizations.weight.original"
         sized = trained.get(weight, tensor) if name.endswith("bias") else tensor
-        groups.append({"params": [tensor], "lr": rate * max(float(_root_mean_square(sized)), _SMALLEST_SIZE)})
+        relative = rate * (_STEP_RATE if name.endswith(".step") else 1.0)
+        groups.append({"params": [tensor], "lr": relative * max(float(_root_mean_square(sized)), _SMALLEST_SIZE)})
     return groups
 
 

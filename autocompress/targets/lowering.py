@@ -13,12 +13,16 @@ import torch
 from torch import Tensor, fx
 
 from autocompress.errors import InputError
-from autocompress.execute.compressed import Compressed, LayerWeights
+from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
+from autocompress.menus.quantizers import code_range
 from autocompress.network.exported import LayerCalls, export_graph, layer_calls
 from autocompress.plan import Plan
 from autocompress.targets.rounding_points import round_activation, round_layer_inputs_, round_tensors_
 
 __all__ = ["Lowered", "lower", "round_activation"]
+
+
+_LARGEST_BIAS = 2**29  # in steps; the input may be rounded on another layer's range, so not all of 31 bits are used
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,17 +60,39 @@ def lower(compressed: Compressed, calibration: Tensor, *, integer: bool) -> Lowe
     """
     if not len(calibration):
         raise InputError("`calibration` must hold at least one sample, got none.")
+    layers = {name: with_room_for_bias(layer) if integer else layer for name, layer in compressed.layers.items()}
     model = copy.deepcopy(compressed.model).cpu().float().eval().requires_grad_(False)
+    for name, layer in layers.items():
+        if layer is not compressed.layers[name]:
+            write_weights_(model, name, layer)
     graph = export_graph(model, calibration[:1].cpu().float())
-    calls = layer_calls(graph, model, compressed.layers)
+    calls = layer_calls(graph, model, layers)
     with torch.no_grad():
         if integer:
-            round_tensors_(graph.graph, calls, compressed.layers, calibration[:256].cpu().float())
+            round_tensors_(graph.graph, calls, layers, calibration[:256].cpu().float())
         else:
-            round_layer_inputs_(graph.graph, calls, compressed.layers)
+            round_layer_inputs_(graph.graph, calls, layers)
     graph.graph.lint()
     graph.recompile()
-    return Lowered(graph, _as_run(graph, calls, compressed.layers), compressed.plan, tuple(calibration.shape[1:]))
+    return Lowered(graph, _as_run(graph, calls, layers), compressed.plan, tuple(calibration.shape[1:]))
+
+
+def with_room_for_bias(layer: LayerWeights) -> LayerWeights:
+    """The layer with no row whose bias, in steps of input scale times weight scale, leaves 32 bits.
+
+    Such rows have weights that are next to nothing beside their bias, as dead channels do. On the coarser scale the
+    weights become what they amount to, mostly 0; the row's output moves by less than a millionth of its bias a weight.
+    """
+    if layer.scale is None or layer.bias is None or layer.input_range is None:
+        return layer
+    smallest = layer.bias.abs() / (layer.input_range.scale * _LARGEST_BIAS)
+    if bool((layer.scale >= smallest).all()):
+        return layer
+    scale = torch.maximum(layer.scale, smallest)
+    shape = (-1, *[1] * (layer.values.ndim - 1))
+    fitted = (layer.weight() / scale.view(shape)).round().clamp(*code_range(layer.bits)).to(torch.int8)
+    coarser = (scale > layer.scale).view(shape)
+    return replace(layer, values=torch.where(coarser, fitted, layer.values), scale=scale)
 
 
 def _as_run(graph: fx.GraphModule, calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> dict[str, LayerWeights]:

@@ -1,6 +1,7 @@
 """ONNX files: packed at their real width, small, and in ONNX Runtime the same answers from integer kernels."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,7 +13,7 @@ from torch import nn
 
 from autocompress.data import load_data
 from autocompress.errors import ExportError, InputError
-from autocompress.execute.compressed import Compressed, from_menus
+from autocompress.execute.compressed import Compressed, from_menus, write_weights_
 from autocompress.menus import MenuSettings, build_menus
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
@@ -64,6 +65,23 @@ def test_float_layers_are_exact():
         with torch.no_grad():
             expected = lowered.graph(x)
         assert float((got - expected).abs().median()) <= 1e-6 * float(expected.std())
+
+
+def test_a_row_that_is_all_bias_keeps_it():
+    """ONNX Runtime stores a bias in 32 bits, in steps of input scale times weight scale: too fine a scale clips it."""
+    compressed, x = toy(Residual, (4,), (8,))
+    layers, model = dict(compressed.layers), compressed.model
+    for name in ("inner", "head"):
+        layer = layers[name]
+        scale, bias = layer.scale.clone(), layer.bias.clone()
+        scale[0], bias[0] = 1e-12, 1.5
+        layers[name] = replace(layer, scale=scale, bias=bias)
+        write_weights_(model, name, layers[name])
+    lowered = lower(Compressed(model, layers, compressed.plan), x, integer=True)
+    assert lowered.layers["inner"].values[0].abs().max() == 0
+    assert lowered.layers["inner"].bias[0] == pytest.approx(1.5, rel=1e-6)
+    assert torch.equal(lowered.layers["inner"].values[1:], layers["inner"].values[1:])
+    assert_agrees(write_onnx(lowered), lowered, x, 0.1, agreement=0.98)
 
 
 def test_weights_are_stored_at_their_width():
