@@ -57,7 +57,7 @@ def test_it_repairs_a_damaged_network_and_changes_nothing_it_was_given():
     given, teacher, modes = copied(compressed), state(toy.folded), [each.training for each in toy.folded.modules()]
     gradients = [each.requires_grad for each in toy.folded.parameters()]
     told, objective = [], Objective(hard=0.25)
-    settings = FineTuning(epochs=2, batch_size=64, augmentation="none", objective=objective, learning_rate=3e-3)
+    settings = FineTuning(epochs=2, batch_size=64, augmentation="none", objective=objective, learning_rate=3e-2)
     tuned = finetune(compressed, toy.folded, toy.data, settings, progress=told.append)
     before, after = (
         measure(toy.folded, each.rounded(), toy.data.test_batches()) for each in (compressed, tuned.compressed)
@@ -94,7 +94,7 @@ def test_it_repairs_a_damaged_network_and_changes_nothing_it_was_given():
 @pytest.mark.parametrize("granularity", ["element", "2:4"])
 def test_zeros_hold(granularity):
     toy, compressed = damaged(granularity=granularity, sparsity=0.5)
-    tuned = finetune(compressed, toy.folded, toy.data, replace(_QUICK, learning_rate=1e-2))
+    tuned = finetune(compressed, toy.folded, toy.data, replace(_QUICK, learning_rate=0.1))
     assert tuned.best_step == 10
     for name, layer in tuned.compressed.layers.items():
         before = compressed.layers[name]
@@ -320,7 +320,7 @@ def test_strong_begins_at_kept_weights():
 def test_a_penalty_makes_weights_smaller_even_where_nothing_else_can_improve():
     """The original itself: its divergence is 0, so the penalty alone has to be what is judged."""
     toy, compressed = toy_uncompressed()
-    settings = replace(_QUICK, epochs=1, objective=Objective(l1=1e-4), learning_rate=1e-3)
+    settings = replace(_QUICK, epochs=1, objective=Objective(l1=1e-4), learning_rate=1e-2)
     tuned = finetune(compressed, toy.folded, toy.data, settings)
 
     def magnitude(each):
