@@ -141,7 +141,7 @@ def evaluate(
         must_export=False,
     )
     labeling = job.menus.labeling(plan)
-    limits = Budget.parse(config.budget).resolve(job.original) if config.budget else {}
+    limits = _limits_to_check(config, job)
     return _measure(job, _evaluator(job, config, {}), labeling, limits, config.split, watcher)
 
 
@@ -174,7 +174,7 @@ def apply(
     _check_labels(config, splits)
     job = prepare(load(model, splits, config, watcher), config, menu_settings(config, plan), watcher)
     labeling = job.menus.labeling(plan)
-    limits = Budget.parse(config.budget).resolve(job.original) if config.budget else {}
+    limits = _limits_to_check(config, job)
     dtype = _evaluator(job, config, {}).dtype if config.finetune else "float32"
     with RunFolder(path, config, versions(), {}) as folder:
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
@@ -330,6 +330,11 @@ def _original_accuracy(job: Job, config: Config) -> float:
     if config.reward != "haq":
         return math.nan
     return measure(job.model, job.model, [job.data.search()]).accuracy
+
+
+def _limits_to_check(config: Config, job: Job) -> dict[str, int]:
+    """Absolute limits of the budget; empty without one."""
+    return Budget.parse(config.budget).resolve(job.original) if config.budget else {}
 
 
 def _described(limits: Mapping[str, int], original: Mapping[str, int]) -> str:

@@ -19,12 +19,11 @@ from autocompress.plan import Plan
 from autocompress.recording import outcome_text
 from autocompress.report.progress import Progress
 from autocompress.results import Finished
-from autocompress.run_folder import CHECKPOINT, MODEL, MODEL_ONNX, OUTCOME, write_atomically
+from autocompress.run_folder import CHECKPOINT, MODEL_ONNX, OUTCOME, write_atomically
 from autocompress.targets.lowering import Lowered, lower
 from autocompress.targets.onnx_file import write_onnx
 from autocompress.targets.onnx_runtime import OnnxSession, open_session
-from autocompress.targets.packed import pack, pack_weights
-from autocompress.targets.target import lowered_for
+from autocompress.targets.target import TARGETS, lowered_for, target_file
 from autocompress.targets.verify import (
     Verification,
     check_agreement,
@@ -61,10 +60,8 @@ def write_files(compressed: Compressed, job: Loaded) -> Files:
         ExportError: the target can't hold the network.
     """
     lowered = lowered_for(job.target, compressed, job.inputs)
-    packed = pack_weights(compressed, job.inputs.shape[1:]) if lowered is None else pack(lowered)
-    contents = {MODEL: packed}
-    if lowered is not None and job.target.file_name not in contents:
-        contents[job.target.file_name] = job.target.write(lowered)
+    targets = {target.file_name: target for target in (TARGETS["packed"], job.target)}
+    contents = {name: target_file(target, compressed, lowered, job.inputs) for name, target in targets.items()}
     return Files(contents, lowered)
 
 

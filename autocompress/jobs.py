@@ -69,6 +69,11 @@ class Job(Loaded):
     original: Mapping[str, int]
 
 
+def loaded_fields(loaded: Loaded) -> dict[str, Any]:
+    """What of a job does not depend on its menus, by name."""
+    return {field.name: getattr(loaded, field.name) for field in dataclasses.fields(Loaded)}
+
+
 def configure(
     model: ModelLike, data: DataLike | None, options: Mapping[str, Any], budget: str | Budget | None = None
 ) -> Config:
@@ -167,8 +172,7 @@ def prepare(
         original_bytes = menus.problem().original()["size"]
     problem = menus.problem()
     original = problem.original() | {"size": original_bytes}
-    fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(Loaded)}
-    return Job(**{**fields, "network": menus.network}, menus=menus, problem=problem, original=original)
+    return Job(**{**loaded_fields(loaded), "network": menus.network}, menus=menus, problem=problem, original=original)
 
 
 def load_splits(data: DataLike | None, config: Config) -> Data:

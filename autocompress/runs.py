@@ -29,11 +29,11 @@ from autocompress.run_folder import (
     PLAN,
     write_atomically,
 )
-from autocompress.targets.loading import check_network, restore
+from autocompress.targets.loading import check_network, restore, restored
 from autocompress.targets.lowering import Lowered, lower
 from autocompress.targets.onnx_file import write_onnx
 from autocompress.targets.openvino_ir import write_openvino
-from autocompress.targets.packed import load_packed, load_packed_weights
+from autocompress.targets.packed import load_packed, load_packed_weights, rebuilt
 from autocompress.targets.pt2 import write_pt2
 from autocompress.targets.target import find_target
 from autocompress.targets.verify import Check, Verification
@@ -110,7 +110,7 @@ def verify(
     weights = load_packed_weights(path / MODEL)
     check_network(weights, loaded.network)
     has_graph = weights.graph is not None
-    found = load_packed(path / MODEL) if has_graph else restore(path / MODEL, loaded.model, loaded.network)
+    found = rebuilt(weights, path / MODEL) if has_graph else restored(weights, loaded.model, loaded.network)
     names = [name for name in (MODEL, MODEL_ONNX) if (path / name).is_file()]
     if loaded.target.file_name not in names:
         raise InputError(f"`run` must hold {loaded.target.file_name}, got {path} without it; export it again.")

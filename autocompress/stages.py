@@ -7,7 +7,6 @@ them first, and the last stage's plan is a plan for the original.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +22,10 @@ from autocompress.evaluation.stitch import kept_rows, resolve
 from autocompress.execute.compressed import uncompressed
 from autocompress.execute.finetune import FineTuning, Tuned
 from autocompress.execute.pipeline import Execution, tune
-from autocompress.jobs import Loaded
+from autocompress.jobs import Loaded, loaded_fields
 from autocompress.menus.menus import Menus
 from autocompress.network import fold_batch_norms, unfold_batch_norms
+from autocompress.recording import weights_bytes
 from autocompress.report.progress import Progress
 from autocompress.run_folder import write_atomically
 from autocompress_envs.numbers import Labeling
@@ -68,9 +68,8 @@ def sparsified(loaded: Loaded, config: Config, tuning: FineTuning, settings: Exe
 
 def with_base(loaded: Loaded, base: nn.Module) -> Loaded:
     """The same original, another base."""
-    fields = {field.name: getattr(loaded, field.name) for field in dataclasses.fields(Loaded)}
     folded = fold_batch_norms(base, loaded.network).cpu().float().eval()
-    return Loaded(**{**fields, "base": base, "folded": folded})
+    return Loaded(**{**loaded_fields(loaded), "base": base, "folded": folded})
 
 
 def expanded(loaded: Loaded, menus: Menus, labeling: Labeling, tuned: Tuned) -> Loaded:
@@ -106,8 +105,7 @@ def _put_back(full: Tensor, weight: Tensor, rows: Tensor, columns: Tensor) -> Te
 
 def save_base(path: Path, base: nn.Module) -> None:
     """Write a base into a stage's folder, which exists."""
-    state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in base.state_dict().items()}
-    write_atomically(path / BASE, safetensors.torch.save(state))
+    write_atomically(path / BASE, weights_bytes(base.state_dict()))
 
 
 def load_base(path: Path, loaded: Loaded) -> Loaded | None:

@@ -27,7 +27,7 @@ from autocompress.evaluation.stitch import LayerChoice, kept_rows, resolve
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import cholesky_factor, damped
-from autocompress.menus.calibration import extended_columns, weight_order
+from autocompress.menus.calibration import batch_size, extended_columns, weight_order
 from autocompress.menus.menus import Menus
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.variants import channel_variants, sparsity_mask
@@ -35,7 +35,6 @@ from autocompress.network.exported import export_graph, layer_calls
 from autocompress.network.structure import Layer
 from autocompress_envs.numbers import Labeling
 
-_UNFOLDED_ELEMENTS = 16_000_000  # of one batch of unfolded inputs
 _RANGE_SAMPLE = 65_536
 _PRIOR = 1e-2  # weight of W₀, as a fraction of the mean diagonal of H
 
@@ -198,7 +197,7 @@ def _moments(site: _Site, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     columns = shrunk.fan_in + 1
     moment = torch.zeros(shrunk.groups, columns, columns, dtype=torch.float64)
     cross = torch.zeros(shrunk.groups, shrunk.rows // shrunk.groups, columns, dtype=torch.float64)
-    batch = max(1, min(128, _UNFOLDED_ELEMENTS // (shrunk.fan_in * shrunk.groups * shrunk.positions)))
+    batch = batch_size([shrunk])
     module = _as_called(site.module)
     for inputs, targets in zip(x.split(batch), y.split(batch), strict=True):
         unfolded = extended_columns(inputs, module)  # (g, M, k + 1)

@@ -12,7 +12,7 @@ matrix for convolutions (Martens & Grosse 2015; Grosse & Martens 2016, eq. 26 an
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -62,7 +62,7 @@ def calibrate(
     modules = dict(model.named_modules())
     collectors = {layer.name: _Collector(layer, modules[layer.name]) for layer in network.layers}
     generator = torch.Generator().manual_seed(seed)
-    batch = _batch_size(network)
+    batch = batch_size(network.layers)
     for start in range(0, len(inputs), batch):
         with _collecting(modules, collectors), torch.enable_grad():
             outputs = model(inputs[start : start + batch].requires_grad_())
@@ -74,8 +74,9 @@ def calibrate(
     return {name: collector.finish(len(inputs), draws) for name, collector in collectors.items()}
 
 
-def _batch_size(network: Network) -> int:
-    largest = max(layer.fan_in * layer.groups * layer.positions for layer in network.layers)
+def batch_size(layers: Iterable[Layer]) -> int:
+    """Samples whose unfolded inputs fit into memory for any one of the layers."""
+    largest = max(layer.fan_in * layer.groups * layer.positions for layer in layers)
     return max(1, min(128, _UNFOLDED_ELEMENTS // largest))
 
 

@@ -14,9 +14,8 @@ from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
-from autocompress.targets.packed import PackedWeights, load_packed, load_packed_weights, other_tensors
-
-MODEL_FILE = "model.safetensors"
+from autocompress.run_folder import MODEL
+from autocompress.targets.packed import PackedWeights, load_packed_weights, other_tensors, rebuilt
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -29,14 +28,12 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     Raises:
         InputError: the file is missing or damaged, or holds no graph and `model` is not given or is another network.
     """
-    file = Path(path) / MODEL_FILE if Path(path).is_dir() else Path(path)
-    if model is None:
-        return load_packed(file).graph
+    file = Path(path) / MODEL if Path(path).is_dir() else Path(path)
     weights = load_packed_weights(file)
-    if weights.graph is not None:
-        return load_packed(file).graph
+    if model is None or weights.graph is not None:
+        return rebuilt(weights, file).graph
     example = torch.zeros(1, *weights.input_shape)
-    return restore(file, model, trace(model, example)).rounded()
+    return restored(weights, model, trace(model, example)).rounded()
 
 
 def restore(path: str | Path, model: nn.Module, network: Network) -> Compressed:
@@ -50,7 +47,11 @@ def restore(path: str | Path, model: nn.Module, network: Network) -> Compressed:
     Raises:
         InputError: the file is missing or damaged, or `model` is another network.
     """
-    weights = load_packed_weights(path)
+    return restored(load_packed_weights(path), model, network)
+
+
+def restored(weights: PackedWeights, model: nn.Module, network: Network) -> Compressed:
+    """As `restore`, of a file that has been read."""
     check_network(weights, network)
     folded = fold_batch_norms(model, network).cpu().float().eval()
     for name, layer in weights.layers.items():

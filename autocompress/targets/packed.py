@@ -100,16 +100,7 @@ def load_packed(path: str | Path) -> Lowered:
     Raises:
         InputError: the file is missing, damaged, of another format or version, or holds no graph.
     """
-    weights = load_packed_weights(path)
-    if weights.graph is None:
-        raise InputError(
-            f"{path}: the file must hold a graph to run without the original's class, got weights alone; "
-            "pass the original's module as `model`."
-        )
-    try:
-        return rebuilt(weights)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+    return rebuilt(load_packed_weights(path), path)
 
 
 def load_packed_weights(path: str | Path) -> PackedWeights:
@@ -128,22 +119,34 @@ def load_packed_weights(path: str | Path) -> PackedWeights:
         raise InputError(f"{path}: {error}") from None
 
 
-def rebuilt(weights: PackedWeights) -> Lowered:
+def rebuilt(weights: PackedWeights, path: str | Path) -> Lowered:
     """The network as a graph that runs.
 
     Args:
-        weights: with a graph.
+        weights: what the file holds.
+        path: of the file, for messages.
 
     Raises:
-        InputError: the graph is damaged, or does not fit the weights.
+        InputError: there is no graph, or it is damaged, or does not fit the weights.
     """
-    assert weights.graph is not None, "asked by load_packed"
+    if weights.graph is None:
+        raise InputError(
+            f"{path}: the file must hold a graph to run without the original's class, got weights alone; "
+            "pass the original's module as `model`."
+        )
+    try:
+        return _rebuilt(weights, weights.graph)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
     tensors = dict(weights.others)
     for name, layer in weights.layers.items():
         tensors[f"{name}.weight"] = layer.weight()
         if layer.bias is not None:
             tensors[f"{name}.bias"] = layer.bias
-    module = graph_from_json(weights.graph, tensors)
+    module = graph_from_json(graph, tensors)
     _check_all_read(module, weights.others)
     return Lowered(module, weights.layers, weights.plan, weights.input_shape)
 

@@ -28,7 +28,7 @@ class Target:
         integer_kernels: whether tensors between layers are rounded too, so that integer kernels run in a row.
         file_name: in a run folder; the budget `size` counts this file's bytes.
         write: that file.
-        holds_any_network: whether `write_weights` can take over where torch.export can't follow the network.
+        holds_any_network: whether `pack_weights` can take over where torch.export can't follow the network.
     """
 
     name: str

@@ -19,9 +19,7 @@ from autocompress.targets.onnx_runtime import OnnxSession, median_seconds
 from autocompress_envs.numbers import removed_weights
 
 AGREEMENT = 0.995  # top-1, of the file in its runtime with PyTorch
-CLOSENESS = (
-    0.05  # or the difference of their outputs, relative to how much PyTorch's vary: near ties flip top-1 answers
-)
+CLOSENESS = 0.05  # or at most this difference of outputs, relative to their spread: near ties flip top-1 answers
 BATCHES = (1, 32)  # whose latency is measured
 
 Batch = tuple[Tensor, Tensor | None]

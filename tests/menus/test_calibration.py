@@ -151,7 +151,7 @@ def test_positions_count_alike_however_the_layer_sees_them(how: str) -> None:
 def test_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(7, 1, 5, 5, generator=torch.Generator().manual_seed(2))
     whole = statistics(Tiny(True), x)["conv"]
-    monkeypatch.setattr("autocompress.menus.calibration._batch_size", lambda network: 3)
+    monkeypatch.setattr("autocompress.menus.calibration.batch_size", lambda layers: 3)
     seen: list[tuple[int, int]] = []
     model = Tiny(True).requires_grad_(False)
     parts = calibrate(model, trace(model, x), x, progress=lambda done, total: seen.append((done, total)))["conv"]

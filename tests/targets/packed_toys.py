@@ -16,7 +16,8 @@ from autocompress.menus.activations import calibrate_range
 from autocompress.menus.quantizers import code_range
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Label, Plan
-from autocompress.targets.packed import load_packed
+from autocompress.targets.lowering import lower
+from autocompress.targets.packed import load_packed, pack
 
 
 def by_hand(model, x, bits=(1, 2, 3, 4, 5, 6, 7, 8, 16, 32), activation_bits=(8, 32, 4), granularity="channel"):
@@ -167,3 +168,14 @@ def assert_same_layers(read, written):
             assert own is other is None or torch.equal(own, other)
         own, other = read[name].input_range, layer.input_range
         assert own is other is None or replace(own, noise=0.0) == replace(other, noise=0.0)
+
+
+def packed_small():
+    """(packed bytes, lowered network, its model)"""
+    torch.manual_seed(0)
+    model = Small().eval()
+    model.norm.running_var.uniform_(0.5, 2.0)
+    x = torch.randn(8, 1, 4, 4)
+    compressed = by_hand(model, x, bits=(3, 8))
+    lowered = lower(compressed, x, integer=False)
+    return pack(lowered), lowered, compressed

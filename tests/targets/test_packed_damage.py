@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from packed_toys import Small, assert_same_layers, by_hand, mutated, put_together, refusal, taken_apart
+from packed_toys import assert_same_layers, mutated, packed_small, put_together, refusal, taken_apart
 
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.plan import Plan
 from autocompress.targets.bits import decode_weight, encode_weight
 from autocompress.targets.loading import load
-from autocompress.targets.lowering import Lowered, lower
+from autocompress.targets.lowering import Lowered
 from autocompress.targets.packed import load_packed, load_packed_weights, pack, pack_weights
 
 OFFERS = {"channel": (1, 2, 3, 5, 8, 16, 32), "element": (1, 3, 8, 16, 32), "2:4": (1, 4, 16, 32)}
@@ -24,14 +24,7 @@ OFFERS = {"channel": (1, 2, 3, 5, 8, 16, 32), "element": (1, 3, 8, 16, 32), "2:4
 
 @pytest.fixture(scope="module")
 def small():
-    """(packed bytes, lowered network, its model)"""
-    torch.manual_seed(0)
-    model = Small().eval()
-    model.norm.running_var.uniform_(0.5, 2.0)
-    x = torch.randn(8, 1, 4, 4)
-    compressed = by_hand(model, x, bits=(3, 8))
-    lowered = lower(compressed, x, integer=False)
-    return pack(lowered), lowered, compressed
+    return packed_small()
 
 
 def test_what_is_no_packed_file_is_refused(tmp_path, small):

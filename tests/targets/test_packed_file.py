@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from packed_toys import Small, assert_same_layers, by_hand, kept_half, refusal, rounded, rounded_layers, taken_apart
+from packed_toys import (
+    assert_same_layers,
+    by_hand,
+    kept_half,
+    packed_small,
+    refusal,
+    rounded,
+    rounded_layers,
+    taken_apart,
+)
 from torch import nn
 
 from autocompress.data import load_data
@@ -47,14 +56,7 @@ class Mixed(nn.Module):
 
 @pytest.fixture(scope="module")
 def small():
-    """(packed bytes, lowered network, its model)"""
-    torch.manual_seed(0)
-    model = Small().eval()
-    model.norm.running_var.uniform_(0.5, 2.0)
-    x = torch.randn(8, 1, 4, 4)
-    compressed = by_hand(model, x, bits=(3, 8))
-    lowered = lower(compressed, x, integer=False)
-    return pack(lowered), lowered, compressed
+    return packed_small()
 
 
 def assert_reloads(compressed, x, path):
