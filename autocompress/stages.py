@@ -54,15 +54,16 @@ def sparsified(loaded: Loaded, config: Config, tuning: FineTuning, settings: Exe
 
     Args:
         loaded: the network.
-        config: `l1_epochs` and `l1_weight`.
-        tuning: everything else of the fine-tuning.
+        config: `l1_weight`.
+        tuning: everything else of the fine-tuning, `l1_epochs` long.
         settings: where and how it runs.
         watcher: told what happens.
     """
-    watcher.stage(f"fine-tuning with an L1 penalty before pruning: {config.l1_epochs:g} epochs")
-    penalised = replace(tuning, epochs=config.l1_epochs, objective=replace(tuning.objective, l1=config.l1_weight))
+    watcher.stage(f"fine-tuning with an L1 penalty before pruning: {tuning.epochs:g} epochs")
+    penalised = replace(tuning, objective=replace(tuning.objective, l1=config.l1_weight))
     whole = uncompressed(loaded.folded, loaded.network)
-    tuned = tune(whole, loaded.teacher, loaded.data, settings, penalised, {}, watcher)
+    kept = {name: layer.weight() for name, layer in whole.layers.items()}  # all of its own; `strong` begins there
+    tuned = tune(whole, loaded.teacher, loaded.data, settings, penalised, kept, watcher)
     return with_base(loaded, unfold_batch_norms(loaded.model, loaded.network, tuned.compressed.model))
 
 

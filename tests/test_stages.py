@@ -191,6 +191,13 @@ def test_l1_lowers_the_weights_magnitudes(quick):
     assert sums[1e-3] < 0.98 * sums[0.0]
 
 
+def test_l1_behind_strong_distillation_begins_at_the_networks_own_weights(quick):
+    job, config = job_of(quick, l1_epochs=1)
+    strong = fine_tuning(config.model_copy(update={"finetune": 0.1, "distillation": "strong"}), True)
+    base = sparsified(job, config.model_copy(update={"l1_weight": 1e-3}), strong, Execution(0, None), Silent()).base
+    assert magnitudes(fold_batch_norms(base, job.network), job.network) <= 1.0001 * magnitudes(job.folded, job.network)
+
+
 def magnitudes(folded, network):
     return sum(folded.get_parameter(f"{layer.name}.weight").detach().abs().sum().item() for layer in network.layers)
 
