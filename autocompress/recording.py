@@ -82,10 +82,10 @@ class Recording:
                 round(self._seconds, 4),
             )
         )
-        if evaluated.is_best or self._best is None:
+        if evaluated.is_best:
             self._best = evaluated
             self._folder.write(PLAN, self._make_plan(evaluated.labeling).to_yaml())
-        best = self._best.outcome
+        best = (self._best or evaluated).outcome  # a search may begin with measurements beyond the limits
         self._progress.step(
             Step(
                 evaluated.index,

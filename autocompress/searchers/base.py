@@ -15,6 +15,7 @@ import torch
 from autocompress.errors import InputError, unknown_name
 from autocompress_envs.numbers import Labeling, Outcome, Problem
 from autocompress_envs.rewards import REWARDS, RewardContext, compute
+from autocompress_envs.tables import is_within
 
 Evaluate = Callable[[Labeling], Outcome]
 
@@ -83,7 +84,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One evaluated plan; `index` counts distinct evaluations from 0, `is_best` = better than all before it."""
+    """One evaluated plan.
+
+    `index` counts distinct evaluations from 0; `is_best` = within the limits, and better than all before it that are.
+    """
 
     index: int
     labeling: Labeling
@@ -97,7 +101,7 @@ class SearchResult:
     """What a search found.
 
     Attributes:
-        best: the evaluated plan with the highest reward, whenever it was found.
+        best: the evaluated plan within the limits with the highest reward, whenever it was found.
         evaluations: distinct plans evaluated.
         stopped_because: one sentence.
         policy_state: parameters of the agent's policy at the end; None for searchers without one.
@@ -114,7 +118,7 @@ class StopSearch(Exception):
 
 
 class Recorder:
-    """Counts distinct evaluations, keeps the best of all, and ends the search. Call it like `evaluate`."""
+    """Counts distinct evaluations, keeps the best within the limits, and ends the search. Call it like `evaluate`."""
 
     def __init__(self, task: Task, settings: SearchSettings, observers: Sequence[Callable[[Evaluated], None]]) -> None:
         self._task = task
@@ -163,7 +167,8 @@ class Recorder:
     def _evaluate(self, labeling: Labeling) -> Evaluated:
         outcome = self._task.evaluate(labeling)
         reward = self._reward(outcome)
-        is_best = self.best is None or reward > self.best.reward
+        fits = is_within(outcome.resources, self._task.limits)  # measurements of single layers need not
+        is_best = fits and (self.best is None or reward > self.best.reward)
         evaluated = Evaluated(self.evaluations, labeling, outcome, reward, is_best)
         self.best = evaluated if is_best else self.best
         for observe in self._observers:
