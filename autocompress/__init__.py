@@ -2,7 +2,8 @@
 
 `search` finds a plan and makes the network that it gives; `inspect` shows what can be compressed and what it costs,
 `evaluate` measures any plan and `apply` makes it real; `finetune`, `export` and `verify` go on with a finished run,
-and `load` gives its network as a module. What needs torch is imported when it is first used.
+and `load` gives its network as a module; `compare` runs methods side by side, over budgets and seeds. What needs torch
+is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "autocompress.budget",
+    "Comparison": "autocompress.comparison.run",
     "InputError": "autocompress.errors",
     "Inspection": "autocompress.results",
     "Label": "autocompress.plan",
@@ -22,6 +24,7 @@ _HOMES = {
     "Result": "autocompress.results",
     "Finished": "autocompress.results",
     "apply": "autocompress.api",
+    "compare": "autocompress.comparison.run",
     "evaluate": "autocompress.api",
     "export": "autocompress.runs",
     "finetune": "autocompress.runs",
@@ -34,6 +37,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from autocompress.api import apply, evaluate, inspect, search
     from autocompress.budget import Budget
+    from autocompress.comparison.run import Comparison, compare
     from autocompress.errors import InputError
     from autocompress.plan import Label, Plan
     from autocompress.results import Finished, Inspection, Measurement, Result
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "Comparison",
     "Finished",
     "InputError",
     "Inspection",
@@ -51,6 +56,7 @@ __all__ = [
     "Result",
     "__version__",
     "apply",
+    "compare",
     "evaluate",
     "export",
     "finetune",

@@ -27,6 +27,7 @@ from autocompress.run_folder import (
     CHECKPOINT,
     JOURNAL,
     PLAN,
+    SHIFTS,
     STAGE,
     TENSORBOARD,
     RunFolder,
@@ -34,9 +35,10 @@ from autocompress.run_folder import (
     claim,
     journal_header,
 )
-from autocompress.searchers.agents import agent_spec
+from autocompress.searchers.agents import check_agent
 from autocompress.searchers.base import SearchResult, SearchSettings, Task
-from autocompress.searchers.search import SEARCHERS, run_search
+from autocompress.searchers.search import COMPARING, LABELLED, SEARCHERS, run_search
+from autocompress.shift_file import ShiftFile
 from autocompress.stages import check_stages, expanded, load_base, save_base, sparsified, stage_limits
 from autocompress_envs import Labeling, Outcome, Pricer
 
@@ -64,19 +66,19 @@ def search(
         OSError: the run folder can't be written. What was written before stays valid.
     """
     config = configure(model, data, options, budget)
-    settings, watcher = _search_settings(config), progress or Silent()
+    settings, watcher = search_settings(config), progress or Silent()
     offered, _ = menu_settings(config), fine_tuning(config, True)
     check_stages(config)
     path, wanted = claim(config), config.required_budget()
     splits = load_splits(data, config)
-    _check_labels(config, splits)
+    check_labels(config, splits)
     job = prepare(load(model, splits, config, watcher), config, offered, watcher)
-    limits = _feasible_limits(wanted, job, watcher)
+    limits = feasible_limits(wanted, job, watcher)
     if config.stages > 1 or config.l1_epochs:
         config = config if config.resume else begin(path, config, versions())
         job = _through_stages(job, config, offered, limits, path, watcher)
-    evaluator = _evaluator(job, config, journal_header(path) if config.resume else {})
-    with RunFolder(path, config, versions(), _made_on(job, evaluator)) as folder:
+    evaluator = build_evaluator(job, config, journal_header(path) if config.resume else {})
+    with RunFolder(path, config, versions(), made_on(job, evaluator)) as folder:
         found = _found(job, evaluator, config, settings, limits, folder, watcher)
         write_policy(folder, config, found.policy_state)
         made = _finish(job, found.best.labeling, limits, config, folder, evaluator.dtype, watcher)
@@ -142,7 +144,7 @@ def evaluate(
     )
     labeling = job.menus.labeling(plan)
     limits = _limits_to_check(config, job)
-    return _measure(job, _evaluator(job, config, {}), labeling, limits, config.split, watcher)
+    return _measure(job, build_evaluator(job, config, {}), labeling, limits, config.split, watcher)
 
 
 def apply(
@@ -171,11 +173,11 @@ def apply(
     plan = _wanted_plan(plan, config)
     watcher, path = progress or Silent(), claim(config)
     splits = load_splits(data, config)
-    _check_labels(config, splits)
+    check_labels(config, splits)
     job = prepare(load(model, splits, config, watcher), config, menu_settings(config, plan), watcher)
     labeling = job.menus.labeling(plan)
     limits = _limits_to_check(config, job)
-    dtype = _evaluator(job, config, {}).dtype if config.finetune else "float32"
+    dtype = build_evaluator(job, config, {}).dtype if config.finetune else "float32"
     with RunFolder(path, config, versions(), {}) as folder:
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         finished = _finish(job, labeling, limits, config, folder, dtype, watcher)
@@ -194,10 +196,11 @@ def _found(
 ) -> SearchResult:
     """Search; every evaluated plan is written down."""
     watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
-    recording = Recording(folder, evaluator, job.menus.plan, limits, config.episodes, watcher)
-    task = Task(job.problem, dict(limits), recording.evaluate, _original_accuracy(job, config))
-    log = folder.path / TENSORBOARD
-    return run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=log)
+    original, log = original_accuracy(job, config), folder.path / TENSORBOARD
+    with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
+        recording = Recording(folder, evaluator, job.menus.plan, shifts, limits, config.episodes, watcher)
+        task = Task(job.problem, dict(limits), recording.evaluate, original, evaluator.probabilities)
+        return run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=log)
 
 
 def _through_stages(
@@ -215,7 +218,7 @@ def _through_stages(
         folder.mkdir(exist_ok=True)
         done = load_base(folder, job) if config.resume else None
         if done is None and number == 0:
-            execution = _execution(config, job.data, _evaluator(job, config, {}).dtype, folder)
+            execution = _execution(config, job.data, build_evaluator(job, config, {}).dtype, folder)
             tuning = fine_tuning(config.model_copy(update={"finetune": config.l1_epochs}), bool(job.data.classes))
             assert tuning is not None, "epochs are above 0"
             done = sparsified(loaded, config, tuning, execution, watcher)
@@ -232,9 +235,9 @@ def _through_stages(
 def _stage(job: Job, config: Config, limits: Mapping[str, int], path: Path, watcher: Progress) -> Loaded:
     """One stage before the last: what its search found, fine-tuned, is the base of the next."""
     inner = config.model_copy(update={"out": path, "resume": config.resume and (path / JOURNAL).is_file()})
-    evaluator = _evaluator(job, inner, journal_header(path) if inner.resume else {})
-    with RunFolder(path, inner, versions(), _made_on(job, evaluator)) as folder:
-        found = _found(job, evaluator, inner, _search_settings(inner), limits, folder, watcher)
+    evaluator = build_evaluator(job, inner, journal_header(path) if inner.resume else {})
+    with RunFolder(path, inner, versions(), made_on(job, evaluator)) as folder:
+        found = _found(job, evaluator, inner, search_settings(inner), limits, folder, watcher)
         execution = _execution(inner, job.data, evaluator.dtype, path)
         executed = execute(job.menus, found.best.labeling, job.folded, job.teacher, job.data, execution, watcher)
     assert executed.tuned is not None, "check_stages asks for fine-tuning"
@@ -261,18 +264,18 @@ def _finish(
     return finish(job, executed, labeling, limits, folder.path, watcher)
 
 
-def _search_settings(config: Config) -> SearchSettings:
+def search_settings(config: Config) -> SearchSettings:
     """Raises InputError for unknown names, before anything is loaded."""
     names = ("agent", "action", "reward", "episodes", "seed", "patience", "environments", "price_scale")
     settings = SearchSettings(**{name: getattr(config, name) for name in names})
     if config.method not in SEARCHERS:
         raise unknown_name("method", config.method, SEARCHERS)
     if config.method == "rl":
-        agent_spec(settings)
+        check_agent(settings)
     return settings
 
 
-def _check_labels(config: Config, data: Data) -> None:
+def check_labels(config: Config, data: Data) -> None:
     """Raises InputError now rather than after the search."""
     if data.classes:
         return
@@ -282,9 +285,14 @@ def _check_labels(config: Config, data: Data) -> None:
         )
     if config.reward != "kl":
         raise InputError(f"`reward` {config.reward} needs labelled data, got {data.name} without labels; choose kl.")
+    if config.method in LABELLED:
+        raise InputError(
+            f"`method` {config.method} needs labelled data for its own reward, got {data.name} without labels; "
+            "choose another method."
+        )
 
 
-def _feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, int]:
+def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, int]:
     """Absolute limits. Raises InputError where no plan can meet them, before a run folder is made."""
     limits = budget.resolve(job.original)
     try:
@@ -298,7 +306,7 @@ def _feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, i
     return limits
 
 
-def _evaluator(job: Job, config: Config, before: Mapping[str, Any]) -> Evaluator:
+def build_evaluator(job: Job, config: Config, before: Mapping[str, Any]) -> Evaluator:
     """The evaluator; what it would pick by a measurement is taken from the run `before` where one is resumed."""
     inputs, labels = job.data.search()
     return Evaluator(
@@ -314,7 +322,7 @@ def _evaluator(job: Job, config: Config, before: Mapping[str, Any]) -> Evaluator
     )
 
 
-def _made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
+def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
     """What a resumed run must find again."""
     return {
         "network": job.network.fingerprint,
@@ -325,9 +333,9 @@ def _made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
     }
 
 
-def _original_accuracy(job: Job, config: Config) -> float:
-    """On the search split; NaN where the reward does not compare with it."""
-    if config.reward != "haq":
+def original_accuracy(job: Job, config: Config) -> float:
+    """On the search split; NaN where neither the reward nor the method's own one compares with it."""
+    if config.reward != "haq" and config.method not in COMPARING:
         return math.nan
     return measure(job.model, job.model, [job.data.search()]).accuracy
 

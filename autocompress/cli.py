@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import errno
 import inspect as python_inspect
-import json
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
 from autocompress import __version__
+from autocompress.cli_compare import compare
+from autocompress.cli_shell import emit, reported, watching
 from autocompress.config import OPTIONS, Config, Panel, load_config, make_config, panel_of
 from autocompress.errors import AutocompressError
 from autocompress.run_folder import CONFIG, JOURNAL, default_path
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from autocompress.report.live import PlainView, TerminalView
-    from autocompress.report.progress import Silent
+    from autocompress.report.progress import Progress
     from autocompress.targets.verify import Verification
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-PIPE_WIDTH = 200  # columns of tables that go to a file or a pipe
 
 app = typer.Typer(
     help="Automated neural-network compression: a learned policy labels every layer with a sparsity and a bit-width "
@@ -64,10 +56,9 @@ def _with_options(*panels: Panel) -> Callable[[Callable[[Config], None]], Callab
 
     def decorate(command: Callable[[Config], None]) -> Callable[..., None]:
         def run(config_file: str | None, **given: Any) -> None:
-            with _reported() as context:
-                context.command = command.__name__
+            with reported() as context:
                 config = _load(config_file, given, "Run" in panels)
-                context.config = config
+                context.how_to_resume = lambda: _how_to_resume(command.__name__, config)
                 command(config)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -123,7 +114,7 @@ def search(config: Config) -> None:
 
     with _view(config) as view:
         result = api.search(**_arguments(config), progress=view)
-    _emit(config, result_data(result), lambda console: print_result(console, result))
+    emit(config, result_data(result), lambda console: print_result(console, result))
     _stop_unless(result.verification)
 
 
@@ -137,7 +128,7 @@ def inspect(config: Config) -> None:
 
     with _view(config) as view:
         inspection = api.inspect(**_arguments(config), progress=view)
-    _emit(config, inspection_data(inspection), lambda console: print_inspection(console, inspection))
+    emit(config, inspection_data(inspection), lambda console: print_inspection(console, inspection))
 
 
 @app.command()
@@ -150,7 +141,7 @@ def evaluate(config: Config) -> None:
 
     with _view(config) as view:
         measured = api.evaluate(**_arguments(config), progress=view)
-    _emit(config, measurement_data(measured), lambda console: print_measurement(console, measured))
+    emit(config, measurement_data(measured), lambda console: print_measurement(console, measured))
 
 
 @app.command()
@@ -163,7 +154,7 @@ def apply(config: Config) -> None:
 
     with _view(config) as view:
         finished = api.apply(**_arguments(config), progress=view)
-    _emit(config, finished_data(finished), lambda console: print_finished(console, finished))
+    emit(config, finished_data(finished), lambda console: print_finished(console, finished))
     _stop_unless(finished.verification)
 
 
@@ -190,13 +181,13 @@ def finetune(
 
     given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
     given |= {"hard_weight": hard_weight, "augmentation": augmentation}
-    with _reported() as context:
-        context.command = "finetune"
+    with reported() as context:
+        context.how_to_resume = lambda: " The run is as it was; the same command goes on."
         config = make_config({"format": format, "quiet": quiet})
         options = {name: value for name, value in given.items() if value is not None}
         with _view(config) as view:
             finished = runs.finetune(run, progress=view, **options)
-        _emit(config, finished_data(finished), lambda console: print_finished(console, finished))
+        emit(config, finished_data(finished), lambda console: print_finished(console, finished))
         _stop_unless(finished.verification)
 
 
@@ -209,7 +200,7 @@ def export(
     """Write a run's network in another format, into the run's folder."""
     from autocompress import runs
 
-    with _reported():
+    with reported():
         with _view(make_config({"quiet": quiet})) as view:
             files = runs.export(run, format, progress=view)
         for file in files:
@@ -227,11 +218,11 @@ def verify(
     from autocompress.report.data import verification_data
     from autocompress.report.tables import print_verification
 
-    with _reported():
+    with reported():
         config = make_config({"format": format, "quiet": quiet})
         with _view(config) as view:
             verified = runs.verify(run, progress=view)
-        _emit(config, verification_data(verified), lambda console: print_verification(console, verified))
+        emit(config, verification_data(verified), lambda console: print_verification(console, verified))
         _stop_unless(verified)
 
 
@@ -252,83 +243,22 @@ def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool) ->
     return config
 
 
+def _how_to_resume(command: str, config: Config) -> str:
+    """A sentence or two; empty where no run was begun."""
+    if config.out is None or not (config.out / JOURNAL).is_file():
+        return ""
+    return f" What was evaluated is kept; continue with: autocompress {command} --out {config.out} --resume"
+
+
+def _view(config: Config) -> AbstractContextManager[Progress]:
+    from autocompress.report.live import PlainView, TerminalView
+    from autocompress.report.progress import Silent
+
+    return watching(config, Silent, TerminalView, PlainView)
+
+
 def _arguments(config: Config) -> dict[str, Any]:
     return {name: getattr(config, name) for name in OPTIONS}
 
 
-@contextmanager
-def _view(config: Config) -> Iterator[TerminalView | PlainView | Silent]:
-    from rich.console import Console
-
-    from autocompress.report.live import PlainView, TerminalView
-    from autocompress.report.progress import Silent
-
-    if config.quiet:
-        yield Silent()
-        return
-    console = Console(stderr=True)
-    with TerminalView(console) if console.is_terminal else PlainView(console) as view:
-        yield view
-
-
-def _emit(config: Config, data: Mapping[str, Any], table: Callable[[Console], None]) -> None:
-    if config.format == "json":
-        typer.echo(json.dumps(data, indent=1, allow_nan=False))
-        return
-    from rich.console import Console
-
-    table(Console() if sys.stdout.isatty() else Console(width=PIPE_WIDTH))
-
-
-class _Context:
-    """What is known of the job when something goes wrong."""
-
-    command: str = ""
-    config: Config | None = None
-
-    def how_to_resume(self) -> str:
-        """A sentence or two; empty where no run was begun."""
-        if self.command == "finetune":
-            return " The run is as it was; the same command goes on."
-        out = None if self.config is None else self.config.out
-        if out is None or not (out / JOURNAL).is_file():
-            return ""
-        return f" What was evaluated is kept; continue with: autocompress {self.command} --out {out} --resume"
-
-
-@contextmanager
-def _reported() -> Iterator[_Context]:
-    """Turn foreseen errors into one line and an exit code; the unforeseen keep their traceback."""
-    context = _Context()
-    try:
-        with _terminate_as_interrupt():
-            yield context
-    except AutocompressError as error:
-        raise _failure(str(error), error.exit_code) from None
-    except OSError as error:
-        if error.errno == errno.EPIPE:
-            raise
-        where = f": {error.filename}" if error.filename else ""
-        resume = context.how_to_resume() if error.errno == errno.ENOSPC else ""
-        raise _failure(f"{error.strerror or error}{where}.{resume}", 1) from None
-    except KeyboardInterrupt:
-        raise _failure(f"interrupted.{context.how_to_resume()}", INTERRUPTED) from None
-
-
-def _failure(message: str, code: int) -> typer.Exit:
-    typer.echo(f"autocompress: {message}", err=True)
-    return typer.Exit(code)
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the job as Ctrl-C does: files are closed and the way to resume is named."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+app.command()(compare)

@@ -84,13 +84,16 @@ class Config(BaseModel):
     method: str = _option(
         "rl",
         "Search",
-        "Who writes the plans: rl (an agent), or without learning: solver, local, posterior, mixed, uniform or random.",
+        "Who writes the plans: rl (an agent); without learning solver, exact, greedy, measured, uniform, random, "
+        "local, local-measured, posterior, mixed, evolution, tpe, cmaes or nsga2; as published amc, haq, galen or "
+        "releq.",
     )
     agent: str = _option(
-        "posterior-ppo",
+        "model-based",
         "Search",
-        "Agent of the method rl: ppo, a2c, ddpg, td3, sac or maskable-ppo (for discrete); around the solver's prices: "
-        "anchored-ppo, anchored-td3, posterior-ppo or posterior-td3.",
+        "Agent of the method rl: model-based (learns what plans do to the network's outputs, and plans in that model); "
+        "ppo, a2c, ddpg, td3, sac or maskable-ppo (for discrete); around the solver's prices: anchored-ppo, "
+        "anchored-td3, posterior-ppo or posterior-td3.",
     )
     action: str = _option("price", "Search", "What the agent decides at a layer: price, label or discrete.")
     reward: str = _option(

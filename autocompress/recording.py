@@ -18,6 +18,7 @@ from autocompress.plan import Plan
 from autocompress.report.progress import Progress, Step
 from autocompress.run_folder import PLAN, POLICY, POLICY_WEIGHTS, Entry, RunFolder
 from autocompress.searchers.base import Evaluated
+from autocompress.shift_file import ShiftFile
 from autocompress_envs.numbers import Labeling, Outcome
 
 Indices = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
@@ -32,6 +33,7 @@ class Recording:
         folder: of the run.
         measure: measures a plan that the journal doesn't know.
         make_plan: gives the plan of a labelling.
+        shifts: what the plans of the journal did to the outputs; a plan without a record is measured again.
         limits: of the budget, absolute.
         total: evaluations at most.
         progress: told of every evaluated plan.
@@ -42,6 +44,7 @@ class Recording:
         folder: RunFolder,
         measure: Callable[[Labeling], Outcome],
         make_plan: Callable[[Labeling], Plan],
+        shifts: ShiftFile,
         limits: Mapping[str, int],
         total: int,
         progress: Progress,
@@ -49,6 +52,7 @@ class Recording:
         self._folder = folder
         self._measure = measure
         self._make_plan = make_plan
+        self._shifts = shifts
         self._limits = limits
         self._total = total
         self._progress = progress
@@ -60,8 +64,9 @@ class Recording:
         """From the journal where it stands there, else measured."""
         started = time.perf_counter()
         entry = self._known.get(_indices(labeling))
-        if entry is not None:
-            return Outcome(entry.kl, entry.accuracy, entry.agreement, dict(entry.resources))
+        shift = None if entry is None else self._shifts.read(entry.index)
+        if entry is not None and shift is not None:
+            return Outcome(entry.kl, entry.accuracy, entry.agreement, dict(entry.resources), shift)
         outcome = self._measure(labeling)
         self._seconds = time.perf_counter() - started
         return outcome
@@ -69,6 +74,8 @@ class Recording:
     def observe(self, evaluated: Evaluated) -> None:
         """Write one evaluated plan down and tell of it."""
         outcome = evaluated.outcome
+        if outcome.shift is not None:
+            self._shifts.write(evaluated.index, outcome.shift)  # before the journal, which says how many there are
         self._folder.append(
             Entry(
                 evaluated.index,

@@ -147,7 +147,7 @@ def test_defaults_are_those_of_the_parts():
     from autocompress.menus import MenuSettings
     from autocompress.searchers.base import SearchSettings
 
-    assert api._search_settings(Config()) == SearchSettings()
+    assert api.search_settings(Config()) == SearchSettings()
     assert jobs.menu_settings(Config(target="packed")) == MenuSettings()
     assert jobs.menu_settings(Config()) == MenuSettings(weight_bits=(2, 4, 8))
     assert finishing.fine_tuning(Config(), has_labels=True) is None

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation.measure import compare
+from autocompress.evaluation.predictions import Predictions
 from autocompress.evaluation.stitch import Stitcher
 from autocompress.menus.menus import Menus
 from autocompress.modes import evaluating
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Network
-from autocompress_envs.numbers import Labeling, Outcome
+from autocompress_envs.numbers import FloatArray, Labeling, Outcome
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _BATCHES = (64, 128, 256)
@@ -72,6 +73,7 @@ class Evaluator:
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
         self._inputs, self._labels = inputs, labels
         self._reference = self._original_outputs(reference or model)
+        self._predictions = Predictions(self._reference)
         self._cache: dict[bytes, Outcome] = {}
         self.evaluations = 0
         self.forward_seconds = 0.0
@@ -88,6 +90,15 @@ class Evaluator:
             self.evaluations += 1
         return self._cache[key]
 
+    def forget(self) -> None:
+        """Give the memory of all outcomes back; for a caller who keeps what it needs of them."""
+        self._cache.clear()
+
+    @property
+    def probabilities(self) -> FloatArray:
+        """(N, K) the original's predictions on the search split; see `Predictions`."""
+        return self._predictions.probabilities
+
     def stitched(self, labeling: Labeling) -> nn.Module:
         """A new float32 model with the plan's weights, channels really removed and inputs rounded as the plan says."""
         return Stitcher(copy.deepcopy(self._folded).cpu(), self._menus).stitch_(labeling)
@@ -98,7 +109,8 @@ class Evaluator:
         outputs = _run(model, self._batches)
         self.forward_seconds += time.perf_counter() - started
         found = compare(self._reference, outputs, self._labels)
-        return Outcome(found.kl, found.accuracy, found.agreement, self._problem.resources(labeling))
+        resources, shift = self._problem.resources(labeling), self._predictions.shift(outputs)
+        return Outcome(found.kl, found.accuracy, found.agreement, resources, shift)
 
     def _original_outputs(self, model: nn.Module) -> Tensor:
         with evaluating(model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -41,7 +42,7 @@ class TerminalView:
         self._tasks: dict[str, TaskID] = {}
         self._started = time.monotonic()
 
-    def __enter__(self) -> TerminalView:
+    def __enter__(self) -> Self:
         self._display.start()
         return self
 
@@ -68,10 +69,13 @@ class TerminalView:
     def tuning(self, step: int, total: int, loss: float, accuracy: float, seconds_left: float) -> None:
         self._advance("fine-tuning", step, total, tuning_state(loss, accuracy))
 
-    def _advance(self, name: str, done: int, total: int, state: str) -> None:
+    def _advance(self, name: str, done: int, total: int | None, state: str) -> None:
         if name not in self._tasks:
-            self._tasks[name] = self._display.add_task(name, total=total, state="")
+            self._tasks[name] = self._display.add_task(escape(name), total=total, state="")
         self._display.update(self._tasks[name], completed=done, total=total, state=escape(state))
+
+    def _drop(self, name: str) -> None:
+        self._display.remove_task(self._tasks.pop(name))
 
 
 class PlainView:
@@ -86,7 +90,7 @@ class PlainView:
         self._tenths = 0
         self._tuning_tenths = 0
 
-    def __enter__(self) -> PlainView:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

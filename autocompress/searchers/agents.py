@@ -24,6 +24,7 @@ from autocompress.errors import InputError, unknown_name
 from autocompress.searchers.anchored import AnchoredPrices
 from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Task
 from autocompress.searchers.explorers import EXPLORERS
+from autocompress.searchers.model_based import search_with_model
 from autocompress.searchers.prices import PRICE_LIMIT
 from autocompress.searchers.replay import ExecutedReplayBuffer
 from autocompress_envs.environment import LayerLabelingEnv
@@ -74,6 +75,9 @@ _A2C = {**_EPISODIC, "learning_rate": 1e-3, "ent_coef": 0.0}
 # 4 gradient steps of 64 transitions an episode: more would cost as much as evaluating a small network.
 _REPLAY = {"gamma": 1.0, "learning_rate": 1e-3, "batch_size": 64, "gradient_steps": 4, "buffer_size": 50_000}
 
+MODEL_BASED = "model-based"
+"""The agent that is no Stable-Baselines3 class: see `model_based`."""
+
 # What `posterior-ppo` finds, its explorer finds: on synthetic tasks with 250 evaluations neither PPO's updates nor its
 # offsets changed the result beyond seed noise (`mixed` without a policy: the same). Judge the policy against `mixed`.
 AGENTS: Mapping[str, AgentSpec] = MappingProxyType(
@@ -96,32 +100,38 @@ AGENTS: Mapping[str, AgentSpec] = MappingProxyType(
 )
 
 
-def agent_spec(settings: SearchSettings) -> AgentSpec:
-    """The agent that the settings name.
-
-    Raises:
-        InputError: there is no such agent, or it can't take this kind of action.
-    """
-    if settings.agent not in AGENTS:
-        raise unknown_name("agent", settings.agent, AGENTS)
-    spec = AGENTS[settings.agent]
-    if settings.action not in spec.actions:
-        able = sorted(name for name, other in AGENTS.items() if settings.action in other.actions)
-        if not able:
-            raise unknown_name("action", settings.action, {name for other in AGENTS.values() for name in other.actions})
+def check_agent(settings: SearchSettings) -> None:
+    """Raises InputError where there is no such agent, or it can't take such actions or rewards."""
+    able = {MODEL_BASED: ("price",), **{name: spec.actions for name, spec in AGENTS.items()}}
+    if settings.agent not in able:
+        raise unknown_name("agent", settings.agent, able)
+    if settings.action not in able[settings.agent]:
+        names = sorted(name for name, actions in able.items() if settings.action in actions)
+        if not names:
+            raise unknown_name("action", settings.action, {name for actions in able.values() for name in actions})
         raise InputError(
-            f"`agent` must be one that takes {settings.action} actions ({', '.join(able)}), got {settings.agent!r}; "
-            f"choose one of these, or `action` {' or '.join(spec.actions)}."
+            f"`agent` must be one that takes {settings.action} actions ({', '.join(names)}), got {settings.agent!r}; "
+            f"choose one of these, or `action` {' or '.join(able[settings.agent])}."
         )
-    return spec
+    if settings.agent == MODEL_BASED and settings.reward != "kl":
+        raise InputError(
+            f"`reward` must be kl with the agent {MODEL_BASED}, got {settings.reward}; choose another agent, "
+            "such as posterior-ppo."
+        )
 
 
 def search_with_agent(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Let an agent walk the environment until the recorder ends the search.
+    """Let an agent act until the recorder ends the search.
 
     The first evaluation is the solver's plan, so that no agent is worse than the solver.
+
+    Raises:
+        InputError: see `check_agent`; or the agent models outputs, and the evaluation keeps none.
     """
-    spec = agent_spec(settings)
+    check_agent(settings)
+    if settings.agent == MODEL_BASED:
+        search_with_model(task, settings, recorder)
+    spec = AGENTS[settings.agent]
     recorder(Pricer(task.problem, task.limits).solve())
     environments = DummyVecEnv(_environment_makers(task, settings, recorder, spec))
     agent = build_agent(spec, environments, len(task.problem.layers), settings)

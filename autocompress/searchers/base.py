@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from autocompress.errors import InputError, unknown_name
-from autocompress_envs.numbers import Labeling, Outcome, Problem
+from autocompress_envs.numbers import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.rewards import REWARDS, RewardContext, compute
 from autocompress_envs.tables import is_within
 
@@ -44,7 +44,7 @@ class SearchSettings:
         InputError: a value is out of range.
     """
 
-    agent: str = "posterior-ppo"
+    agent: str = "model-based"
     action: str = "price"
     reward: str = "kl"
     episodes: int = 200
@@ -74,12 +74,15 @@ class Task:
         limits: absolute upper bound by resource.
         evaluate: measures one plan; called once for every distinct plan.
         original_accuracy: task metric of the uncompressed network in [0, 1]; the reward `haq` needs it.
+        probabilities: (N, K) the uncompressed network's predictions on the samples of `Outcome.shift`; rows sum to 1.
+            Agents that model the network's outputs need both.
     """
 
     problem: Problem
     limits: dict[str, int]
     evaluate: Evaluate
     original_accuracy: float = math.nan
+    probabilities: FloatArray | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ This is all that the environment, the solvers and the policies know of a network
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -231,9 +231,12 @@ class Outcome:
         accuracy: task metric in [0, 1] (top-1), NaN without labels.
         agreement: fraction of samples with the original's top-1 answer.
         resources: every resource.
+        shift: (N, K) by how much the plan raises the log-probability of each of K classes on each of N samples; None
+            where only the numbers above were kept.
     """
 
     kl: float
     accuracy: float
     agreement: float
     resources: dict[str, int]
+    shift: npt.NDArray[np.float16] | None = field(default=None, compare=False, repr=False)

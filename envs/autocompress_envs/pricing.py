@@ -76,6 +76,16 @@ class Pricer:
         assert is_within(self.problem.resources(labeling), self.limits), "the solver broke a budget"
         return labeling
 
+    def repair(self, labeling: Labeling) -> Labeling | None:
+        """The labelling, trimmed to the limits where it breaks any, with the room that is left filled.
+
+        Trimming takes the single changes of least layer error per excess removed, filling those of most error removed
+        per cost. None where single changes lead nowhere: a peak memory beyond its limit is not trimmed.
+        """
+        errors = weighted_errors(self.tables, self._ones, self._ones)
+        trimmed = self._filler.trim(errors, choice_of(self.tables, labeling))
+        return None if trimmed is None else labeling_of(self.tables, self._filler.fill(errors, trimmed))
+
     def error(
         self,
         labeling: Labeling,

@@ -95,25 +95,29 @@ class Tables:
 
     def resources(self, labeling: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, int]:
         """The same as `Problem.resources`, without a loop over layers, and only what is asked for."""
+        return {name: int(amount) for name, amount in self.amounts(labeling, names).items()}
+
+    def amounts(self, labelings: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, IntArray]:
+        """The resources (...) of labellings (..., L) at once."""
         costs, rows, names = self.problem.costs, self._rows, set(names)
-        kept = self.kept_channels(labeling.sparsity)
-        activation_bits = self.activation_bits[rows, labeling.activation_bits]
+        kept = self.kept_channels(labelings.sparsity)
+        activation_bits = self.activation_bits[rows, labelings.activation_bits]
         fan_in, out = costs.widths(kept)
-        amounts = layer_resources(
+        layers = layer_resources(
             fan_in,
             out,
             costs.positions,
             costs.has_bias,
-            self.weight_bits[rows, labeling.weight_bits],
+            self.weight_bits[rows, labelings.weight_bits],
             activation_bits,
-            self.sparsities[rows, labeling.sparsity],
+            self.sparsities[rows, labelings.sparsity],
             costs.granularity,
         )
-        totals = {name: int(amounts[name].sum()) for name in ADDITIVE if name in names}
+        totals = {name: layers[name].sum(-1) for name in ADDITIVE if name in names}
         if "size" in names:
-            totals["size"] += costs.fixed_bytes + int(kept @ costs.fixed_bytes_coef)
+            totals["size"] = totals["size"] + costs.fixed_bytes + kept @ costs.fixed_bytes_coef
         if "memory" in names:
-            totals["memory"] = int(costs.memory(kept, activation_bits))
+            totals["memory"] = costs.memory(kept, activation_bits)
         return totals
 
     def option_costs(self, fan_in: IntArray, out: IntArray, first: int = 0) -> dict[str, IntArray]:

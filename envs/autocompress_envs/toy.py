@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from autocompress_envs.numbers import CostModel, FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
 
@@ -78,20 +79,48 @@ def toy_problem() -> tuple[Problem, Callable[[Labeling], Outcome]]:
     problem = build_problem(shapes, np.array([4]), menu, errors, has_bias=False)
 
     def evaluate(labeling: Labeling) -> Outcome:
-        kl = additive_error(problem, labeling) + TOY_INTERACTION * bool((labeling.weight_bits[:2] == 0).all())
-        return Outcome(kl, float(np.exp(-kl)), float(np.exp(-kl)), problem.resources(labeling))
+        together = TOY_INTERACTION * bool((labeling.weight_bits[:2] == 0).all())
+        losses = np.append(layer_errors(problem, labeling), together)
+        kl = float(losses.sum())
+        return Outcome(kl, float(np.exp(-kl)), float(np.exp(-kl)), problem.resources(labeling), coin_shift(losses))
 
     return problem, evaluate
 
 
 def additive_error(problem: Problem, labeling: Labeling) -> float:
     """The sum of the layer errors of a labelling, in nats."""
-    total = 0.0
+    return float(layer_errors(problem, labeling).sum())
+
+
+def layer_errors(problem: Problem, labeling: Labeling) -> FloatArray:
+    """(L,) the error that a labelling makes at every layer, in nats."""
+    errors = np.zeros(len(problem.layers))
     for index, layer in enumerate(problem.layers):
         row = 0 if layer.source is None else labeling.sparsity[layer.source]
-        total += layer.errors[row, labeling.weight_bits[index], labeling.activation_bits[index]]
-        total += sum(error[labeling.sparsity[owner]] for owner, error in layer.extra_sources)
-    return float(total)
+        errors[index] = layer.errors[row, labeling.weight_bits[index], labeling.activation_bits[index]]
+        errors[index] += sum(error[labeling.sparsity[owner]] for owner, error in layer.extra_sources)
+    return errors
+
+
+def fair_coins(samples: int) -> FloatArray:
+    """(samples, 2) the predictions of a made-up network that knows nothing: one half for either class."""
+    return np.full((samples, 2), 0.5)
+
+
+def coin_shift(losses: FloatArray) -> npt.NDArray[np.float16]:
+    """(N, 2) a shift of the log-probabilities of `fair_coins` that loses `losses` (N,) nats in the sum over samples.
+
+    Sample i alone loses N losses[i] of its own, so that the mean over samples is the sum of the losses. With the logits
+    apart by 2 x, KL((1/2, 1/2) || q) = log cosh x.
+
+    >>> shift = coin_shift(np.array([0.1, 0.3]))
+    >>> round(float(-(0.5 * shift.astype(float)).sum(1).mean()), 3)  # the mean divergence of two samples
+    0.4
+    """
+    apart = np.arccosh(np.exp(len(losses) * losses))
+    logits = np.stack([apart, -apart], axis=1)
+    shift: npt.NDArray[np.float16] = (logits - np.logaddexp(apart, -apart)[:, None] + np.log(2.0)).astype(np.float16)
+    return shift
 
 
 def all_labelings(problem: Problem) -> Labeling:

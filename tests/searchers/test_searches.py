@@ -1,5 +1,6 @@
 """What searchers find where the best plan is known."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,16 +10,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from autocompress.errors import InputError
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.baselines import uniform_frontier
-from autocompress.searchers.search import run_search
+from autocompress.searchers.search import SEARCHERS, run_search
 from autocompress_envs.numbers import Labeling
-from autocompress_envs.toy import toy_problem
+from autocompress_envs.toy import fair_coins, toy_problem
 
 OPTIMUM, SOLVER = 0.512, 0.76  # nats at 204 bytes: bits 2 4 2 against 2 2 4, nothing pruned
 
 
 def toy_task():
     problem, evaluate = toy_problem()
-    return Task(problem, {"size": 204}, evaluate)
+    return Task(problem, {"size": 204}, evaluate, probabilities=fair_coins(4))
 
 
 def test_toy_optimum():
@@ -35,6 +36,7 @@ def test_toy_optimum():
 @pytest.mark.parametrize(
     ("method", "agent", "action"),
     [
+        ("rl", "model-based", "price"),
         ("rl", "posterior-ppo", "price"),
         ("rl", "anchored-ppo", "price"),
         ("rl", "ppo", "label"),
@@ -58,7 +60,9 @@ def test_solver_is_one_evaluation():
 
 
 def test_policy_state_is_handed_back_with_trained_parameters():
-    fresh, trained = (run_search(toy_task(), SearchSettings(episodes=n)).policy_state for n in (1, 20))
+    fresh, trained = (
+        run_search(toy_task(), SearchSettings(agent="posterior-ppo", episodes=count)).policy_state for count in (1, 20)
+    )
     assert fresh.keys() == trained.keys()
     assert not all((fresh[name] == trained[name]).all() for name in fresh)
     assert all(value.isfinite().all() for value in trained.values())
@@ -86,12 +90,12 @@ def uniform_plans(problem):
     [
         (
             lambda task: run_search(task, SearchSettings(), method="magic"),
-            "`method` must be one of local, mixed, posterior, random, rl, solver, uniform, got 'magic'.",
+            f"`method` must be one of {', '.join(sorted(SEARCHERS))}, got 'magic'.",
         ),
         (
             lambda task: run_search(task, SearchSettings(agent="pop")),
-            "`agent` must be one of a2c, anchored-ppo, anchored-td3, ddpg, maskable-ppo, posterior-ppo, posterior-td3, "
-            "ppo, sac, td3, got 'pop'.",
+            "`agent` must be one of a2c, anchored-ppo, anchored-td3, ddpg, maskable-ppo, model-based, posterior-ppo, "
+            "posterior-td3, ppo, sac, td3, got 'pop'.",
         ),
         (
             lambda task: run_search(task, SearchSettings(agent="ddpg", action="discrete")),
@@ -100,8 +104,19 @@ def uniform_plans(problem):
         ),
         (
             lambda task: run_search(task, SearchSettings(agent="maskable-ppo")),
-            "`agent` must be one that takes price actions (a2c, anchored-ppo, anchored-td3, ddpg, posterior-ppo, "
-            "posterior-td3, ppo, sac, td3), got 'maskable-ppo'; choose one of these, or `action` discrete.",
+            "`agent` must be one that takes price actions (a2c, anchored-ppo, anchored-td3, ddpg, model-based, "
+            "posterior-ppo, posterior-td3, ppo, sac, td3), got 'maskable-ppo'; choose one of these, "
+            "or `action` discrete.",
+        ),
+        (
+            lambda task: run_search(task, SearchSettings(reward="accuracy")),
+            "`reward` must be kl with the agent model-based, got accuracy; choose another agent, "
+            "such as posterior-ppo.",
+        ),
+        (
+            lambda task: run_search(dataclasses.replace(task, probabilities=None), SearchSettings()),
+            "`agent` model-based needs an evaluation that keeps outputs, got none; choose another, "
+            "such as posterior-ppo.",
         ),
         (
             lambda task: run_search(task, SearchSettings(action="dance")),

@@ -1,0 +1,94 @@
+"""The plots of a comparison as HTML pages that need no network: Plotly's script is part of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from autocompress.comparison.plots import X_PROGRESS, Y_PROGRESS
+from autocompress.comparison.series import Curve, Look, Pareto
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+_PANELS_A_ROW = 2
+
+
+def pareto_html(plot: Pareto, looks: Mapping[str, Look]) -> str:
+    """Accuracy against budget: means, with their intervals as error bars; click a method to hide it."""
+    from plotly import graph_objects
+
+    figure = graph_objects.Figure()
+    for points in plot.points:
+        figure.add_scatter(
+            x=points.x,
+            y=points.mean,
+            error_y={"type": "data", "array": points.above, "arrayminus": points.below, "symmetric": False},
+            mode="lines+markers",
+            name=points.method,
+            customdata=points.seeds,
+            hovertemplate="%{y:.4g}, seeds: %{customdata}",
+            **_style(looks[points.method]),
+        )
+    if not math.isnan(plot.original):
+        figure.add_hline(y=plot.original, line={"color": "#777777", "dash": "dot", "width": 1})
+        figure.add_annotation(
+            x=1, xref="paper", xanchor="right", y=plot.original, yanchor="bottom", text="original", showarrow=False
+        )
+    figure.update_xaxes(title=plot.x_label, tickvals=list(plot.ticks), ticktext=list(plot.ticks.values()))
+    figure.update_yaxes(title=plot.y_label)
+    return _page(figure, 560, "Accuracy against budget")
+
+
+def progress_html(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look]) -> str:
+    """Best-so-far KL against evaluations: means and intervals as bands, one panel a budget."""
+    from plotly.subplots import make_subplots
+
+    columns = min(_PANELS_A_ROW, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = make_subplots(rows, columns, subplot_titles=list(panels))
+    named: set[str] = set()
+    for index, curves in enumerate(panels.values()):
+        at = {"row": index // columns + 1, "col": index % columns + 1}
+        for curve in curves:
+            _add_curve(figure, curve, looks[curve.method], at, first=curve.method not in named)
+            named.add(curve.method)
+        scale = "log" if all((curve.mean > 0).all() for curve in curves) else "linear"
+        figure.update_yaxes(type=scale, title=Y_PROGRESS if at["col"] == 1 else None, **at)
+        figure.update_xaxes(title=X_PROGRESS, **at)
+    return _page(figure, 520 * rows, "Best plan so far against evaluations")
+
+
+def _add_curve(figure: Figure, curve: Curve, look: Look, at: Mapping[str, int], *, first: bool) -> None:
+    """A line and its band, which the legend hides together."""
+    group = {"legendgroup": curve.method, **at}
+    style = _style(look)
+    style["line"] |= {"shape": "hv"}
+    if len(curve.low):
+        band: dict[str, Any] = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", **group}
+        edge = {"width": 0, "shape": "hv"}
+        fill = f"rgba({', '.join(str(int(look.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.15)"
+        x, low, high = (values.tolist() for values in (curve.evaluations, curve.low, curve.high))
+        figure.add_scatter(x=x, y=low, line=edge, **band)
+        figure.add_scatter(x=x, y=high, line=edge, fill="tonexty", fillcolor=fill, **band)
+    figure.add_scatter(
+        x=curve.evaluations.tolist(),
+        y=curve.mean.tolist(),
+        mode="lines",
+        name=curve.method,
+        showlegend=first,
+        line=style["line"],
+        hovertemplate="%{y:.4g} after %{x}",
+        **group,
+    )
+
+
+def _style(look: Look) -> dict[str, Any]:
+    return {"line": {"color": look.color, "dash": look.dash}, "marker": {"symbol": look.symbol, "size": 9}}
+
+
+def _page(figure: Figure, height: int, title: str) -> str:
+    figure.update_layout(height=height, template="plotly_white", title=title, legend={"title": {"text": "best first"}})
+    page: str = figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True)
+    return page

@@ -1,0 +1,116 @@
+"""The plots of a comparison as PNG."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from autocompress.comparison.series import Curve, Look, Pareto
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DPI = 150
+_PANELS_A_ROW = 2
+_TOP = 100.0  # the best method is drawn above the others
+X_PROGRESS, Y_PROGRESS = "network evaluations", "KL of the best plan so far, nats (search split)"
+
+
+def pareto_png(plot: Pareto, looks: Mapping[str, Look]) -> bytes:
+    """Accuracy against budget: means, with their intervals as error bars."""
+    figure, ((axes,),) = _figure(1, 1)
+    for rank, points in enumerate(plot.points):
+        look = looks[points.method]
+        axes.errorbar(
+            points.x,
+            points.mean,
+            yerr=(points.below, points.above),
+            color=look.color,
+            marker=look.marker,
+            linestyle=look.line,
+            linewidth=1.2,
+            markersize=6,
+            capsize=3,
+            zorder=_TOP - rank,
+            label=points.method,
+        )
+    if not math.isnan(plot.original):
+        axes.axhline(plot.original, color="#777777", linewidth=1, linestyle=(0, (1, 3)), zorder=0)
+        axes.annotate("original", (0, plot.original), xycoords=("axes fraction", "data"), color="#777777", va="bottom")
+    axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
+    axes.set_xlabel(plot.x_label)
+    axes.set_ylabel(plot.y_label)
+    return _png(figure)
+
+
+def progress_png(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look]) -> bytes:
+    """Best-so-far KL against evaluations: means and intervals as bands, one panel a budget."""
+    columns = min(_PANELS_A_ROW, len(panels))
+    figure, grid = _figure(-(-len(panels) // columns), columns)
+    flat = [axes for row in grid for axes in row]
+    for axes, (budget, curves) in zip(flat, panels.items(), strict=False):
+        _draw_curves(axes, curves, looks)
+        axes.set_title(budget)
+        axes.set_xlabel(X_PROGRESS)
+    for row in grid:
+        row[0].set_ylabel(Y_PROGRESS)
+    for axes in flat[len(panels) :]:
+        axes.set_visible(False)
+    return _png(figure)
+
+
+def _draw_curves(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, Look]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for rank, curve in enumerate(curves):
+        look = looks[curve.method]
+        every = max(1, len(curve.mean) // 8)
+        axes.plot(
+            curve.evaluations,
+            curve.mean,
+            drawstyle="steps-post",
+            color=look.color,
+            linestyle=look.line,
+            marker=look.marker,
+            markevery=every,
+            markersize=5,
+            linewidth=1.4,
+            zorder=_TOP - rank,
+            label=curve.method,
+        )
+        if len(curve.low):
+            axes.fill_between(
+                curve.evaluations, curve.low, curve.high, step="post", color=look.color, alpha=0.15, linewidth=0
+            )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if all((curve.mean > 0).all() for curve in curves):
+        axes.set_yscale("log")
+
+
+def _figure(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
+    """A figure that no pyplot state knows of."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * columns + 2.2, 4.4 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, [list(row) for row in grid]
+
+
+def _png(figure: Figure) -> bytes:
+    """With one legend for all panels: a method that failed in the first may stand in another."""
+    named = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles = {label: handle for pair in reversed(named) for handle, label in zip(*pair, strict=True)}
+    order = dict.fromkeys(label for _, labels in named for label in labels)
+    if handles:
+        shown = [handles[label] for label in order]
+        figure.legend(shown, list(order), loc="outside right upper", frameon=False, title="best first")
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=_DPI)
+    return content.getvalue()

@@ -1,0 +1,69 @@
+"""Every table and plot of a comparison, written into its folder."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autocompress.comparison.folder import PARETO, PROGRESS, RESULTS, RESULTS_CSV, SUMMARY, SUMMARY_CSV, TABLE
+from autocompress.comparison.results import CellResult
+from autocompress.comparison.suite import Suite
+from autocompress.comparison.summary import Summary
+from autocompress.run_folder import write_atomically
+
+if TYPE_CHECKING:
+    from autocompress.comparison.run import Comparison
+
+
+def write_report(folder: Path, suite: Suite, results: Sequence[CellResult], summaries: Sequence[Summary]) -> None:
+    """Write the results, their summary, the LaTeX table and the plots. Each file is written whole or not at all."""
+    from autocompress.comparison.tables import cells_table, csv_text, latex, row
+
+    rows = [summary.to_dict() for summary in summaries]
+    files = {
+        RESULTS: _parquet(cells_table(results)),
+        RESULTS_CSV: csv_text([row(result) for result in results]),
+        SUMMARY: json.dumps(rows, indent=1, allow_nan=False) + "\n",
+        SUMMARY_CSV: csv_text(rows),
+        TABLE: latex(suite, summaries),
+        **_plots(suite, results, summaries),
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+
+
+def comparison_data(comparison: Comparison) -> dict[str, Any]:
+    """A comparison as plain data, ready for JSON."""
+    return {
+        "folder": str(comparison.folder),
+        "cells": len(comparison.results),
+        "failures": [{"cell": str(each.cell), "message": each.message} for each in comparison.failures],
+        "summary": [summary.to_dict() for summary in comparison.summaries],
+    }
+
+
+def _plots(suite: Suite, results: Sequence[CellResult], summaries: Sequence[Summary]) -> dict[str, str | bytes]:
+    from autocompress.comparison.interactive import pareto_html, progress_html
+    from autocompress.comparison.plots import pareto_png, progress_png
+    from autocompress.comparison.series import curves, looks, pareto
+
+    style = looks([method.name for method in suite.methods])
+    front = pareto(results, summaries)
+    panels = {budget: curves(results, budget) for budget in suite.budgets}
+    return {
+        f"{PARETO}.png": pareto_png(front, style),
+        f"{PARETO}.html": pareto_html(front, style),
+        f"{PROGRESS}.png": progress_png(panels, style),
+        f"{PROGRESS}.html": progress_html(panels, style),
+    }
+
+
+def _parquet(table: Any) -> bytes:
+    from pyarrow import parquet
+
+    content = io.BytesIO()
+    parquet.write_table(table, content)
+    return content.getvalue()

@@ -1,0 +1,241 @@
+"""What one process holds of a comparison: a loaded job, its evaluator, and how a cell is run on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from autocompress import api
+from autocompress.budget import Budget
+from autocompress.comparison.folder import EVALUATIONS, read_settled
+from autocompress.comparison.results import CellResult
+from autocompress.comparison.shared import SharedEvaluations
+from autocompress.comparison.suite import Cell, Suite
+from autocompress.config import OPTIONS, Config, panel_of
+from autocompress.errors import InputError
+from autocompress.evaluation import Closeness, Evaluator
+from autocompress.evaluation.measure import compare
+from autocompress.jobs import Job, load, load_splits, menu_settings, prepare
+from autocompress.modes import evaluating
+from autocompress.report.progress import Progress, Silent, Step
+from autocompress.searchers.agents import MODEL_BASED
+from autocompress.searchers.base import Evaluated, SearchResult, Task
+from autocompress.searchers.search import run_search
+from autocompress_envs import Labeling
+
+_OF_JOB = [name for name in OPTIONS if panel_of(name) in ("Network and data", "Menus")] + ["seed", "device", "dtype"]
+
+Observe = Callable[[Step], None]
+
+
+def job_key(config: Config) -> str:
+    """The same for cells that share network, data, menus and evaluations: 16 hex digits."""
+    options = config.model_dump(mode="json", include=set(_OF_JOB))
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass
+class Prepared:
+    """A job that is ready to be searched.
+
+    Attributes:
+        job: network, data and menus.
+        evaluator: of the job.
+        shared: its evaluations, those of other processes among them, once they are needed.
+        reference: (N, classes) outputs of the original on the test split and its labels, once they are needed.
+    """
+
+    job: Job
+    evaluator: Evaluator
+    shared: SharedEvaluations | None = None
+    reference: tuple[Tensor, Tensor | None] | None = None
+
+    def on_test(self, labeling: Labeling) -> Closeness:
+        """A plan beside the original on the test split."""
+        if self.reference is None:
+            labels = [labels for _, labels in self.job.data.test_batches()]
+            known = [each for each in labels if each is not None]
+            self.reference = self._outputs(self.job.model), torch.cat(known) if known else None
+        outputs, labels_of_test = self.reference
+        return compare(outputs, self._outputs(self.evaluator.stitched(labeling)), labels_of_test)
+
+    def _outputs(self, model: torch.nn.Module) -> Tensor:
+        """(N, classes) on the test split."""
+        with evaluating(model):
+            return torch.cat([model(inputs).flatten(1) for inputs, _ in self.job.data.test_batches()])
+
+
+class Session:
+    """Runs cells of a comparison, one after the other. The last job stays loaded: neighbours usually share it.
+
+    Args:
+        suite: whose cells are run.
+        folder: of the comparison, from `begin`.
+        watcher: told of loading and of menus.
+        anew: whether what the folder holds now is of no interest.
+
+    Attributes:
+        settled: what every job was made on, by its key; evaluations of other processes and of a resumed comparison
+            must be made alike.
+    """
+
+    def __init__(self, suite: Suite, folder: Path, watcher: Progress | None = None, *, anew: bool = False) -> None:
+        self.settled = {} if anew else read_settled(folder)
+        self._suite = suite
+        self._folder = folder
+        self._watcher = watcher or Silent()
+        self._key = ""
+        self._prepared: Prepared | None = None
+
+    def prepare(self, method: str) -> Prepared:
+        """The job of a method's cells, with evaluations as the first process made them.
+
+        Raises:
+            InputError: network, data or menus can't be loaded, or are not those of the comparison to resume.
+        """
+        config = self._suite.configs[method]
+        key = job_key(config)
+        if self._prepared is None or key != self._key:
+            self._prepared = None  # two jobs at once may be more than fits into memory
+            self._key, self._prepared = key, self._loaded(config, key)
+        return self._prepared
+
+    def check(self, method: str) -> None:
+        """Raises InputError where the data can't serve the method, or a budget is below its cheapest plan."""
+        config, prepared = self._suite.configs[method], self.prepare(method)
+        api.check_labels(config, prepared.job.data)
+        if self._suite.test and prepared.job.data.test is None:
+            raise InputError(f"`test` needs data with a test split, got {prepared.job.data.name}; write test: false.")
+        for budget in self._suite.budgets:
+            try:
+                api.feasible_limits(Budget.parse(budget), prepared.job, self._watcher)
+            except InputError as error:
+                raise InputError(f"Method {method}, budget {budget}: {error}") from None
+
+    def run(self, cell: Cell, observe: Observe) -> CellResult:
+        """Search, and measure what was chosen on the test split.
+
+        Raises:
+            AutocompressError: the search can't be done.
+        """
+        config, prepared = self._suite.configs[cell.method], self.prepare(cell.method)
+        limits = Budget.parse(cell.budget).resolve(prepared.job.original)
+        shared = self._shared(prepared)
+        measured, forward = shared.measured, prepared.evaluator.forward_seconds
+        started = time.perf_counter()
+        tracing = _Tracing(config.episodes, limits, observe)
+        found = _search(prepared, shared, config, limits, cell.seed, tracing)
+        seconds = time.perf_counter() - started
+        prepared.evaluator.forget()
+        best = found.best.outcome
+        return CellResult(
+            cell.method,
+            config.method,
+            cell.budget,
+            cell.seed,
+            limits=limits,
+            original=dict(prepared.job.original),
+            evaluations=found.evaluations,
+            measured=shared.measured - measured,
+            kl=best.kl,
+            accuracy=best.accuracy,
+            agreement=best.agreement,
+            resources=best.resources,
+            found_at=found.best.index + 1,
+            stopped_because=found.stopped_because,
+            trace=tuple(tracing.trace),
+            seconds=round(seconds, 3),
+            forward_share=round((prepared.evaluator.forward_seconds - forward) / seconds, 4),
+            plan=json.dumps(prepared.job.menus.plan(found.best.labeling).to_dict()),
+            **(_on_test(prepared, found.best.labeling) if self._suite.test else {}),
+        )
+
+    def _loaded(self, config: Config, key: str) -> Prepared:
+        splits = load_splits(None, config)
+        offered = menu_settings(config)
+        job = prepare(load(config.model, splits, config, self._watcher), config, offered, self._watcher)
+        before = self.settled.get(key, {})
+        evaluator = api.build_evaluator(job, config, before)
+        now = {**api.made_on(job, evaluator), "search_split": _hash(job.data.search()[0])}
+        for name, value in now.items():
+            if before and before.get(name) != value:
+                raise InputError(
+                    f"`resume` must find the same {name} as the comparison in {self._folder}, {before.get(name)}, "
+                    f"got {value}."
+                )
+        self.settled[key] = now
+        return Prepared(job, evaluator)
+
+    def _shared(self, prepared: Prepared) -> SharedEvaluations:
+        """The job's evaluations, those that other processes made up to now among them."""
+        if prepared.shared is None:
+            journal = self._folder / EVALUATIONS / f"{self._key}.jsonl"
+            prepared.shared = SharedEvaluations(journal, prepared.evaluator)
+        prepared.shared.refresh()
+        return prepared.shared
+
+
+class _Tracing:
+    """The `observe` of a cell's search: keeps the trace and tells of every evaluation."""
+
+    def __init__(self, total: int, limits: Mapping[str, int], observe: Observe) -> None:
+        self._total = total
+        self._limits = limits
+        self._observe = observe
+        self._best: Evaluated | None = None
+        self.trace: list[tuple[int, float]] = []
+
+    def __call__(self, evaluated: Evaluated) -> None:
+        if evaluated.is_best:
+            self._best = evaluated
+            self.trace.append((evaluated.index + 1, evaluated.outcome.kl))
+        best = (self._best or evaluated).outcome
+        self._observe(
+            Step(
+                evaluated.index,
+                self._total,
+                evaluated.is_best,
+                best.kl,
+                best.accuracy,
+                best.resources,
+                self._limits,
+            )
+        )
+
+
+def _search(
+    prepared: Prepared,
+    shared: SharedEvaluations,
+    config: Config,
+    limits: Mapping[str, int],
+    seed: int,
+    observe: Callable[[Evaluated], None],
+) -> SearchResult:
+    settings, job = api.search_settings(config.model_copy(update={"seed": seed})), prepared.job
+    needs_outputs = config.method == "rl" and config.agent == MODEL_BASED
+    task = Task(
+        job.problem,
+        dict(limits),
+        shared.whole if needs_outputs else shared.numbers,
+        api.original_accuracy(job, config),
+        prepared.evaluator.probabilities if needs_outputs else None,
+    )
+    return run_search(task, settings, method=config.method, observe=observe)
+
+
+def _on_test(prepared: Prepared, labeling: Labeling) -> dict[str, Any]:
+    found = prepared.on_test(labeling)
+    drop = 100 * (found.original_accuracy - found.accuracy)
+    return {"test_kl": found.kl, "test_accuracy": found.accuracy, "test_drop": drop}
+
+
+def _hash(inputs: Tensor) -> str:
+    return hashlib.sha256(inputs.contiguous().numpy().tobytes()).hexdigest()[:16]

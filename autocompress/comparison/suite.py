@@ -1,0 +1,360 @@
+"""What a comparison runs: one YAML file, checked as a whole before anything is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from autocompress.budget import Budget
+from autocompress.config import OPTIONS, Config, first_difference, make_config, panel_of
+from autocompress.errors import InputError
+from autocompress.yaml_files import read_yaml
+
+EPISODES = 400
+SEEDS = 5
+_KEYS = ("base", "budgets", "methods", "seeds", "episodes", "test")
+_PANELS = ("Network and data", "Menus", "Search", "Machine")
+_METHOD_ONLY = frozenset({"method", "episodes"})
+_OF_BASE = frozenset(name for name in OPTIONS if panel_of(name) in _PANELS) - _METHOD_ONLY
+_OF_METHODS = (_OF_BASE | _METHOD_ONLY) - {
+    "model",
+    "weights",
+    "model_args",
+    "data",
+    "data_args",
+    "seed",
+    "cache",
+    "jobs",
+}
+_HOMES = {
+    "budget": "`budgets` beside `base`",
+    "method": "`methods` beside `base`",
+    "episodes": "`episodes` beside `base`",
+    "seed": "`base`, where it is of the splits and the menus; the searches' stand in `seeds`",
+    "name": "a mapping of `methods`",
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of the comparison.
+
+    Attributes:
+        name: by which results are told apart.
+        options: of `search` that differ from the base; `method` among them.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+
+    @property
+    def searcher(self) -> str:
+        """Name in `SEARCHERS`."""
+        return str(self.options["method"])
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return re.sub(r"[^A-Za-z0-9._=]+", "-", self.name).strip("-.")
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Name the method in an InputError, where it has options of its own that may be at fault."""
+        try:
+            yield
+        except InputError as error:
+            raise (InputError(f"Method {self.name}: {error}") if len(self.options) > 1 else error) from None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search of a comparison: names of its method and budget, and its seed."""
+
+    method: str
+    budget: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}, {self.budget}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A comparison.
+
+    Attributes:
+        base: options of `search` that all cells share.
+        budgets: in their normal form, such as `size=8%`.
+        methods: at least one; their names differ in more than case and punctuation.
+        seeds: of the searches; methods without random choices run on the first alone.
+        episodes: most network evaluations of a cell, unless its method says otherwise.
+        test: whether the plan that each cell chose is measured on the test split.
+    """
+
+    base: Mapping[str, Any]
+    budgets: tuple[str, ...]
+    methods: tuple[Method, ...]
+    seeds: tuple[int, ...] = tuple(range(SEEDS))
+    episodes: int = EPISODES
+    test: bool = True
+    configs: Mapping[str, Config] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        made = {method.name: _config(self.base, method, self.episodes) for method in self.methods}
+        object.__setattr__(self, "configs", made)
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Every cell: by method, budget and seed, in the suite's order."""
+        from autocompress.searchers.search import SEEDLESS
+
+        return tuple(
+            Cell(method.name, budget, seed)
+            for method in self.methods
+            for budget in self.budgets
+            for seed in (self.seeds[:1] if method.searcher in SEEDLESS else self.seeds)
+        )
+
+    def slug(self, cell: Cell) -> str:
+        """Name of the cell's file, without its ending."""
+        method = next(method for method in self.methods if method.name == cell.method)
+        return f"{method.slug}--{cell.budget.replace('%', 'pct').replace(',', '_')}--{cell.seed}"
+
+    def to_yaml(self) -> str:
+        """The suite with every option resolved, as a file that `read_suite` reads."""
+        content = {
+            "base": make_config(self.base).model_dump(mode="json", include=set(_OF_BASE)),
+            "budgets": list(self.budgets),
+            "methods": [{"name": method.name, **_plain(method.options)} for method in self.methods],
+            "seeds": list(self.seeds),
+            "episodes": self.episodes,
+            "test": self.test,
+        }
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def read_suite(path: str | Path) -> Suite:
+    """The suite of a YAML file.
+
+    Raises:
+        InputError: the file can't be read, or something in it breaks a rule.
+    """
+    return make_suite(read_yaml("suite", path), str(path))
+
+
+def make_suite(content: Any, where: str = "the suite") -> Suite:
+    """A suite from plain data: the content of a YAML file.
+
+    Args:
+        content: mapping with `budgets` and `methods`, and perhaps `base`, `seeds`, `episodes` and `test`.
+        where: what errors call its source.
+
+    Raises:
+        InputError: something breaks a rule.
+    """
+    if not isinstance(content, Mapping):
+        raise InputError(f"`suite` must be a mapping, got {where}, which holds a {type(content).__name__}.")
+    unknown = sorted(set(map(str, content)) - set(_KEYS))
+    if unknown:
+        raise InputError(f"Unknown {', '.join(unknown)} in {where}; known: {', '.join(_KEYS)}.")
+    return Suite(
+        base=_base(content.get("base", {})),
+        budgets=_budgets(content.get("budgets")),
+        methods=_methods(content.get("methods")),
+        seeds=parse_seeds(content.get("seeds", SEEDS)),
+        episodes=_episodes(content.get("episodes", EPISODES)),
+        test=_test(content.get("test", True)),
+    )
+
+
+def overridden(
+    suite: Suite,
+    base: Mapping[str, Any],
+    *,
+    methods: str | Iterable[str] | None = None,
+    seeds: int | str | Iterable[int] | None = None,
+    episodes: int | str | None = None,
+) -> Suite:
+    """The suite with what was given beside it; None leaves it as it is.
+
+    Args:
+        suite: as read.
+        base: options that override those of the base.
+        methods: names of those of the suite to run, or of searchers that it has not.
+        seeds: as in the file, or `0,3,4`.
+        episodes: as in the file.
+
+    Raises:
+        InputError: something breaks a rule.
+    """
+    given = {name: value for name, value in base.items() if value is not None}
+    return replace(
+        suite,
+        base=_base({**suite.base, **given}),
+        methods=suite.methods if methods is None else _chosen(suite, methods),
+        seeds=suite.seeds if seeds is None else parse_seeds(seeds),
+        episodes=suite.episodes if episodes is None else _episodes(episodes),
+    )
+
+
+def check_continues(before: Suite, now: Suite) -> None:
+    """Raises InputError with the first difference that is more than added methods, budgets or seeds."""
+    for key in ("seeds", "budgets"):
+        for value in getattr(before, key):
+            if value not in getattr(now, key):
+                raise _changed(key, f"to hold {value} as in the comparison to resume", f"{list(getattr(now, key))}")
+    for key in ("episodes", "test"):
+        if getattr(before, key) != getattr(now, key):
+            raise _changed(key, f"to be as in the comparison to resume, {getattr(before, key)}", getattr(now, key))
+    for name, config in before.configs.items():
+        if name not in now.configs:
+            raise _changed("methods", f"to hold {name} as in the comparison to resume", f"{list(now.configs)}")
+        option = first_difference(config, now.configs[name])
+        if option is not None:
+            old, new = getattr(config, option), getattr(now.configs[name], option)
+            raise _changed(option, f"of {name} to be as in the comparison to resume, {old!r}", f"{new!r}")
+
+
+def parse_seeds(value: Any) -> tuple[int, ...]:
+    """Seeds from their number, a list, or text such as `5` or `0,3,4`. Raises InputError."""
+    parts = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    numbers = [_whole(part) for part in parts]
+    if None in numbers or not numbers or min(number for number in numbers if number is not None) < 0:
+        raise InputError(f"`seeds` must be a number of seeds, or a list of whole numbers from 0, got {value!r}.")
+    seeds = tuple(number for number in numbers if number is not None)
+    if len(seeds) == 1 and not isinstance(value, (list, tuple)):
+        seeds = tuple(range(seeds[0]))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"`seeds` must be at least one, and different ones, got {value!r}.")
+    return seeds
+
+
+def _changed(what: str, rule: str, got: object) -> InputError:
+    return InputError(f"`resume` needs {what} {rule}, got {got}; put it back, or choose another --out.")
+
+
+def _base(value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"`base` must be a mapping of options of search, got {value!r}.")
+    options = _options(value, _OF_BASE, "`base`")
+    make_config(options)  # its errors belong to no method
+    return options
+
+
+def _options(given: Mapping[Any, Any], known: frozenset[str], where: str) -> dict[str, Any]:
+    """Options by name with underscores; unknown ones, and those that mean nothing in a comparison, are errors."""
+    named = {str(name).replace("-", "_"): value for name, value in given.items()}
+    for name in named:
+        if name not in known:
+            raise _misplaced(name, known, where)
+    return named
+
+
+def _misplaced(name: str, known: frozenset[str], where: str) -> InputError:
+    if name in _HOMES or name in _OF_BASE:
+        return InputError(f"`{name}` must stand in {_HOMES.get(name, '`base`')}, got it in {where}.")
+    if name in OPTIONS:
+        return InputError(f"`{name}` must be left out of {where}: it has no effect on a comparison.")
+    return InputError(f"Unknown {name} in {where}; known: {', '.join(each for each in OPTIONS if each in known)}.")
+
+
+def _budgets(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not value:
+        raise InputError(f"`budgets` must be a list such as [size=0.08, size=0.1], got {value!r}.")
+    texts = tuple(str(Budget.parse(_text("budgets", each))) for each in value)
+    for text in texts:
+        if texts.count(text) > 1:
+            raise InputError(f"`budgets` must be different ones, got {text} twice.")
+    return texts
+
+
+def _methods(value: Any) -> tuple[Method, ...]:
+    if isinstance(value, (str, Mapping)):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not value:
+        raise InputError(f"`methods` must be a list such as [solver, rl], got {value!r}.")
+    return _different(tuple(map(_method, value)))
+
+
+def _method(value: Any) -> Method:
+    if isinstance(value, str):
+        return Method(value, {"method": value})
+    if not isinstance(value, Mapping) or not isinstance(value.get("name", value.get("method")), str):
+        raise InputError(f"Each of `methods` must be a name, or a mapping with a name and options, got {value!r}.")
+    given = dict(value)
+    name = given.pop("name", value.get("method"))
+    options = _options(given, _OF_METHODS, f"the method {name}")
+    return Method(name, {"method": name, **options})
+
+
+def _different(methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    seen: dict[str, str] = {}
+    for method in methods:
+        slug = method.slug.lower()
+        if not slug or len(slug) > 100:
+            raise InputError(
+                f"`name` of a method must have 1 to 100 characters, a letter or digit among them, got {method.name!r}."
+            )
+        if slug in seen:
+            raise InputError(
+                f"`methods` must have different names, got {seen[slug]!r} and {method.name!r}; give one a name."
+            )
+        seen[slug] = method.name
+    return methods
+
+
+def _chosen(suite: Suite, names: str | Iterable[str]) -> tuple[Method, ...]:
+    from autocompress.searchers.search import SEARCHERS
+
+    by_name = {method.name: method for method in suite.methods}
+    wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    for name in wanted:
+        if name not in by_name and name not in SEARCHERS:
+            known = [*by_name, *(name for name in SEARCHERS if name not in by_name)]
+            raise InputError(f"`methods` must be among {', '.join(known)}, got {name!r}.")
+    return _different(tuple(by_name.get(name) or _method(name) for name in wanted))
+
+
+def _config(base: Mapping[str, Any], method: Method, episodes: int) -> Config:
+    """All options of a method's cells but budget and seed. Raises InputError for what breaks a rule."""
+    with method.named():
+        return make_config({**base, "episodes": episodes, **method.options})
+
+
+def _episodes(value: Any) -> int:
+    number = _whole(value)
+    if number is None or number < 1:
+        raise InputError(f"`episodes` must be a whole number of at least 1, got {value!r}.")
+    return number
+
+
+def _test(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"`test` must be true or false, got {value!r}.")
+    return value
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().isdecimal():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text(what: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ",".join(f"{resource}={amount}" for resource, amount in value.items())
+    if not isinstance(value, str):
+        raise InputError(f"Each of `{what}` must be text such as size=0.1, got {value!r}.")
+    return value
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as YAML and JSON can hold them, as text where they came as text."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

@@ -1,0 +1,188 @@
+"""A comparison as tables: Parquet, CSV and LaTeX files, and one for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from autocompress.budget import RESOURCES
+from autocompress.comparison.results import CellResult
+from autocompress.comparison.suite import Suite
+from autocompress.comparison.summary import Spread, Summary
+
+if TYPE_CHECKING:
+    import pyarrow
+
+_TEXT = ("method", "searcher", "budget", "status", "message", "stopped_because", "trace", "plan")
+_WHOLE = ("seed", "evaluations", "measured", "found_at", *RESOURCES, *(f"{name}_limit" for name in RESOURCES))
+_LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+def row(result: CellResult) -> dict[str, Any]:
+    """A cell as one flat row; None for what is not known. `trace` is JSON: [[evaluations, KL], …]."""
+    flat = {name: _known(value) for name, value in vars(result).items()}
+    limits, resources, trace = flat.pop("limits"), flat.pop("resources"), flat.pop("trace")
+    del flat["original"]
+    flat |= {f"{name}_limit": limits.get(name) for name in RESOURCES}
+    flat |= {name: resources.get(name) for name in RESOURCES}
+    return {**flat, "deterministic": result.deterministic, "trace": json.dumps(trace)}
+
+
+def cells_table(results: Sequence[CellResult]) -> pyarrow.Table:
+    """One typed row a cell."""
+    import pyarrow
+
+    rows = [row(result) for result in results]
+    kinds = {name: pyarrow.string() for name in _TEXT} | {name: pyarrow.int64() for name in _WHOLE}
+    kinds["deterministic"] = pyarrow.bool_()
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in rows[0]])
+    return pyarrow.Table.from_pylist(rows, schema=schema)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of the same keys as CSV; None is empty."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def latex(suite: Suite, summaries: Sequence[Summary]) -> str:
+    """Methods by budgets for the package booktabs; the best mean of each column is bold."""
+    measures = ["kl", _accuracy_measure(summaries)] if _accuracy_measure(summaries) else ["kl"]
+    columns = [(budget, measure) for budget in suite.budgets for measure in measures]
+    by_name = {(summary.method, summary.budget): summary for summary in summaries}
+    best = {column: best_mean(summaries, *column) for column in columns}
+    heads = " & ".join(rf"\multicolumn{{{len(measures)}}}{{c}}{{{escaped(budget)}}}" for budget in suite.budgets)
+    ends = [2 + len(measures) * index for index in range(len(suite.budgets))]
+    rules = " ".join(rf"\cmidrule(lr){{{start}-{start + len(measures) - 1}}}" for start in ends)
+    names = {"kl": "KL, nats", "accuracy": r"accuracy, \%", "test_accuracy": r"test accuracy, \%"}
+    lines = [
+        "% Means over seeds with 95 % bootstrap intervals. A number without one is of a single seed. Methods without",
+        f"% random choices, of which one seed says all: {_deterministic(summaries)}.",
+        "% KL: of the plan that the search chose, on the search split.",
+        rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
+        r"\toprule",
+        rf" & {heads} \\",
+        rules,
+        " & ".join(["Method", *(names[measure] for _, measure in columns)]) + r" \\",
+        r"\midrule",
+    ]
+    for method in suite.methods:
+        cells = [
+            _latex_cell(by_name[method.name, budget].spreads[measure], measure, best[budget, measure])
+            for budget, measure in columns
+        ]
+        lines.append(" & ".join([escaped(method.name), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def escaped(text: str) -> str:
+    """Text as LaTeX shows it.
+
+    >>> escaped("size=8%, a_b")
+    'size=8\\\\%, a\\\\_b'
+    """
+    return "".join(_LATEX.get(letter, letter) for letter in text)
+
+
+def best_mean(summaries: Sequence[Summary], budget: str, measure: str) -> float:
+    """The lowest mean KL or the highest mean accuracy under a budget; NaN where there is none."""
+    means = [each.spreads[measure].mean for each in summaries if each.budget == budget]
+    known = [mean for mean in means if not math.isnan(mean)]
+    if not known:
+        return math.nan
+    return min(known) if measure.endswith("kl") else max(known)
+
+
+def terminal_table(summaries: Sequence[Summary]) -> Table:
+    """One row for each budget and method, best first; the best mean of a budget is bold."""
+    table = Table(title="Means over seeds [95 % bootstrap interval]", title_justify="left")
+    for column in ("budget", "method"):
+        table.add_column(column)
+    measures = [name for name in _SHOWN if any(each.spreads[name].n for each in summaries)]
+    for column in ("seeds", *(_SHOWN[name] for name in measures), "evaluations", "seconds"):
+        table.add_column(column, justify="right")
+    for budget in dict.fromkeys(summary.budget for summary in summaries):
+        for summary in ranked([each for each in summaries if each.budget == budget]):
+            shown = [_terminal_cell(summary, name, best_mean(summaries, budget, name)) for name in measures]
+            totals = [_number(summary.spreads[name].mean, "{:.0f}") for name in ("evaluations", "seconds")]
+            table.add_row(budget, escape(summary.method), _seeds(summary), *shown, *totals)
+        table.add_section()
+    return table
+
+
+def ranked(summaries: Sequence[Summary]) -> list[Summary]:
+    """The lowest mean KL first; methods without one last."""
+    return sorted(summaries, key=lambda each: (math.isnan(each.spreads["kl"].mean), each.spreads["kl"].mean))
+
+
+_SHOWN = {
+    "kl": "KL, nats",
+    "accuracy": "accuracy, %",
+    "test_kl": "test KL, nats",
+    "test_accuracy": "test accuracy, %",
+}
+
+
+def _accuracy_measure(summaries: Sequence[Summary]) -> str:
+    """The accuracy to report: on the test split where it was read; empty where the data has no labels."""
+    return next((name for name in ("test_accuracy", "accuracy") if any(s.spreads[name].n for s in summaries)), "")
+
+
+def _deterministic(summaries: Sequence[Summary]) -> str:
+    return ", ".join(dict.fromkeys(each.method for each in summaries if each.deterministic)) or "none"
+
+
+def _latex_cell(spread: Spread, measure: str, best: float) -> str:
+    if math.isnan(spread.mean):
+        return "--"
+    mean = _value(spread.mean, measure)
+    shown = rf"\textbf{{{mean}}}" if mean == _value(best, measure) else mean
+    return shown + _interval(spread, measure)
+
+
+def _terminal_cell(summary: Summary, measure: str, best: float) -> str:
+    spread = summary.spreads[measure]
+    if math.isnan(spread.mean):
+        return "-"
+    mean = _value(spread.mean, measure)
+    return (f"[bold]{mean}[/bold]" if mean == _value(best, measure) else mean) + escape(_interval(spread, measure))
+
+
+def _interval(spread: Spread, measure: str) -> str:
+    """With a leading space; empty where so few seeds give none."""
+    if math.isnan(spread.low):
+        return ""
+    return f" [{_value(spread.low, measure)}, {_value(spread.high, measure)}]"
+
+
+def _value(value: float, measure: str) -> str:
+    if measure.endswith("accuracy"):
+        return f"{100 * value:.2f}"
+    return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.3g}"
+
+
+def _seeds(summary: Summary) -> str:
+    if summary.failed:
+        return f"{summary.n} ({summary.failed} failed)"
+    return "1 (not random)" if summary.deterministic else str(summary.n)
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else form.format(value)
+
+
+def _known(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value

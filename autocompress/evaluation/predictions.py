@@ -1,0 +1,42 @@
+"""The original's predictions, and how a plan changes them: what a model of a network's outputs learns from."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+KEPT_CLASSES = 9  # a sample; all others are one, so that a thousand classes cost no more than ten
+
+
+class Predictions:
+    """The original's class probabilities on N samples, over K classes: its most likely ones, and all others together.
+
+    Pooling classes never raises a divergence, and where there are at most `KEPT_CLASSES` + 1 it changes nothing.
+
+    Args:
+        outputs: (N, classes) logits of the original.
+
+    Attributes:
+        probabilities: (N, K) float64, K = min(classes, 10); rows sum to 1.
+    """
+
+    def __init__(self, outputs: Tensor) -> None:
+        classes = outputs.shape[1]
+        self._order = outputs.argsort(1, descending=True) if classes > KEPT_CLASSES + 1 else None
+        self._log_probabilities = self._pooled(outputs)
+        self.probabilities: npt.NDArray[np.float64] = self._log_probabilities.exp().numpy()
+
+    def shift(self, outputs: Tensor) -> npt.NDArray[np.float16]:
+        """(N, K) how much higher the log-probability of every class is than the original's."""
+        change: npt.NDArray[np.float16] = (self._pooled(outputs) - self._log_probabilities).half().numpy()
+        return change
+
+    def _pooled(self, outputs: Tensor) -> Tensor:
+        log_probabilities = outputs.double().log_softmax(1)
+        if self._order is None:
+            return log_probabilities
+        ordered = log_probabilities.gather(1, self._order)
+        rest = ordered[:, KEPT_CLASSES:].logsumexp(1, keepdim=True)
+        return torch.cat([ordered[:, :KEPT_CLASSES], rest], dim=1)

@@ -1,0 +1,102 @@
+"""Model-based reinforcement learning: real episodes teach a model of the network's outputs, and plans are made in it.
+
+The Dyna idea (Sutton 1991) where an episode is one plan: between two evaluations of the network, thousands of plans are
+tried in the model for nothing, and the one that is evaluated next is the most promising under optimism in the face of
+uncertainty. Prices drawn by an explorer (see `explorers`) begin the search, when the model knows nothing, and go on
+taking turns with it, so that it also learns of plans it would not have chosen.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import numpy as np
+
+from autocompress.errors import InputError
+from autocompress.searchers.base import Recorder, SearchSettings, Task
+from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
+from autocompress.searchers.output_model import OutputModel
+from autocompress.searchers.planning import Planner
+from autocompress_envs.numbers import IntArray, Labeling
+from autocompress_envs.pricing import Pricer
+
+FIRST = 24  # evaluations of the explorer alone
+EVERY = 4  # one in so many evaluations is the explorer's, later on
+STARTS = 3  # best plans from which planning begins
+OPTIMISM = 1.0  # standard deviations by which an uncertain plan is taken to be better than expected
+
+
+def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) -> NoReturn:
+    """Search until the recorder ends it. The first evaluation is the solver's plan.
+
+    Raises:
+        InputError: the evaluation keeps no outputs.
+    """
+    if task.probabilities is None:
+        raise InputError(
+            "`agent` model-based needs an evaluation that keeps outputs, got none; "
+            "choose another, such as posterior-ppo."
+        )
+    search = _Search(task, settings, recorder)
+    while True:
+        search.explore() if search.is_explorers_turn() else search.plan()
+
+
+class _Search:
+    def __init__(self, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
+        assert task.probabilities is not None
+        self._recorder = recorder
+        self._rng = np.random.default_rng(settings.seed)
+        self._pricer = Pricer(task.problem, task.limits)
+        self._explorer = MixedExplorer(task.problem, self._rng)
+        self._proposal = Proposal(np.zeros((len(task.problem.layers), 2)), "solver")
+        self._model = OutputModel(task.problem, task.probabilities)
+        self._planner = Planner(task.problem, task.limits, self._model)
+        self._known: set[bytes] = set()
+
+    def is_explorers_turn(self) -> bool:
+        return len(self._model) < FIRST or len(self._model) % EVERY == 0
+
+    def explore(self) -> None:
+        """Evaluate what the explorer proposes."""
+        proposal = self._proposal
+        self._evaluate(self._pricer.solve(*np.exp(proposal.prices).T), proposal)
+        self._proposal = self._explorer.propose()
+
+    def plan(self) -> None:
+        """Evaluate the plan that the model holds most promising; the explorer's where the model has no new one."""
+        labeling = self._most_promising()
+        if labeling is None:
+            self.explore()
+        else:
+            self._evaluate(labeling, Proposal(self._proposal.prices, "model"))
+
+    def _most_promising(self) -> Labeling | None:
+        model = self._model
+        best = model.losses.argsort(kind="stable")[:STARTS]
+        start = best[0] if self._rng.random() < 0.5 else self._rng.choice(best)
+        candidates = self._new(self._planner.walk(model.codes[start]))
+        if not len(candidates):
+            return None
+        expected, deviation = model.predict(candidates)
+        return model.decode(candidates[int((expected - OPTIMISM * deviation).argmin())])
+
+    def _new(self, candidates: IntArray) -> IntArray:
+        new: IntArray = candidates[[key not in self._known for key in map(_key, candidates)]]
+        return new
+
+    def _evaluate(self, labeling: Labeling, proposal: Proposal) -> None:
+        best, evaluations = self._recorder.best, self._recorder.evaluations
+        outcome = self._recorder(labeling)
+        is_new, is_best = self._recorder.evaluations > evaluations, self._recorder.best is not best
+        if is_new:
+            self._model.add(labeling, outcome)
+            self._known.add(_key(self._model.codes[-1]))
+        is_explorers = proposal.origin != "model"  # the model's plans have no prices to climb from
+        self._explorer.learn(
+            Trial(proposal.prices, proposal.origin, labeling, outcome.kl, is_new, is_best and is_explorers)
+        )
+
+
+def _key(codes: IntArray) -> bytes:
+    return codes.astype(np.int64).tobytes()

@@ -1,0 +1,250 @@
+"""A model of the network's outputs under any plan, learned from the plans that were evaluated.
+
+Every evaluation gives more than one number: how each class's log-probability moved on each sample, d(p) in R^(N x K).
+Layers disturb the outputs nearly additively, so d is modelled as a Gaussian process over plans whose kernel says which
+plans disturb alike, the same for all N x K outputs:
+
+    k(p, p') = a + c a^2,   a(p, p') = sum over layers of sqrt(e(o) e(o')) r^|o - o'|
+
+with o the option that a plan takes in a layer (a sparsity, or bits), e(o) its layer error, r how alike neighbouring
+options are, and the square for pairs of layers. (Rasmussen & Williams 2006, ch. 2; outputs that share one kernel:
+Bonilla et al. 2008.) The mean for a plan never seen is a mixture of measured outputs, sum_n alpha_n(p) d(p_n) with
+alpha = (K + s I)^-1 k(p), and its divergence, to second order around the best plan b measured so far,
+
+    KL(p) = KL_b + g'z + z'H z / 2,   z = alpha(p) - onehot(b),
+    g_n = E_samples[(q - p0)' d_n],   H_nm = E_samples[d_n' (diag q - q q') d_m],
+
+p0 the original's and q the best plan's probabilities. So one candidate costs O(n^2) operations for n evaluations,
+however many samples there are: thousands of candidates for the price of one evaluation.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from autocompress_envs.numbers import FloatArray, IntArray, Labeling, Outcome, Problem
+from autocompress_envs.tables import Tables
+
+Matrix = npt.NDArray[np.float32]
+
+SMALLEST_ERROR = 1e-3  # of a layer's largest: an estimate of no error at all would hide what an option does
+REFIT = 24  # evaluations between two looks for better kernel settings
+RECENT = 40  # predictions whose misses calibrate the uncertainty
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """The kernel's free numbers, chosen by leave-one-out error.
+
+    Attributes:
+        pruning: r of neighbouring sparsities, which remove nested sets of channels: close to 1.
+        rounding: r of neighbouring bit-widths, whose rounding errors have little in common.
+        pairs: c.
+        noise: s, relative to the mean of K's diagonal.
+    """
+
+    pruning: float = 0.95
+    rounding: float = 0.3
+    pairs: float = 1.0
+    noise: float = 1e-2
+
+
+CHOICES = tuple(
+    itertools.starmap(KernelSettings, itertools.product((0.9, 0.97), (0.1, 0.5), (1.0, 10.0), (1e-3, 1e-2)))
+)
+
+
+class OutputModel:
+    """Predicts the divergence of plans from the outputs of others.
+
+    Plans are *codes* here: (2L,) integers, L sparsities, then L flat indices of (weight bits, activation bits).
+
+    Args:
+        problem: menus and costs.
+        probabilities: (N, K) of the original; see `Task.probabilities`.
+    """
+
+    def __init__(self, problem: Problem, probabilities: FloatArray) -> None:
+        self.tables = Tables(problem)
+        self._errors = _option_errors(self.tables)
+        options = np.array([errors.shape[1] for errors in self._errors for _ in range(self.tables.layer_count)])
+        self.offsets = np.cumsum(options) - options  # (2L,) of every feature's cells among all cells
+        self._probabilities = np.clip(probabilities, 1e-30, None)
+        self._settings = KernelSettings()
+        self._columns: FloatArray
+        self._shifts = np.zeros((0, probabilities.size), dtype=np.float32)
+        self.codes: IntArray = np.zeros((0, 2 * self.tables.layer_count), dtype=np.int64)
+        self.losses = np.zeros(0)
+        self._best = -1
+        self._metric = np.zeros((0, 0))
+        self._misses: list[float] = []
+        self._rebuild()
+
+    def __len__(self) -> int:
+        return len(self.losses)
+
+    def encode(self, labeling: Labeling) -> IntArray:
+        """(2L,) of a labelling, or (..., 2L) of stacked ones."""
+        bits = labeling.weight_bits * self.tables.activation_bits.shape[1] + labeling.activation_bits
+        return np.concatenate([labeling.sparsity, bits], axis=-1)
+
+    def decode(self, codes: IntArray) -> Labeling:
+        """The inverse of `encode`."""
+        sparsity, flat = np.split(codes, 2, axis=-1)
+        bits, activations = np.divmod(flat, self.tables.activation_bits.shape[1])
+        return Labeling(sparsity.copy(), bits, activations)
+
+    def add(self, labeling: Labeling, outcome: Outcome) -> None:
+        """Learn what a plan did to the outputs."""
+        assert outcome.shift is not None, "agents check before they ask for a model"
+        codes = self.encode(labeling)
+        if self._best >= 0:
+            predicted, deviation = self.predict(codes[None])
+            self._misses.append(float((outcome.kl - predicted[0]) / max(deviation[0], 1e-12) * self._calibration()))
+        self.codes = np.vstack([self.codes, codes])
+        self.losses = np.append(self.losses, outcome.kl)
+        self._shifts = np.vstack([self._shifts, outcome.shift.astype(np.float32).reshape(1, -1)])
+        self._columns = np.hstack([self._columns, self._column(codes)[:, None]])
+        self._look_from(int(self.losses.argmin()))
+        if len(self) % REFIT == 0:
+            self._choose_settings()
+        self._solve()
+
+    def predict(self, codes: IntArray) -> tuple[FloatArray, FloatArray]:
+        """(M,) expected divergence in nats, and (M,) standard deviation, of plans (M, 2L)."""
+        overlap = self.overlaps(codes)
+        kernel = overlap + self._settings.pairs * overlap**2
+        variance = self._prior(codes) - ((kernel @ self._inverse) * kernel).sum(1)
+        return self.expected(kernel), self._calibration() * np.sqrt(np.maximum(variance, 0.0))
+
+    def expected(self, kernel: FloatArray) -> FloatArray:
+        """(M,) divergence, from kernel values (M, n) with the plans measured."""
+        weights = kernel @ self._inverse
+        weights[:, self._best] -= 1.0
+        curvature = ((weights @ self._metric) * weights).sum(1)
+        loss: FloatArray = self.losses[self._best] + weights @ self._gradient + 0.5 * curvature
+        return loss
+
+    def overlaps(self, codes: IntArray) -> FloatArray:
+        """(M, n) the sum a of the kernel between plans (M, 2L) and those measured."""
+        overlap: FloatArray = self._columns[self.offsets + codes].sum(1)
+        return overlap
+
+    def moves(self, codes: IntArray, feature: IntArray, option: IntArray) -> tuple[FloatArray, FloatArray]:
+        """What single changes (M,) of one plan (2L,) do to its divergence.
+
+        Returns:
+            (M,) the change that each makes alone, and (M, M) what two make on top of the sum of their own.
+        """
+        base = self.overlaps(codes[None])[0]
+        before, after = self.offsets[feature] + codes[feature], self.offsets[feature] + option
+        change = self._columns[after] - self._columns[before]
+        pairs = self._settings.pairs
+        weights = (change * (1.0 + 2.0 * pairs * base) + pairs * change**2) @ self._inverse
+        start = (base + pairs * base**2) @ self._inverse
+        start[self._best] -= 1.0
+        slope = self._gradient + self._metric @ start
+        joint = (weights @ self._metric) @ weights.T
+        return weights @ slope + 0.5 * np.diag(joint), joint
+
+    def _look_from(self, best: int) -> None:
+        """Gradient and metric of the divergence at the best plan; only one new row where it stays the best."""
+        samples, classes = self._probabilities.shape
+        if best != self._best:
+            self._best = best
+            logits = np.log(self._probabilities) + self._shifts[best].reshape(samples, classes)
+            self._expected = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+            root = np.sqrt(self._expected / samples)
+            self._root: Matrix = root.astype(np.float32)
+            self._centred = self._centre(self._shifts)
+            self._metric = (self._centred @ self._centred.T).astype(np.float64)
+        else:
+            self._centred = np.vstack([self._centred, self._centre(self._shifts[-1:])])
+            row = (self._centred @ self._centred[-1]).astype(np.float64)
+            self._metric = np.block([[self._metric, row[:-1, None]], [row[None]]])
+        pull = ((self._expected - self._probabilities) / samples).astype(np.float32).ravel()
+        self._gradient = (self._shifts @ pull).astype(np.float64)
+
+    def _centre(self, shifts: Matrix) -> Matrix:
+        """(n, N * K) such that products of rows are covariances of shifts under the best plan's predictions."""
+        cube = shifts.reshape(len(shifts), *self._probabilities.shape)
+        mean = (cube * self._expected.astype(np.float32)).sum(2, keepdims=True)
+        centred: Matrix = ((cube - mean) * self._root).reshape(len(shifts), -1)
+        return centred
+
+    def _choose_settings(self) -> None:
+        """The kernel settings with the least leave-one-out error, in the metric of the divergence."""
+        errors = []
+        for settings in CHOICES:
+            self._settings = settings
+            self._rebuild()
+            self._solve()
+            errors.append(self._left_out())
+        self._settings = CHOICES[int(np.argmin(errors))]
+        self._rebuild()
+
+    def _left_out(self) -> float:
+        """Mean squared leave-one-out error (Rasmussen & Williams 2006, eq. 5.12), the better half of plans only."""
+        missed = np.einsum("ij,jk,ik->i", self._inverse, self._metric, self._inverse) / np.diag(self._inverse) ** 2
+        return float(missed[self.losses <= np.median(self.losses)].mean())
+
+    def _rebuild(self) -> None:
+        likeness = (self._settings.pruning, self._settings.rounding)
+        self._blocks = [_block(errors, r) for errors, r in zip(self._errors, likeness, strict=True)]
+        cells = sum(errors.size for errors in self._errors)
+        columns = [self._column(codes) for codes in self.codes]
+        self._columns = np.array(columns).T.reshape(cells, len(columns))
+
+    def _column(self, codes: IntArray) -> FloatArray:
+        """(cells,) the kernel between every option of every layer and a plan's own."""
+        rows = np.arange(self.tables.layer_count)
+        parts = zip(self._blocks, np.split(codes, 2), strict=True)
+        return np.concatenate([block[rows, :, chosen].ravel() for block, chosen in parts])
+
+    def _prior(self, codes: IntArray) -> FloatArray:
+        """(M,) k(p, p)."""
+        rows = np.arange(self.tables.layer_count)
+        parts = zip(self._blocks, np.split(codes, 2, axis=1), strict=True)
+        own = sum((block[rows, chosen, chosen].sum(1) for block, chosen in parts), np.zeros(len(codes)))
+        return own + self._settings.pairs * own**2
+
+    def _solve(self) -> None:
+        overlap = self.overlaps(self.codes)
+        kernel = overlap + self._settings.pairs * overlap**2
+        noise = self._settings.noise * max(float(np.diag(kernel).mean()), 1e-12)
+        self._inverse = np.linalg.inv(kernel + noise * np.eye(len(kernel)))
+
+    def _calibration(self) -> float:
+        """How many times larger misses were than the kernel says."""
+        recent = self._misses[-RECENT:]
+        return float(np.sqrt(np.mean(np.square(recent)))) if recent else 1.0
+
+
+def _option_errors(tables: Tables) -> tuple[FloatArray, FloatArray]:
+    """(L, S) of every owner's sparsities over all layers that read its group, and (L, B * A) of bits, unpruned."""
+    pruning = tables.errors[:, :, -1, -1] - tables.errors[:, :1, -1, -1]
+    by_owner = tables.extra_errors.copy()
+    np.add.at(by_owner, tables.source, pruning)
+    rounding = tables.errors[:, 0].reshape(tables.layer_count, -1)
+    rounding = rounding - rounding.min(1, keepdims=True)
+    return _floored(by_owner), _floored(rounding)
+
+
+def _floored(errors: FloatArray) -> FloatArray:
+    """At least a small share of the layer's largest, but for the option that changes least."""
+    floor = SMALLEST_ERROR * errors.max(1, keepdims=True)
+    mildest = errors.argmin(1)[:, None] == np.arange(errors.shape[1])
+    return np.where(mildest, 0.0, np.maximum(errors, floor))
+
+
+def _block(errors: FloatArray, likeness: float) -> FloatArray:
+    """(L, O, O) sqrt(e e') r^|o - o'|."""
+    options = np.arange(errors.shape[1])
+    alike = likeness ** np.abs(options[:, None] - options)
+    root = np.sqrt(errors)
+    block: FloatArray = root[:, :, None] * root[:, None, :] * alike
+    return block
