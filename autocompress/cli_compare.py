@@ -96,9 +96,10 @@ def _view(config: Config) -> AbstractContextManager[ComparisonProgress]:
 
 
 def _print(console: Console, done: Comparison) -> None:
-    from autocompress.comparison.tables import terminal_table
+    from autocompress.comparison.tables import terminal_tables
 
-    console.print(terminal_table(done.summaries))
+    for table in terminal_tables(done.summaries):
+        console.print(table)
     console.print(f"folder: {done.folder}", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -77,8 +77,7 @@ def test_run_folder_holds_the_result(finished):
     result, watcher = finished
     folder = result.run_folder
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "journal.jsonl", "model.safetensors", "outcome.json", "plan.yaml", "policy.json",
-        "policy.safetensors", "tb",
+        "config.yaml", "journal.jsonl", "journal.f16", "model.safetensors", "outcome.json", "plan.yaml", "tb",
     }  # fmt: skip
     assert Plan.load(folder / "plan.yaml") == result.plan
     assert (folder / "model.safetensors").stat().st_size == result.outcome.resources["size"]
@@ -223,7 +222,13 @@ def test_accuracy_reward_needs_labels(quick, tmp_path):
     inputs, _ = load_data("digits").calibration()
     with pytest.raises(InputError) as error:
         autocompress.search(
-            load_model("digits"), (inputs, None), "size=0.1", reward="accuracy", out=tmp_path / "run", **quick
+            load_model("digits"),
+            (inputs, None),
+            "size=0.1",
+            agent="posterior-ppo",
+            reward="accuracy",
+            out=tmp_path / "run",
+            **quick,
         )
     assert str(error.value) == "`reward` accuracy needs labelled data, got tensors without labels; choose kl."
     assert not (tmp_path / "run").exists()

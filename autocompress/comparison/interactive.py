@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 from autocompress.comparison.plots import X_PROGRESS, Y_PROGRESS
@@ -26,7 +27,7 @@ def pareto_html(plot: Pareto, looks: Mapping[str, Look]) -> str:
             y=points.mean,
             error_y={"type": "data", "array": points.above, "arrayminus": points.below, "symmetric": False},
             mode="lines+markers",
-            name=points.method,
+            name=escape(points.method, quote=False),
             customdata=points.seeds,
             hovertemplate="%{y:.4g}, seeds: %{customdata}",
             **_style(looks[points.method]),
@@ -76,7 +77,7 @@ def _add_curve(figure: Figure, curve: Curve, look: Look, at: Mapping[str, int], 
         x=curve.evaluations.tolist(),
         y=curve.mean.tolist(),
         mode="lines",
-        name=curve.method,
+        name=escape(curve.method, quote=False),
         showlegend=first,
         line=style["line"],
         hovertemplate="%{y:.4g} after %{x}",

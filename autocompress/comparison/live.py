@@ -7,7 +7,7 @@ from typing import Protocol
 
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Cell
-from autocompress.report.live import PlainView, TerminalView, best_so_far
+from autocompress.report.live import PlainView, TerminalView
 from autocompress.report.progress import Progress, Silent, Step
 
 
@@ -47,7 +47,7 @@ class TerminalComparison(TerminalView):
         if step is None:
             self._advance(str(cell), 0, None, "begins")
         else:
-            self._advance(str(cell), step.index + 1, step.total, best_so_far(step))
+            self._advance(str(cell), step.index + 1, step.total, f"best KL {step.best_kl:.4f}")
 
     def cell_done(self, result: CellResult) -> None:
         self._drop(str(result.cell))

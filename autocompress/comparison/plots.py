@@ -39,7 +39,14 @@ def pareto_png(plot: Pareto, looks: Mapping[str, Look]) -> bytes:
         )
     if not math.isnan(plot.original):
         axes.axhline(plot.original, color="#777777", linewidth=1, linestyle=(0, (1, 3)), zorder=0)
-        axes.annotate("original", (0, plot.original), xycoords=("axes fraction", "data"), color="#777777", va="bottom")
+        axes.annotate(
+            "original",
+            (0, plot.original),
+            xycoords=("axes fraction", "data"),
+            xytext=(4, 2),
+            textcoords="offset points",
+            color="#777777",
+        )
     axes.set_xticks(list(plot.ticks), list(plot.ticks.values()))
     axes.set_xlabel(plot.x_label)
     axes.set_ylabel(plot.y_label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,18 +127,21 @@ def _run(suite: Suite, folder: Path, jobs: int, watcher: ComparisonProgress, *, 
     session = _checked(suite, folder, pending, watcher, anew=not resume)
     begin(folder, suite, versions(), session.settled, resume=resume)
     total = len(suite.cells())
+    if results:
+        watcher.note(f"{len(results)} of {total} cells had finished before")
     watcher.cells(len(results), total, 0)
     alone = jobs == 1 or len(pending) < 2
     if not alone:
         del session  # its memory
-    running = (
+    cells = (
         run_here(session, suite, pending, watcher) if alone else run_in_processes(suite, folder, pending, jobs, watcher)
     )
-    for result in running:
-        keep(folder, suite, result)
-        results[result.cell] = result
-        watcher.cells(len(results), total, sum(not each.finished for each in results.values()))
-        watcher.cell_done(result)
+    with closing(cells) as done:  # whatever stops this loop ends the processes
+        for result in done:
+            keep(folder, suite, result)
+            results[result.cell] = result
+            watcher.cells(len(results), total, sum(not each.finished for each in results.values()))
+            watcher.cell_done(result)
     return tuple(results[cell] for cell in suite.cells())
 
 

@@ -118,7 +118,7 @@ class Session:
             try:
                 api.feasible_limits(Budget.parse(budget), prepared.job, self._watcher)
             except InputError as error:
-                raise InputError(f"Method {method}, budget {budget}: {error}") from None
+                raise InputError(f"Budget {budget} of {method}: {error}") from None
 
     def run(self, cell: Cell, observe: Observe) -> CellResult:
         """Search, and measure what was chosen on the test split.

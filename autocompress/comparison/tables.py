@@ -106,34 +106,35 @@ def best_mean(summaries: Sequence[Summary], budget: str, measure: str) -> float:
     return min(known) if measure.endswith("kl") else max(known)
 
 
-def terminal_table(summaries: Sequence[Summary]) -> Table:
-    """One row for each budget and method, best first; the best mean of a budget is bold."""
-    table = Table(title="Means over seeds [95 % bootstrap interval]", title_justify="left")
-    for column in ("budget", "method"):
-        table.add_column(column)
-    measures = [name for name in _SHOWN if any(each.spreads[name].n for each in summaries)]
-    for column in ("seeds", *(_SHOWN[name] for name in measures), "evaluations", "seconds"):
-        table.add_column(column, justify="right")
-    for budget in dict.fromkeys(summary.budget for summary in summaries):
-        for summary in ranked([each for each in summaries if each.budget == budget]):
-            shown = [_terminal_cell(summary, name, best_mean(summaries, budget, name)) for name in measures]
-            totals = [_number(summary.spreads[name].mean, "{:.0f}") for name in ("evaluations", "seconds")]
-            table.add_row(budget, escape(summary.method), _seeds(summary), *shown, *totals)
-        table.add_section()
+def terminal_tables(summaries: Sequence[Summary]) -> list[Table]:
+    """One table a budget, the lowest KL first; the best means are bold. The files hold more measures and intervals."""
+    accuracy = _accuracy_measure(summaries)
+    by_budget: dict[str, list[Summary]] = {}
+    for summary in summaries:
+        by_budget.setdefault(summary.budget, []).append(summary)
+    return [_budget_table(budget, mine, accuracy) for budget, mine in by_budget.items()]
+
+
+def _budget_table(budget: str, summaries: Sequence[Summary], accuracy: str) -> Table:
+    table = Table(title=f"{budget}: means over seeds [95 % bootstrap interval]", title_justify="left")
+    if any(each.deterministic for each in summaries):
+        table.caption, table.caption_justify = "* makes no random choice: one seed says all", "left"
+    table.add_column("method", min_width=8)
+    table.add_column("seeds", justify="right")
+    table.add_column("KL, nats", justify="right", no_wrap=True)
+    if accuracy:
+        table.add_column(_ACCURACIES[accuracy], justify="right")
+    table.add_column("plans", justify="right", no_wrap=True)
+    best = {name: best_mean(summaries, budget, name) for name in ("kl", accuracy) if name}
+    for summary in sorted(summaries, key=lambda each: (each.n == 0, each.spreads["kl"].mean)):
+        cells = [_terminal_cell(summary, name, mean) for name, mean in best.items()]
+        cells[0] += escape(_interval(summary.spreads["kl"], "kl"))
+        plans = summary.spreads["evaluations"].mean
+        table.add_row(escape(summary.method), _seeds(summary), *cells, "-" if math.isnan(plans) else f"{plans:.0f}")
     return table
 
 
-def ranked(summaries: Sequence[Summary]) -> list[Summary]:
-    """The lowest mean KL first; methods without one last."""
-    return sorted(summaries, key=lambda each: (math.isnan(each.spreads["kl"].mean), each.spreads["kl"].mean))
-
-
-_SHOWN = {
-    "kl": "KL, nats",
-    "accuracy": "accuracy, %",
-    "test_kl": "test KL, nats",
-    "test_accuracy": "test accuracy, %",
-}
+_ACCURACIES = {"accuracy": "accuracy, %", "test_accuracy": "test accuracy, %"}
 
 
 def _accuracy_measure(summaries: Sequence[Summary]) -> str:
@@ -158,7 +159,7 @@ def _terminal_cell(summary: Summary, measure: str, best: float) -> str:
     if math.isnan(spread.mean):
         return "-"
     mean = _value(spread.mean, measure)
-    return (f"[bold]{mean}[/bold]" if mean == _value(best, measure) else mean) + escape(_interval(spread, measure))
+    return f"[bold]{mean}[/bold]" if mean == _value(best, measure) else mean
 
 
 def _interval(spread: Spread, measure: str) -> str:
@@ -171,17 +172,13 @@ def _interval(spread: Spread, measure: str) -> str:
 def _value(value: float, measure: str) -> str:
     if measure.endswith("accuracy"):
         return f"{100 * value:.2f}"
-    return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:.3g}"
+    return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:#.3g}"
 
 
 def _seeds(summary: Summary) -> str:
     if summary.failed:
         return f"{summary.n} ({summary.failed} failed)"
-    return "1 (not random)" if summary.deterministic else str(summary.n)
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else form.format(value)
+    return "1*" if summary.deterministic else str(summary.n)
 
 
 def _known(value: Any) -> Any:

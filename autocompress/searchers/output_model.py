@@ -157,8 +157,8 @@ class OutputModel:
         if best != self._best:
             self._best = best
             logits = np.log(self._probabilities) + self._shifts[best].reshape(samples, classes)
-            self._expected = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
-            root = np.sqrt(self._expected / samples)
+            self._best_probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+            root = np.sqrt(self._best_probabilities / samples)
             self._root: Matrix = root.astype(np.float32)
             self._centred = self._centre(self._shifts)
             self._metric = (self._centred @ self._centred.T).astype(np.float64)
@@ -166,13 +166,13 @@ class OutputModel:
             self._centred = np.vstack([self._centred, self._centre(self._shifts[-1:])])
             row = (self._centred @ self._centred[-1]).astype(np.float64)
             self._metric = np.block([[self._metric, row[:-1, None]], [row[None]]])
-        pull = ((self._expected - self._probabilities) / samples).astype(np.float32).ravel()
+        pull = ((self._best_probabilities - self._probabilities) / samples).astype(np.float32).ravel()
         self._gradient = (self._shifts @ pull).astype(np.float64)
 
     def _centre(self, shifts: Matrix) -> Matrix:
         """(n, N * K) such that products of rows are covariances of shifts under the best plan's predictions."""
         cube = shifts.reshape(len(shifts), *self._probabilities.shape)
-        mean = (cube * self._expected.astype(np.float32)).sum(2, keepdims=True)
+        mean = (cube * self._best_probabilities.astype(np.float32)).sum(2, keepdims=True)
         centred: Matrix = ((cube - mean) * self._root).reshape(len(shifts), -1)
         return centred
 
@@ -189,7 +189,7 @@ class OutputModel:
 
     def _left_out(self) -> float:
         """Mean squared leave-one-out error (Rasmussen & Williams 2006, eq. 5.12), the better half of plans only."""
-        missed = np.einsum("ij,jk,ik->i", self._inverse, self._metric, self._inverse) / np.diag(self._inverse) ** 2
+        missed = ((self._inverse @ self._metric) * self._inverse).sum(1) / np.diag(self._inverse) ** 2
         return float(missed[self.losses <= np.median(self.losses)].mean())
 
     def _rebuild(self) -> None:

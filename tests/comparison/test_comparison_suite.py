@@ -183,7 +183,10 @@ def test_a_resumed_suite_may_grow():
     ("changes", "message"),
     [
         ({"seeds": [1, 2]}, "seeds to hold 0 as in the comparison to resume, got [1, 2]"),
-        ({"budgets": ["size=0.08"]}, "budgets to hold macs=50%,size=40000 as in the comparison to resume, got ['size=8%']"),
+        (
+            {"budgets": ["size=0.08"]},
+            "budgets to hold macs=50%,size=40000 as in the comparison to resume, got ['size=8%']",
+        ),
         ({"methods": ["random"]}, "methods to hold solver as in the comparison to resume, got ['random']"),
         ({"episodes": 3}, "episodes to be as in the comparison to resume, 400, got 3"),
         ({"test": False}, "test to be as in the comparison to resume, True, got False"),

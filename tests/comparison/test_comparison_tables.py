@@ -9,13 +9,14 @@ import re
 import numpy as np
 import pytest
 from pyarrow import parquet
+from rich.console import Console
 
 from autocompress.comparison.report import write_report
 from autocompress.comparison.results import CellResult, failed
 from autocompress.comparison.series import curves, looks, pareto
 from autocompress.comparison.suite import Cell, make_suite
 from autocompress.comparison.summary import Spread, bootstrap, spread, summarise
-from autocompress.comparison.tables import latex
+from autocompress.comparison.tables import latex, terminal_tables
 from autocompress.errors import InputError
 
 SUITE = make_suite(
@@ -94,11 +95,26 @@ def test_latex_to_the_letter():
         "\\midrule\n"
         "solver & 0.4000 & 80.00 & 0.3000 & 85.00 \\\\\n"
         "r\\_l \\& co & \\textbf{0.2000} [0.1000, 0.3000] & \\textbf{89.00} [88.00, 90.00] "
-        "& \\textbf{0.001} & \\textbf{91.00} \\\\\n"
+        "& \\textbf{0.00100} & \\textbf{91.00} \\\\\n"
         "random & -- & -- & 0.5000 [0.5000, 0.5000] & 65.00 [60.00, 70.00] \\\\\n"
         "\\bottomrule\n"
         "\\end{tabular}\n"
     )
+
+
+def test_terminal_tables_rank_methods_and_fit_into_80_columns():
+    console = Console(width=80, file=io.StringIO())
+    first, second = terminal_tables(summarise(RESULTS))
+    console.print(first)
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert lines[0] == "size=10%: means over seeds [95 % bootstrap interval]"
+    assert [[text.strip() for text in line.split("│")[1:-1]] for line in lines if "│" in line] == [
+        ["r_l & co", "2", "0.2000 [0.1000, 0.3000]", "89.00", "4"],
+        ["solver", "1*", "0.4000", "80.00", "1"],
+        ["random", "0 (2 failed)", "-", "-", "-"],
+    ]
+    assert lines[-1] == "* makes no random choice: one seed says all"
+    assert list(second.columns[0].cells) == ["r_l & co", "solver", "random"]
 
 
 def test_a_result_reads_back_whole_and_damage_is_named():
@@ -150,7 +166,7 @@ def test_plots_are_there_and_pages_need_no_network(folder):
         assert not re.search(r"<(script|link)[^>]*(src|href)=[\"']?(https?:)?//", page)
         assert page.count("Plotly.newPlot") >= 1
         for method in SUITE.methods:
-            assert json.dumps(method.name).replace("&", r"\u0026") in page
+            assert f'"name":"{method.name.replace("&", "&amp;")}"' in page
 
 
 def test_curves_hold_the_best_so_far_and_begin_where_every_seed_has_a_plan():
