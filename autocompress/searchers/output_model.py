@@ -131,7 +131,9 @@ class OutputModel:
 
     def overlaps(self, codes: IntArray) -> FloatArray:
         """(M, n) the sum a of the kernel between plans (M, 2L) and those measured."""
-        overlap: FloatArray = self._columns[self.offsets + codes].sum(1)
+        chosen = np.zeros((len(codes), len(self._columns)))
+        np.put_along_axis(chosen, self.offsets + codes, 1.0, axis=1)
+        overlap: FloatArray = chosen @ self._columns
         return overlap
 
     def moves(self, codes: IntArray, feature: IntArray, option: IntArray) -> tuple[FloatArray, FloatArray]:

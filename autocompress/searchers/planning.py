@@ -69,13 +69,13 @@ class Planner:
         return plans[(self._costs(plans) <= self._most).all(1)]
 
     def _most_promising(self, value: FloatArray) -> tuple[IntArray, IntArray]:
-        """Rows and columns of the least entries of a symmetric matrix, in its upper half."""
-        rows, columns = np.triu_indices(len(value))
-        upper = value[rows, columns]
-        allowed = np.flatnonzero(np.isfinite(upper))
-        best = np.argpartition(upper[allowed], CANDIDATES)[:CANDIDATES] if len(allowed) > CANDIDATES else ...
-        chosen = allowed[best]
-        return rows[chosen], columns[chosen]
+        """Rows and columns of the least entries of a symmetric matrix, each pair once."""
+        allowed = np.flatnonzero(np.isfinite(value))
+        count = 2 * CANDIDATES  # every pair is there twice
+        best = np.argpartition(value.ravel()[allowed], count)[:count] if len(allowed) > count else ...
+        rows, columns = np.divmod(allowed[best], len(value))
+        once = rows <= columns
+        return rows[once], columns[once]
 
     def _costs(self, codes: IntArray) -> IntArray:
         """(M, R) limited resources of plans (M, 2L)."""

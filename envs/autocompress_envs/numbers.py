@@ -60,7 +60,7 @@ class CostModel:
 
     def widths(self, kept: IntArray) -> tuple[IntArray, IntArray]:
         """(fan_in, out), each (..., L), for `kept` (..., G)."""
-        return self.fan_in_const + kept @ self.fan_in_coef.T, self.out_const + kept @ self.out_coef.T
+        return self.fan_in_const + _product(kept, self.fan_in_coef.T), self.out_const + _product(kept, self.out_coef.T)
 
     def resources(
         self, kept: IntArray, weight_bits: IntArray, activation_bits: IntArray, sparsity: FloatArray | float = 0.0
@@ -92,6 +92,13 @@ class CostModel:
         tensor_bytes = -(-(self.tensor_const + kept @ self.tensor_coef.T) * bits // 8)
         peak: IntArray = (tensor_bytes @ self.alive.T.astype(np.int64)).max(-1, initial=0)
         return peak
+
+
+def _product(first: IntArray, second: IntArray) -> IntArray:
+    """The matrix product of whole numbers, by way of floats where it is large: exact, as sums stay below 2^53."""
+    if first.ndim < 2:
+        return first @ second
+    return (first.astype(np.float64) @ second.astype(np.float64)).astype(np.int64)
 
 
 def layer_resources(
