@@ -10,7 +10,7 @@ from typing import Any
 from autocompress.config import Config
 from autocompress.data import Data
 from autocompress.evaluation.measure import Closeness, compare
-from autocompress.execute.compressed import Compressed, uncompressed
+from autocompress.execute.compressed import Compressed
 from autocompress.execute.distillation import Objective
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Executed
@@ -20,9 +20,8 @@ from autocompress.recording import outcome_text
 from autocompress.report.progress import Progress
 from autocompress.results import Finished
 from autocompress.run_folder import CHECKPOINT, MODEL_ONNX, OUTCOME, write_atomically
-from autocompress.targets.lowering import Lowered, lower
-from autocompress.targets.onnx_file import write_onnx
-from autocompress.targets.onnx_runtime import OnnxSession, open_session
+from autocompress.targets.lowering import Lowered
+from autocompress.targets.onnx_runtime import open_session
 from autocompress.targets.target import TARGETS, lowered_for, target_file
 from autocompress.targets.verify import (
     Verification,
@@ -151,14 +150,9 @@ def verify_files(
     if session is not None and runtime is not None:
         found = runtime_outcome("ONNX Runtime", reference, pytorch, runtime, labels)
         checks.append(check_agreement(found))
-        found = replace(found, seconds=latencies(_original_session(job), session, job.inputs))
+        found = replace(found, seconds=latencies(job.original_session, session, job.inputs))
     sizes = {name: len(content) for name, content in contents.items()}
     return Verification(tuple(checks), compare(reference, pytorch, labels), found, sizes, resources)
-
-
-def _original_session(job: Loaded) -> OnnxSession:
-    original = uncompressed(job.teacher, job.network)
-    return open_session(write_onnx(lower(original, job.inputs, integer=False)))
 
 
 def fine_tuning(config: Config, has_labels: bool) -> FineTuning | None:

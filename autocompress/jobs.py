@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from autocompress.data import Data, from_tensors, load_data
 from autocompress.data.sources import TensorSource
 from autocompress.errors import ExportError, InputError
 from autocompress.evaluation import torch_device
+from autocompress.execute import uncompressed
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.menus.store import default_cache
 from autocompress.models import check_classes, check_spec, has_random_weights, load_model
@@ -22,6 +24,9 @@ from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.plan import Plan
 from autocompress.report.progress import Progress
 from autocompress.targets import Target, counted_on_file, find_target
+from autocompress.targets.lowering import lower
+from autocompress.targets.onnx_file import write_onnx
+from autocompress.targets.onnx_runtime import OnnxSession, open_session
 from autocompress_envs import Problem
 
 Pair = tuple[Tensor, Tensor | None]
@@ -52,6 +57,12 @@ class Loaded:
     inputs: Tensor
     target: Target
     network: Network
+
+    @cached_property
+    def original_session(self) -> OnnxSession:
+        """The original in ONNX Runtime, in float32; exported when first asked for."""
+        original = uncompressed(self.teacher, self.network)
+        return open_session(write_onnx(lower(original, self.inputs, integer=False)))
 
 
 @dataclass(frozen=True)
