@@ -72,7 +72,8 @@ def time_episodes(name: str, shared: Path, episodes: int = 60) -> None:
     forward = job.evaluator.forward_seconds
     started = time.perf_counter()
     settings = SearchSettings(episodes=episodes)
-    found = run_search(Task(job.problem, job.limits, job.evaluator), settings)
+    task = Task(job.problem, job.limits, job.evaluator, probabilities=job.evaluator.probabilities)
+    found = run_search(task, settings)
     seconds = time.perf_counter() - started
     share = 1 - (job.evaluator.forward_seconds - forward) / seconds
     print(f"{name}: {found.evaluations / seconds:.2f} episodes/s ({job.evaluator.dtype}), overhead {100 * share:.1f} %")

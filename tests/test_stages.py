@@ -98,7 +98,7 @@ def test_the_run_folder_has_the_stage_and_a_plan_for_the_original(staged):
     result, _ = staged
     folder = result.run_folder
     names = {path.name for path in (folder / "stage-1").iterdir()}
-    assert names == {"base.safetensors", "config.yaml", "journal.jsonl", "plan.yaml", "tb"}
+    assert names == {"base.safetensors", "config.yaml", "journal.jsonl", "journal.f16", "plan.yaml", "tb"}
     model = load_model("digits")
     inputs, _ = load_data("digits").calibration()
     plan = Plan.load(folder / "plan.yaml")

@@ -90,14 +90,14 @@ def test_episode_of_prices_finds_what_the_solver_cannot_see() -> None:
 
 @pytest.mark.parametrize("chunk", range(4))
 def test_random_walks_meet_every_budget(chunk: int) -> None:
-    """4 x 500 walks, random problems, reachable budgets of one to four resources, all three actions.
+    """4 x 250 walks, random problems, reachable budgets of one to four resources, all three actions.
 
     A budget of several resources with not one byte to spare may be refused though a labelling meets it (see
     `feasibility`); that must stay rare.
     """
     rng = np.random.default_rng(100 + chunk)
     walks = refusals = 0
-    while walks < 500:
+    while walks < 250:
         problem = random_problem(rng, int(rng.integers(3, 8)))
         limits = random_limits(rng, problem)
         try:

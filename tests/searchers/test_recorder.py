@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,7 @@ from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Ta
 from autocompress.searchers.search import run_search
 from autocompress_envs.numbers import Labeling, Outcome
 from autocompress_envs.pricing import InfeasibleBudgetError
-from autocompress_envs.toy import toy_problem
+from autocompress_envs.toy import fair_coins, toy_problem
 
 
 def plan(number):
@@ -81,10 +83,10 @@ def test_patience_ends_a_whole_search():
 def test_repeats_end_a_whole_search():
     problem, evaluate = toy_problem()
     smallest = min(problem.resources(plan(number))["bitops"] for number in range(27)) // 2
-    tight = Task(problem, {"bitops": smallest}, evaluate)
+    tight = Task(problem, {"bitops": smallest}, evaluate, probabilities=fair_coins(4))
     with pytest.raises(InfeasibleBudgetError):
         run_search(tight, SearchSettings())
-    loose = Task(problem, {"size": 10**6}, evaluate)  # 8 bits everywhere cost no error at all, at any price
+    loose = replace(tight, limits={"size": 10**6})  # 8 bits everywhere cost no error at all, at any price
     result = run_search(loose, SearchSettings(episodes=3))
     assert (result.evaluations, result.best.outcome.kl) == (1, 0.0)
     assert result.stopped_because == "50 episodes in a row brought only plans seen before"
