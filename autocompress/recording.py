@@ -92,18 +92,13 @@ class Recording:
         if evaluated.is_best:
             self._best = evaluated
             self._folder.write(PLAN, self._make_plan(evaluated.labeling).to_yaml())
-        best = (self._best or evaluated).outcome  # a search may begin with measurements beyond the limits
-        self._progress.step(
-            Step(
-                evaluated.index,
-                self._total,
-                evaluated.is_best,
-                best.kl,
-                best.accuracy,
-                best.resources,
-                self._limits,
-            )
-        )
+        self._progress.step(step_of(evaluated, self._best, self._total, self._limits))
+
+
+def step_of(evaluated: Evaluated, best: Evaluated | None, total: int, limits: Mapping[str, int]) -> Step:
+    """How a search of at most `total` evaluations stands; a search may begin with plans beyond the limits, no best."""
+    shown = (best or evaluated).outcome
+    return Step(evaluated.index, total, evaluated.is_best, shown.kl, shown.accuracy, shown.resources, limits)
 
 
 def write_policy(folder: RunFolder, config: Config, policy: Mapping[str, Tensor] | None) -> None:

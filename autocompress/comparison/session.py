@@ -25,6 +25,7 @@ from autocompress.evaluation import Closeness, Evaluator
 from autocompress.evaluation.measure import compare
 from autocompress.jobs import Job, load, load_splits, menu_settings, prepare
 from autocompress.modes import evaluating
+from autocompress.recording import step_of
 from autocompress.report.progress import Progress, Silent, Step
 from autocompress.searchers.agents import MODEL_BASED
 from autocompress.searchers.base import Evaluated, SearchResult, Task
@@ -197,18 +198,7 @@ class _Tracing:
         if evaluated.is_best:
             self._best = evaluated
             self.trace.append((evaluated.index + 1, evaluated.outcome.kl))
-        best = (self._best or evaluated).outcome
-        self._observe(
-            Step(
-                evaluated.index,
-                self._total,
-                evaluated.is_best,
-                best.kl,
-                best.accuracy,
-                best.resources,
-                self._limits,
-            )
-        )
+        self._observe(step_of(evaluated, self._best, self._total, self._limits))
 
 
 def _search(
