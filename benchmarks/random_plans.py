@@ -50,6 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", required=True)
     parser.add_argument("--plans", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
@@ -63,7 +64,7 @@ def main() -> None:
     data = replace(data, test=None)  # 64 samples tell whether a file computes what PyTorch does
     config = make_config({"model": arguments.network, **options})
     job = prepare(load(arguments.network, data, config, Silent()), config, menu_settings(config), Silent())
-    rng, failures, started = np.random.default_rng(0), [], time.perf_counter()
+    rng, failures, started = np.random.default_rng(arguments.seed), [], time.perf_counter()
     agreements, differences = [], []
     for _ in range(arguments.plans):
         labeling = random_labeling(job.problem, rng)
