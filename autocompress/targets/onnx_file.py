@@ -305,8 +305,9 @@ def _exact_bias(graph: GraphProto, node: NodeProto, tensors: Mapping[str, Tensor
     if len(node.input) == 3:
         bias = numpy_helper.to_array(tensors[node.input[2]]).astype(np.float64)
     else:
-        rows = next(value for value in graph.value_info if value.name == node.output[0]).type.tensor_type.shape.dim[1]
-        bias = np.zeros(rows.dim_value)
+        values = itertools.chain(graph.value_info, graph.output)  # the last layer's is in no value_info
+        output = next(value for value in values if value.name == node.output[0])
+        bias = np.zeros(output.type.tensor_type.shape.dim[1].dim_value)
     scale = max(float(np.abs(bias).max()), 1e-30) / (2**31 - 1)
     codes, step = np.rint(bias / scale).astype(np.int32), np.array(scale, np.float32)
     graph.initializer.append(numpy_helper.from_array(codes, f"{name}_codes"))

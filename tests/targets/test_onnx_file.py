@@ -67,6 +67,17 @@ def test_float_layers_are_exact():
         assert float((got - expected).abs().median()) <= 1e-6 * float(expected.std())
 
 
+@pytest.mark.parametrize("weight_bits", [4, 32])
+def test_a_last_layer_without_bias(weight_bits):
+    """A bias of zeros is left out of the graph; random networks have one behind their last layer."""
+    torch.manual_seed(0)
+    model = Plain().eval()
+    torch.nn.init.zeros_(model[4].bias)
+    compressed, x = compress(model, torch.randn(300, 12), (weight_bits,))
+    lowered = lower(compressed, x, integer=True)
+    assert_agrees(write_onnx(lowered), lowered, x, 0.1, agreement=0.98)
+
+
 def test_a_row_that_is_all_bias_keeps_it():
     """ONNX Runtime stores a bias in 32 bits, in steps of input scale times weight scale: too fine a scale clips it."""
     compressed, x = toy(Residual, (4,), (8,))
