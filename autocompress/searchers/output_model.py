@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from autocompress_envs.lagrangian import Choice, choice_of, labeling_of
 from autocompress_envs.numbers import FloatArray, IntArray, Labeling, Outcome, Problem
 from autocompress_envs.tables import Tables
 
@@ -89,14 +90,13 @@ class OutputModel:
 
     def encode(self, labeling: Labeling) -> IntArray:
         """(2L,) of a labelling, or (..., 2L) of stacked ones."""
-        bits = labeling.weight_bits * self.tables.activation_bits.shape[1] + labeling.activation_bits
-        return np.concatenate([labeling.sparsity, bits], axis=-1)
+        choice = choice_of(self.tables, labeling)
+        return np.concatenate([choice.sparsity, choice.bits], axis=-1)
 
     def decode(self, codes: IntArray) -> Labeling:
         """The inverse of `encode`."""
-        sparsity, flat = np.split(codes, 2, axis=-1)
-        bits, activations = np.divmod(flat, self.tables.activation_bits.shape[1])
-        return Labeling(sparsity.copy(), bits, activations)
+        sparsity, bits = np.split(codes, 2, axis=-1)
+        return labeling_of(self.tables, Choice(sparsity.copy(), bits))
 
     def add(self, labeling: Labeling, outcome: Outcome) -> None:
         """Learn what a plan did to the outputs."""
@@ -228,12 +228,9 @@ class OutputModel:
 
 def _option_errors(tables: Tables) -> tuple[FloatArray, FloatArray]:
     """(L, S) of every owner's sparsities over all layers that read its group, and (L, B * A) of bits, unpruned."""
-    pruning = tables.errors[:, :, -1, -1] - tables.errors[:, :1, -1, -1]
-    by_owner = tables.extra_errors.copy()
-    np.add.at(by_owner, tables.source, pruning)
     rounding = tables.errors[:, 0].reshape(tables.layer_count, -1)
     rounding = rounding - rounding.min(1, keepdims=True)
-    return _floored(by_owner), _floored(rounding)
+    return _floored(tables.errors_by_owner()), _floored(rounding)
 
 
 def _floored(errors: FloatArray) -> FloatArray:

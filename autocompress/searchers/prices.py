@@ -26,7 +26,6 @@ class LossParts:
     def __init__(self, problem: Problem) -> None:
         tables = Tables(problem)
         self._tables = tables
-        self._pruning = tables.errors[:, :, -1, -1] - tables.errors[:, :1, -1, -1]  # (L, S)
         bits_choices = tables.counts[:, 1] * tables.counts[:, 2]
         self.active = np.stack([tables.counts[:, 0] > 1, bits_choices > 1], axis=1)
 
@@ -35,7 +34,7 @@ class LossParts:
         tables = self._tables
         rows = np.arange(tables.layer_count)
         at_source = labeling.sparsity[tables.source]
-        pruning = self._pruning[rows, at_source]
+        pruning = tables.pruning_errors[rows, at_source]
         total = tables.errors[rows, at_source, labeling.weight_bits, labeling.activation_bits]
         by_owner = tables.extra_errors[rows, labeling.sparsity].copy()
         np.add.at(by_owner, tables.source, pruning)

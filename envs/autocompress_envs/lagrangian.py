@@ -79,7 +79,7 @@ def weighted_errors(tables: Tables, sparsity_weights: FloatArray, bits_weights: 
     The pruning part of errors T[s, b, a] is T[s, -1, -1] - T[0, -1, -1]; the rest is the quantization part.
     """
     errors = tables.errors
-    pruning = errors[:, :, -1, -1] - errors[:, :1, -1, -1]  # (L, S)
+    pruning = tables.pruning_errors
     quantization = errors - pruning[..., None, None]
     weighted = sparsity_weights[tables.source, None, None, None] * pruning[..., None, None]
     table = np.maximum(weighted + bits_weights[:, None, None, None] * quantization, 0.0)

@@ -225,10 +225,7 @@ def _bits_errors(tables: Tables, total: float) -> FloatArray:
 
 def _sparsity_errors(tables: Tables, total: float) -> FloatArray:
     """(L, 3): what the owner's sparsity adds at all readers, at the highest bits."""
-    pruning = tables.errors[:, :, -1, -1] - tables.errors[:, :1, -1, -1]
-    by_owner = tables.extra_errors.copy()
-    np.add.at(by_owner, tables.source, pruning)
-    curves = _log_error(by_owner, total)
+    curves = _log_error(tables.errors_by_owner(), total)
     grid = [np.interp(SPARSITY_GRID, menu, curve) for menu, curve in zip(tables.sparsities, curves, strict=True)]
     return np.where(tables.counts[:, :1] > 1, np.stack(grid), 0.0)
 

@@ -54,6 +54,7 @@ class Tables:
         group: (L,) index of the group that a layer owns, -1 for none. owner: (G,) the owning layer, -1 for none.
         source: (L,) the layer whose sparsity selects the row of `errors`; the layer itself where there is one row.
         errors: (L, S, B, A) expected loss in nats, rows by the source's sparsity.
+        pruning_errors: (L, S) the part of `errors` that pruning makes: above the unpruned layer, at the most bits.
         extra_errors: (L, S) by owner: what its sparsity adds at layers that read its group besides another one.
         own: (L, O) sparsities inside a layer; O = 1 for granularity `channel`, which shrinks widths instead.
     """
@@ -76,6 +77,7 @@ class Tables:
         self.source = np.array([i if layer.source is None else layer.source for i, layer in enumerate(layers)])
         shape = (self.sparsities.shape[1], self.weight_bits.shape[1], self.activation_bits.shape[1])
         self.errors = np.stack([_edge(layer.errors, shape) for layer in layers])
+        self.pruning_errors = self.errors[:, :, -1, -1] - self.errors[:, :1, -1, -1]
         self.extra_errors = _extra_errors(layers, shape[0])
         self.by_channel = costs.granularity == "channel"
         self.own = np.zeros((len(layers), 1)) if self.by_channel else self.sparsities
@@ -85,6 +87,12 @@ class Tables:
     @property
     def layer_count(self) -> int:
         return len(self.group)
+
+    def errors_by_owner(self) -> FloatArray:
+        """(L, S) what the sparsity of every group's owner adds at all layers that read the group, at the most bits."""
+        total = self.extra_errors.copy()
+        np.add.at(total, self.source, self.pruning_errors)
+        return total
 
     def kept_channels(self, sparsity: IntArray) -> IntArray:
         """(..., G) channels left in every group for the sparsity indices (..., L)."""
