@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,28 @@ from typing import Any
 from autocompress.budget import RESOURCES, Budget
 from autocompress.config import Config
 from autocompress.data import Data
-from autocompress.errors import InputError, unknown_name
+from autocompress.errors import InputError
 from autocompress.evaluation import DTYPES, Evaluator, measure
 from autocompress.execute.pipeline import Execution, execute
 from autocompress.finishing import fine_tuning, finish, split_used, write_outcome
-from autocompress.jobs import DataLike, Job, Loaded, ModelLike, configure, load, load_splits, menu_settings, prepare
+from autocompress.jobs import (
+    DataLike,
+    Job,
+    Loaded,
+    ModelLike,
+    build_evaluator,
+    configure,
+    load,
+    load_splits,
+    menu_settings,
+    prepare,
+)
 from autocompress.menus import MenuSettings
 from autocompress.menus.store import content_key
 from autocompress.plan import Plan
-from autocompress.recording import Recording, versions, write_policy
+from autocompress.policies.files import SavedPolicy
+from autocompress.policies.use import chosen_policy
+from autocompress.recording import versions, write_policy
 from autocompress.report.data import finished_data, result_data
 from autocompress.report.inspection import report_layers
 from autocompress.report.progress import Progress, Silent
@@ -27,18 +39,14 @@ from autocompress.run_folder import (
     CHECKPOINT,
     JOURNAL,
     PLAN,
-    SHIFTS,
     STAGE,
-    TENSORBOARD,
     RunFolder,
     begin,
     claim,
     journal_header,
 )
-from autocompress.searchers.agents import check_agent
-from autocompress.searchers.base import SearchResult, SearchSettings, Task
-from autocompress.searchers.search import COMPARING, LABELLED, SEARCHERS, run_search
-from autocompress.shift_file import ShiftFile
+from autocompress.searchers.search import LABELLED
+from autocompress.searching import find, search_settings, stamp
 from autocompress.stages import check_stages, expanded, load_base, save_base, sparsified, stage_limits
 from autocompress_envs import Labeling, Outcome, Pricer
 
@@ -67,6 +75,7 @@ def search(
     """
     config = configure(model, data, options, budget)
     settings, watcher = search_settings(config), progress or Silent()
+    policy = chosen_policy(config, settings)
     offered, _ = menu_settings(config), fine_tuning(config, True)
     check_stages(config)
     path, wanted = claim(config), config.required_budget()
@@ -76,15 +85,15 @@ def search(
     limits = feasible_limits(wanted, job, watcher)
     if config.stages > 1 or config.l1_epochs:
         config = config if config.resume else begin(path, config, versions())
-        job = _through_stages(job, config, offered, limits, path, watcher)
+        job = _through_stages(job, config, offered, policy, limits, path, watcher)
     evaluator = build_evaluator(job, config, journal_header(path) if config.resume else {})
-    with RunFolder(path, config, versions(), made_on(job, evaluator)) as folder:
-        found = _found(job, evaluator, config, settings, limits, folder, watcher)
+    with RunFolder(path, config, versions(), made_on(job, evaluator) | stamp(policy)) as folder:
+        found = find(job, evaluator, config, policy, limits, folder, watcher)
         write_policy(folder, config, found.policy_state)
-        made = _finish(job, found.best.labeling, limits, config, folder, evaluator.dtype, watcher)
+        made = _finish(job, found.labeling, limits, config, folder, evaluator.dtype, watcher)
         result = Result(
             **vars(made),
-            search_outcome=found.best.outcome,
+            search_outcome=found.outcome,
             evaluations=found.evaluations,
             stopped_because=found.stopped_because,
         )
@@ -185,28 +194,11 @@ def apply(
     return finished
 
 
-def _found(
-    job: Job,
-    evaluator: Evaluator,
-    config: Config,
-    settings: SearchSettings,
-    limits: Mapping[str, int],
-    folder: RunFolder,
-    watcher: Progress,
-) -> SearchResult:
-    """Search; every evaluated plan is written down."""
-    watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
-    original, log = original_accuracy(job, config), folder.path / TENSORBOARD
-    with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
-        recording = Recording(folder, evaluator, job.menus.plan, shifts, limits, config.episodes, watcher)
-        task = Task(job.problem, dict(limits), recording.evaluate, original, evaluator.probabilities)
-        return run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=log)
-
-
 def _through_stages(
     job: Job,
     config: Config,
     offered: MenuSettings,
+    policy: SavedPolicy | None,
     limits: Mapping[str, int],
     path: Path,
     watcher: Progress,
@@ -225,23 +217,25 @@ def _through_stages(
         elif done is None:
             watcher.stage(f"stage {number} of {config.stages}")
             between = stage_limits(limits, job.original, number, config.stages)
-            done = _stage(prepare(loaded, config, offered, watcher), config, between, folder, watcher)
+            done = _stage(prepare(loaded, config, offered, watcher), config, policy, between, folder, watcher)
         save_base(folder, done.base)
         (folder / CHECKPOINT).unlink(missing_ok=True)
         loaded = done
     return prepare(loaded, config, offered, watcher)
 
 
-def _stage(job: Job, config: Config, limits: Mapping[str, int], path: Path, watcher: Progress) -> Loaded:
+def _stage(
+    job: Job, config: Config, policy: SavedPolicy | None, limits: Mapping[str, int], path: Path, watcher: Progress
+) -> Loaded:
     """One stage before the last: what its search found, fine-tuned, is the base of the next."""
     inner = config.model_copy(update={"out": path, "resume": config.resume and (path / JOURNAL).is_file()})
     evaluator = build_evaluator(job, inner, journal_header(path) if inner.resume else {})
-    with RunFolder(path, inner, versions(), made_on(job, evaluator)) as folder:
-        found = _found(job, evaluator, inner, search_settings(inner), limits, folder, watcher)
+    with RunFolder(path, inner, versions(), made_on(job, evaluator) | stamp(policy)) as folder:
+        found = find(job, evaluator, inner, policy, limits, folder, watcher)
         execution = _execution(inner, job.data, evaluator.dtype, path)
-        executed = execute(job.menus, found.best.labeling, job.folded, job.teacher, job.data, execution, watcher)
+        executed = execute(job.menus, found.labeling, job.folded, job.teacher, job.data, execution, watcher)
     assert executed.tuned is not None, "check_stages asks for fine-tuning"
-    return expanded(job, job.menus, found.best.labeling, executed.tuned)
+    return expanded(job, job.menus, found.labeling, executed.tuned)
 
 
 def _execution(config: Config, data: Data, dtype: str, path: Path) -> Execution:
@@ -262,17 +256,6 @@ def _finish(
     execution = _execution(config, job.data, dtype, folder.path)
     executed = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, watcher)
     return finish(job, executed, labeling, limits, folder.path, watcher)
-
-
-def search_settings(config: Config) -> SearchSettings:
-    """Raises InputError for unknown names, before anything is loaded."""
-    names = ("agent", "action", "reward", "episodes", "seed", "patience", "environments", "price_scale")
-    settings = SearchSettings(**{name: getattr(config, name) for name in names})
-    if config.method not in SEARCHERS:
-        raise unknown_name("method", config.method, SEARCHERS)
-    if config.method == "rl":
-        check_agent(settings)
-    return settings
 
 
 def check_labels(config: Config, data: Data) -> None:
@@ -306,22 +289,6 @@ def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, in
     return limits
 
 
-def build_evaluator(job: Job, config: Config, before: Mapping[str, Any]) -> Evaluator:
-    """The evaluator; what it would pick by a measurement is taken from the run `before` where one is resumed."""
-    inputs, labels = job.data.search()
-    return Evaluator(
-        job.base,
-        job.network,
-        job.menus,
-        inputs,
-        labels,
-        reference=job.model,
-        device=config.device,
-        dtype=before.get("dtype", config.dtype),
-        batch_size=before.get("batch_size"),
-    )
-
-
 def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
     """What a resumed run must find again."""
     return {
@@ -333,20 +300,9 @@ def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
     }
 
 
-def original_accuracy(job: Job, config: Config) -> float:
-    """On the search split; NaN where neither the reward nor the method's own one compares with it."""
-    if config.reward != "haq" and config.method not in COMPARING:
-        return math.nan
-    return measure(job.model, job.model, [job.data.search()]).accuracy
-
-
 def _limits_to_check(config: Config, job: Job) -> dict[str, int]:
     """Absolute limits of the budget; empty without one."""
     return Budget.parse(config.budget).resolve(job.original) if config.budget else {}
-
-
-def _described(limits: Mapping[str, int], original: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} at most {limit:,} of {original[name]:,}" for name, limit in limits.items())
 
 
 def _measure(

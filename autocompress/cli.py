@@ -12,7 +12,9 @@ import typer
 
 from autocompress import __version__
 from autocompress.cli_compare import compare
+from autocompress.cli_policy import policy_app
 from autocompress.cli_shell import emit, reported, watching
+from autocompress.cli_train import train_policy
 from autocompress.config import OPTIONS, Config, Panel, load_config, make_config, panel_of
 from autocompress.errors import AutocompressError
 from autocompress.run_folder import CONFIG, JOURNAL, default_path
@@ -262,3 +264,5 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 
 app.command()(compare)
+app.add_typer(policy_app, name="policy")
+app.command(name="train-policy")(train_policy)

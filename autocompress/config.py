@@ -95,6 +95,12 @@ class Config(BaseModel):
         "ppo, a2c, ddpg, td3, sac or maskable-ppo (for discrete); around the solver's prices: anchored-ppo, "
         "anchored-td3, posterior-ppo or posterior-td3.",
     )
+    policy: str | None = _option(
+        None,
+        "Search",
+        "Policy that the agent begins with: default (trained on other networks, part of the package), none, or the "
+        "folder of one of train-policy. Default: default, for agents that act by prices.",
+    )
     action: str = _option("price", "Search", "What the agent decides at a layer: price, label or discrete.")
     reward: str = _option(
         "kl",
@@ -102,7 +108,9 @@ class Config(BaseModel):
         "What the agent maximises: kl (least divergence), accuracy, or what was published: amc_error, amc_flops, haq, "
         "galen.",
     )
-    episodes: int = _option(200, "Search", "Different plans to evaluate at most.", ge=1)
+    episodes: int = _option(
+        200, "Search", "Different plans to evaluate at most; 0: none, the policy's own plan at once.", ge=0
+    )
     patience: int = _option(0, "Search", "Stop after this many evaluations without a better plan; 0: never.", ge=0)
     environments: int = _option(
         0, "Search", "Environments that the agent walks side by side; 0: as many as suit it.", ge=0
@@ -248,7 +256,7 @@ def make_config(options: Mapping[str, Any], where: str = "the options") -> Confi
     try:
         return Config(**named)
     except ValidationError as error:
-        raise InputError(_one_line(error)) from None
+        raise InputError(one_line(error)) from None
 
 
 def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> Config:
@@ -278,10 +286,11 @@ def first_difference(before: Config, now: Config) -> str | None:
     return None
 
 
-def _one_line(error: ValidationError) -> str:
+def one_line(error: ValidationError, depth: int = 1) -> str:
+    """The first thing that is wrong, as our errors say it; named by at most `depth` keys, joined by dots."""
     first = error.errors()[0]
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InputError):
         return str(cause)
     rule = re.sub(r"^Input should be", "must be", re.sub(r", (unable|got) .*", "", first["msg"]))
-    return f"`{first['loc'][0]}` {rule}, got {first['input']!r}."
+    return f"`{'.'.join(map(str, first['loc'][:depth]))}` {rule}, got {first['input']!r}."

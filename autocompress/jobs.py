@@ -15,7 +15,7 @@ from autocompress.config import Config, make_config
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.data.sources import TensorSource
 from autocompress.errors import ExportError, InputError
-from autocompress.evaluation import torch_device
+from autocompress.evaluation import Evaluator, torch_device
 from autocompress.execute import uncompressed
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.menus.store import default_cache
@@ -184,6 +184,22 @@ def prepare(
     problem = menus.problem()
     original = problem.original() | {"size": original_bytes}
     return Job(**{**loaded_fields(loaded), "network": menus.network}, menus=menus, problem=problem, original=original)
+
+
+def build_evaluator(job: Job, config: Config, before: Mapping[str, Any]) -> Evaluator:
+    """The evaluator; what it would pick by a measurement is taken from the run `before` where one is resumed."""
+    inputs, labels = job.data.search()
+    return Evaluator(
+        job.base,
+        job.network,
+        job.menus,
+        inputs,
+        labels,
+        reference=job.model,
+        device=config.device,
+        dtype=before.get("dtype", config.dtype),
+        batch_size=before.get("batch_size"),
+    )
 
 
 def load_splits(data: DataLike | None, config: Config) -> Data:

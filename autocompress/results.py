@@ -70,12 +70,13 @@ class Result(Finished):
     """What a search found: its best plan, made real, and how it came to it.
 
     Attributes:
-        search_outcome: of the best plan on the search split with the menus' weights, by which it was chosen.
+        search_outcome: of the best plan on the search split with the menus' weights, by which it was chosen; None
+            where a policy decided without an evaluation.
         evaluations: different plans evaluated.
         stopped_because: in a few words.
     """
 
-    search_outcome: Outcome
+    search_outcome: Outcome | None
     evaluations: int
     stopped_because: str
 

@@ -69,7 +69,7 @@ def test_unknown_options_list_the_known(tmp_path):
     ("options", "message"),
     [
         ({"episodes": "many"}, "`episodes` must be a valid integer, got 'many'."),
-        ({"episodes": 0}, "`episodes` must be greater than or equal to 1, got 0."),
+        ({"episodes": -1}, "`episodes` must be greater than or equal to 0, got -1."),
         ({"episodes": 1.5}, "`episodes` must be a valid integer, got 1.5."),
         ({"seed": -1}, "`seed` must be greater than or equal to 0, got -1."),
         ({"price_scale": 0}, "`price_scale` must be greater than 0, got 0."),
@@ -141,13 +141,13 @@ def test_shipped_configs_are_valid(path):
 
 def test_defaults_are_those_of_the_parts():
     """The table repeats defaults, so that `--help` needs no torch; they must not drift apart."""
-    from autocompress import api, finishing, jobs
+    from autocompress import finishing, jobs, searching
     from autocompress.execute.distillation import Objective
     from autocompress.execute.finetune import FineTuning
     from autocompress.menus import MenuSettings
     from autocompress.searchers.base import SearchSettings
 
-    assert api.search_settings(Config()) == SearchSettings()
+    assert searching.search_settings(Config()) == SearchSettings()
     assert jobs.menu_settings(Config(target="packed")) == MenuSettings()
     assert jobs.menu_settings(Config()) == MenuSettings(weight_bits=(2, 4, 8))
     assert finishing.fine_tuning(Config(), has_labels=True) is None

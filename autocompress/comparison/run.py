@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress import api
 from autocompress.comparison.folder import begin, claim, keep, kept
 from autocompress.comparison.live import ComparisonProgress, SilentComparison
 from autocompress.comparison.report import write_report
@@ -19,8 +18,10 @@ from autocompress.comparison.summary import Summary, summarise
 from autocompress.comparison.workers import run_here, run_in_processes
 from autocompress.errors import InputError, unknown_name
 from autocompress.jobs import configure, menu_settings
+from autocompress.policies.use import chosen_policy
 from autocompress.recording import versions
 from autocompress.searchers.search import SEARCHERS
+from autocompress.searching import search_settings
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def check(suite: Suite) -> None:
                 raise unknown_name("method", config.method, SEARCHERS)
             configure(config.model, config.data, config.model_dump())
             config.required_data()
-            api.search_settings(config)
+            chosen_policy(config, search_settings(config))
             menu_settings(config)
 
 

@@ -23,13 +23,15 @@ from autocompress.config import OPTIONS, Config, panel_of
 from autocompress.errors import InputError
 from autocompress.evaluation import Closeness, Evaluator
 from autocompress.evaluation.measure import compare
-from autocompress.jobs import Job, load, load_splits, menu_settings, prepare
+from autocompress.jobs import Job, build_evaluator, load, load_splits, menu_settings, prepare
 from autocompress.modes import evaluating
+from autocompress.policies.use import chosen_policy, decided
 from autocompress.recording import step_of
 from autocompress.report.progress import Progress, Silent, Step
 from autocompress.searchers.agents import MODEL_BASED
 from autocompress.searchers.base import Evaluated, SearchResult, Task
 from autocompress.searchers.search import run_search
+from autocompress.searching import original_accuracy, search_settings
 from autocompress_envs import Labeling
 
 _OF_JOB = [name for name in OPTIONS if panel_of(name) in ("Network and data", "Menus")] + ["seed", "device", "dtype"]
@@ -164,7 +166,7 @@ class Session:
         offered = menu_settings(config)
         job = prepare(load(config.model, splits, config, self._watcher), config, offered, self._watcher)
         before = self.settled.get(key, {})
-        evaluator = api.build_evaluator(job, config, before)
+        evaluator = build_evaluator(job, config, before)
         now = {**api.made_on(job, evaluator), "search_split": _hash(job.data.search()[0])}
         for name, value in now.items():
             if before and before.get(name) != value:
@@ -209,14 +211,16 @@ def _search(
     seed: int,
     observe: Callable[[Evaluated], None],
 ) -> SearchResult:
-    settings, job = api.search_settings(config.model_copy(update={"seed": seed})), prepared.job
+    settings, job = search_settings(config.model_copy(update={"seed": seed})), prepared.job
     needs_outputs = config.method == "rl" and config.agent == MODEL_BASED
+    policy = chosen_policy(config, settings)
     task = Task(
         job.problem,
         dict(limits),
         shared.whole if needs_outputs else shared.numbers,
-        api.original_accuracy(job, config),
+        original_accuracy(job, config),
         prepared.evaluator.probabilities if needs_outputs else None,
+        None if policy is None else decided(policy, job.problem, limits, Silent()).prices,
     )
     return run_search(task, settings, method=config.method, observe=observe)
 

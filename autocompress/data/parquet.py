@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from torch import Tensor
 from autocompress.data.pixels import ImageReader, Normalization, stack
 from autocompress.errors import InputError
 
+_KEPT_BYTES = 512 << 20  # of encoded images
+
 
 @dataclass(frozen=True, eq=False)
 class ParquetSource:
-    """Encoded images in one Parquet file. Only the wanted images are decoded; one row group is kept in memory.
+    """Encoded images in one Parquet file. Only the wanted images are decoded; what was read is kept in memory, encoded,
+    up to half a gigabyte.
 
     Attributes:
         path: of the file.
@@ -37,7 +41,7 @@ class ParquetSource:
     normalization: Normalization
     labels: Tensor
     starts: tuple[int, ...]
-    _last: dict[int, pa.ChunkedArray] = field(default_factory=dict, repr=False)
+    _kept: dict[int, pa.ChunkedArray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.starts[-1]
@@ -45,21 +49,25 @@ class ParquetSource:
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         rows = np.asarray(indices, dtype=np.int64)
         encoded: dict[int, Any] = {}
-        for group in np.unique(np.searchsorted(self.starts, rows, side="right") - 1):
+        for group in np.unique(np.searchsorted(self.starts, rows, side="right") - 1).tolist():
             start, end = self.starts[group], self.starts[group + 1]
             wanted = np.unique(rows[(rows >= start) & (rows < end)])
-            images = self._images(int(group)).take(pa.array(wanted - start)).to_pylist()
+            images = self._images(group).take(pa.array(wanted - start)).to_pylist()
             encoded.update(zip(wanted.tolist(), images, strict=True))
+        shares = np.array_split(rows, min(len(rows), os.cpu_count() or 1))  # a task an image would cost more than it
         with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter lock
-            images = list(pool.map(partial(self._decode, encoded), rows.tolist()))
+            decoded = pool.map(lambda share: [self._decode(encoded, row) for row in share.tolist()], shares)
+            images = list(itertools.chain.from_iterable(decoded))
         return self.normalization.apply(stack(images, str(self.path))), self.labels[torch.from_numpy(rows)]
 
     def _images(self, group: int) -> pa.ChunkedArray:
-        if group not in self._last:
+        """Encoded; kept, for a shuffled batch reads from every group."""
+        if group not in self._kept:
             column = _read(self.path, lambda file: file.read_row_group(group, columns=["image"])).column("image")
-            self._last.clear()
-            self._last[group] = column
-        return self._last[group]
+            if sum(kept.nbytes for kept in self._kept.values()) + column.nbytes > _KEPT_BYTES:
+                self._kept.clear()
+            self._kept[group] = column
+        return self._kept[group]
 
     def _decode(self, encoded: dict[int, Any], row: int) -> Tensor:
         image = encoded[row]

@@ -74,7 +74,7 @@ def result_data(result: Result) -> dict[str, Any]:
     """The result of a search as plain data, ready for JSON."""
     return {
         **finished_data(result),
-        "search": outcome_data(result.search_outcome),
+        "search": None if result.search_outcome is None else outcome_data(result.search_outcome),
         "evaluations": result.evaluations,
         "stopped_because": result.stopped_because,
     }

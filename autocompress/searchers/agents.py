@@ -120,10 +120,16 @@ def check_agent(settings: SearchSettings) -> None:
         )
 
 
+def begins_with_policy(settings: SearchSettings) -> bool:
+    """Whether the agent can begin with the prices that a policy gives: it acts by prices, around an explorer's."""
+    return settings.action == "price" and (settings.agent == MODEL_BASED or bool(AGENTS[settings.agent].explorer))
+
+
 def search_with_agent(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
     """Let an agent act until the recorder ends the search.
 
-    The first evaluation is the solver's plan, so that no agent is worse than the solver.
+    The first evaluation is the solver's plan, so that no agent is worse than the solver; before it comes the plan of
+    the policy, where the task brings prices.
 
     Raises:
         InputError: see `check_agent`; or the agent models outputs, and the evaluation keeps none.
@@ -132,7 +138,10 @@ def search_with_agent(task: Task, settings: SearchSettings, recorder: Recorder) 
     if settings.agent == MODEL_BASED:
         search_with_model(task, settings, recorder)
     spec = AGENTS[settings.agent]
-    recorder(Pricer(task.problem, task.limits).solve())
+    pricer = Pricer(task.problem, task.limits)
+    if task.prices is not None:
+        recorder(pricer.solve(*np.exp(task.prices).T))
+    recorder(pricer.solve())
     environments = DummyVecEnv(_environment_makers(task, settings, recorder, spec))
     agent = build_agent(spec, environments, len(task.problem.layers), settings)
     try:
@@ -148,7 +157,7 @@ def _environment_makers(
 ) -> list[Callable[[], Environment]]:
     explorer = None
     if spec.explorer:
-        explorer = EXPLORERS[spec.explorer](task.problem, np.random.default_rng(settings.seed))
+        explorer = EXPLORERS[spec.explorer](task.problem, np.random.default_rng(settings.seed), task.prices)
 
     def make() -> Environment:
         scale = settings.price_scale if explorer is None else PRICE_LIMIT

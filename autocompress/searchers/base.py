@@ -76,6 +76,7 @@ class Task:
         original_accuracy: task metric of the uncompressed network in [0, 1]; the reward `haq` needs it.
         probabilities: (N, K) the uncompressed network's predictions on the samples of `Outcome.shift`; rows sum to 1.
             Agents that model the network's outputs need both.
+        prices: (L, 2) log prices that a policy gives the network's layers, where agents that act by prices begin.
     """
 
     problem: Problem
@@ -83,6 +84,7 @@ class Task:
     evaluate: Evaluate
     original_accuracy: float = math.nan
     probabilities: FloatArray | None = None
+    prices: FloatArray | None = None
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def search_prices(explorer_name: str) -> Callable[[Task, SearchSettings, Recorde
 
     def search(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
         pricer = Pricer(task.problem, task.limits)
-        explorer = EXPLORERS[explorer_name](task.problem, np.random.default_rng(settings.seed))
+        explorer = EXPLORERS[explorer_name](task.problem, np.random.default_rng(settings.seed), None)
         proposal = Proposal(np.zeros((len(task.problem.layers), 2)), "solver")
         while True:
             labeling = pricer.solve(*np.exp(proposal.prices).T)

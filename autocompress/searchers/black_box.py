@@ -11,8 +11,9 @@ import numpy as np
 
 from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.evolution import genes_of, labeling_of_genes, repaired
-from autocompress.searchers.prices import PRICE_LIMIT, LossParts
+from autocompress.searchers.prices import PRICE_LIMIT
 from autocompress_envs.numbers import Labeling
+from autocompress_envs.parts import LossParts
 from autocompress_envs.pricing import Pricer
 from autocompress_envs.tables import is_within
 

@@ -8,8 +8,9 @@ from typing import Protocol
 
 import numpy as np
 
-from autocompress.searchers.prices import PRICE_LIMIT, LossParts, PriceBelief
+from autocompress.searchers.prices import PRICE_LIMIT, PriceBelief
 from autocompress_envs.numbers import FloatArray, Labeling, Problem
+from autocompress_envs.parts import LossParts
 
 
 @dataclass(frozen=True)
@@ -59,11 +60,11 @@ class LocalExplorer:
     GROWTH = 1.5
     REPEATED = 1.1  # a step that changed no label was too small
 
-    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
+    def __init__(self, problem: Problem, rng: np.random.Generator, expected: FloatArray | None = None) -> None:
         self._active = LossParts(problem).active
         self._rng = rng
         self._step = self.STEP
-        self._anchor = np.zeros(self._active.shape)
+        self._anchor = np.zeros(self._active.shape) if expected is None else expected
 
     def propose(self) -> Proposal:
         chosen = self._active & (self._rng.random(self._active.shape) < self.SHARE)
@@ -101,9 +102,9 @@ class PosteriorExplorer:
     COOLING = 0.95
     HOTTEST = 5.0
 
-    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
+    def __init__(self, problem: Problem, rng: np.random.Generator, expected: FloatArray | None = None) -> None:
         self._parts = LossParts(problem)
-        self._belief = PriceBelief(self._parts.active)
+        self._belief = PriceBelief(self._parts.active, expected)
         self._rng = rng
         self._temperature = self.TEMPERATURE
 
@@ -133,9 +134,9 @@ class MixedExplorer:
     The belief finds the right region fast; the hill-climb does not need the additive model to be right.
     """
 
-    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
-        self._posterior = PosteriorExplorer(problem, rng)
-        self._local = LocalExplorer(problem, rng)
+    def __init__(self, problem: Problem, rng: np.random.Generator, expected: FloatArray | None = None) -> None:
+        self._posterior = PosteriorExplorer(problem, rng, expected)
+        self._local = LocalExplorer(problem, rng, expected)
         self._turn = 0
 
     def propose(self) -> Proposal:
@@ -150,8 +151,9 @@ class MixedExplorer:
         return self._posterior.knowledge()
 
 
-EXPLORERS: dict[str, Callable[[Problem, np.random.Generator], Explorer]] = {
+EXPLORERS: dict[str, Callable[[Problem, np.random.Generator, FloatArray | None], Explorer]] = {
     "local": LocalExplorer,
     "posterior": PosteriorExplorer,
     "mixed": MixedExplorer,
 }
+"""By name: made from the problem, a random generator, and the prices (L, 2) that a policy expects, if there is one."""

@@ -27,7 +27,8 @@ OPTIMISM = 1.0  # standard deviations by which an uncertain plan is taken to be 
 
 
 def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) -> NoReturn:
-    """Search until the recorder ends it. The first evaluation is the solver's plan.
+    """Search until the recorder ends it. The first evaluation is the solver's plan; before it comes the plan of the
+    policy, where the task brings prices.
 
     Raises:
         InputError: the evaluation keeps no outputs.
@@ -48,8 +49,11 @@ class _Search:
         self._recorder = recorder
         self._rng = np.random.default_rng(settings.seed)
         self._pricer = Pricer(task.problem, task.limits)
-        self._explorer = MixedExplorer(task.problem, self._rng)
-        self._proposal = Proposal(np.zeros((len(task.problem.layers), 2)), "solver")
+        self._explorer = MixedExplorer(task.problem, self._rng, task.prices)
+        self._first = [Proposal(np.zeros((len(task.problem.layers), 2)), "solver")]
+        if task.prices is not None:
+            self._first.insert(0, Proposal(task.prices, "policy"))
+        self._proposal = self._first.pop(0)
         self._model = OutputModel(task.problem, task.probabilities)
         self._planner = Planner(task.problem, task.limits, self._model)
         self._known: set[bytes] = set()
@@ -61,7 +65,7 @@ class _Search:
         """Evaluate what the explorer proposes."""
         proposal = self._proposal
         self._evaluate(self._pricer.solve(*np.exp(proposal.prices).T), proposal)
-        self._proposal = self._explorer.propose()
+        self._proposal = self._first.pop(0) if self._first else self._explorer.propose()
 
     def plan(self) -> None:
         """Evaluate the plan that the model holds most promising; the explorer's where the model has no new one."""

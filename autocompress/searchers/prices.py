@@ -9,46 +9,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from autocompress_envs.numbers import BoolArray, FloatArray, Labeling, Problem
-from autocompress_envs.tables import Tables
+from autocompress_envs.numbers import BoolArray, FloatArray
 
-KINDS = 2  # pruning and quantization
 PRICE_LIMIT = 4.0  # prices stay in [-4, 4]: a weight of exp(4) = 55 already decides every choice
-
-
-class LossParts:
-    """Splits the expected loss of a plan by what prices can weigh.
-
-    Attributes:
-        active: (L, 2) whether a price has anything to weigh: the menu has a choice there.
-    """
-
-    def __init__(self, problem: Problem) -> None:
-        tables = Tables(problem)
-        self._tables = tables
-        bits_choices = tables.counts[:, 1] * tables.counts[:, 2]
-        self.active = np.stack([tables.counts[:, 0] > 1, bits_choices > 1], axis=1)
-
-    def __call__(self, labeling: Labeling) -> FloatArray:
-        """(L, 2) nats, at least 0: pruning by owner, quantization by layer; their sum is the unweighted error."""
-        tables = self._tables
-        rows = np.arange(tables.layer_count)
-        at_source = labeling.sparsity[tables.source]
-        pruning = tables.pruning_errors[rows, at_source]
-        total = tables.errors[rows, at_source, labeling.weight_bits, labeling.activation_bits]
-        by_owner = tables.extra_errors[rows, labeling.sparsity].copy()
-        np.add.at(by_owner, tables.source, pruning)
-        parts: FloatArray = np.maximum(np.stack([by_owner, total - pruning], axis=1), 0.0)
-        return parts
 
 
 class PriceBelief:
     """A Gaussian belief about the prices that explain the measured losses.
 
     Model: log KL = log sum_i exp(price_i) part_i + noise, with the plan's loss parts. Prior: prices scatter by
-    `SPREAD` around a common mean that is free (only ratios of prices change a plan). The posterior is the Laplace
-    approximation at its mode, found by Gauss-Newton steps from the last mode. Plans far worse than the best count
-    less, because the additive model need only be right where good plans are.
+    `SPREAD` around what a policy says, or 0, up to a common offset that is free (only ratios of prices change a
+    plan). The posterior is the Laplace approximation at its mode, found by Gauss-Newton steps from the last mode.
+    Plans far worse than the best count less, because the additive model need only be right where good plans are.
+
+    Args:
+        active: (L, 2) which prices have anything to weigh.
+        expected: (L, 2) the policy's prices.
     """
 
     SPREAD = 0.8
@@ -57,10 +33,11 @@ class PriceBelief:
     STEPS = 3
     FREE_MEAN = 1e-3  # precision of the common mean: next to nothing
 
-    def __init__(self, active: BoolArray) -> None:
+    def __init__(self, active: BoolArray, expected: FloatArray | None = None) -> None:
         self._active = active
         size = int(active.sum())
-        self.mean = np.zeros(size)
+        self._expected = np.zeros(size) if expected is None else expected[active]
+        self.mean = self._expected.copy()
         self._prior = (np.eye(size) - 1.0 / max(size, 1)) / self.SPREAD**2 + np.eye(size) * self.FREE_MEAN
         self._precision = self._prior
         self._parts: list[FloatArray] = []
@@ -81,7 +58,8 @@ class PriceBelief:
             weighted = parts * np.exp(self.mean)
             totals = weighted.sum(1)
             slope = weighted / totals[:, None]  # d log sum / d price
-            gradient = (slope * weights[:, None]).T @ (log_losses - np.log(totals)) - self._prior @ self.mean
+            gradient = (slope * weights[:, None]).T @ (log_losses - np.log(totals))
+            gradient -= self._prior @ (self.mean - self._expected)
             self._precision = (slope * weights[:, None]).T @ slope + self._prior
             self.mean = self.mean + np.clip(np.linalg.solve(self._precision, gradient), -1.0, 1.0)
 

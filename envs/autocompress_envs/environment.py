@@ -25,7 +25,7 @@ Info = dict[str, Any]
 class LayerLabelingEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
     """Label the layers of one network, in network order, within a budget.
 
-    Observation: `observation.Observation` as a (42,) float32 vector. Actions: see `actions` by name. Reward: 0 before
+    Observation: `observation.Observation` as a (46,) float32 vector. Actions: see `actions` by name. Reward: 0 before
     the last layer, then `rewards` by name of the outcome. Every step's info holds `executed_action`, what the
     environment really did, for replay buffers; the last one `labeling` and `outcome` too. Every finished episode
     meets every limit.

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from autocompress_envs.numbers import FloatArray, Labeling, layer_resources
+from autocompress_envs.parts import LossParts
 from autocompress_envs.pricing import Pricer
 from autocompress_envs.tables import ADDITIVE, RESOURCES, Tables
 
-OBSERVATION_VERSION = 1
+OBSERVATION_VERSION = 2
 KINDS = ("conv", "depthwise", "linear")
 BITS_GRID = (2, 3, 4, 5, 6, 8)
 SPARSITY_GRID = (0.25, 0.5, 0.75)
@@ -39,6 +40,11 @@ class Observation(NamedTuple):
     | 32-34 | previous_action   | the action executed at the layer before (see below)                  | [-1, 1]  |
     | 35-38 | budget            | limit / original, 1 for resources without a limit                    | [0, 1]   |
     | 39-41 | reference_label   | sparsity, log2(weight bits) / 5, log2(activation bits) / 5           | [0, 1]   |
+    | 42-43 | reference_errors  | log10 / 6 of the share of the reference labels' error that the layer | [-1, 0]  |
+    |       |                   | makes: pruning of the group that it owns, and rounding               |          |
+    | 44    | reference_loss    | log10 / 6 of the error (nats) of the reference labels of the whole   | [-1, 1]  |
+    |       |                   | network: whether the budget is mild or cruel                         |          |
+    | 45    | depth             | log2 / 16 of L                                                       | [0, 1]   |
 
     Values beyond the bounds are clipped to them. Reference labels are the solver's at price action 0 for the same
     budget. Resources without a limit are measured against the original. `spent` counts what no label changes from
@@ -61,9 +67,12 @@ class Observation(NamedTuple):
     previous_action: FloatArray
     budget: FloatArray
     reference_label: FloatArray
+    reference_errors: FloatArray
+    reference_loss: FloatArray
+    depth: FloatArray
 
     def vector(self) -> npt.NDArray[np.float32]:
-        """All fields in order, clipped to the bounds: (42,) float32."""
+        """All fields in order, clipped to the bounds: (46,) float32."""
         return np.clip(np.concatenate(self), LOW, HIGH).astype(np.float32)
 
 
@@ -85,6 +94,9 @@ def _bounds(value_of_signed: float, value_of_share: float, value_of_log_share: f
             previous_action=np.full(3, signed),
             budget=np.full(len(RESOURCES), share),
             reference_label=np.full(3, share),
+            reference_errors=np.full(2, log_share),
+            reference_loss=np.full(1, signed),
+            depth=np.full(1, share),
         )
     )
 
@@ -114,6 +126,10 @@ class Observer:
         self._bits_errors = _bits_errors(self._tables, total)
         self._sparsity_errors = _sparsity_errors(self._tables, total)
         self._reference_label = _reference_label(self._tables, reference)
+        parts = LossParts(pricer.problem, self._tables)(reference)
+        self._reference_errors = _log_error(parts, total)
+        self._reference_loss = _log_error(np.array([total]), 1.0)
+        self._depth = np.log2([self._tables.layer_count]) / 16
         self._expected: dict[int, tuple[FloatArray, FloatArray]] = {}
 
     def observe(self, step: int, so_far: Labeling, previous_action: FloatArray) -> Observation:
@@ -139,6 +155,9 @@ class Observer:
             previous_action=previous_action,
             budget=self._budget,
             reference_label=self._reference_label[layer],
+            reference_errors=self._reference_errors[layer],
+            reference_loss=self._reference_loss,
+            depth=self._depth,
         )
 
     def _progress(self, step: int, so_far: Labeling) -> tuple[FloatArray, FloatArray]:

@@ -31,7 +31,7 @@ def test_documented_indices_are_the_real_ones() -> None:
         real[name] = (start, start + len(field) - 1)
         start += len(field)
     assert documented == real
-    assert (OBSERVATION_VERSION, start, LOW.shape, HIGH.shape) == (1, 42, (42,), (42,))
+    assert (OBSERVATION_VERSION, start, LOW.shape, HIGH.shape) == (2, 46, (46,), (46,))
 
 
 def test_fields_of_the_first_layer() -> None:
@@ -58,6 +58,9 @@ def test_fields_of_the_first_layer() -> None:
     original_bitops = 24 * 32 * 32
     assert seen.budget.tolist() == pytest.approx([1, 1, 512 / original_bitops, 1])
     assert seen.reference_label.tolist() == pytest.approx([0, 1 / 5, 3 / 5])
+    assert seen.reference_errors.tolist() == pytest.approx([(-12 - math.log10(total)) / 6, math.log10(0.1 / total) / 6])
+    assert seen.reference_loss.tolist() == pytest.approx([math.log10(total) / 6])
+    assert seen.depth.tolist() == pytest.approx([math.log2(3) / 16])
 
 
 def test_spent_and_rest() -> None:

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 
 from autocompress.searchers.explorers import EXPLORERS, LocalExplorer, PosteriorExplorer, Trial
-from autocompress.searchers.prices import PRICE_LIMIT, LossParts, PriceBelief
+from autocompress.searchers.prices import PRICE_LIMIT, PriceBelief
 from autocompress_envs.numbers import Labeling
+from autocompress_envs.parts import LossParts
 from autocompress_envs.toy import additive_error, random_problem, toy_problem
 
 

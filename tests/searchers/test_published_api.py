@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autocompress import api
+from autocompress import api, searching
 from autocompress.config import Config
 from autocompress.errors import InputError
 from autocompress.searchers.search import COMPARING, LABELLED, SEARCHERS
@@ -22,9 +22,9 @@ def test_unlabelled_data_is_refused_before_the_search(method):
 
 @pytest.mark.parametrize(("method", "accuracy"), [("haq", 0.75), ("releq", 0.75), ("amc", np.nan), ("rl", np.nan)])
 def test_the_original_is_measured_for_those_that_compare_with_it(method, accuracy, monkeypatch):
-    monkeypatch.setattr(api, "measure", lambda *_: SimpleNamespace(accuracy=0.75))
+    monkeypatch.setattr(searching, "measure", lambda *_: SimpleNamespace(accuracy=0.75))
     job = SimpleNamespace(model=None, data=SimpleNamespace(search=lambda: None))
-    assert api.original_accuracy(job, Config(method=method)) == pytest.approx(accuracy, nan_ok=True)
+    assert searching.original_accuracy(job, Config(method=method)) == pytest.approx(accuracy, nan_ok=True)
 
 
 def test_they_are_all_methods():

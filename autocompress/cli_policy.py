@@ -1,0 +1,124 @@
+"""The commands `autocompress policy …`: look at a policy file, and make one of a Stable-Baselines3 file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autocompress.cli_shell import emit, reported
+from autocompress.config import make_config
+from autocompress.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+policy_app = typer.Typer(help="Look at policies, and make them of other files.", no_args_is_help=True)
+
+Where = Annotated[
+    str,
+    typer.Argument(metavar="FILE", help="`default`, a policy's folder or one of its two files.", show_default=False),
+]
+Source = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Zip file of PPO or A2C with MlpPolicy.", show_default=False)
+]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the policy is written.", show_default=False)]
+PriceScale = Annotated[
+    str, typer.Option(metavar="X", help="Price scale of the environment that it was trained in, in (0, 20).")
+]
+Trust = Annotated[bool, typer.Option("--trust", help="The file is your own: code that it holds may run.")]
+Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
+
+_ALWAYS_SHOWN = ("networks", "scores", "licence")
+_NOT_RECORDED = "not recorded"
+
+
+@policy_app.command()
+def show(where: Where, format: Format = "table") -> None:
+    """Show what a policy was trained on, its versions, scores, licence and size."""
+    with reported():
+        emit_policy(where, format)
+
+
+@policy_app.command(name="import")
+def import_(
+    file: Source, out: Out, price_scale: PriceScale = "2.0", trust: Trust = False, format: Format = "table"
+) -> None:
+    """Make a policy of a Stable-Baselines3 file, which is read only with --trust: it may hold code."""
+    with reported():
+        make_config({"format": format})
+        from autocompress.policies.stable_baselines import import_stable_baselines
+
+        import_stable_baselines(file, out, _number("price_scale", price_scale), trust=trust)
+        emit_policy(str(out), format)
+
+
+def emit_policy(where: str, format: str) -> None:
+    """Write what is known of a policy to standard output."""
+    config = make_config({"format": format})
+    data = _policy_data(where)
+    emit(config, data, lambda console: _print(console, data))
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"`{name}` must be a number, got {text!r}.") from None
+
+
+def _policy_data(where: str) -> dict[str, Any]:
+    from autocompress.policies.files import ACTION_VERSION, load_policy, policy_files
+    from autocompress_envs.observation import OBSERVATION_VERSION
+
+    saved = load_policy(where)
+    files = policy_files(where)
+    return {
+        "name": saved.name,
+        "folder": str(files[0].parent),
+        "network": saved.policy.network,
+        "members": len(saved.policy.members),
+        "width": saved.policy.width,
+        "parameters": sum(parameter.numel() for parameter in saved.policy.parameters()),
+        "file_bytes": sum(file.stat().st_size for file in files),
+        "observation_version": OBSERVATION_VERSION,  # no other is loaded
+        "action_version": ACTION_VERSION,
+        "record": dict(saved.record),
+    }
+
+
+def _print(console: Console, data: Mapping[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    record = {**dict.fromkeys(_ALWAYS_SHOWN, _NOT_RECORDED), **data["record"]}
+    own = {name.replace("_", " "): value for name, value in data.items() if name != "record"}
+    table = Table(title="Policy", title_justify="left", show_header=False)
+    for name, value in [*own.items(), *_rows(record)]:
+        table.add_row(Text(_printable(name)), Text(_printable(_text(value)), overflow="fold"))
+    console.print(table)
+
+
+def _rows(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Mappings within mappings as one row a value, their names joined by dots."""
+    for name, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from _rows(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and value and not any(isinstance(each, dict | list) for each in value):
+        return ", ".join(map(_text, value))
+    if type(value) is int:
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _printable(text: str) -> str:
+    """Files come from others: what would steer the terminal or can't be encoded is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -1,0 +1,77 @@
+"""The command `autocompress train-policy`: a policy from a recipe file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autocompress.cli_policy import emit_policy
+from autocompress.cli_shell import reported, watching
+from autocompress.config import Config, make_config
+from autocompress.errors import InputError
+
+if TYPE_CHECKING:
+    from autocompress.report.progress import Progress
+
+Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the training.", show_default=False)]
+Out = Annotated[Path, typer.Option(metavar="PATH", help="Folder of the policy.", show_default=False)]
+Data = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=SPEC", help="Replaces a data spec of the recipe; may be repeated.")
+]
+Cache = Annotated[str | None, typer.Option(metavar="PATH", help="Folder of menus and of the zoo's weights.")]
+Device = Annotated[str, typer.Option(metavar="TEXT", help="Torch device, such as cpu or cuda.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue: finished episodes are kept.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the training that lies in the folder.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
+
+
+def train_policy(
+    recipe: Recipe,
+    out: Out,
+    data: Data = None,
+    cache: Cache = None,
+    device: Device = "cpu",
+    resume: Resume = False,
+    force: Force = False,
+    format: Format = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Train a policy that carries over to other networks: build a zoo, explore it, fit the policy to what was seen."""
+    from autocompress.policies import training
+
+    with reported() as context:
+        shown = make_config({"format": format, "quiet": quiet, "cache": cache, "device": device})
+        specs = _specs(data or [])
+        context.how_to_resume = lambda: " What was explored is kept; the same command goes on with --resume."
+        with _view(shown) as view:
+            training.train_policy(
+                recipe,
+                out,
+                data=specs,
+                cache=shown.cache,
+                device=shown.device,
+                resume=resume,
+                force=force,
+                progress=view,
+            )
+        emit_policy(str(out), format)
+
+
+def _view(config: Config) -> AbstractContextManager[Progress]:
+    from autocompress.report.live import PlainView, TerminalView
+    from autocompress.report.progress import Silent
+
+    return watching(config, Silent, TerminalView, PlainView)
+
+
+def _specs(given: list[str]) -> Mapping[str, str]:
+    pairs = [text.partition("=") for text in given]
+    for name, equals, spec in pairs:
+        if not (name and equals and spec):
+            raise InputError(f"`data` must be NAME=SPEC, got {name + equals + spec!r}; such as cifar10=parquet:FOLDER.")
+    return {name: spec for name, _, spec in pairs}

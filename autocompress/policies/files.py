@@ -1,0 +1,288 @@
+"""A policy on disk: its weights as safetensors, all else as JSON, and nothing that could run code.
+
+`policy.json` holds the format, the network's shape, the versions of observation and action, the layer kinds that were
+trained on, the weights' SHA-256 and the training record. It is written last: where a kill comes between the two files,
+the checksum tells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor
+
+from autocompress.errors import InputError, unknown_name
+from autocompress.policies.policy import HEADS, NETWORKS, PricePolicy
+from autocompress.run_folder import POLICY, POLICY_WEIGHTS, write_atomically
+from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
+
+FORMAT = 1
+ACTION_VERSION = 1  # log prices of every layer: of pruning the group that it owns, of rounding it
+DEFAULT = "default"  # the policy that is shipped
+MOST_BYTES = 16 * 2**20  # of either file
+MOST_MEMBERS, MOST_WIDTH = 64, 512
+
+_SHIPPED = Path(__file__).parent / DEFAULT
+_VERSIONS = {"format": FORMAT, "observation_version": OBSERVATION_VERSION, "action_version": ACTION_VERSION}
+_FIELDS = {
+    "network": (str, "text"),
+    "members": (int, "a whole number"),
+    "width": (int, "a whole number"),
+    "kinds": (list, "a list"),
+    "sha256": (str, "text"),
+    "record": (dict, "a mapping"),
+}
+SHOWN = 80  # characters of a wrong value
+_ANEW = "train it anew with `autocompress train-policy`"
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """A policy that was read from disk.
+
+    Attributes:
+        policy: in eval mode.
+        record: of its training, with the layer `kinds` that it has seen.
+        name: `default`, or its folder's.
+    """
+
+    policy: PricePolicy
+    record: Mapping[str, Any]
+    name: str
+
+
+def save_policy(folder: Path, policy: PricePolicy, record: Mapping[str, Any]) -> None:
+    """Write a policy into `folder`, in place of the one that lies there.
+
+    Args:
+        folder: made where it does not exist.
+        policy: at most `MOST_BYTES`, `MOST_MEMBERS` and `MOST_WIDTH`.
+        record: JSON data; `kinds` lists the layer kinds that were trained on, the rest is free.
+
+    Raises:
+        InputError: the policy is too large or not finite, or the record is not as said.
+    """
+    members = len(policy.members)
+    _check_shape(policy.network, members, policy.width)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    check_numbers(state)
+    _check_kinds(record.get("kinds"))
+    weights = save(state)
+    content = {
+        **_VERSIONS,
+        "network": policy.network,
+        "members": members,
+        "width": policy.width,
+        "kinds": record["kinds"],
+        "sha256": hashlib.sha256(weights).hexdigest(),
+        "record": {name: value for name, value in record.items() if name != "kinds"},
+    }
+    text = _json_bytes(content)
+    for part in (weights, text):
+        check_size(len(part))
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"`folder` must be a folder, got {folder}, which is a file.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / POLICY_WEIGHTS, weights)
+    write_atomically(folder / POLICY, text)
+
+
+def load_policy(where: str | Path) -> SavedPolicy:
+    """The policy that `save_policy` wrote, bit for bit.
+
+    Args:
+        where: `default` for the shipped one (a folder of that name is `./default`), a folder, or one of its two files.
+
+    Raises:
+        InputError: there is none, it is damaged, too large or of another version, or it is no policy.
+    """
+    weights_file, record_file = policy_files(where)
+    with blaming(record_file):
+        content = _content(read_bounded(record_file))
+    with blaming(weights_file):
+        raw = read_bounded(weights_file)
+        if hashlib.sha256(raw).hexdigest() != content["sha256"]:
+            raise InputError(
+                f"The weights must have the checksum in {POLICY}, got others: damaged, or a kill came between the two "
+                f"files; {_ANEW}."
+            )
+        policy = _policy(content, raw)
+    name = DEFAULT if where == DEFAULT else record_file.parent.resolve().name
+    return SavedPolicy(policy, {"kinds": content["kinds"], **content["record"]}, name)
+
+
+def policy_files(where: str | Path) -> tuple[Path, Path]:
+    """The existing files of a policy: weights, and all else.
+
+    Args:
+        where: as for `load_policy`.
+
+    Raises:
+        InputError: they are not there.
+    """
+    if where == DEFAULT and not _SHIPPED.is_dir():
+        raise InputError(
+            f"`policy` must be a folder, got {DEFAULT}, which this installation lacks; "
+            "train one with `autocompress train-policy`."
+        )
+    path = _SHIPPED if where == DEFAULT else Path(where)
+    if path.suffix.lower() == ".zip":
+        raise InputError(
+            f"`policy` must be a folder with {POLICY_WEIGHTS} and {POLICY}, got {path}; "
+            "turn a Stable-Baselines3 file into one with `autocompress policy import --trust`."
+        )
+    if not path.exists():
+        raise InputError(f"`policy` must be {DEFAULT} or an existing folder or file, got {path}.")
+    if path.is_file() and path.name not in (POLICY_WEIGHTS, POLICY):
+        raise InputError(f"`policy` must be a folder, its {POLICY_WEIGHTS} or its {POLICY}, got {path}.")
+    folder = path.parent if path.is_file() else path
+    for name in (POLICY_WEIGHTS, POLICY):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"`policy` must be a folder with {POLICY_WEIGHTS} and {POLICY}, got {folder} without {name}."
+            )
+    return folder / POLICY_WEIGHTS, folder / POLICY
+
+
+@contextmanager
+def blaming(file: Path) -> Iterator[None]:
+    """Name the file in an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def read_bounded(file: Path) -> bytes:
+    """The content of a file of at most `MOST_BYTES`; its size is looked at before it is read."""
+    try:
+        check_size(file.stat().st_size)
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"The file must be readable, got: {error.strerror}.") from error
+
+
+def _content(raw: bytes) -> dict[str, Any]:
+    content = _parsed(raw)
+    if not isinstance(content, dict):
+        raise InputError(f"The file must hold a mapping, got {_shown(content)}.")
+    if "format" not in content:
+        raise InputError(f"The file must be a policy of format {FORMAT}, got another file, such as a run's own agent.")
+    for name, ours in _VERSIONS.items():
+        if type(content.get(name)) is not int or content[name] != ours:
+            raise InputError(
+                f"`{name}` must be {ours}, got {_shown_field(content, name)}; {_ANEW}, "
+                "or use the autocompress that made it."
+            )
+    for name, (kind, what) in _FIELDS.items():
+        if type(content.get(name)) is not kind:
+            raise InputError(f"`{name}` must be {what}, got {_shown_field(content, name)}.")
+    _check_shape(content["network"], content["members"], content["width"])
+    _check_kinds(content["kinds"])
+    return content
+
+
+def _parsed(raw: bytes) -> Any:
+    try:
+        return json.loads(raw, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"The file must be JSON, got: {error}.") from error
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return float(text)
+
+
+def _shown_field(content: Mapping[str, Any], name: str) -> str:
+    return _shown(content[name]) if name in content else "nothing"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
+
+
+def _policy(content: Mapping[str, Any], raw: bytes) -> PricePolicy:
+    try:
+        found = dict(safetensors.deserialize(raw))
+    except SafetensorError as error:
+        raise InputError(f"The file must be a safetensors file, got: {error}.") from error
+    with torch.device("meta"):  # shapes are compared before anything as large as they say is made
+        policy = PricePolicy(content["network"], content["members"], content["width"])
+    expected = policy.state_dict()
+    _check_tensors(expected, found)
+    state = {
+        name: torch.frombuffer(bytearray(found[name]["data"]), dtype=torch.float32).reshape(tensor.shape).clone()
+        for name, tensor in expected.items()
+    }
+    check_numbers(state)
+    policy.load_state_dict(state, assign=True)
+    return policy.eval()
+
+
+def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Mapping[str, Any]]) -> None:
+    for name in sorted(expected.keys() ^ found.keys()):
+        kind = "without" if name in expected else "with"
+        raise InputError(f"The weights must be what {POLICY} says, got them {kind} {name}.")
+    for name, tensor in expected.items():
+        wanted, got = f"F32 {list(tensor.shape)}", f"{found[name]['dtype']} {list(found[name]['shape'])}"
+        if got != wanted:
+            raise InputError(f"The tensor {name} must be {wanted}, got {got}.")
+
+
+def check_numbers(state: Mapping[str, Tensor]) -> None:
+    """Raises InputError where a number is not finite, or a deviation not above 0."""
+    for name, tensor in state.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"The tensor {name} must be finite, got NaN or infinity.")
+    least = float(state["deviation"].min())
+    if least <= 0.0:
+        raise InputError(f"The tensor deviation must be above 0, got {least:g}.")
+
+
+def _check_shape(network: str, members: int, width: int) -> None:
+    if network not in NETWORKS:
+        raise unknown_name("network", network, NETWORKS)
+    for name, value, most in (("members", members, MOST_MEMBERS), ("width", width, MOST_WIDTH)):
+        if not 1 <= value <= most:
+            raise InputError(f"`{name}` must be from 1 to {most}, got {_shown(value)}.")
+    if network == "sequence" and width % HEADS:
+        raise InputError(f"`width` of a sequence network must be a multiple of {HEADS}, got {width}.")
+
+
+def _check_kinds(kinds: Any) -> None:
+    if not isinstance(kinds, list) or not kinds or not all(kind in KINDS for kind in kinds):
+        got = "nothing" if kinds is None else repr(kinds)[:SHOWN]
+        raise InputError(f"`kinds` must be a list of some of {', '.join(KINDS)}, got {got}.")
+
+
+def check_size(size: int) -> None:
+    """Raises InputError for more than `MOST_BYTES`."""
+    if size > MOST_BYTES:
+        raise InputError(f"A policy's file must have at most {MOST_BYTES:,} bytes, got {size:,}.")
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    try:
+        return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`record` must be JSON data, got: {error}.") from error
+
+
+def first_line(error: Exception) -> str:
+    """Of what others' errors say, without a full stop."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

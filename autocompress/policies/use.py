@@ -1,0 +1,44 @@
+"""Which policy a search begins with, and what it decides there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autocompress.config import Config
+from autocompress.errors import InputError
+from autocompress.policies.files import SavedPolicy, load_policy
+from autocompress.policies.policy import Walk, nearest_kinds, walk
+from autocompress.report.progress import Progress
+from autocompress.searchers.agents import begins_with_policy
+from autocompress.searchers.base import SearchSettings
+from autocompress_envs.numbers import Problem
+
+DEFAULT, NONE = "default", "none"
+
+
+def chosen_policy(config: Config, settings: SearchSettings) -> SavedPolicy | None:
+    """The policy of the options: the default one where none is named and the agent can begin with one.
+
+    Raises:
+        InputError: a policy is named that the method or the agent can't begin with, or can't be read; or there is
+            nothing to evaluate and no policy either.
+    """
+    able = config.method == "rl" and begins_with_policy(settings)
+    named = config.policy or (DEFAULT if able else NONE)
+    if named != NONE and not able:
+        raise InputError(
+            f"`policy` must be left out or none with the method {config.method}, agent {config.agent} and action "
+            f"{config.action}, got {named}: only agents that act by prices around an explorer's begin with one."
+        )
+    if named == NONE and not config.episodes:
+        raise InputError("`episodes` must be at least 1 without a policy, got 0; pass --policy default.")
+    return None if named == NONE else load_policy(named)
+
+
+def decided(saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], watcher: Progress) -> Walk:
+    """What the policy decides, by one walk over the network; tells of layers of a kind that it was not trained on."""
+    seen = saved.record.get("kinds", [])
+    for kind, stand_in in nearest_kinds(problem, seen).items():
+        count = sum(layer.kind == kind for layer in problem.layers)
+        watcher.note(f"the policy was not trained on {kind} layers; it takes the {count} here for {stand_in} layers")
+    return walk(saved.policy, problem, limits, seen)

@@ -1,0 +1,115 @@
+"""From a budget to a plan: a policy's walk over the network, and the search that goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from autocompress.config import Config
+from autocompress.errors import unknown_name
+from autocompress.evaluation import Evaluator, measure
+from autocompress.jobs import Job
+from autocompress.policies.files import SavedPolicy
+from autocompress.policies.use import decided
+from autocompress.recording import Recording, weights_bytes
+from autocompress.report.progress import Progress
+from autocompress.run_folder import PLAN, SHIFTS, TENSORBOARD, RunFolder
+from autocompress.searchers.agents import check_agent
+from autocompress.searchers.base import SearchResult, SearchSettings, Task
+from autocompress.searchers.search import COMPARING, SEARCHERS, run_search
+from autocompress.shift_file import ShiftFile
+from autocompress_envs.numbers import FloatArray, Labeling, Outcome
+
+
+@dataclass(frozen=True)
+class Found:
+    """The plan of a search; `outcome` is None where nothing was evaluated."""
+
+    labeling: Labeling
+    outcome: Outcome | None
+    evaluations: int
+    stopped_because: str
+    policy_state: Mapping[str, Tensor] | None = None
+
+
+def find(
+    job: Job,
+    evaluator: Evaluator,
+    config: Config,
+    policy: SavedPolicy | None,
+    limits: Mapping[str, int],
+    folder: RunFolder,
+    watcher: Progress,
+) -> Found:
+    """The policy's plan, and what a search makes of it; every evaluated plan is written down.
+
+    Args:
+        job: with menus.
+        evaluator: of the job.
+        config: of the search.
+        policy: that it begins with.
+        limits: absolute.
+        folder: of the run.
+        watcher: told what happens.
+    """
+    watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
+    walk = None if policy is None else decided(policy, job.problem, limits, watcher)
+    if not config.episodes:
+        assert walk is not None, "chosen_policy asks for one"
+        folder.write(PLAN, job.menus.plan(walk.labeling).to_yaml())
+        return Found(walk.labeling, None, 0, "the policy decided alone")
+    found = _searched(job, evaluator, config, None if walk is None else walk.prices, limits, folder, watcher)
+    best = found.best
+    return Found(best.labeling, best.outcome, found.evaluations, found.stopped_because, found.policy_state)
+
+
+def _searched(
+    job: Job,
+    evaluator: Evaluator,
+    config: Config,
+    prices: FloatArray | None,
+    limits: Mapping[str, int],
+    folder: RunFolder,
+    watcher: Progress,
+) -> SearchResult:
+    settings, log = search_settings(config), folder.path / TENSORBOARD
+    original = original_accuracy(job, config)
+    with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
+        recording = Recording(folder, evaluator, job.menus.plan, shifts, limits, config.episodes, watcher)
+        task = Task(job.problem, dict(limits), recording.evaluate, original, evaluator.probabilities, prices)
+        return run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=log)
+
+
+def stamp(policy: SavedPolicy | None) -> dict[str, Any]:
+    """What of the policy a resumed run must find again."""
+    if policy is None:
+        return {"policy": None}
+    return {"policy": hashlib.sha256(weights_bytes(policy.policy.state_dict())).hexdigest()[:16]}
+
+
+def search_settings(config: Config) -> SearchSettings:
+    """Raises InputError for unknown names, before anything is loaded."""
+    names = ("agent", "action", "reward", "episodes", "seed", "patience", "environments", "price_scale")
+    values = {name: getattr(config, name) for name in names}
+    settings = SearchSettings(**{**values, "episodes": max(1, config.episodes)})  # 0 is no search: see _found
+    if config.method not in SEARCHERS:
+        raise unknown_name("method", config.method, SEARCHERS)
+    if config.method == "rl":
+        check_agent(settings)
+    return settings
+
+
+def original_accuracy(job: Job, config: Config) -> float:
+    """On the search split; NaN where neither the reward nor the method's own one compares with it."""
+    if config.reward != "haq" and config.method not in COMPARING:
+        return math.nan
+    return measure(job.model, job.model, [job.data.search()]).accuracy
+
+
+def _described(limits: Mapping[str, int], original: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} at most {limit:,} of {original[name]:,}" for name, limit in limits.items())
