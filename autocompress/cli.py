@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect as python_inspect
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
@@ -13,14 +12,13 @@ import typer
 from autocompress import __version__
 from autocompress.cli_compare import compare
 from autocompress.cli_policy import policy_app
-from autocompress.cli_shell import emit, reported, watching
+from autocompress.cli_shell import emit, reported, watching_progress
 from autocompress.cli_train import train_policy
 from autocompress.config import OPTIONS, Config, Panel, load_config, make_config, panel_of
 from autocompress.errors import AutocompressError
 from autocompress.run_folder import CONFIG, JOURNAL, default_path
 
 if TYPE_CHECKING:
-    from autocompress.report.progress import Progress
     from autocompress.targets.verify import Verification
 
 app = typer.Typer(
@@ -114,7 +112,7 @@ def search(config: Config) -> None:
     from autocompress.report.data import result_data
     from autocompress.report.tables import print_result
 
-    with _view(config) as view:
+    with watching_progress(config) as view:
         result = api.search(**_arguments(config), progress=view)
     emit(config, result_data(result), lambda console: print_result(console, result))
     _stop_unless(result.verification)
@@ -128,7 +126,7 @@ def inspect(config: Config) -> None:
     from autocompress.report.data import inspection_data
     from autocompress.report.tables import print_inspection
 
-    with _view(config) as view:
+    with watching_progress(config) as view:
         inspection = api.inspect(**_arguments(config), progress=view)
     emit(config, inspection_data(inspection), lambda console: print_inspection(console, inspection))
 
@@ -141,7 +139,7 @@ def evaluate(config: Config) -> None:
     from autocompress.report.data import measurement_data
     from autocompress.report.tables import print_measurement
 
-    with _view(config) as view:
+    with watching_progress(config) as view:
         measured = api.evaluate(**_arguments(config), progress=view)
     emit(config, measurement_data(measured), lambda console: print_measurement(console, measured))
 
@@ -154,7 +152,7 @@ def apply(config: Config) -> None:
     from autocompress.report.data import finished_data
     from autocompress.report.tables import print_finished
 
-    with _view(config) as view:
+    with watching_progress(config) as view:
         finished = api.apply(**_arguments(config), progress=view)
     emit(config, finished_data(finished), lambda console: print_finished(console, finished))
     _stop_unless(finished.verification)
@@ -187,7 +185,7 @@ def finetune(
         context.how_to_resume = lambda: " The run is as it was; the same command goes on."
         config = make_config({"format": format, "quiet": quiet})
         options = {name: value for name, value in given.items() if value is not None}
-        with _view(config) as view:
+        with watching_progress(config) as view:
             finished = runs.finetune(run, progress=view, **options)
         emit(config, finished_data(finished), lambda console: print_finished(console, finished))
         _stop_unless(finished.verification)
@@ -203,7 +201,7 @@ def export(
     from autocompress import runs
 
     with reported():
-        with _view(make_config({"quiet": quiet})) as view:
+        with watching_progress(make_config({"quiet": quiet})) as view:
             files = runs.export(run, format, progress=view)
         for file in files:
             typer.echo(f"{file}: {file.stat().st_size:,} bytes")
@@ -222,7 +220,7 @@ def verify(
 
     with reported():
         config = make_config({"format": format, "quiet": quiet})
-        with _view(config) as view:
+        with watching_progress(config) as view:
             verified = runs.verify(run, progress=view)
         emit(config, verification_data(verified), lambda console: print_verification(console, verified))
         _stop_unless(verified)
@@ -250,13 +248,6 @@ def _how_to_resume(command: str, config: Config) -> str:
     if config.out is None or not (config.out / JOURNAL).is_file():
         return ""
     return f" What was evaluated is kept; continue with: autocompress {command} --out {config.out} --resume"
-
-
-def _view(config: Config) -> AbstractContextManager[Progress]:
-    from autocompress.report.live import PlainView, TerminalView
-    from autocompress.report.progress import Silent
-
-    return watching(config, Silent, TerminalView, PlainView)
 
 
 def _arguments(config: Config) -> dict[str, Any]:

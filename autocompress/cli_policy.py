@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autocompress.cli_shell import emit, reported
+from autocompress.cli_shell import emit, reported, watching_progress
 from autocompress.config import make_config
 from autocompress.errors import InputError
 
@@ -30,6 +31,13 @@ PriceScale = Annotated[
     str, typer.Option(metavar="X", help="Price scale of the environment that it was trained in, in (0, 20).")
 ]
 Trust = Annotated[bool, typer.Option("--trust", help="The file is your own: code that it holds may run.")]
+On = Annotated[
+    Path,
+    typer.Option(metavar="PATH", help="YAML file with `networks`: options of search, and budgets.", show_default=False),
+]
+Episodes = Annotated[str, typer.Option(metavar="N", help="Evaluations of a search from the policy; 0: none.")]
+Seed = Annotated[str, typer.Option(metavar="N", help="Of these searches.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
 Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
 
 _ALWAYS_SHOWN = ("networks", "scores", "licence")
@@ -54,6 +62,51 @@ def import_(
 
         import_stable_baselines(file, out, _number("price_scale", price_scale), trust=trust)
         emit_policy(str(out), format)
+
+
+@policy_app.command(name="eval")
+def eval_(
+    where: Where, on: On, episodes: Episodes = "0", seed: Seed = "0", format: Format = "table", quiet: Quiet = False
+) -> None:
+    """Measure a policy on networks that it was not trained on, zero-shot and after a few evaluations."""
+    with reported():
+        shown = make_config({"format": format, "quiet": quiet, "episodes": episodes, "seed": seed})
+        from autocompress.policies.evaluation import evaluate_policy, summarised
+        from autocompress.policies.files import load_policy
+
+        saved = load_policy(where)
+        with watching_progress(shown) as view:
+            scores = evaluate_policy(saved, on, episodes=shown.episodes, seed=shown.seed, progress=view)
+        summary = {name: _number_or_none(value) for name, value in vars(summarised(scores)).items()}
+        rows = [{name: _number_or_none(value) for name, value in vars(score).items()} for score in scores]
+        data = {"policy": saved.name, "summary": summary, "scores": rows}
+        emit(shown, data, lambda console: _print_scores(console, data))
+
+
+def _number_or_none(value: Any) -> Any:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _print_scores(console: Console, data: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"KL divergence (nats, search split) of plans by the policy {data['policy']}")
+    for column in ("network", "budget", "solver", "policy, zero-shot", "ratio", "search from the policy", "ratio"):
+        table.add_column(column, justify="left" if column in ("network", "budget") else "right")
+    for row in data["scores"]:
+        few = row["few_shot_kl"]
+        cells = [f"{row['solver_kl']:.4f}", f"{row['policy_kl']:.4f}", _ratio(row["policy_kl"], row["solver_kl"])]
+        cells += ["", ""] if few is None else [f"{few:.4f}", _ratio(few, row["solver_kl"])]
+        table.add_row(row["network"], row["budget"], *cells)
+    console.print(table)
+    summary = data["summary"]
+    line = f"policy over solver: {summary['zero_shot']:.3f} (geometric mean), better in {summary['better']:.0%}"
+    few = "" if summary["few_shot"] is None else f"; search from the policy over solver: {summary['few_shot']:.3f}"
+    console.print(line + few, soft_wrap=True, markup=False, highlight=False)
+
+
+def _ratio(first: float, second: float) -> str:
+    return f"{first / second:.3f}" if second else ""
 
 
 def emit_policy(where: str, format: str) -> None:

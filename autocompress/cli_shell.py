@@ -18,6 +18,8 @@ from autocompress.errors import AutocompressError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from autocompress.report.progress import Progress
+
 View = TypeVar("View")
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 PIPE_WIDTH = 200  # columns of tables that go to a file or a pipe
@@ -39,6 +41,14 @@ def watching(
     console = Console(stderr=True)
     with terminal(console) if console.is_terminal else plain(console) as view:
         yield view
+
+
+def watching_progress(config: Config) -> AbstractContextManager[Progress]:
+    """The view of a job that suits the options and standard error."""
+    from autocompress.report.live import PlainView, TerminalView
+    from autocompress.report.progress import Silent
+
+    return watching(config, Silent, TerminalView, PlainView)
 
 
 def emit(config: Config, data: Mapping[str, Any], table: Callable[[Console], None]) -> None:

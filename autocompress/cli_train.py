@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from autocompress.cli_policy import emit_policy
-from autocompress.cli_shell import reported, watching
-from autocompress.config import Config, make_config
+from autocompress.cli_shell import reported, watching_progress
+from autocompress.config import make_config
 from autocompress.errors import InputError
-
-if TYPE_CHECKING:
-    from autocompress.report.progress import Progress
 
 Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the training.", show_default=False)]
 Out = Annotated[Path, typer.Option(metavar="PATH", help="Folder of the policy.", show_default=False)]
@@ -48,7 +44,7 @@ def train_policy(
         shown = make_config({"format": format, "quiet": quiet, "cache": cache, "device": device})
         specs = _specs(data or [])
         context.how_to_resume = lambda: " What was explored is kept; the same command goes on with --resume."
-        with _view(shown) as view:
+        with watching_progress(shown) as view:
             training.train_policy(
                 recipe,
                 out,
@@ -60,13 +56,6 @@ def train_policy(
                 progress=view,
             )
         emit_policy(str(out), format)
-
-
-def _view(config: Config) -> AbstractContextManager[Progress]:
-    from autocompress.report.live import PlainView, TerminalView
-    from autocompress.report.progress import Silent
-
-    return watching(config, Silent, TerminalView, PlainView)
 
 
 def _specs(given: list[str]) -> Mapping[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from autocompress.errors import InputError
 from autocompress.policies.episodes import Budgeted
+from autocompress.policies.files import first_line
 from autocompress.run_folder import write_atomically
 
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _ARRAYS = ("made_for", "resource", "limits", "observations", "counts", "parts", "losses")
 
 
@@ -31,7 +34,7 @@ def save_episodes(file: Path, made_for: str, episodes: Sequence[Budgeted]) -> No
         made_for=np.array(made_for),
         resource=np.array(next(iter(episodes[0].limits)) if episodes else ""),
         limits=np.array([amount for under in episodes for amount in under.limits.values()], dtype=np.int64),
-        observations=np.array([under.observations for under in episodes]).reshape(-1, layers, features),
+        observations=np.array([under.observations for under in episodes]).reshape(len(episodes), layers, features),
         counts=np.array([len(under.losses) for under in episodes], dtype=np.int64),
         parts=np.concatenate([under.parts for under in episodes] or [np.zeros((0, layers, 2))]),
         losses=np.concatenate([under.losses for under in episodes] or [np.zeros(0)]),
@@ -50,8 +53,8 @@ def load_episodes(file: Path, made_for: str) -> list[Budgeted] | None:
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file} must hold episodes, got a damaged file: {error}; remove it.") from error
+    except _DAMAGED as error:
+        raise InputError(f"{file} must hold episodes, got a damaged file: {first_line(error)}; remove it.") from error
     if str(arrays["made_for"]) != made_for:
         return None
     resource, ends = str(arrays["resource"]), np.cumsum(arrays["counts"])[:-1]

@@ -16,6 +16,7 @@ from autocompress_envs.pricing import Pricer
 
 MOST_LOSS = 3.0  # nats: beyond it a network only guesses, and nothing can be learned of prices
 DRAWS = 50  # of budgets until one can be met
+_EXACT = 1 + 1e-12  # a logarithm and back must not lose the unit that a plan needs
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,8 @@ class BudgetRange:
         Raises:
             InfeasibleBudgetError: there are none in the range, as far as was looked.
         """
-        ends = np.log([problem.resources(labeling)[self.resource] for labeling in _extremes(problem)])
         for attempt in range(DRAWS):
-            share = rng.uniform(self.low, self.high)
-            limits = {self.resource: int(np.exp(ends[0] + share * (ends[1] - ends[0])))}
+            limits = self.at(problem, rng.uniform(self.low, self.high))
             try:
                 Pricer(problem, limits)
             except InfeasibleBudgetError:
@@ -50,6 +49,12 @@ class BudgetRange:
                 continue
             return limits
         raise AssertionError("the last attempt raises or returns")
+
+    def at(self, problem: Problem, share: float) -> dict[str, int]:
+        """Limits at a share of the way, in logs, from the cheapest plan to all the labels of most cost."""
+        least, most = np.log([problem.resources(labeling)[self.resource] for labeling in _extremes(problem)])
+        amount = np.exp(least + share * (most - least))
+        return {self.resource: int(amount * _EXACT)}
 
 
 @dataclass(frozen=True)

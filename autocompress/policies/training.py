@@ -97,7 +97,7 @@ def gather(recipe: Recipe, folder: Path, cache: Path, device: str, watcher: Prog
     scores = {}
     for number, zoo in enumerate(recipe.networks):
         watcher.stage(f"network {number + 1} of {len(recipe.networks)}: {zoo.name}")
-        home = _Home(recipe, zoo, cache, device, watcher)
+        home = Home(recipe, zoo, cache, device, watcher)
         for task in recipe.tasks:
             file, made_for = folder / f"{zoo.name}--{task.name}.npz", _made_for(recipe, zoo, task, home.data)
             found = load_episodes(file, made_for)
@@ -112,8 +112,16 @@ def gather(recipe: Recipe, folder: Path, cache: Path, device: str, watcher: Prog
     return gathered, scores
 
 
-class _Home:
-    """A network of the zoo while it is explored. What is not needed, because it is on disk, is never built."""
+class Home:
+    """A network of the zoo while it is explored. What is not needed, because it is on disk, is never built.
+
+    Args:
+        recipe: of the training.
+        zoo: the network.
+        cache: of menus and weights.
+        device: where the network is evaluated.
+        watcher: told when the network is trained.
+    """
 
     def __init__(self, recipe: Recipe, zoo: ZooNetwork, cache: Path, device: str, watcher: Progress) -> None:
         self._recipe, self._zoo, self._cache, self._device, self._watcher = recipe, zoo, cache, device, watcher
@@ -143,7 +151,7 @@ class _Home:
         return self._model
 
 
-def _explored(recipe: Recipe, task: ZooTask, home: _Home, watcher: Progress) -> list[Budgeted]:
+def _explored(recipe: Recipe, task: ZooTask, home: Home, watcher: Progress) -> list[Budgeted]:
     job, evaluator = home.job(task)
     budgets = BudgetRange(task.resource, task.low, task.high)
     found: list[Budgeted] = []

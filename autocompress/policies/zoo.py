@@ -60,7 +60,8 @@ def train_(model: nn.Module, data: Data, network: ZooNetwork, batch_size: int = 
     batches = TrainingBatches(data, trained_on(data), batch_size, network.augmentation, network.seed)
     total = max(1, round(network.epochs * batches.steps_per_epoch))
     optimizer = _optimizer(model, network.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.learning_rate, total, pct_start=_WARM_UP)
+    warm_up = _WARM_UP if total * _WARM_UP > 1 else 0.0  # of at most one step there is nothing to raise
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.learning_rate, total, pct_start=warm_up)
     dtype = _fastest_dtype(model, next(iter(batches.steps(0, 1)))[0])
     model.train()
     for inputs, labels in batches.steps(0, total):
