@@ -289,8 +289,10 @@ def first_difference(before: Config, now: Config) -> str | None:
 def one_line(error: ValidationError, depth: int = 1) -> str:
     """The first thing that is wrong, as our errors say it; named by at most `depth` keys, joined by dots."""
     first = error.errors()[0]
-    cause = first.get("ctx", {}).get("error")
+    cause, name = first.get("ctx", {}).get("error"), ".".join(map(str, first["loc"][:depth]))
     if isinstance(cause, InputError):
         return str(cause)
+    if first["type"] == "missing":  # what was given is all else, and long
+        return f"`{name}` must be given."
     rule = re.sub(r"^Input should be", "must be", re.sub(r", (unable|got) .*", "", first["msg"]))
-    return f"`{'.'.join(map(str, first['loc'][:depth]))}` {rule}, got {first['input']!r}."
+    return f"`{name}` {rule}, got {first['input']!r}."

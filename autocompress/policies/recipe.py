@@ -12,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from autocompress.config import OPTIONS, make_config, one_line, panel_of
 from autocompress.data.training import Augmentation
 from autocompress.errors import InputError
+from autocompress.jobs import menu_settings
 from autocompress.yaml_files import read_yaml
 
 _NAME = r"^[A-Za-z0-9._-]+$"  # they are parts of file names
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class ZooNetwork(_Part):
@@ -72,7 +73,7 @@ class ZooTask(_Part):
             raise InputError(
                 f"`options` of the task {self.name} must be among {', '.join(sorted(menus))}, got {unknown}."
             )
-        make_config(self.options)
+        menu_settings(make_config(self.options))
         return self
 
 

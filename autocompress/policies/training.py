@@ -19,7 +19,7 @@ from autocompress.evaluation import Evaluator
 from autocompress.jobs import Job, build_evaluator, configure, load, menu_settings, prepare
 from autocompress.menus.store import default_cache
 from autocompress.policies.episode_files import load_episodes, save_episodes
-from autocompress.policies.episodes import Budgeted, BudgetRange, episodes
+from autocompress.policies.episodes import MOST_LOSS, Budgeted, BudgetRange, episodes
 from autocompress.policies.files import SavedPolicy, save_policy
 from autocompress.policies.fitting import fit
 from autocompress.policies.recipe import Recipe, ZooNetwork, ZooTask, read_recipe
@@ -108,7 +108,10 @@ def gather(recipe: Recipe, folder: Path, cache: Path, device: str, watcher: Prog
                 gathered[zoo.name, task.name] = found
                 scores[zoo.name, task.name] = _score(found)
     if not gathered:
-        raise InputError("`recipe` must have budgets that some plan meets, got none in any network and task.")
+        raise InputError(
+            f"`tasks` must have budgets under which the solver's plan loses at most {MOST_LOSS:g} nats, "
+            "got none for any network; raise `low` and `high`."
+        )
     return gathered, scores
 
 

@@ -97,7 +97,7 @@ def loss_over_solvers(policy, unseen):
 
 def test_true_prices_are_found(policy, unseen):
     """Shrinkage pulls prices towards 0, so somewhat less than 4 is right."""
-    assert 3.0 < rounding_ratio(policy, unseen) < 4.3
+    assert 2.7 < rounding_ratio(policy, unseen) < 4.3
 
 
 def test_plans_for_networks_never_seen_beat_the_solver(policy, unseen):
