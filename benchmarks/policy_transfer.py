@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from autocompress.config import make_config
-from autocompress.data import load_data
+from autocompress.data import Data, load_data
 from autocompress.jobs import build_evaluator, load, menu_settings, prepare
 from autocompress.menus.store import default_cache
 from autocompress.models import load_model
@@ -28,7 +28,7 @@ from autocompress.policies.files import SavedPolicy
 from autocompress.policies.fitting import fit
 from autocompress.policies.policy import PricePolicy
 from autocompress.policies.recipe import Fitting, Recipe, ZooTask, read_recipe
-from autocompress.policies.training import EPISODES, RECIPE, Gathered, Home, gather
+from autocompress.policies.training import EPISODES, RECIPE, Gathered, Home, gather, load_all
 from autocompress.report.progress import Silent
 from autocompress_envs.feasibility import InfeasibleBudgetError
 from autocompress_envs.observation import KINDS
@@ -50,11 +50,12 @@ def main() -> None:
     arguments = parser.parse_args()
     recipe, cache = read_recipe(arguments.training / RECIPE), arguments.cache or default_cache()
     fitting = recipe.fitting.model_copy(update={"network": arguments.network})
-    gathered, _ = gather(recipe, arguments.training / EPISODES, cache, "cpu", Silent())
+    splits = load_all(recipe)
+    gathered, _ = gather(recipe, splits, arguments.training / EPISODES, cache, "cpu", Silent())
     rows = []
     for name in _names(recipe, arguments.only):
         policies = [_fitted(gathered, name, fitting, seed) for seed in range(arguments.seeds)]
-        for task, scores in _scores(recipe, name, policies, cache, arguments.shared):
+        for task, scores in _scores(recipe, splits, name, policies, cache, arguments.shared):
             summaries = [summarised([each[seed] for each in scores]) for seed in range(arguments.seeds)]
             ratios = [summary.zero_shot for summary in summaries]
             better = float(np.mean([summary.better for summary in summaries]))
@@ -77,11 +78,11 @@ def _fitted(gathered: Gathered, without: str, fitting: Fitting, seed: int) -> Pr
 
 
 def _scores(
-    recipe: Recipe, name: str, policies: list[PricePolicy], cache: Path, shared: Path
+    recipe: Recipe, splits: Mapping[str, Data], name: str, policies: list[PricePolicy], cache: Path, shared: Path
 ) -> Iterator[tuple[str, list[list[Score]]]]:
     """By task: for every budget, one score a policy."""
     zoo = {network.name: network for network in recipe.networks}
-    home = Home(recipe, zoo[name], cache, "cpu", Silent()) if name in zoo else None
+    home = Home(recipe, zoo[name], splits[zoo[name].data], cache, "cpu", Silent()) if name in zoo else None
     for task in recipe.tasks:
         job, evaluator = home.job(task) if home else _shared_job(name, task, cache, shared)
         scores = []

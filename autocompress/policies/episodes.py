@@ -9,13 +9,11 @@ import numpy as np
 
 from autocompress.policies.policy import observations_of
 from autocompress.searchers.explorers import PosteriorExplorer, Trial
-from autocompress_envs.feasibility import InfeasibleBudgetError
 from autocompress_envs.numbers import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.parts import LossParts
 from autocompress_envs.pricing import Pricer
 
 MOST_LOSS = 3.0  # nats: beyond it a network only guesses, and nothing can be learned of prices
-DRAWS = 50  # of budgets until one can be met
 _EXACT = 1 + 1e-12  # a logarithm and back must not lose the unit that a plan needs
 
 
@@ -34,24 +32,14 @@ class BudgetRange:
     high: float
 
     def draw(self, problem: Problem, rng: np.random.Generator) -> dict[str, int]:
-        """Limits at random that some plan meets.
-
-        Raises:
-            InfeasibleBudgetError: there are none in the range, as far as was looked.
-        """
-        for attempt in range(DRAWS):
-            limits = self.at(problem, rng.uniform(self.low, self.high))
-            try:
-                Pricer(problem, limits)
-            except InfeasibleBudgetError:
-                if attempt == DRAWS - 1:
-                    raise
-                continue
-            return limits
-        raise AssertionError("the last attempt raises or returns")
+        """Limits at random."""
+        return self.at(problem, rng.uniform(self.low, self.high))
 
     def at(self, problem: Problem, share: float) -> dict[str, int]:
-        """Limits at a share of the way, in logs, from the cheapest plan to all the labels of most cost."""
+        """Limits at a share of the way, in logs, from the cheapest plan to all the labels of most cost.
+
+        The cheapest labels of every layer are the cheapest plan, so that some plan meets them.
+        """
         least, most = np.log([problem.resources(labeling)[self.resource] for labeling in _extremes(problem)])
         amount = np.exp(least + share * (most - least))
         return {self.resource: int(amount * _EXACT)}

@@ -48,7 +48,9 @@ def fit(tasks: Sequence[Sequence[Budgeted]], settings: Fitting, progress: Callab
     policy = PricePolicy(settings.network, settings.members, seed=settings.seed)
     seen = torch.cat([task.observations.flatten(0, 1) for task in prepared])
     policy.mean.copy_(seen.mean(0))
-    policy.deviation.copy_(seen.std(0).clamp_min(0.02))  # what hardly varies must not be blown up elsewhere
+    policy.deviation.copy_(
+        seen.std(0, correction=min(1, len(seen) - 1)).clamp_min(0.02)
+    )  # what hardly varies must not be blown up elsewhere
     optimizer = torch.optim.AdamW(policy.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)
     rng = np.random.default_rng(settings.seed)

@@ -15,7 +15,7 @@ from autocompress.errors import InputError
 from autocompress.jobs import menu_settings
 from autocompress.yaml_files import read_yaml
 
-_NAME = r"^[A-Za-z0-9._-]+$"  # they are parts of file names
+_NAME = r"^[A-Za-z0-9._]+(-[A-Za-z0-9._]+)*$"  # they are parts of file names, with two dashes between
 
 
 class _Part(BaseModel):

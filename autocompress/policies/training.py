@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,6 @@ from autocompress.policies.zoo import in_memory, trained, weights_file
 from autocompress.recording import versions
 from autocompress.report.progress import Progress, Silent
 from autocompress.run_folder import POLICY, TENSORBOARD, write_atomically
-from autocompress_envs.feasibility import InfeasibleBudgetError
 from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
 
 RECIPE, EPISODES = "recipe.yaml", "episodes"
@@ -71,9 +71,10 @@ def train_policy(
     """
     watcher, folder = progress or Silent(), Path(out)
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
+    splits = load_all(wanted)  # what can't be read must not leave a folder behind
     _claim(folder, wanted, resume=resume, force=force)
     started = time.monotonic()
-    gathered, scores = gather(wanted, folder / EPISODES, cache or default_cache(), device, watcher)
+    gathered, scores = gather(wanted, splits, folder / EPISODES, cache or default_cache(), device, watcher)
     watcher.stage(f"fitting the policy to {sum(map(_count, gathered.values())):,} episodes")
     with _scalars(folder / TENSORBOARD) as log:
         for (network, task), score in scores.items():
@@ -90,14 +91,22 @@ def train_policy(
     return SavedPolicy(policy, record, str(folder))
 
 
-def gather(recipe: Recipe, folder: Path, cache: Path, device: str, watcher: Progress) -> tuple[Gathered, Scores]:
+def load_all(recipe: Recipe) -> dict[str, Data]:
+    """The data of the recipe by name. Raises InputError where some can't be read."""
+    seed, samples = recipe.seed, recipe.search_samples
+    return {name: load_data(spec, seed=seed, search_samples=samples) for name, spec in recipe.data.items()}
+
+
+def gather(
+    recipe: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path, device: str, watcher: Progress
+) -> tuple[Gathered, Scores]:
     """The episodes of all networks in all tasks, and what they say in short; only those not on disk yet are made."""
     folder.mkdir(parents=True, exist_ok=True)
     gathered: dict[tuple[str, str], list[Budgeted]] = {}
     scores = {}
     for number, zoo in enumerate(recipe.networks):
         watcher.stage(f"network {number + 1} of {len(recipe.networks)}: {zoo.name}")
-        home = Home(recipe, zoo, cache, device, watcher)
+        home = Home(recipe, zoo, splits[zoo.data], cache, device, watcher)
         for task in recipe.tasks:
             file, made_for = folder / f"{zoo.name}--{task.name}.npz", _made_for(recipe, zoo, task, home.data)
             found = load_episodes(file, made_for)
@@ -121,14 +130,17 @@ class Home:
     Args:
         recipe: of the training.
         zoo: the network.
+        data: its own.
         cache: of menus and weights.
         device: where the network is evaluated.
         watcher: told when the network is trained.
     """
 
-    def __init__(self, recipe: Recipe, zoo: ZooNetwork, cache: Path, device: str, watcher: Progress) -> None:
+    def __init__(
+        self, recipe: Recipe, zoo: ZooNetwork, data: Data, cache: Path, device: str, watcher: Progress
+    ) -> None:
         self._recipe, self._zoo, self._cache, self._device, self._watcher = recipe, zoo, cache, device, watcher
-        self.data = load_data(recipe.data[zoo.data], seed=recipe.seed, search_samples=recipe.search_samples)
+        self.data = data
         self._model: nn.Module | None = None
         self._built: dict[str, tuple[Job, Evaluator]] = {}
 
@@ -158,13 +170,10 @@ def _explored(recipe: Recipe, task: ZooTask, home: Home, watcher: Progress) -> l
     job, evaluator = home.job(task)
     budgets = BudgetRange(task.resource, task.low, task.high)
     found: list[Budgeted] = []
-    try:
-        for under in episodes(job.problem, evaluator, budgets, recipe.budgets, recipe.episodes, recipe.seed):
-            found.append(under)
-            evaluator.forget()
-            watcher.advance(len(found), recipe.budgets, f"budgets of {task.name}")
-    except InfeasibleBudgetError as error:
-        watcher.note(f"{task.name} has no budget that can be met: {error}")
+    for under in episodes(job.problem, evaluator, budgets, recipe.budgets, recipe.episodes, recipe.seed):
+        found.append(under)
+        evaluator.forget()
+        watcher.advance(len(found), recipe.budgets, f"budgets of {task.name}")
     return found
 
 
@@ -207,13 +216,19 @@ def _record(recipe: Recipe, gathered: Gathered, scores: Scores, seconds: float) 
         "tasks": [f"{task.name}: {task.resource}, {task.low:g} to {task.high:g}" for task in recipe.tasks],
         "episodes": sum(map(_count, gathered.values())),
         "seconds_of_last_run": round(seconds, 1),
-        "recipe_sha256": hashlib.sha256(recipe.to_yaml().encode()).hexdigest(),
+        "recipe_sha256": _digest(recipe),
         "scores": {
             "explored_best_kl_over_solver": {
                 name: round(float(np.exp(np.log(values).mean())), 4) for name, values in of_task.items() if values
             }
         },
     }
+
+
+def _digest(recipe: Recipe) -> str:
+    """Of all but where the data lies."""
+    content = recipe.model_dump(mode="json", exclude={"data"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _scalars(folder: Path) -> Any:
@@ -224,6 +239,8 @@ def _scalars(folder: Path) -> Any:
 
 def _claim(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
     """Write the recipe into the folder, if it is free or the training in it may be gone on with or replaced."""
+    if resume and force:
+        raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
     file, content = folder / RECIPE, recipe.to_yaml()
     if file.is_file() and not (resume or force):
         raise InputError(
@@ -240,4 +257,5 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
     if force:
         for old in (*(folder / EPISODES).glob("*.npz"), folder / POLICY):
             old.unlink(missing_ok=True)
+        shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
     write_atomically(file, content)

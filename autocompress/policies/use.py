@@ -31,7 +31,8 @@ def chosen_policy(config: Config, settings: SearchSettings) -> SavedPolicy | Non
             f"{config.action}, got {named}: only agents that act by prices around an explorer's begin with one."
         )
     if named == NONE and not config.episodes:
-        raise InputError("`episodes` must be at least 1 without a policy, got 0; pass --policy default.")
+        how = "pass --policy default" if able else "only agents that begin with a policy need none"
+        raise InputError(f"`episodes` must be at least 1 without a policy, got 0; {how}.")
     return None if named == NONE else load_policy(named)
 
 

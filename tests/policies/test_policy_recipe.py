@@ -1,6 +1,8 @@
 """Recipes: the shipped one is valid, they come back from YAML, and every rule is told in one line."""
 
 import copy
+import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,9 @@ def test_the_shipped_policy_was_trained_by_the_shipped_recipe():
     recipe, saved = read_recipe(CONFIGS / "default.yaml"), load_policy("default")
     assert saved.record["networks"] == [network.name for network in recipe.networks]
     assert saved.record["tasks"] == [f"{x.name}: {x.resource}, {x.low:g} to {x.high:g}" for x in recipe.tasks]
+    content = recipe.model_dump(mode="json", exclude={"data"})
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    assert saved.record["recipe_sha256"] == digest
     assert (saved.policy.network, len(saved.policy.members)) == (recipe.fitting.network, recipe.fitting.members)
 
 
@@ -74,7 +79,7 @@ def test_options_may_be_written_with_dashes(tmp_path):
 
 
 NETWORK = {
-    "name": ("a/b", "`networks.0.name` String should match pattern '^[A-Za-z0-9._-]+$', got 'a/b'."),
+    "name": ("a/b", "`networks.0.name` String should match pattern '^[A-Za-z0-9._]+(-[A-Za-z0-9._]+)*$', got 'a/b'."),
     "model": (3, "`networks.0.model` must be a valid string, got 3."),
     "model_args": (3, "`networks.0.model_args` must be a valid dictionary, got 3."),
     "data": ("cifar10", "`data` of net must be one of digits, got 'cifar10'."),
@@ -85,7 +90,7 @@ NETWORK = {
     "extra": (1, "`networks.0.extra` Extra inputs are not permitted, got 1."),
 }
 TASK = [
-    ({"name": ""}, "`tasks.0.name` String should match pattern '^[A-Za-z0-9._-]+$', got ''."),
+    ({"name": ""}, "`tasks.0.name` String should match pattern '^[A-Za-z0-9._]+(-[A-Za-z0-9._]+)*$', got ''."),
     ({"resource": "latency"}, "`tasks.0.resource` must be 'size', 'macs', 'bitops' or 'memory', got 'latency'."),
     ({"low": -0.1}, "`tasks.0.low` must be greater than or equal to 0, got -0.1."),
     ({"high": 1.1}, "`tasks.0.high` must be less than or equal to 1, got 1.1."),
