@@ -1,0 +1,59 @@
+"""One policy along a line of budgets: does accuracy fall where the budget grows? And how long does a walk take?
+
+python benchmarks/policy_budgets.py --network resnet20 --resource size --low 0.05 --high 0.15
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from autocompress.config import make_config
+from autocompress.data import load_data
+from autocompress.evaluation import measure
+from autocompress.jobs import build_evaluator, load, menu_settings, prepare
+from autocompress.models import load_model
+from autocompress.policies.files import load_policy
+from autocompress.policies.policy import walk
+from autocompress.report.progress import Silent
+from autocompress_envs.pricing import Pricer
+
+BUDGETS = 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=("resnet20", "resnet56"), default="resnet20")
+    parser.add_argument("--resource", default="size")
+    parser.add_argument("--low", type=float, default=0.05)
+    parser.add_argument("--high", type=float, default=0.15)
+    parser.add_argument("--policy", default="default")
+    parser.add_argument("--shared", type=Path, default=Path("../shared"))
+    arguments = parser.parse_args()
+    model = load_model(arguments.network, arguments.shared / f"models/{arguments.network}-cifar10-jpeg.safetensors")
+    data = load_data(f"parquet:{arguments.shared / 'data/cifar10-jpeg'}")
+    config = make_config({"model": arguments.network})
+    job = prepare(load(model, data, config, Silent()), config, menu_settings(config), Silent())
+    evaluator, policy = build_evaluator(job, config, {}), load_policy(arguments.policy).policy
+    accuracies, seconds = [], []
+    for share in np.geomspace(arguments.low, arguments.high, BUDGETS):
+        limits = {arguments.resource: int(job.original[arguments.resource] * share)}
+        started = time.perf_counter()
+        labeling = walk(policy, job.problem, limits).labeling
+        seconds.append(time.perf_counter() - started)
+        solver = evaluator(Pricer(job.problem, limits).solve())
+        found = measure(model, evaluator.stitched(labeling), data.test_batches())
+        accuracies.append(found.accuracy)
+        kl = evaluator(labeling).kl
+        print(f"{arguments.resource}={share:.4f}: test accuracy {found.accuracy:.2%}, "
+              f"KL on the search split {kl:.4f} (solver {solver.kl:.4f})", flush=True)  # fmt: skip
+    before = np.maximum.accumulate(accuracies)
+    print(f"largest fall below a smaller budget's accuracy: {100 * (before - accuracies).max():.2f} points")
+    print(f"a walk: {np.median(seconds):.3f} s median, {max(seconds):.3f} s at most")
+
+
+if __name__ == "__main__":
+    main()
