@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autocompress.cli_shell import emit, reported, watching
+from autocompress.cli_shell import Format, Quiet, emit, reported, watching
 from autocompress.config import Config, make_config
 from autocompress.errors import AutocompressError
 
@@ -33,8 +33,6 @@ Out = Annotated[Path | None, typer.Option(metavar="PATH", help="Folder. Default:
 Jobs = Annotated[str, typer.Option(metavar="N", help="Processes that run cells; threads are divided between them.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue: finished cells are kept, failed ones run again.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the comparison that lies in the folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
-Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
 
 
 def compare(

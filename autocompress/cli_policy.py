@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autocompress.cli_shell import emit, reported, watching_progress
+from autocompress.cli_shell import Format, Quiet, emit, reported, watching_progress
 from autocompress.config import make_config
 from autocompress.errors import InputError
 
@@ -37,8 +37,6 @@ On = Annotated[
 ]
 Episodes = Annotated[str, typer.Option(metavar="N", help="Evaluations of a search from the policy; 0: none.")]
 Seed = Annotated[str, typer.Option(metavar="N", help="Of these searches.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
-Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
 
 _ALWAYS_SHOWN = ("networks", "scores", "licence")
 _NOT_RECORDED = "not recorded"

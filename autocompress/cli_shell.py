@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from autocompress.report.progress import Progress
 
 View = TypeVar("View")
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 PIPE_WIDTH = 200  # columns of tables that go to a file or a pipe
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autocompress.cli_policy import emit_policy
-from autocompress.cli_shell import reported, watching_progress
+from autocompress.cli_shell import Format, Quiet, reported, watching_progress
 from autocompress.config import make_config
 from autocompress.errors import InputError
 
@@ -22,8 +22,6 @@ Cache = Annotated[str | None, typer.Option(metavar="PATH", help="Folder of menus
 Device = Annotated[str, typer.Option(metavar="TEXT", help="Torch device, such as cpu or cuda.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue: finished episodes are kept.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the training that lies in the folder.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
-Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
 
 
 def train_policy(

@@ -96,7 +96,7 @@ def search_settings(config: Config) -> SearchSettings:
     """Raises InputError for unknown names, before anything is loaded."""
     names = ("agent", "action", "reward", "episodes", "seed", "patience", "environments", "price_scale")
     values = {name: getattr(config, name) for name in names}
-    settings = SearchSettings(**{**values, "episodes": max(1, config.episodes)})  # 0 is no search: see _found
+    settings = SearchSettings(**{**values, "episodes": max(1, config.episodes)})  # 0 is no search: see `find`
     if config.method not in SEARCHERS:
         raise unknown_name("method", config.method, SEARCHERS)
     if config.method == "rl":

@@ -30,7 +30,6 @@ from autocompress.policies.policy import PricePolicy
 from autocompress.policies.recipe import Fitting, Recipe, ZooTask, read_recipe
 from autocompress.policies.training import EPISODES, RECIPE, Gathered, Home, gather, load_all
 from autocompress.report.progress import Silent
-from autocompress_envs.feasibility import InfeasibleBudgetError
 from autocompress_envs.observation import KINDS
 from autocompress_envs.pricing import Pricer
 
@@ -100,12 +99,7 @@ def _scores(
 def _budgets(problem, task: ZooTask) -> Iterator[dict[str, int]]:  # type: ignore[no-untyped-def]
     """Five, evenly spread over the task's range."""
     for share in np.linspace(task.low, task.high, BUDGETS):
-        limits = BudgetRange(task.resource, task.low, task.high).at(problem, float(share))
-        try:
-            Pricer(problem, limits)
-        except InfeasibleBudgetError:
-            continue
-        yield limits
+        yield BudgetRange(task.resource, task.low, task.high).at(problem, float(share))
 
 
 def _shared_job(name: str, task: ZooTask, cache: Path, shared: Path):  # type: ignore[no-untyped-def]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from autocompress import api
 from autocompress.budget import Budget
 from autocompress.config import Config, make_config
 from autocompress.errors import InputError
@@ -89,9 +90,8 @@ def evaluate_policy(
         evaluator = build_evaluator(job, config, {})
         for budget in budgets:
             watcher.stage(f"{config.model}: {budget}")
-            limits = budget.resolve(job.original)
-            _check_feasible(job, limits)
-            score = measured(saved, job, evaluator, limits, f"{config.model}", str(budget), watcher)
+            limits = api.feasible_limits(budget, job, watcher)
+            score = measured(saved, job, evaluator, limits, config.model, str(budget), watcher)
             if episodes:
                 found = _few_shot(saved, job, evaluator, limits, config, seed)
                 score = Score(**{**vars(score), "few_shot_kl": found})
@@ -138,13 +138,6 @@ def _few_shot(
     found = run_search(task, settings, method="rl").best.outcome.kl
     evaluator.forget()
     return found
-
-
-def _check_feasible(job: Job, limits: Mapping[str, int]) -> None:
-    try:
-        Pricer(job.problem, limits)
-    except ValueError as error:  # InfeasibleBudgetError, or a limit below one whole unit
-        raise InputError(str(error)) from error
 
 
 def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from autocompress.config import Config
 from autocompress.errors import InputError
-from autocompress.policies.files import SavedPolicy, load_policy
+from autocompress.policies.files import DEFAULT, SavedPolicy, load_policy
 from autocompress.policies.policy import Walk, nearest_kinds, walk
 from autocompress.report.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import SearchSettings
 from autocompress_envs.numbers import Problem
 
-DEFAULT, NONE = "default", "none"
+NONE = "none"
 
 
 def chosen_policy(config: Config, settings: SearchSettings) -> SavedPolicy | None:

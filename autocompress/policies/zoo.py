@@ -77,9 +77,7 @@ def train_(model: nn.Module, data: Data, network: ZooNetwork, batch_size: int = 
 
 def in_memory(data: Data) -> Data:
     """The same data with its training inputs decoded once: small networks train faster than images are decoded."""
-    parts = [
-        data.train.load(range(start, min(start + 4096, len(data.train)))) for start in range(0, len(data.train), 4096)
-    ]
+    parts = [data.train.load(piece.tolist()) for piece in torch.arange(len(data.train)).split(4096)]
     labels = torch.cat([part for _, part in parts if part is not None]) if data.classes else None
     source = TensorSource(torch.cat([part for part, _ in parts]), labels, Normalization(None, None))
     return replace(data, train=source)
