@@ -8,6 +8,7 @@ taking turns with it, so that it also learns of plans it would not have chosen.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
@@ -20,10 +21,27 @@ from autocompress.searchers.planning import Planner
 from autocompress_envs.numbers import IntArray, Labeling
 from autocompress_envs.pricing import Pricer
 
-FIRST = 24  # evaluations of the explorer alone
 EVERY = 4  # one in so many evaluations is the explorer's, later on
 STARTS = 3  # best plans from which planning begins
 OPTIMISM = 1.0  # standard deviations by which an uncertain plan is taken to be better than expected
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a search shares its evaluations between learning and using what it knows.
+
+    Attributes:
+        first: evaluations of the explorer alone.
+        cautious: share of later plans that are made with the harm which the unknown is expected to do; for the others
+            it counts for nothing, which explores.
+    """
+
+    first: int
+    cautious: float
+
+
+FROM_ZERO = Habits(first=24, cautious=0.0)
+FROM_PRICES = Habits(first=6, cautious=0.75)  # a policy's plan is close to the best: less is to be explored
 
 
 def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) -> NoReturn:
@@ -54,12 +72,13 @@ class _Search:
         if task.prices is not None:
             self._first.insert(0, Proposal(task.prices, "policy"))
         self._proposal = self._first.pop(0)
-        self._model = OutputModel(task.problem, task.probabilities)
+        self._habits = FROM_ZERO if task.prices is None else FROM_PRICES
+        self._model = OutputModel(task.problem, task.probabilities, task.prices)
         self._planner = Planner(task.problem, task.limits, self._model)
         self._known: set[bytes] = set()
 
     def is_explorers_turn(self) -> bool:
-        return len(self._model) < FIRST or len(self._model) % EVERY == 0
+        return len(self._model) < self._habits.first or len(self._model) % EVERY == 0
 
     def explore(self) -> None:
         """Evaluate what the explorer proposes."""
@@ -79,10 +98,11 @@ class _Search:
         model = self._model
         best = model.losses.argsort(kind="stable")[:STARTS]
         start = best[0] if self._rng.random() < 0.5 else self._rng.choice(best)
-        candidates = self._new(self._planner.walk(model.codes[start]))
+        caution = 1.0 if self._rng.random() < self._habits.cautious else 0.0
+        candidates = self._new(self._planner.walk(model.codes[start], caution))
         if not len(candidates):
             return None
-        expected, deviation = model.predict(candidates)
+        expected, deviation = model.predict(candidates, caution)
         return model.decode(candidates[int((expected - OPTIMISM * deviation).argmin())])
 
     def _new(self, candidates: IntArray) -> IntArray:

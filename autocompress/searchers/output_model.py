@@ -16,6 +16,11 @@ alpha = (K + s I)^-1 k(p), and its divergence, to second order around the best p
 
 p0 the original's and q the best plan's probabilities. So one candidate costs O(n^2) operations for n evaluations,
 however many samples there are: thousands of candidates for the price of one evaluation.
+
+What is not known of d(p) can only do harm, for a divergence is convex: its expectation is higher by v(p) h / 2, with v
+the variance k(p, p) - k(p)' alpha(p) and h = tr(K^-1 H) / n the harm of one unit of kernel, as measured so far.
+`caution` is the share of it that counts: 1 is the expectation, and 0 takes what is unknown to be harmless, which
+explores.
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ Matrix = npt.NDArray[np.float32]
 
 SMALLEST_ERROR = 1e-3  # of a layer's largest: an estimate of no error at all would hide what an option does
 REFIT = 24  # evaluations between two looks for better kernel settings
+TRUST = 0.5  # power of a policy's prices by which layer errors are multiplied: between none and all
 RECENT = 40  # predictions whose misses calibrate the uncertainty
 
 
@@ -67,11 +73,16 @@ class OutputModel:
     Args:
         problem: menus and costs.
         probabilities: (N, K) of the original; see `Task.probabilities`.
+        prices: (L, 2) log prices of layers' pruning and rounding that a policy expects, or None.
     """
 
-    def __init__(self, problem: Problem, probabilities: FloatArray) -> None:
+    def __init__(self, problem: Problem, probabilities: FloatArray, prices: FloatArray | None = None) -> None:
         self.tables = Tables(problem)
         self._errors = _option_errors(self.tables)
+        if prices is not None:
+            pruning, rounding = np.exp(TRUST * prices).T[:, :, None]
+            self._errors = self._errors[0] * pruning, self._errors[1] * rounding
+        self._own = np.concatenate([errors.ravel() for errors in self._errors])  # (cells,) e(o)
         options = np.array([errors.shape[1] for errors in self._errors for _ in range(self.tables.layer_count)])
         self.offsets = np.cumsum(options) - options  # (2L,) of every feature's cells among all cells
         self._probabilities = np.clip(probabilities, 1e-30, None)
@@ -114,12 +125,13 @@ class OutputModel:
             self._choose_settings()
         self._solve()
 
-    def predict(self, codes: IntArray) -> tuple[FloatArray, FloatArray]:
+    def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
         """(M,) expected divergence in nats, and (M,) standard deviation, of plans (M, 2L)."""
         overlap = self.overlaps(codes)
         kernel = overlap + self._settings.pairs * overlap**2
-        variance = self._prior(codes) - ((kernel @ self._inverse) * kernel).sum(1)
-        return self.expected(kernel), self._calibration() * np.sqrt(np.maximum(variance, 0.0))
+        variance = np.maximum(self._prior(codes) - ((kernel @ self._inverse) * kernel).sum(1), 0.0)
+        expected = self.expected(kernel) + 0.5 * caution * self._harm * variance
+        return expected, self._calibration() * np.sqrt(variance)
 
     def expected(self, kernel: FloatArray) -> FloatArray:
         """(M,) divergence, from kernel values (M, n) with the plans measured."""
@@ -136,8 +148,10 @@ class OutputModel:
         overlap: FloatArray = chosen @ self._columns
         return overlap
 
-    def moves(self, codes: IntArray, feature: IntArray, option: IntArray) -> tuple[FloatArray, FloatArray]:
-        """What single changes (M,) of one plan (2L,) do to its divergence.
+    def moves(
+        self, codes: IntArray, feature: IntArray, option: IntArray, caution: float = 0.0
+    ) -> tuple[FloatArray, FloatArray]:
+        """What single changes (M,) of one plan (2L,) do to its divergence, to second order.
 
         Returns:
             (M,) the change that each makes alone, and (M, M) what two make on top of the sum of their own.
@@ -146,12 +160,19 @@ class OutputModel:
         before, after = self.offsets[feature] + codes[feature], self.offsets[feature] + option
         change = self._columns[after] - self._columns[before]
         pairs = self._settings.pairs
-        weights = (change * (1.0 + 2.0 * pairs * base) + pairs * change**2) @ self._inverse
-        start = (base + pairs * base**2) @ self._inverse
+        kernel, moved = base + pairs * base**2, change * (1.0 + 2.0 * pairs * base) + pairs * change**2
+        weights, start = moved @ self._inverse, kernel @ self._inverse
         start[self._best] -= 1.0
         slope = self._gradient + self._metric @ start
         joint = (weights @ self._metric) @ weights.T
-        return weights @ slope + 0.5 * np.diag(joint), joint
+        alone = weights @ slope + 0.5 * np.diag(joint)
+        if caution > 0:
+            own, prior = self._own[self.offsets + codes].sum(), self._own[after] - self._own[before]
+            known, weight = weights @ moved.T, 0.5 * caution * self._harm
+            changed = prior * (1.0 + 2.0 * pairs * own) + pairs * prior**2
+            alone += weight * (changed - 2.0 * weights @ kernel - np.diag(known))
+            joint += 2.0 * weight * (pairs * np.outer(prior, prior) - known)
+        return alone, joint
 
     def _look_from(self, best: int) -> None:
         """Gradient and metric of the divergence at the best plan; only one new row where it stays the best."""
@@ -209,9 +230,7 @@ class OutputModel:
 
     def _prior(self, codes: IntArray) -> FloatArray:
         """(M,) k(p, p)."""
-        rows = np.arange(self.tables.layer_count)
-        parts = zip(self._blocks, np.split(codes, 2, axis=1), strict=True)
-        own = sum((block[rows, chosen, chosen].sum(1) for block, chosen in parts), np.zeros(len(codes)))
+        own: FloatArray = self._own[self.offsets + codes].sum(1)
         return own + self._settings.pairs * own**2
 
     def _solve(self) -> None:
@@ -219,6 +238,7 @@ class OutputModel:
         kernel = overlap + self._settings.pairs * overlap**2
         noise = self._settings.noise * max(float(np.diag(kernel).mean()), 1e-12)
         self._inverse = np.linalg.inv(kernel + noise * np.eye(len(kernel)))
+        self._harm = float((self._inverse * self._metric).sum()) / max(len(self), 1)
 
     def _calibration(self) -> float:
         """How many times larger misses were than the kernel says."""

@@ -37,15 +37,15 @@ class Planner:
         ]
         self._feature, self._option = np.array(cells).T
 
-    def walk(self, codes: IntArray) -> IntArray:
+    def walk(self, codes: IntArray, caution: float = 0.0) -> IntArray:
         """(M, 2L) plans within the limits, met on the way down from a plan (2L,): the best of every step."""
         model, met = self._model, []
-        current = float(model.predict(codes[None])[0][0])
+        current = float(model.predict(codes[None], caution)[0][0])
         for _ in range(LONGEST_WALK):
-            candidates = self._steps(codes)
+            candidates = self._steps(codes, caution)
             if not len(candidates):
                 break
-            expected = model.predict(candidates)[0]
+            expected = model.predict(candidates, caution)[0]
             met.append(candidates)
             best = int(expected.argmin())
             if expected[best] >= current - 1e-9:
@@ -53,11 +53,11 @@ class Planner:
             codes, current = candidates[best], float(expected[best])
         return np.concatenate(met) if met else np.zeros((0, len(codes)), dtype=np.int64)
 
-    def _steps(self, codes: IntArray) -> IntArray:
+    def _steps(self, codes: IntArray, caution: float) -> IntArray:
         """(M, 2L) the most promising plans within the limits that one or two changes lead to."""
         moves = np.flatnonzero(self._option != codes[self._feature])
         feature, option = self._feature[moves], self._option[moves]
-        alone, joint = self._model.moves(codes, feature, option)
+        alone, joint = self._model.moves(codes, feature, option, caution)
         change = self._costs(_changed(codes, feature[:, None], option[:, None])) - self._costs(codes[None])
         slack = self._most - self._costs(codes[None])[0]
         value = np.where(_fit(change, slack), alone[:, None] + alone + joint, np.inf)

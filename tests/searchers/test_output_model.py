@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from autocompress.searchers.output_model import REFIT, OutputModel
+from autocompress.searchers.output_model import REFIT, TRUST, OutputModel
 from autocompress.searchers.planning import Planner
 from autocompress_envs.numbers import Labeling, Outcome
 from autocompress_envs.pricing import Pricer
@@ -85,22 +85,54 @@ def test_what_was_measured_is_predicted_closely(taught):
     assert deviation.mean() < 0.7 * unseen.mean()
 
 
-def test_moves_are_the_differences_of_predictions(taught):
+def test_caution_adds_the_harm_of_what_is_unknown(taught):
+    """E[d'F d] = mean'F mean + variance * tr F: with few plans known, ignoring the second part promises too much."""
+    network, fresh, truth = taught
+    learner = OutputModel(network.problem, network.probabilities)
+    for labeling in map(network.model.decode, network.model.codes[:10]):
+        learner.add(labeling, network.evaluate(labeling))
+    codes = np.stack([learner.encode(labeling) for labeling in fresh])
+    curious, deviation = learner.predict(codes)
+    cautious, same = learner.predict(codes, caution=1.0)
+    np.testing.assert_array_equal(deviation, same)
+    variance = (deviation / learner._calibration()) ** 2
+    np.testing.assert_allclose(cautious - curious, 0.5 * learner._harm * variance)
+    assert learner._harm > 0
+    near = truth < np.quantile(truth, 0.3)  # the expansion is around the best plan
+    assert (curious - truth)[near].mean() < 0  # it promises too much
+    assert abs((cautious - truth)[near].mean()) < 0.8 * abs((curious - truth)[near].mean())
+    known = learner.predict(learner.codes, caution=1.0)[0] - learner.predict(learner.codes)[0]
+    assert known.mean() < 0.2 * (cautious - curious).mean()
+
+
+def test_prices_say_which_layers_disturb_most():
+    network = LinearNetwork()
+    layers = len(network.problem.layers)
+    prices = np.zeros((layers, 2))
+    prices[:, 1] = np.log(4.0)
+    priced = OutputModel(network.problem, network.probabilities, prices)
+    np.testing.assert_allclose(priced._errors[0], network.model._errors[0])
+    np.testing.assert_allclose(priced._errors[1], network.model._errors[1] * 4.0**TRUST)
+
+
+@pytest.mark.parametrize("caution", [0.0, 1.0])
+def test_moves_are_the_differences_of_predictions(taught, caution):
     """First order in the square of the kernel; exact where the moves do not overlap in it."""
     network = taught[0]
     model, codes = network.model, network.model.codes[int(network.model.losses.argmin())]
     counts = model.tables.counts
     feature = np.array([layer for layer in range(len(counts)) if counts[layer, 0] > 1][:2])
     option = np.array([(codes[f] + 1) % counts[f, 0] for f in feature])
-    alone, joint = model.moves(codes, feature, option)
-    before = model.predict(codes[None])[0][0]
+    alone, joint = model.moves(codes, feature, option, caution)
+    before = model.predict(codes[None], caution)[0][0]
     for index in range(2):
         changed = codes.copy()
         changed[feature[index]] = option[index]
-        assert alone[index] == pytest.approx(model.predict(changed[None])[0][0] - before, rel=1e-6, abs=1e-9)
+        assert alone[index] == pytest.approx(model.predict(changed[None], caution)[0][0] - before, rel=1e-6, abs=1e-9)
     both = codes.copy()
     both[feature] = option
-    assert alone.sum() + joint[0, 1] == pytest.approx(model.predict(both[None])[0][0] - before, rel=0.2, abs=2e-3)
+    together = model.predict(both[None], caution)[0][0] - before
+    assert alone.sum() + joint[0, 1] == pytest.approx(together, rel=0.2, abs=2e-3)
 
 
 def test_codes_round_trip():
