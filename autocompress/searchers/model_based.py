@@ -76,8 +76,12 @@ class _Search:
         self._model = OutputModel(task.problem, task.probabilities, task.prices)
         self._planner = Planner(task.problem, task.limits, self._model)
         self._known: set[bytes] = set()
+        self._is_repeating = False
 
     def is_explorers_turn(self) -> bool:
+        """It passes where the explorer has just brought a plan seen before: the model knows one that is new."""
+        if self._is_repeating:
+            return False
         return len(self._model) < self._habits.first or len(self._model) % EVERY == 0
 
     def explore(self) -> None:
@@ -116,6 +120,7 @@ class _Search:
         if is_new:
             self._model.add(labeling, outcome)
             self._known.add(_key(self._model.codes[-1]))
+        self._is_repeating = not is_new
         is_explorers = proposal.origin != "model"  # the model's plans have no prices to climb from
         self._explorer.learn(
             Trial(proposal.prices, proposal.origin, labeling, outcome.kl, is_new, is_best and is_explorers)
