@@ -48,7 +48,7 @@ from autocompress.run_folder import (
 from autocompress.searchers.search import LABELLED
 from autocompress.searching import find, search_settings, stamp
 from autocompress.stages import check_stages, expanded, load_base, save_base, sparsified, stage_limits
-from autocompress_envs import Labeling, Outcome, Pricer
+from autocompress_envs import InfeasibleBudgetError, Labeling, Outcome, Pricer
 
 
 def search(
@@ -280,7 +280,7 @@ def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, in
     limits = budget.resolve(job.original)
     try:
         Pricer(job.problem, limits)
-    except ValueError as error:  # InfeasibleBudgetError, or a limit below one whole unit
+    except InfeasibleBudgetError as error:
         raise InputError(str(error)) from error
     for name, limit in limits.items():
         if limit >= job.original[name]:

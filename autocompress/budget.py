@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from autocompress.errors import InputError, unknown_name
@@ -31,8 +32,18 @@ class Limit:
     is_fraction: bool
 
     def resolve(self, original: int) -> int:
-        """The largest whole amount that the limit admits, given the `original` network's amount."""
-        return int(self.amount * original) if self.is_fraction else int(self.amount)
+        """The largest whole amount that the limit admits, given the `original` network's amount.
+
+        Raises:
+            InputError: it admits nothing at all.
+        """
+        limit = int(self.amount * original) if self.is_fraction else int(self.amount)
+        if limit < 1:
+            raise InputError(
+                f"`budget` of {self.resource} must be at least 1 of the original's {original:,} "
+                f"{RESOURCES[self.resource]}, got {_format(self)}; raise it."
+            )
+        return limit
 
 
 @dataclass(frozen=True)
@@ -66,16 +77,16 @@ class Budget:
         return cls(tuple(_parse_limit(part.strip()) for part in parts))
 
     def resolve(self, original: Mapping[str, int]) -> dict[str, int]:
-        """Absolute limits by resource, in whole units, for a network with these `original` amounts."""
+        """Absolute limits by resource, in whole units, for a network with these `original` amounts.
+
+        Raises:
+            InputError: a limit comes to less than one whole unit.
+        """
         return {limit.resource: limit.resolve(original[limit.resource]) for limit in self.limits}
 
     def __str__(self) -> str:
+        """The normal form; `parse` reads it back."""
         return ",".join(f"{limit.resource}={_format(limit)}" for limit in self.limits)
-
-
-def is_satisfied_by(limits: Mapping[str, int], amounts: Mapping[str, int]) -> bool:
-    """Whether `amounts` meet every one of the absolute `limits`."""
-    return all(amounts[resource] <= limit for resource, limit in limits.items())
 
 
 def _parse_limit(part: str) -> Limit:
@@ -94,4 +105,8 @@ def _parse_limit(part: str) -> Limit:
 
 
 def _format(limit: Limit) -> str:
-    return f"{float(limit.amount * 100):.12g}%" if limit.is_fraction else f"{int(limit.amount)}"
+    amount = limit.amount * 100 if limit.is_fraction else limit.amount
+    number = f"{Decimal(amount.numerator) / Decimal(amount.denominator):f}"
+    if limit.is_fraction:
+        return f"{number}%"
+    return f"{number}b" if amount <= 1 else number  # bare, it would read as a fraction

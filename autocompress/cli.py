@@ -12,7 +12,7 @@ import typer
 from autocompress import __version__
 from autocompress.cli_compare import compare
 from autocompress.cli_policy import policy_app
-from autocompress.cli_shell import emit, reported, watching_progress
+from autocompress.cli_shell import Format, Quiet, emit, reported, watching_progress
 from autocompress.cli_train import train_policy
 from autocompress.config import OPTIONS, Config, Panel, load_config, make_config, panel_of
 from autocompress.errors import AutocompressError
@@ -159,7 +159,6 @@ def apply(config: Config) -> None:
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)]
-Quiet = Annotated[bool, typer.Option("--quiet", help=_help("quiet"))]
 
 
 @app.command()
@@ -171,7 +170,7 @@ def finetune(
     labels: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("labels"))] = None,
     hard_weight: Annotated[str | None, typer.Option(metavar="X", help=_help("hard_weight"))] = None,
     augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("augmentation"))] = None,
-    format: Annotated[str, typer.Option(metavar="TEXT", help=_help("format"))] = "table",
+    format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a run's network further, export and verify it anew. Interrupted, the same command goes on."""
@@ -210,7 +209,7 @@ def export(
 @app.command()
 def verify(
     run: RunFolder,
-    format: Annotated[str, typer.Option(metavar="TEXT", help=_help("format"))] = "table",
+    format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
     """Run a run's files again, and look at everything that its plan and its outcome claim; exit code 1 if one fails."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -59,7 +58,7 @@ def import_(
         from autocompress.policies.stable_baselines import import_stable_baselines
 
         import_stable_baselines(file, out, _number("price_scale", price_scale), trust=trust)
-        emit_policy(str(out), format)
+        emit_policy(out, format)
 
 
 @policy_app.command(name="eval")
@@ -69,20 +68,17 @@ def eval_(
     """Measure a policy on networks that it was not trained on, zero-shot and after a few evaluations."""
     with reported():
         shown = make_config({"format": format, "quiet": quiet, "episodes": episodes, "seed": seed})
+        from autocompress.comparison.results import or_none
         from autocompress.policies.evaluation import evaluate_policy, summarised
         from autocompress.policies.files import load_policy
 
         saved = load_policy(where)
         with watching_progress(shown) as view:
             scores = evaluate_policy(saved, on, episodes=shown.episodes, seed=shown.seed, progress=view)
-        summary = {name: _number_or_none(value) for name, value in vars(summarised(scores)).items()}
-        rows = [{name: _number_or_none(value) for name, value in vars(score).items()} for score in scores]
+        summary = {name: or_none(value) for name, value in vars(summarised(scores)).items()}
+        rows = [{name: or_none(value) for name, value in vars(score).items()} for score in scores]
         data = {"policy": saved.name, "summary": summary, "scores": rows}
         emit(shown, data, lambda console: _print_scores(console, data))
-
-
-def _number_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _print_scores(console: Console, data: Mapping[str, Any]) -> None:
@@ -107,8 +103,8 @@ def _ratio(first: float, second: float) -> str:
     return f"{first / second:.3f}" if second else ""
 
 
-def emit_policy(where: str, format: str) -> None:
-    """Write what is known of a policy to standard output."""
+def emit_policy(where: str | Path, format: str) -> None:
+    """Write what is known of a policy to standard output; `where` as for `load_policy`."""
     config = make_config({"format": format})
     data = _policy_data(where)
     emit(config, data, lambda console: _print(console, data))
@@ -121,7 +117,7 @@ def _number(name: str, text: str) -> float:
         raise InputError(f"`{name}` must be a number, got {text!r}.") from None
 
 
-def _policy_data(where: str) -> dict[str, Any]:
+def _policy_data(where: str | Path) -> dict[str, Any]:
     from autocompress.policies.files import ACTION_VERSION, load_policy, policy_files
     from autocompress_envs.observation import OBSERVATION_VERSION
 

@@ -41,7 +41,7 @@ def train_policy(
     with reported() as context:
         shown = make_config({"format": format, "quiet": quiet, "cache": cache, "device": device})
         specs = _specs(data or [])
-        context.how_to_resume = lambda: " What was explored is kept; the same command goes on with --resume."
+        context.how_to_resume = lambda: _how_to_resume(out, cache, device)
         with watching_progress(shown) as view:
             training.train_policy(
                 recipe,
@@ -53,7 +53,20 @@ def train_policy(
                 force=force,
                 progress=view,
             )
-        emit_policy(str(out), format)
+        emit_policy(out, format)
+
+
+def _how_to_resume(out: Path, cache: str | None, device: str) -> str:
+    """The folder's own recipe holds every data spec that was given; empty where no training was begun."""
+    from autocompress.policies.training import RECIPE
+
+    recipe = out / RECIPE
+    if not recipe.is_file():
+        return ""
+    machine = (f" --cache {cache}" if cache else "") + (f" --device {device}" if device != "cpu" else "")
+    return (
+        f" What was explored is kept; continue with: autocompress train-policy {recipe} --out {out}{machine} --resume"
+    )
 
 
 def _specs(given: list[str]) -> Mapping[str, str]:

@@ -15,12 +15,13 @@ from autocompress.errors import InputError
 from autocompress.yaml_files import read_yaml
 
 Panel = Literal["Network and data", "Menus", "Budget", "Search", "Execution", "Measure", "Machine", "Run", "Output"]
-NOT_COMPARED = frozenset(
-    {"out", "jobs", "cache", "force", "resume", "plan", "split", "quiet", "format"}
-    | {"recalibration_samples", "finetune", "distillation", "learning_rate", "batch_size", "labels", "soft_weight"}
-    | {"hard_weight", "features_weight", "temperature", "augmentation", "clip"}
-)
+NOT_COMPARED = frozenset({"out", "jobs", "cache", "force", "resume", "plan", "split", "quiet", "format"})
 """Options that may change between a run and its resumption: they don't change what is searched."""
+
+_TUNING = frozenset(
+    {"distillation", "learning_rate", "batch_size", "labels", "soft_weight", "hard_weight", "features_weight"}
+    | {"temperature", "augmentation", "clip"}
+)
 
 
 def _option(default: Any, panel: Panel, help_text: str, **rules: Any) -> Any:
@@ -60,6 +61,7 @@ class Config(BaseModel):
     calibration_samples: int = _option(
         512, "Network and data", "Training samples that menus are built from; at most a third of them.", ge=1
     )
+    seed: int = _option(0, "Network and data", "Of the splits, the menus and the search.", ge=0)
 
     budget: str | None = _option(
         None,
@@ -111,6 +113,13 @@ class Config(BaseModel):
     episodes: int = _option(
         200, "Search", "Different plans to evaluate at most; 0: none, the policy's own plan at once.", ge=0
     )
+    selection_samples: int = _option(
+        1000,
+        "Search",
+        "Unused training samples on which the plans that led the search are compared in the end. 0: the best on the "
+        "search split is taken, as where fewer are left than that split has.",
+        ge=0,
+    )
     patience: int = _option(0, "Search", "Stop after this many evaluations without a better plan; 0: never.", ge=0)
     environments: int = _option(
         0, "Search", "Environments that the agent walks side by side; 0: as many as suit it.", ge=0
@@ -118,7 +127,6 @@ class Config(BaseModel):
     price_scale: float = _option(
         2.0, "Search", "The action price at 1 weighs a layer's error e to this power times as much.", gt=0
     )
-    seed: int = _option(0, "Search", "Of the splits, the menus and the search.", ge=0)
 
     recalibration_samples: int = _option(
         1024,
@@ -280,10 +288,19 @@ def read_options(path: Path) -> dict[str, Any]:
 
 def first_difference(before: Config, now: Config) -> str | None:
     """The first option that changes what is searched and differs, or None."""
+    free = NOT_COMPARED | _after_the_search(before)
     for option in OPTIONS:
-        if option not in NOT_COMPARED and getattr(before, option) != getattr(now, option):
+        if option not in free and getattr(before, option) != getattr(now, option):
             return option
     return None
+
+
+def _after_the_search(config: Config) -> frozenset[str]:
+    """Options of the execution that don't change what is searched: stages and an L1 penalty tune the base of it."""
+    if config.stages > 1:
+        return frozenset()
+    own = frozenset({"finetune", "recalibration_samples"})  # an L1 penalty has its own epochs, and no re-calibration
+    return own if config.l1_epochs else own | _TUNING
 
 
 def one_line(error: ValidationError, depth: int = 1) -> str:

@@ -27,7 +27,8 @@ Indices = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 class Recording:
     """The `evaluate` and the `observe` of a search that is kept in a run folder.
 
-    A plan that the journal of a resumed run knows costs nothing. `plan.yaml` is the best plan at any moment.
+    A plan that the journal of a resumed run knows costs nothing. `plan.yaml` is the best plan at any moment; a replay
+    leaves it alone until it comes to the journal's best.
 
     Args:
         folder: of the run.
@@ -57,6 +58,7 @@ class Recording:
         self._total = total
         self._progress = progress
         self._known = {entry.labels: entry for entry in folder.replayed}
+        self._replayed_best = max((entry.index for entry in folder.replayed if entry.best), default=0)
         self._seconds = 0.0
         self._best: Evaluated | None = None
 
@@ -91,7 +93,8 @@ class Recording:
         )
         if evaluated.is_best:
             self._best = evaluated
-            self._folder.write(PLAN, self._make_plan(evaluated.labeling).to_yaml())
+            if evaluated.index >= self._replayed_best:
+                self._folder.write(PLAN, self._make_plan(evaluated.labeling).to_yaml())
         self._progress.step(step_of(evaluated, self._best, self._total, self._limits))
 
 

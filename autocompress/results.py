@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import nn
 
-from autocompress.budget import is_satisfied_by
 from autocompress.execute.pipeline import Executed
 from autocompress.network import Network
 from autocompress.plan import Plan
 from autocompress.report.inspection import LayerReport
 from autocompress.targets.verify import Verification
 from autocompress_envs import Labeling, Outcome, Problem
+from autocompress_envs.tables import is_within
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Measurement:
 
     @property
     def meets_budget(self) -> bool:
-        return is_satisfied_by(self.limits, self.outcome.resources)
+        return is_within(self.outcome.resources, self.limits)
 
 
 @dataclass(frozen=True)

@@ -232,7 +232,8 @@ class RunFolder:
         for name, value in header.items():
             if before and before.get(name) != value:
                 raise InputError(
-                    f"`resume` must find the same {name} as the run in {self.path}, {before.get(name)}, got {value}."
+                    f"`resume` must find the same {name} as the run in {self.path}, {before.get(name)}, got {value}; "
+                    "put it back, or start anew with --force."
                 )
         content = path.read_bytes()
         os.truncate(path, content.rfind(b"\n") + 1)

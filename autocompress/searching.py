@@ -20,8 +20,9 @@ from autocompress.recording import Recording, weights_bytes
 from autocompress.report.progress import Progress
 from autocompress.run_folder import PLAN, SHIFTS, TENSORBOARD, RunFolder
 from autocompress.searchers.agents import check_agent
-from autocompress.searchers.base import SearchResult, SearchSettings, Task
+from autocompress.searchers.base import Evaluated, SearchResult, SearchSettings, Task
 from autocompress.searchers.search import COMPARING, SEARCHERS, run_search
+from autocompress.selection import select
 from autocompress.shift_file import ShiftFile
 from autocompress_envs.numbers import FloatArray, Labeling, Outcome
 
@@ -63,9 +64,12 @@ def find(
         assert walk is not None, "chosen_policy asks for one"
         folder.write(PLAN, job.menus.plan(walk.labeling).to_yaml())
         return Found(walk.labeling, None, 0, "the policy decided alone")
-    found = _searched(job, evaluator, config, None if walk is None else walk.prices, limits, folder, watcher)
-    best = found.best
-    return Found(best.labeling, best.outcome, found.evaluations, found.stopped_because, found.policy_state)
+    found, leaders = _searched(job, evaluator, config, None if walk is None else walk.prices, limits, folder, watcher)
+    selection = select(job, evaluator, config, leaders, limits, watcher)
+    best = selection.chosen
+    folder.write(PLAN, job.menus.plan(best.labeling).to_yaml())
+    why = f"{found.stopped_because}{selection}"
+    return Found(best.labeling, best.outcome, found.evaluations, why, found.policy_state)
 
 
 def _searched(
@@ -76,13 +80,21 @@ def _searched(
     limits: Mapping[str, int],
     folder: RunFolder,
     watcher: Progress,
-) -> SearchResult:
+) -> tuple[SearchResult, list[Evaluated]]:
+    """What the search found, and the plans that were its best so far, in that order."""
     settings, log = search_settings(config), folder.path / TENSORBOARD
+    leaders: list[Evaluated] = []
     original = original_accuracy(job, config)
     with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
         recording = Recording(folder, evaluator, job.menus.plan, shifts, limits, config.episodes, watcher)
         task = Task(job.problem, dict(limits), recording.evaluate, original, evaluator.probabilities, prices)
-        return run_search(task, settings, method=config.method, observe=recording.observe, tensorboard=log)
+
+        def observe(evaluated: Evaluated) -> None:
+            recording.observe(evaluated)
+            if evaluated.is_best:
+                leaders.append(evaluated)
+
+        return run_search(task, settings, method=config.method, observe=observe, tensorboard=log), leaders
 
 
 def stamp(policy: SavedPolicy | None) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from fractions import Fraction
 import pytest
 
 from autocompress import Budget, InputError
-from autocompress.budget import is_satisfied_by
+from autocompress.budget import RESOURCES
+from autocompress_envs import tables
 
 FORM = "`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got"
 ORIGINAL = {"size": 154_832, "macs": 1_001, "bitops": 10**12, "memory": 8_192}
@@ -45,10 +46,51 @@ def test_fractions_are_exact():
     assert Budget.parse("size=0.29").limits[0].amount == Fraction(29, 100)
 
 
-@pytest.mark.parametrize("text", ["size=12%", "size=40000,macs=0.25%", "bitops=2000000000"])
-def test_text_round_trip(text):
-    assert str(Budget.parse(text)) == text
-    assert Budget.parse(Budget.parse(text)) == Budget.parse(text)
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("size=12%", "size=12%"),
+        ("size=40000,macs=0.25%", "size=40000,macs=0.25%"),
+        ("bitops=2G", "bitops=2000000000"),
+        ("size=1", "size=100%"),
+        ("memory=1B", "memory=1b"),  # a bare 1 would be all of it
+        ("size=.5b", "size=0.5b"),
+        ("size=1.5", "size=1.5"),
+        ("size=1e-9", "size=0.0000001%"),
+        ("size=0.12345678901234567", "size=12.345678901234567%"),
+        ("size=9007199254740993", "size=9007199254740993"),  # 2 ** 53 + 1, no float
+    ],
+)
+def test_normal_form_reads_back(text, normal):
+    budget = Budget.parse(text)
+    assert str(budget) == normal
+    assert Budget.parse(normal) == budget
+    assert Budget.parse(budget) == budget
+
+
+@pytest.mark.parametrize("unit", ["", "%", "b", "k", "KiB", "MB", "GiB", "T"])
+@pytest.mark.parametrize("number", ["1", ".5", "1.0", "1.5", "0.001", "999.999", "3e-4", "2e9", "0.1000000000000001"])
+def test_any_text_survives_its_normal_form(number, unit):
+    budget = Budget.parse(f"size={number}{unit},macs={number}{unit}")
+    assert Budget.parse(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "got"),
+    [("size=1e-9", "0.0000001%"), ("size=0.5b", "0.5b"), ("size=0.0006%", "0.0006%")],  # 0.93 of a byte
+)
+def test_nothing_is_no_budget(text, got):
+    with pytest.raises(InputError) as error:
+        Budget.parse(text).resolve(ORIGINAL)
+    assert str(error.value) == (
+        f"`budget` of size must be at least 1 of the original's 154,832 bytes, got {got}; raise it."
+    )
+    assert Budget.parse("size=0.0007%").resolve(ORIGINAL) == {"size": 1}
+
+
+def test_resources_are_those_of_the_environment():
+    """Twice, because the environment stands alone and `--help` needs no NumPy; they must not drift apart."""
+    assert list(RESOURCES.items()) == list(tables.RESOURCES.items())
 
 
 @pytest.mark.parametrize(
@@ -76,8 +118,8 @@ def test_wrong_texts(text, message):
 
 @pytest.mark.parametrize(("spent", "is_met"), [(99, True), (100, True), (101, False)])
 def test_limit_is_inclusive(spent, is_met):
-    assert is_satisfied_by({"size": 100}, {"size": spent, "macs": 10**9}) is is_met
+    assert tables.is_within({"size": spent, "macs": 10**9}, {"size": 100}) is is_met
 
 
 def test_every_limit_counts():
-    assert not is_satisfied_by({"size": 100, "macs": 5}, {"size": 100, "macs": 6})
+    assert not tables.is_within({"size": 100, "macs": 6}, {"size": 100, "macs": 5})

@@ -72,6 +72,10 @@ def test_every_option_stands_in_the_help_of_a_command():
             ["--budget", "size=half"],
             "`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got 'size=half'.",
         ),
+        (
+            ["--budget", "size=1e-9"],
+            "`budget` of size must be at least 1 of the original's 154,336 bytes, got 0.0000001%; raise it.",
+        ),
         (["--budget", "size=0.1", "--episodes", "many"], "`episodes` must be a valid integer, got 'many'."),
         (["--budget", "size=0.1", "--seed", "-1"], "`seed` must be greater than or equal to 0, got '-1'."),
         (
@@ -211,6 +215,13 @@ def test_evaluate_prints_a_table_and_json(run, quick):
     assert data["labels"] == result["labels"]
 
 
+@pytest.mark.parametrize("command", ["search", "inspect", "evaluate", "apply"])
+def test_the_seed_stands_with_network_and_data(command):
+    text = invoke(command, "--help").stdout
+    panel = text.partition(" Network and data ")[2].partition("╰")[0]
+    assert "--seed " in panel
+
+
 def test_inspect_prints_a_table_and_json(quick):
     table = invoke("inspect", "--quiet", *quick)
     assert table.exit_code == 0
@@ -219,6 +230,9 @@ def test_inspect_prints_a_table_and_json(quick):
     assert len(data["layers"]) == 9
     assert data["groups"][0]["producers"] == ["conv1", "layer1.0.conv2"]
     assert data["unknown_operators"] == {}
+    other = json.loads(invoke("inspect", "--quiet", "--format", "json", "--seed", "1", *quick).stdout)
+    assert other["groups"] == data["groups"]
+    assert other["layers"] != data["layers"]  # the errors of menus that were built from other samples
 
 
 def test_sigterm_keeps_everything_and_says_how_to_resume(run, quick_search, tmp_path, monkeypatch):

@@ -128,7 +128,29 @@ def test_budget_and_data_are_needed_where_nothing_else_says_them():
 def test_first_difference_ignores_what_does_not_change_the_search():
     before = Config(budget="size=0.1", seed=1, criterion="obs")
     assert first_difference(before, before.model_copy(update={"out": Path("x"), "resume": True, "jobs": 2})) is None
-    assert first_difference(before, before.model_copy(update={"seed": 2, "criterion": "l1"})) == "criterion"
+    assert first_difference(before, before.model_copy(update={"episodes": 2, "criterion": "l1"})) == "criterion"
+
+
+TUNING = {
+    "distillation": "weak", "learning_rate": 1.0, "batch_size": 7, "labels": "teacher", "soft_weight": 7.0,
+    "hard_weight": 7.0, "features_weight": 7.0, "temperature": 7.0, "augmentation": "none", "clip": 7.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "compared"),
+    [
+        ({}, set()),
+        ({"l1_epochs": 1.0}, set(TUNING)),
+        ({"stages": 2, "finetune": 1.0}, {*TUNING, "finetune", "recalibration_samples"}),
+        ({"stages": 2, "finetune": 1.0, "l1_epochs": 1.0}, {*TUNING, "finetune", "recalibration_samples"}),
+    ],
+)
+def test_first_difference_counts_fine_tuning_that_comes_before_a_search(options, compared):
+    before = Config(budget="size=0.1", **options)
+    changes = TUNING | {"finetune": 7.0, "recalibration_samples": 7}
+    differ = {name: first_difference(before, before.model_copy(update={name: changes[name]})) for name in changes}
+    assert differ == {name: name if name in compared else None for name in changes}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

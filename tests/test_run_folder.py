@@ -138,6 +138,17 @@ def test_resume_needs_the_same_options(tmp_path):
     )
 
 
+def test_resume_needs_the_same_fine_tuning_between_stages(tmp_path):
+    make_run(tmp_path / "staged", [entry(0)], stages=3, finetune=1)
+    with pytest.raises(InputError) as error:
+        make_run(tmp_path / "staged", [], resume=True, stages=3, finetune=5)
+    assert str(error.value) == (
+        "`finetune` must be as in the run to resume, 1.0, got 5.0; leave it out, or choose another --out."
+    )
+    make_run(tmp_path / "run", [entry(0)], finetune=1)
+    make_run(tmp_path / "run", [], resume=True, finetune=5)  # it comes after the search
+
+
 def test_resume_needs_a_run(tmp_path):
     with pytest.raises(InputError) as error:
         claim(Config(out=tmp_path, resume=True))
@@ -158,7 +169,10 @@ def test_resume_needs_the_same_network(tmp_path):
     config = make_run(tmp_path, [entry(0)]).model_copy(update={"resume": True})
     with pytest.raises(InputError) as error:
         RunFolder(claim(config), config, VERSIONS, {**MADE_ON, "weights": "w2"})
-    assert str(error.value) == f"`resume` must find the same weights as the run in {tmp_path}, w1, got w2."
+    assert str(error.value) == (
+        f"`resume` must find the same weights as the run in {tmp_path}, w1, got w2; "
+        "put it back, or start anew with --force."
+    )
 
 
 def test_resume_notices_that_the_search_went_another_way(tmp_path):

@@ -13,7 +13,7 @@ from autocompress.comparison.suite import Cell, Suite, check_continues, read_sui
 from autocompress.errors import InputError
 from autocompress.run_folder import write_atomically
 
-SUITE, CELLS, EVALUATIONS = "suite.yaml", "cells", "evaluations"
+SUITE, CELLS, EVALUATIONS, POLICIES = "suite.yaml", "cells", "evaluations", "policies.json"
 RESULTS, RESULTS_CSV = "results.parquet", "results.csv"
 SUMMARY, SUMMARY_CSV, TABLE = "summary.json", "summary.csv", "table.tex"
 PARETO, PROGRESS = "pareto", "progress"  # each as .png and .html
@@ -55,7 +55,13 @@ def _check_free(path: Path, force: bool) -> None:
 
 
 def begin(
-    path: Path, suite: Suite, versions: Mapping[str, str], settled: Mapping[str, Mapping[str, Any]], *, resume: bool
+    path: Path,
+    suite: Suite,
+    versions: Mapping[str, str],
+    settled: Mapping[str, Mapping[str, Any]],
+    policies: Mapping[str, str | None],
+    *,
+    resume: bool,
 ) -> None:
     """Make the folder of a comparison that can be resumed from now on.
 
@@ -64,6 +70,7 @@ def begin(
         suite: what is run.
         versions: of what computes, by name; written as comments.
         settled: what every job was made on, by its key.
+        policies: stamps of those that the methods begin with, by the methods' names.
         resume: whether an earlier comparison goes on.
     """
     path.mkdir(parents=True, exist_ok=True)
@@ -78,11 +85,18 @@ def begin(
         (path / folder).mkdir(exist_ok=True)
     for key, made_on in settled.items():
         write_atomically(path / EVALUATIONS / f"{key}.json", json.dumps(made_on, indent=1) + "\n")
+    write_atomically(path / POLICIES, json.dumps(policies, indent=1) + "\n")
 
 
 def read_settled(path: Path) -> dict[str, dict[str, Any]]:
     """What the jobs of the comparison in `path` were made on, by their keys."""
     return {file.stem: json.loads(file.read_text()) for file in (path / EVALUATIONS).glob("*.json")}
+
+
+def read_policies(path: Path) -> dict[str, str | None]:
+    """Stamps of the policies that the methods begin with, by name; a folder of an earlier version holds none."""
+    file = path / POLICIES
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def keep(path: Path, suite: Suite, result: CellResult) -> None:

@@ -86,7 +86,7 @@ class CellResult:
 
     def to_json(self) -> str:
         """One JSON object; null for what is not a number."""
-        values = {name: _or_none(value) for name, value in vars(self).items()}
+        values = {name: or_none(value) for name, value in vars(self).items()}
         return json.dumps({"version": CELL_VERSION, **values}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -110,7 +110,8 @@ def failed(cell: Cell, searcher: str, message: str) -> CellResult:
     return CellResult(cell.method, searcher, cell.budget, cell.seed, status=FAILED, message=message)
 
 
-def _or_none(value: Any) -> Any:
+def or_none(value: Any) -> Any:
+    """None for NaN, which JSON and tables do not have."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

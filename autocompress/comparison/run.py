@@ -125,8 +125,8 @@ def _run(suite: Suite, folder: Path, jobs: int, watcher: ComparisonProgress, *, 
     before = kept(folder, suite) if resume else {}
     results = {cell: result for cell, result in before.items() if result.finished}
     pending = _by_job(suite, [cell for cell in suite.cells() if cell not in results])
-    session = _checked(suite, folder, pending, watcher, anew=not resume)
-    begin(folder, suite, versions(), session.settled, resume=resume)
+    session = _checked(suite, folder, results, pending, watcher, anew=not resume)
+    begin(folder, suite, versions(), session.settled, session.policies, resume=resume)
     total = len(suite.cells())
     if results:
         watcher.note(f"{len(results)} of {total} cells had finished before")
@@ -147,10 +147,21 @@ def _run(suite: Suite, folder: Path, jobs: int, watcher: ComparisonProgress, *, 
 
 
 def _checked(
-    suite: Suite, folder: Path, pending: Sequence[Cell], watcher: ComparisonProgress, *, anew: bool
+    suite: Suite,
+    folder: Path,
+    finished: Iterable[Cell],
+    pending: Sequence[Cell],
+    watcher: ComparisonProgress,
+    *,
+    anew: bool,
 ) -> Session:
     """Load every job once before cells run: what is wrong with one shows now, and processes find its menus made."""
     session = Session(suite, folder, watcher, anew=anew)
+    begun = {cell.method for cell in finished}
+    for method in suite.configs:
+        if method not in begun:
+            session.policies.pop(method, None)  # no result binds it to the one that it began with
+        session.policy(method)
     for method in dict.fromkeys(cell.method for cell in pending):
         session.check(method)
     return session

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from autocompress import api
 from autocompress.budget import Budget
-from autocompress.comparison.folder import EVALUATIONS, read_settled
+from autocompress.comparison.folder import EVALUATIONS, read_policies, read_settled
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.shared import SharedEvaluations
 from autocompress.comparison.suite import Cell, Suite
@@ -25,13 +26,14 @@ from autocompress.evaluation import Closeness, Evaluator
 from autocompress.evaluation.measure import compare
 from autocompress.jobs import Job, build_evaluator, load, load_splits, menu_settings, prepare
 from autocompress.modes import evaluating
+from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import chosen_policy, decided
 from autocompress.recording import step_of
 from autocompress.report.progress import Progress, Silent, Step
 from autocompress.searchers.agents import MODEL_BASED
-from autocompress.searchers.base import Evaluated, SearchResult, Task
+from autocompress.searchers.base import Evaluated, Task
 from autocompress.searchers.search import run_search
-from autocompress.searching import original_accuracy, search_settings
+from autocompress.searching import original_accuracy, search_settings, stamp
 from autocompress_envs import Labeling
 
 _OF_JOB = [name for name in OPTIONS if panel_of(name) in ("Network and data", "Menus")] + ["seed", "device", "dtype"]
@@ -54,12 +56,20 @@ class Prepared:
         evaluator: of the job.
         shared: its evaluations, those of other processes among them, once they are needed.
         reference: (N, classes) outputs of the original on the test split and its labels, once they are needed.
+        accuracy: of the original on the search split, once it is needed; before, and without labels, NaN.
     """
 
     job: Job
     evaluator: Evaluator
     shared: SharedEvaluations | None = None
     reference: tuple[Tensor, Tensor | None] | None = None
+    accuracy: float = math.nan
+
+    def original_accuracy(self, config: Config) -> float:
+        """On the search split; NaN as long as no search has compared with it."""
+        if math.isnan(self.accuracy):
+            self.accuracy = original_accuracy(self.job, config)
+        return self.accuracy
 
     def on_test(self, labeling: Labeling) -> Closeness:
         """A plan beside the original on the test split."""
@@ -88,13 +98,16 @@ class Session:
     Attributes:
         settled: what every job was made on, by its key; evaluations of other processes and of a resumed comparison
             must be made alike.
+        policies: stamps of those that the methods begin with, by the methods' names; likewise.
     """
 
     def __init__(self, suite: Suite, folder: Path, watcher: Progress | None = None, *, anew: bool = False) -> None:
         self.settled = {} if anew else read_settled(folder)
+        self.policies = {} if anew else read_policies(folder)
         self._suite = suite
         self._folder = folder
         self._watcher = watcher or Silent()
+        self._loaded_policies: dict[str, SavedPolicy | None] = {}
         self._key = ""
         self._prepared: Prepared | None = None
 
@@ -110,6 +123,25 @@ class Session:
             self._prepared = None  # two jobs at once may be more than fits into memory
             self._key, self._prepared = key, self._loaded(config, key)
         return self._prepared
+
+    def policy(self, method: str) -> SavedPolicy | None:
+        """What a method's searches begin with, read once.
+
+        Raises:
+            InputError: it can't be read, or is not that of the comparison.
+        """
+        if method not in self._loaded_policies:
+            config = self._suite.configs[method]
+            policy = chosen_policy(config, search_settings(config))
+            now = stamp(policy)["policy"]
+            before = self.policies.setdefault(method, now)
+            if now != before:
+                raise InputError(
+                    f"`policy` of {method} must be that of the comparison in {self._folder}, {before}, got {now}; "
+                    "put it back, or choose another --out."
+                )
+            self._loaded_policies[method] = policy
+        return self._loaded_policies[method]
 
     def check(self, method: str) -> None:
         """Raises InputError where the data can't serve the method, or a budget is below its cheapest plan."""
@@ -131,11 +163,12 @@ class Session:
         """
         config, prepared = self._suite.configs[cell.method], self.prepare(cell.method)
         limits = Budget.parse(cell.budget).resolve(prepared.job.original)
-        shared = self._shared(prepared)
+        shared, tracing = self._shared(prepared), _Tracing(config.episodes, limits, observe)
+        settings = search_settings(config.model_copy(update={"seed": cell.seed}))
+        task = _task(prepared, shared, config, limits, self.policy(cell.method))
         measured, forward = shared.measured, prepared.evaluator.forward_seconds
         started = time.perf_counter()
-        tracing = _Tracing(config.episodes, limits, observe)
-        found = _search(prepared, shared, config, limits, cell.seed, tracing)
+        found = run_search(task, settings, method=config.method, observe=tracing)
         seconds = time.perf_counter() - started
         prepared.evaluator.forget()
         best = found.best.outcome
@@ -203,26 +236,23 @@ class _Tracing:
         self._observe(step_of(evaluated, self._best, self._total, self._limits))
 
 
-def _search(
+def _task(
     prepared: Prepared,
     shared: SharedEvaluations,
     config: Config,
     limits: Mapping[str, int],
-    seed: int,
-    observe: Callable[[Evaluated], None],
-) -> SearchResult:
-    settings, job = search_settings(config.model_copy(update={"seed": seed})), prepared.job
+    policy: SavedPolicy | None,
+) -> Task:
+    problem = prepared.job.problem
     needs_outputs = config.method == "rl" and config.agent == MODEL_BASED
-    policy = chosen_policy(config, settings)
-    task = Task(
-        job.problem,
+    return Task(
+        problem,
         dict(limits),
         shared.whole if needs_outputs else shared.numbers,
-        original_accuracy(job, config),
+        prepared.original_accuracy(config),
         prepared.evaluator.probabilities if needs_outputs else None,
-        None if policy is None else decided(policy, job.problem, limits, Silent()).prices,
+        None if policy is None else decided(policy, problem, limits, Silent()).prices,
     )
-    return run_search(task, settings, method=config.method, observe=observe)
 
 
 def _on_test(prepared: Prepared, labeling: Labeling) -> dict[str, Any]:

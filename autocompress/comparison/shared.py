@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.comparison.results import or_none
 from autocompress_envs.numbers import Labeling, Outcome
 
 
@@ -79,8 +80,7 @@ class SharedEvaluations:
 
 def _line(labeling: Labeling, outcome: Outcome) -> bytes:
     labels = [indices.tolist() for indices in (labeling.sparsity, labeling.weight_bits, labeling.activation_bits)]
-    accuracy = None if math.isnan(outcome.accuracy) else outcome.accuracy
-    values = {name: value for name, value in vars(outcome).items() if value is not None} | {"accuracy": accuracy}
+    values = {name: or_none(value) for name, value in vars(outcome).items() if value is not None}
     return (json.dumps({"labels": labels, **values}, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autocompress.comparison.results import CellResult
+from autocompress.comparison.results import CellResult, or_none
 
 RESAMPLES = 10_000
 LEVELS = (2.5, 97.5)  # percentiles: 95 % lie between them
@@ -66,8 +66,7 @@ class Summary:
         flat["deterministic"] = self.deterministic
         for measure, spread in self.spreads.items():
             for part in ("mean", "sd", "low", "high"):
-                value = getattr(spread, part)
-                flat[f"{measure}_{part}"] = None if math.isnan(value) else value
+                flat[f"{measure}_{part}"] = or_none(getattr(spread, part))
         return flat
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from autocompress.budget import RESOURCES
-from autocompress.comparison.results import CellResult
+from autocompress.comparison.results import CellResult, or_none
 from autocompress.comparison.suite import Suite
 from autocompress.comparison.summary import Spread, Summary
 
@@ -30,7 +30,7 @@ _LATEX = {
 
 def row(result: CellResult) -> dict[str, Any]:
     """A cell as one flat row; None for what is not known. `trace` is JSON: [[evaluations, KL], …]."""
-    flat = {name: _known(value) for name, value in vars(result).items()}
+    flat = {name: or_none(value) for name, value in vars(result).items()}
     limits, resources, trace = flat.pop("limits"), flat.pop("resources"), flat.pop("trace")
     del flat["original"]
     flat |= {f"{name}_limit": limits.get(name) for name in RESOURCES}
@@ -179,7 +179,3 @@ def _seeds(summary: Summary) -> str:
     if summary.failed:
         return f"{summary.n} ({summary.failed} failed)"
     return "1*" if summary.deterministic else str(summary.n)
-
-
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -50,7 +50,7 @@ def run_in_processes(
     def bury(cell: Cell, epitaph: str) -> CellResult:
         return failed(cell, suite.configs[cell.method].method, epitaph)
 
-    threads = max(1, torch.get_num_threads() // jobs)
+    threads = max(1, torch.get_num_threads() // min(jobs, len(cells)))
     return run_in_pool(cells, jobs, _work, (suite, folder, threads), bury, watcher)
 
 

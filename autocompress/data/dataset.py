@@ -42,6 +42,12 @@ class Data:
         """The calibration split: inputs (N, …) float32, normalised, and labels (N,) int64."""
         return self.train.load(self.calibration_indices)
 
+    def unused(self, count: int) -> tuple[int, ...]:
+        """Indices of at most `count` training samples of neither split, always the same ones."""
+        used = {*self.search_indices, *self.calibration_indices}
+        order = np.random.default_rng(0).permutation(len(self.train)).tolist()
+        return tuple([index for index in order if index not in used][:count])
+
     def test_batches(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
         """The test split in order, batch by batch.
 

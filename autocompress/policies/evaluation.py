@@ -12,7 +12,7 @@ import numpy as np
 
 from autocompress import api
 from autocompress.budget import Budget
-from autocompress.config import Config, make_config
+from autocompress.config import OPTIONS, Config, make_config, panel_of
 from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator
 from autocompress.jobs import Job, build_evaluator, configure, load, load_splits, menu_settings, prepare
@@ -26,6 +26,9 @@ from autocompress.yaml_files import read_yaml
 from autocompress_envs.numbers import FloatArray
 from autocompress_envs.pricing import Pricer
 
+_OF_NETWORKS = frozenset(
+    {name for name in OPTIONS if panel_of(name) in ("Network and data", "Menus", "Machine")} | {"seed"}
+)
 _SMALLEST_KL = 1e-6  # nats: below it plans are as good as the original, and ratios of noise
 
 
@@ -74,7 +77,8 @@ def evaluate_policy(
 
     Args:
         saved: the policy.
-        on: YAML file with a list of `networks`: options of `search` by name, and `budgets` in place of `budget`.
+        on: YAML file with a list of `networks`: options of `search` by name, of network, data, menus and machine, the
+            `seed` of splits and menus, and `budgets`.
         episodes: evaluations of a search that begins with the policy, for every network and budget; 0: zero-shot only.
         seed: of these searches.
         progress: told what happens.
@@ -149,7 +153,11 @@ def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:
 
 
 def _network(given: Mapping[str, Any], on: str | Path) -> tuple[dict[str, Any], list[Budget]]:
-    options = {name: value for name, value in given.items() if name != "budgets"}
+    options = {str(name).replace("-", "_"): value for name, value in given.items() if name != "budgets"}
+    unknown = sorted(options.keys() - _OF_NETWORKS)
+    if unknown:
+        known = ", ".join(sorted({*_OF_NETWORKS, "budgets"}))
+        raise InputError(f"Options of `networks` must be among {known}, got {', '.join(unknown)} in {on}.")
     budgets = given.get("budgets")
     if not isinstance(budgets, list) or not budgets:
         raise InputError(f"`budgets` must be a list such as [size=0.1, macs=50%], got {budgets!r} in {on}.")

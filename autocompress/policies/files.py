@@ -119,7 +119,7 @@ def load_policy(where: str | Path) -> SavedPolicy:
             )
         policy = _policy(content, raw)
     name = DEFAULT if where == DEFAULT else record_file.parent.resolve().name
-    return SavedPolicy(policy, {"kinds": content["kinds"], **content["record"]}, name)
+    return SavedPolicy(policy, {**content["record"], "kinds": content["kinds"]}, name)
 
 
 def policy_files(where: str | Path) -> tuple[Path, Path]:
@@ -140,7 +140,7 @@ def policy_files(where: str | Path) -> tuple[Path, Path]:
     if path.suffix.lower() == ".zip":
         raise InputError(
             f"`policy` must be a folder with {POLICY_WEIGHTS} and {POLICY}, got {path}; "
-            "turn a Stable-Baselines3 file into one with `autocompress policy import --trust`."
+            f"turn a Stable-Baselines3 file into one with `autocompress policy import {path} --out FOLDER --trust`."
         )
     if not path.exists():
         raise InputError(f"`policy` must be {DEFAULT} or an existing folder or file, got {path}.")

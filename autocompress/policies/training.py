@@ -7,7 +7,8 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections import UserDict
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from autocompress.run_folder import POLICY, TENSORBOARD, write_atomically
 from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
 
 RECIPE, EPISODES = "recipe.yaml", "episodes"
+SETTLED = "settled.json"  # beside the episodes
 LICENCE = "Apache-2.0"
 _TOLD = 50  # steps of fitting between two reports
 
@@ -102,11 +104,12 @@ def gather(
 ) -> tuple[Gathered, Scores]:
     """The episodes of all networks in all tasks, and what they say in short; only those not on disk yet are made."""
     folder.mkdir(parents=True, exist_ok=True)
+    settled = _Settled(folder / SETTLED)
     gathered: dict[tuple[str, str], list[Budgeted]] = {}
     scores = {}
     for number, zoo in enumerate(recipe.networks):
         watcher.stage(f"network {number + 1} of {len(recipe.networks)}: {zoo.name}")
-        home = Home(recipe, zoo, splits[zoo.data], cache, device, watcher)
+        home = Home(recipe, zoo, splits[zoo.data], cache, device, watcher, settled)
         for task in recipe.tasks:
             file, made_for = folder / f"{zoo.name}--{task.name}.npz", _made_for(recipe, zoo, task, home.data)
             found = load_episodes(file, made_for)
@@ -124,6 +127,20 @@ def gather(
     return gathered, scores
 
 
+class _Settled(UserDict[str, Any]):
+    """What a stopwatch picked, by name, in a JSON file: a training that is resumed goes on with the same."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+        if file.is_file():
+            self.data = json.loads(file.read_text())
+
+    def __setitem__(self, name: str, pick: Any) -> None:
+        super().__setitem__(name, pick)
+        write_atomically(self._file, json.dumps(self.data, indent=1) + "\n")
+
+
 class Home:
     """A network of the zoo while it is explored. What is not needed, because it is on disk, is never built.
 
@@ -134,12 +151,21 @@ class Home:
         cache: of menus and weights.
         device: where the network is evaluated.
         watcher: told when the network is trained.
+        settled: dtypes and batch sizes that were picked before; takes those that are picked now.
     """
 
     def __init__(
-        self, recipe: Recipe, zoo: ZooNetwork, data: Data, cache: Path, device: str, watcher: Progress
+        self,
+        recipe: Recipe,
+        zoo: ZooNetwork,
+        data: Data,
+        cache: Path,
+        device: str,
+        watcher: Progress,
+        settled: MutableMapping[str, Any] | None = None,
     ) -> None:
         self._recipe, self._zoo, self._cache, self._device, self._watcher = recipe, zoo, cache, device, watcher
+        self._settled = {} if settled is None else settled
         self.data = data
         self._model: nn.Module | None = None
         self._built: dict[str, tuple[Job, Evaluator]] = {}
@@ -153,7 +179,10 @@ class Home:
             config = configure(self.model(), self.data, options)
             loaded = load(self.model(), self.data, config, Silent())
             job = prepare(loaded, config, menu_settings(config), Silent(), must_export=False)
-            self._built[key] = job, build_evaluator(job, config, {})
+            pick = f"evaluating {self._zoo.name} {key}"
+            evaluator = build_evaluator(job, config, self._settled.get(pick, {}))
+            self._settled[pick] = {"dtype": evaluator.dtype, "batch_size": evaluator.batch_size}
+            self._built[key] = job, evaluator
         return self._built[key]
 
     def model(self) -> nn.Module:
@@ -162,7 +191,7 @@ class Home:
             kept = weights_file(self._zoo, self.data, folder).is_file()
             if not kept:
                 self._watcher.stage(f"training {self._zoo.name}: {self._zoo.epochs:g} epochs")
-            self._model = trained(self._zoo, self.data if kept else in_memory(self.data), folder)
+            self._model = trained(self._zoo, self.data if kept else in_memory(self.data), folder, self._settled)
         return self._model
 
 
@@ -255,7 +284,7 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
         raise InputError(f"`out` must be a new or empty folder, got {folder}, which holds other files.")
     folder.mkdir(parents=True, exist_ok=True)
     if force:
-        for old in (*(folder / EPISODES).glob("*.npz"), folder / POLICY):
+        for old in (*(folder / EPISODES).glob("*.npz"), folder / EPISODES / SETTLED, folder / POLICY):
             old.unlink(missing_ok=True)
         shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
     write_atomically(file, content)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import MutableMapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +20,7 @@ from autocompress.data.pixels import Normalization
 from autocompress.data.sources import TensorSource
 from autocompress.data.training import TrainingBatches, trained_on
 from autocompress.errors import InputError
+from autocompress.evaluation import DTYPES
 from autocompress.models.registry import load_model
 from autocompress.models.weights import load_weights_
 from autocompress.policies.recipe import ZooNetwork
@@ -36,8 +39,12 @@ def weights_file(network: ZooNetwork, data: Data, folder: Path) -> Path:
     return folder / f"{network.name}-{digest[:12]}.safetensors"
 
 
-def trained(network: ZooNetwork, data: Data, folder: Path) -> nn.Module:
+def trained(
+    network: ZooNetwork, data: Data, folder: Path, settled: MutableMapping[str, Any] | None = None
+) -> nn.Module:
     """The network with its weights, in eval mode; trained where `folder` does not have them.
+
+    `settled` holds the dtype that the stopwatch picked, or takes it.
 
     Raises:
         InputError: the model or its arguments are wrong, or the data has no labels.
@@ -49,20 +56,29 @@ def trained(network: ZooNetwork, data: Data, folder: Path) -> nn.Module:
     if file.is_file():
         load_weights_(model, file)
         return model.eval()
-    train_(model, data, network)
+    train_(model, data, network, settled=settled)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
     return model.eval()
 
 
-def train_(model: nn.Module, data: Data, network: ZooNetwork, batch_size: int = 128) -> None:
-    """Train in place, by one cycle of the learning rate (Smith & Topin 2019)."""
+def train_(
+    model: nn.Module,
+    data: Data,
+    network: ZooNetwork,
+    batch_size: int = 128,
+    settled: MutableMapping[str, Any] | None = None,
+) -> None:
+    """Train in place, by one cycle of the learning rate (Smith & Topin 2019), in the dtype that is `settled`."""
     batches = TrainingBatches(data, trained_on(data), batch_size, network.augmentation, network.seed)
     total = max(1, round(network.epochs * batches.steps_per_epoch))
     optimizer = _optimizer(model, network.learning_rate)
     warm_up = _WARM_UP if total * _WARM_UP > 1 else 0.0  # of at most one step there is nothing to raise
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.learning_rate, total, pct_start=warm_up)
-    dtype = _fastest_dtype(model, next(iter(batches.steps(0, 1)))[0])
+    settled, pick = {} if settled is None else settled, f"training {network.name}"
+    if pick not in settled:
+        settled[pick] = _fastest_dtype(model, next(iter(batches.steps(0, 1)))[0])
+    dtype = DTYPES[settled[pick]]
     model.train()
     for inputs, labels in batches.steps(0, total):
         assert labels is not None, "the data has classes"
@@ -96,13 +112,13 @@ def _forward(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
     return logits.float()
 
 
-def _fastest_dtype(model: nn.Module, inputs: Tensor) -> torch.dtype:
+def _fastest_dtype(model: nn.Module, inputs: Tensor) -> str:
     """Of the forward and backward pass: depthwise convolutions are slower in bfloat16, all others faster."""
     seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in ("float32", "bfloat16"):
         for _ in range(2):  # the first one warms up
             started = time.perf_counter()
-            _forward(model, inputs, dtype).sum().backward()  # type: ignore[no-untyped-call]
+            _forward(model, inputs, DTYPES[dtype]).sum().backward()  # type: ignore[no-untyped-call]
             seconds[dtype] = time.perf_counter() - started
     model.zero_grad()
     return min(seconds, key=lambda dtype: seconds[dtype])

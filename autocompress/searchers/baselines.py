@@ -25,7 +25,7 @@ def search_uniform(task: Task, settings: SearchSettings, recorder: Recorder) -> 
 def search_random(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
     """Random walks: in every layer a label drawn uniformly among those that leave the budget within reach."""
     rng = np.random.default_rng(settings.seed)
-    env = LayerLabelingEnv(task.problem, recorder, task.limits, "discrete", settings.reward)
+    env = LayerLabelingEnv(task.problem, recorder, task.limits, "discrete")  # its reward is the recorder's business
     while True:
         env.reset(seed=settings.seed)
         finished = False

@@ -93,7 +93,7 @@ def repaired(pricer: Pricer, labeling: Labeling) -> Labeling:
     single = pricer.repair(labeling)
     if single is not None:
         return single
-    walk = LabelActions(pricer, labeling, price_scale=1.0)
+    walk = LabelActions(pricer)
     for index in range(pricer.tables.layer_count):
         wanted = menu_coordinates(pricer.tables, index)[np.arange(3), label_at(labeling, index)]
         walk.apply(index, wanted)

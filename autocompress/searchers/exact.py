@@ -68,7 +68,7 @@ def _solution(pricer: Pricer, known: float, seconds: float) -> Labeling:
     )
     if result.x is None:
         raise InputError(
-            f"`seconds` must be enough for HiGHS to find a plan, got {seconds:g} (it ended with scipy's status "
-            f"{result.status}); give it more, or choose the method solver."
+            f"`method` exact or measured needs HiGHS to find a plan within {seconds:g} seconds, got none (scipy's "
+            f"status {result.status}); choose the method solver or local-measured, or shorter menus."
         )
     return program.labeling(result.x, pricer.tables.layer_count)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.budget import is_satisfied_by
 from autocompress.evaluation.measure import Closeness, compare
 from autocompress.execute.compressed import LayerWeights
 from autocompress.modes import evaluating
@@ -17,6 +16,7 @@ from autocompress.network.structure import Network
 from autocompress.plan import Label, Plan
 from autocompress.targets.onnx_runtime import OnnxSession, median_seconds
 from autocompress_envs.numbers import removed_weights
+from autocompress_envs.tables import is_within
 
 AGREEMENT = 0.995  # top-1, of the file in its runtime with PyTorch
 CLOSENESS = 0.05  # or at most this difference of outputs, relative to their spread: near ties flip top-1 answers
@@ -193,7 +193,7 @@ def check_budget(limits: Mapping[str, int], resources: Mapping[str, int]) -> lis
     if not limits:
         return []
     spent = ", ".join(f"{name} {resources[name]:,} of {limit:,}" for name, limit in limits.items())
-    return [Check("budget", is_satisfied_by(limits, resources), spent)]
+    return [Check("budget", is_within(resources, limits), spent)]
 
 
 def check_agreement(outcome: RuntimeOutcome) -> Check:

@@ -16,6 +16,10 @@ from autocompress_envs.tables import Tables
 class Actions(Protocol):
     """What the environment asks of an action scheme."""
 
+    @staticmethod
+    def space(tables: Tables) -> spaces.Space[Any]:
+        """All actions that the scheme takes."""
+
     def start(self) -> None:
         """Begin an episode."""
 
@@ -77,7 +81,7 @@ class PriceActions:
 class _Walk:
     """Labels chosen one layer at a time, always such that the rest can still meet every limit."""
 
-    def __init__(self, pricer: Pricer, reference: Labeling, price_scale: float) -> None:
+    def __init__(self, pricer: Pricer) -> None:
         self._tables, self._reach = pricer.tables, pricer.reach
         self.start()
 
@@ -171,12 +175,12 @@ class DiscreteActions(_Walk):
         return mask
 
 
-ACTIONS: Mapping[str, type[PriceActions] | type[LabelActions] | type[DiscreteActions]] = {
+ACTIONS: Mapping[str, Callable[[Pricer, Labeling, float], Actions]] = {
     "price": PriceActions,
-    "label": LabelActions,
-    "discrete": DiscreteActions,
+    "label": lambda pricer, reference, price_scale: LabelActions(pricer),
+    "discrete": lambda pricer, reference, price_scale: DiscreteActions(pricer),
 }
-ActionFactory = Callable[[Pricer, Labeling, float], Actions]
+"""By name: made from the pricer, its solution, and the price scale, both of which only `price` needs."""
 
 
 def checked_box_action(action: Any, size: int) -> FloatArray:

@@ -66,7 +66,7 @@ class LayerLabelingEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
         self._limits: dict[str, int] = {}
         self._set_limits(limits)
         self.observation_space = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32), dtype=np.float32)
-        self.action_space = ACTIONS[action].space(self._pricer.tables)
+        self.action_space = self._actions.space(self._pricer.tables)
         self._step = len(problem.layers)
 
     @property

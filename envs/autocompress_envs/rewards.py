@@ -54,7 +54,9 @@ def amc_flops(outcome: Outcome, context: RewardContext) -> float:
 def haq(outcome: Outcome, context: RewardContext) -> float:
     """0.1 * (accuracy - original accuracy), both in percent (HAQ, Wang et al. 2019, equation 5)."""
     if math.isnan(context.original_accuracy):
-        raise ValueError("`reward` haq needs the original network's accuracy, got NaN; pass `original_accuracy`.")
+        raise ValueError(
+            "`reward` haq needs the original network's accuracy, got NaN; measure it with labels, or use `kl`."
+        )
     return HAQ_SCALE * 100.0 * (_accuracy(outcome) - context.original_accuracy)
 
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from autocompress.comparison import workers
 from autocompress.comparison.live import SilentComparison
 from autocompress.comparison.pool import run_in_pool
 from autocompress.comparison.results import CellResult, failed
@@ -68,6 +69,14 @@ def test_who_stops_listening_leaves_no_process_behind():
     running.close()
     assert multiprocessing.active_children() == []
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize(("jobs", "cells", "threads"), [(2, 4, 6), (8, 3, 4), (30, 30, 1)])
+def test_threads_are_divided_between_the_processes_that_there_are(monkeypatch, jobs, cells, threads):
+    monkeypatch.setattr(workers.torch, "get_num_threads", lambda: 12)
+    monkeypatch.setattr(workers, "run_in_pool", lambda cells, jobs, work, arguments, *others: arguments)
+    pending = [Cell("random", "fine", seed) for seed in range(cells)]
+    assert workers.run_in_processes(None, None, pending, jobs, Watcher()) == (None, None, threads)
 
 
 def test_no_cells_need_no_process():

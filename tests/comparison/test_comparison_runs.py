@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,15 @@ from typer.testing import CliRunner
 
 import autocompress
 from autocompress.cli import app
+from autocompress.comparison import session
 from autocompress.comparison.live import PlainComparison
 from autocompress.comparison.results import CellResult
-from autocompress.comparison.suite import read_suite
+from autocompress.comparison.session import Session
+from autocompress.comparison.suite import Cell, make_suite, read_suite
 from autocompress.errors import InputError
+from autocompress.policies.files import load_policy, save_policy
+from autocompress.policies.policy import PricePolicy
+from autocompress.searching import stamp
 
 CHANCE = ("seconds", "forward_share", "measured")  # of time, and of who measured a plan first
 
@@ -120,8 +126,8 @@ def test_processes_find_the_same_and_a_killed_comparison_resumes_to_the_same_res
     expected = sorted(numbers(whole.results), key=lambda each: (each["method"], each["seed"]))
     assert numbers(results) == expected
     assert {file.name for file in out.iterdir()} == {
-        "suite.yaml", "cells", "evaluations", "results.parquet", "results.csv", "summary.json", "summary.csv",
-        "table.tex", "pareto.png", "pareto.html", "progress.png", "progress.html",
+        "suite.yaml", "cells", "evaluations", "policies.json", "results.parquet", "results.csv", "summary.json",
+        "summary.csv", "table.tex", "pareto.png", "pareto.html", "progress.png", "progress.html",
     }  # fmt: skip
 
 
@@ -183,6 +189,73 @@ def test_seeds_may_be_added_and_folders_are_not_taken_over(suite, whole):
         with pytest.raises(InputError) as error:
             autocompress.compare(suite, out=whole.folder, **options)
         assert str(error.value) == message.format(whole.folder)
+
+
+def test_another_policy_is_refused_where_cells_have_finished(suite, tmp_path):
+    policy, out = tmp_path / "policy", tmp_path / "out"
+    mine = {"name": "mine", "method": "rl", "agent": "posterior-ppo", "policy": str(policy), "episodes": 2}
+    content = {**suite, "methods": ["solver", mine], "seeds": 1}
+    stamps = []
+    for mean in (0.0, 0.1):
+        untrained = PricePolicy("layer", 1, 8)
+        untrained.mean.fill_(mean)
+        save_policy(policy, untrained, {"kinds": ["conv", "linear"]})
+        stamps.append(stamp(load_policy(policy))["policy"])
+        if not mean:
+            autocompress.compare(content, out=out)
+    assert json.loads((out / "policies.json").read_text()) == {"solver": None, "mine": stamps[0]}
+    message = (
+        f"`policy` of mine must be that of the comparison in {out}, {stamps[0]}, got {stamps[1]}; "
+        "put it back, or choose another --out."
+    )
+    cell = Cell("mine", "size=12%", 0)
+    for act in (
+        lambda: autocompress.compare(content, out=out, resume=True),
+        lambda: Session(make_suite(content), out).run(cell, None),  # what a worker process does
+    ):
+        with pytest.raises(InputError) as error:
+            act()
+        assert str(error.value) == message
+    (out / "cells/mine--size=12pct--0.json").unlink()
+    assert autocompress.compare(content, out=out, resume=True).results[1].finished
+    assert json.loads((out / "policies.json").read_text()) == {"solver": None, "mine": stamps[1]}
+
+
+def test_a_comparison_of_before_stamps_were_kept_is_resumed(whole, tmp_path):
+    out = shutil.copytree(whole.folder, tmp_path / "out")
+    (out / "policies.json").unlink()
+    done = autocompress.compare(read_suite(out / "suite.yaml"), out=out, resume=True)
+    assert not done.failures
+    assert json.loads((out / "policies.json").read_text()) == {"solver": None, "random": None}
+
+
+class Clock:
+    """Only what is told to takes time."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def slow(self, function, seconds, calls):
+        def call(*given, **named):
+            self.now += seconds
+            calls.append(seconds)
+            return function(*given, **named)
+
+        return call
+
+
+def test_a_cell_s_seconds_are_of_the_search_alone(suite, tmp_path, monkeypatch):
+    clock, calls = Clock(), []
+    monkeypatch.setattr(session, "time", clock)
+    for name, seconds in [("run_search", 7), ("decided", 100), ("chosen_policy", 1000), ("original_accuracy", 10_000)]:
+        monkeypatch.setattr(session, name, clock.slow(getattr(session, name), seconds, calls))
+    rl = {"name": "rl", "method": "rl", "agent": "posterior-ppo", "reward": "haq", "policy": "default", "episodes": 1}
+    done = autocompress.compare({**suite, "methods": [rl], "seeds": 2}, out=tmp_path / "out")
+    assert [each.seconds for each in done.results] == [7.0, 7.0]
+    assert sorted(calls) == [7, 7, 100, 100, 1000, 10_000]  # the policy is read once, the original measured once
 
 
 def test_what_is_wrong_shows_before_anything_is_written(suite, tmp_path):

@@ -62,5 +62,5 @@ def test_haq_needs_the_original_accuracy() -> None:
     with pytest.raises(ValueError, match="haq") as caught:
         compute("haq", outcome(), RewardContext(math.nan, {}, {}))
     assert str(caught.value) == (
-        "`reward` haq needs the original network's accuracy, got NaN; pass `original_accuracy`."
+        "`reward` haq needs the original network's accuracy, got NaN; measure it with labels, or use `kl`."
     )

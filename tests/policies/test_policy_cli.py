@@ -120,6 +120,14 @@ def test_import_shows_what_it_made(tmp_path, agent):
     assert torch.equal(load_policy(tmp_path / "out").policy.members[0].head.weight, 3.0 * head)
 
 
+def test_import_into_a_folder_named_like_the_shipped_policy(tmp_path, agent, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = invoke("import", agent, "--out", "default", "--trust", "--format", "json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    shown = json.loads(done.stdout)
+    assert (shown["folder"], shown["parameters"]) == ("default", 466)
+
+
 @pytest.mark.parametrize(
     ("option", "text", "message"),
     [

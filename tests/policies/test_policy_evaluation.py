@@ -13,6 +13,11 @@ from autocompress.policies.evaluation import Score, evaluate_policy, summarised
 from autocompress.policies.files import SavedPolicy, load_policy
 from autocompress.policies.policy import PricePolicy
 
+ALLOWED = (
+    "activation_bits, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, granularity, "
+    "image_size, jobs, mean, model, model_args, quantizer, search_samples, seed, sparsity_levels, std, target, "
+    "weight_bits, weights"
+)
 QUICK = {"model": "digits", "search_samples": 64, "calibration_samples": 64, "sparsity_levels": 4, "dtype": "float32",
          "target": "packed"}  # fmt: skip
 
@@ -53,6 +58,11 @@ def test_the_summary_is_a_geometric_mean():
         (
             "networks: [{model: digits}]",
             "`budgets` must be a list such as [size=0.1, macs=50%], got None in {}.",
+        ),
+        (
+            "networks: [{model: digits, method: random, budget: size=0.1, weight-bits: 8, price-scale: 1, "
+            "budgets: [size=0.1]}]",
+            f"Options of `networks` must be among {ALLOWED}, got budget, method, price_scale in {{}}.",
         ),
         (
             "networks: [{model: digits, budgets: [flops=1]}]",

@@ -141,7 +141,8 @@ def test_places_without_a_policy(tmp_path, folder):
     )
     assert refusal(tmp_path / "agent.ZIP") == (
         f"`policy` must be a folder with policy.safetensors and policy.json, got {tmp_path / 'agent.ZIP'}; "
-        "turn a Stable-Baselines3 file into one with `autocompress policy import --trust`."
+        "turn a Stable-Baselines3 file into one with "
+        f"`autocompress policy import {tmp_path / 'agent.ZIP'} --out FOLDER --trust`."
     )
     for name in (POLICY, POLICY_WEIGHTS):
         (folder / name).rename(folder / "away")
@@ -226,6 +227,11 @@ OTHER = f"; {ANEW}, or use the autocompress that made it."
 def test_fields_that_are_wrong(folder, field, value, message):
     edit(folder, **{field: value})
     assert refusal(folder) == f"{folder / POLICY}: {message}"
+
+
+def test_kinds_of_the_record_are_not_taken_for_the_checked_ones(folder):
+    edit(folder, record={"kinds": ["gru"], "licence": "MIT"})
+    assert load_policy(folder).record == {"kinds": ["conv", "linear"], "licence": "MIT"}
 
 
 def test_a_sequence_needs_a_width_for_its_heads(folder):

@@ -108,13 +108,14 @@ def files(folder):
 
 
 def stamps(folder):
-    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (folder / "episodes").iterdir()}
+    return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in (folder / "episodes").glob("*.npz")}
 
 
 def test_the_folder_holds_recipe_episodes_and_policy(finished, recipe):
     saved, folder, _ = finished
     assert files(folder) == {
-        "recipe.yaml", "episodes/res--small.npz", "episodes/vgg--small.npz", "policy.json", "policy.safetensors",
+        "recipe.yaml", "episodes/res--small.npz", "episodes/vgg--small.npz", "episodes/settled.json", "policy.json",
+        "policy.safetensors",
     }  # fmt: skip
     assert read_recipe(folder / "recipe.yaml") == read_recipe(recipe)
     assert len(list((folder / "tb").iterdir())) == 1
@@ -218,6 +219,54 @@ def test_resuming_explores_only_what_is_missing(copied, finished, recipe, cache,
     assert limits[0] == limits[1]
 
 
+EVALUATING = 'evaluating vgg {"target": "packed"}'
+
+
+def test_resuming_picks_no_dtype_and_batch_size_again(copied, recipe, tmp_path, monkeypatch):
+    """With an empty cache the zoo is trained again, too."""
+    file = copied / "episodes/settled.json"
+    settled = json.loads(file.read_text())
+    assert list(settled) == ["training res", EVALUATING.replace("vgg", "res"), "training vgg", EVALUATING]
+    wanted = {"training vgg": "bfloat16", EVALUATING: {"dtype": "bfloat16", "batch_size": 3}}
+    file.write_text(json.dumps(settled | wanted))
+    (copied / "episodes/vgg--small.npz").unlink()
+    built, ran = [], set()
+    build, forward = training.build_evaluator, zoo._forward
+
+    def building(*given):
+        built.append(build(*given))
+        return built[-1]
+
+    def forwarding(model, inputs, dtype):
+        ran.add(dtype)
+        return forward(model, inputs, dtype)
+
+    monkeypatch.setattr(training, "build_evaluator", building)
+    monkeypatch.setattr(zoo, "_forward", forwarding)
+    train_policy(recipe, copied, cache=tmp_path / "empty", resume=True)
+    assert ran == {torch.bfloat16}
+    assert [(each.dtype, each.batch_size) for each in built] == [("bfloat16", 3)]
+    assert json.loads(file.read_text()) == settled | wanted
+
+
+def test_what_was_picked_is_kept_before_it_is_used(tmp_path, recipe, monkeypatch):
+    """A kill in the first network's training leaves the pick behind; --force removes it."""
+
+    def killed(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zoo, "_fastest_dtype", lambda *given: "bfloat16")
+    monkeypatch.setattr(zoo, "_forward", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(recipe, tmp_path / "mine", cache=tmp_path / "empty")
+    file = tmp_path / "mine/episodes/settled.json"
+    assert json.loads(file.read_text()) == {"training res": "bfloat16"}
+    monkeypatch.setattr(zoo, "_fastest_dtype", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train_policy(recipe, tmp_path / "mine", cache=tmp_path / "empty", force=True)
+    assert not file.exists()
+
+
 def test_resuming_by_another_recipe_is_refused(copied, cache):
     before = stamps(copied)
     assert refusal(Recipe.model_validate(CHANGED), copied, cache=cache, resume=True) == (
@@ -261,7 +310,9 @@ def test_where_every_network_only_guesses_nothing_is_fitted(tmp_path, recipe, ca
         "`tasks` must have budgets under which the solver's plan loses at most 3 nats, got none for any network; "
         "raise `low` and `high`."
     )
-    assert files(tmp_path / "mine") == {"recipe.yaml", "episodes/res--small.npz", "episodes/vgg--small.npz"}
+    assert files(tmp_path / "mine") == {
+        "recipe.yaml", "episodes/res--small.npz", "episodes/vgg--small.npz", "episodes/settled.json",
+    }  # fmt: skip
 
 
 def test_a_trained_network_beats_chance(finished, cache):
@@ -331,6 +382,36 @@ def test_the_command_shows_the_policy(copied, finished, recipe, cache, nothing_m
     shown = json.loads(done.stdout)
     assert (shown["folder"], shown["network"], shown["members"]) == (str(copied), "layer", 1)
     assert shown["record"]["episodes"] == finished[0].record["episodes"]
+
+
+def test_the_command_shows_a_policy_in_a_folder_named_like_the_shipped_one(
+    copied, recipe, cache, nothing_made, monkeypatch
+):
+    monkeypatch.chdir(copied.parent)
+    copied.rename("default")
+    done = invoke(recipe, "--out", "default", "--cache", cache, "--resume", "--quiet", "--format", "json")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["folder"] == "default"
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path, recipe, cache, monkeypatch):
+    def interrupt(*given):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "mine"
+    arguments = [recipe, "--out", out, "--cache", cache, "--quiet"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "load_all", interrupt)
+        done = invoke(*arguments)
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", "autocompress: interrupted.\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "gather", interrupt)
+        done = invoke(*arguments)
+    command = f"autocompress train-policy {out}/recipe.yaml --out {out} --cache {cache} --resume"
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert done.stderr == f"autocompress: interrupted. What was explored is kept; continue with: {command}\n"
+    done = invoke(*command.split()[2:], "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

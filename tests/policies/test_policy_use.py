@@ -265,8 +265,11 @@ def test_a_resumed_run_must_find_the_same_policy(zero_shot, quick, mine, tmp_pat
     before = read_journal(folder / "journal.jsonl")[0]["policy"]
     save_policy(moved, PricePolicy("layer", 1, 16, seed=5), {"kinds": ["conv"]})
     message = refusal(autocompress.search, **options, policy=str(moved))
-    now = message.rpartition(" ")[2].removesuffix(".")
-    assert message == (f"`resume` must find the same policy as the run in {folder}, {before}, got {now}.")
+    now = message.partition("got ")[2].partition(";")[0]
+    assert message == (
+        f"`resume` must find the same policy as the run in {folder}, {before}, got {now}; "
+        "put it back, or start anew with --force."
+    )
     assert now != before
     assert len(now) == 16
 

@@ -136,8 +136,8 @@ def test_no_time():
     with pytest.raises(InputError) as caught:
         solve_exactly(problem, limits, seconds=0.0)
     assert str(caught.value) == (
-        "`seconds` must be enough for HiGHS to find a plan, got 0 (it ended with scipy's status 1); give it more, or "
-        "choose the method solver."
+        "`method` exact or measured needs HiGHS to find a plan within 0 seconds, got none (scipy's status 1); choose "
+        "the method solver or local-measured, or shorter menus."
     )
 
 

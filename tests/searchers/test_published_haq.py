@@ -158,7 +158,7 @@ def test_the_original_accuracy_is_needed():
             run_search(Task(problem, {"size": 204}, evaluate), SETTINGS, method=method)
         assert str(caught.value) == (
             f"`method` {method} needs the original network's accuracy in (0, 1], got nan; "
-            "pass `original_accuracy`, or data with labels."
+            "use data with the labels that it was trained for, or choose another method."
         )
 
 

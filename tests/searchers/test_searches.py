@@ -52,6 +52,13 @@ def test_finds_the_optimum(method, agent, action, seed):
     assert result.best.outcome.kl == pytest.approx(OPTIMUM)
 
 
+@pytest.mark.parametrize("method", sorted(set(SEARCHERS) - {"rl"}))
+def test_every_method_takes_a_reward_that_compares_with_the_original(method):
+    task = dataclasses.replace(toy_task(), original_accuracy=0.75)
+    best = run_search(task, SearchSettings(reward="haq", episodes=6), method=method).best
+    assert best.reward == pytest.approx(10.0 * (best.outcome.accuracy - 0.75))
+
+
 def test_solver_is_one_evaluation():
     result = run_search(toy_task(), SearchSettings(), method="solver")
     assert (result.evaluations, result.stopped_because) == (1, "the solver has one plan")

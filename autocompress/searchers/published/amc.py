@@ -226,8 +226,7 @@ class _Walk(Protocol):
 
 
 def _strict_walk(offered: Offer, task: Task) -> _Walk:
-    pricer = Pricer(offered.problem, task.limits)
-    return LabelActions(pricer, pricer.reach.cheapest, 1.0)
+    return LabelActions(Pricer(offered.problem, task.limits))
 
 
 class _FreeWalk:

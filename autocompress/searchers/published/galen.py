@@ -104,7 +104,7 @@ class GalenEnv(gymnasium.Env[FloatArray, FloatArray]):
         self._recorder, self._context = recorder, reward_context(task)
         pricer = Pricer(task.problem, task.limits)
         self._problem, self._tables = task.problem, pricer.tables
-        self._walk = LabelActions(pricer, pricer.reach.cheapest, 1.0)
+        self._walk = LabelActions(pricer)
         self._sensitivities = sensitivities(self._problem, self._tables)
         self._standardizer = Standardizer(STATE_SIZE)
         self.observation_space = spaces.Box(-np.inf, np.inf, (STATE_SIZE,), np.float64)

@@ -98,7 +98,7 @@ def require_original_accuracy(task: Task, method: str) -> None:
     if not 0.0 < task.original_accuracy <= 1.0:
         raise InputError(
             f"`method` {method} needs the original network's accuracy in (0, 1], got {task.original_accuracy}; "
-            "pass `original_accuracy`, or data with labels."
+            "use data with the labels that it was trained for, or choose another method."
         )
 
 

@@ -116,7 +116,7 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         require_reachable(task, self._offered, METHOD, "it only chooses weight bits")
         self._recorder, self._original = recorder, task.original_accuracy
         pricer = Pricer(self._offered.problem, task.limits)
-        self._walk = LabelActions(pricer, pricer.reach.cheapest, 1.0)
+        self._walk = LabelActions(pricer)
         self._menus = [layer.weight_bits.astype(np.float64) for layer in layers]
         self.bits = sorted({int(bits) for menu in self._menus for bits in menu})
         self._fixed = _fixed_features(self._offered.problem)
