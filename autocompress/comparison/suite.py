@@ -21,7 +21,8 @@ SEEDS = 5
 _KEYS = ("base", "budgets", "methods", "seeds", "episodes", "test")
 _PANELS = ("Network and data", "Menus", "Search", "Machine")
 _METHOD_ONLY = frozenset({"method", "episodes"})
-_OF_BASE = frozenset(name for name in OPTIONS if panel_of(name) in _PANELS) - _METHOD_ONLY
+_WITHOUT_EFFECT = frozenset({"selection_samples"})  # searches are compared by what they find on the search split
+_OF_BASE = frozenset(name for name in OPTIONS if panel_of(name) in _PANELS) - _METHOD_ONLY - _WITHOUT_EFFECT
 _OF_METHODS = (_OF_BASE | _METHOD_ONLY) - {
     "model",
     "weights",

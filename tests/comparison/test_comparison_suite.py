@@ -102,6 +102,10 @@ def test_shipped_suites_pass_every_check(path):
             "`episodes` must stand in `episodes` beside `base`, got it in `base`.",
         ),
         (
+            {**SMALL, "base": {"selection_samples": 3}},
+            "`selection_samples` must be left out of `base`: it has no effect on a comparison.",
+        ),
+        (
             {**SMALL, "base": {"finetune": 3}},
             "`finetune` must be left out of `base`: it has no effect on a comparison.",
         ),
