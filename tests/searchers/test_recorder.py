@@ -87,7 +87,7 @@ def test_repeats_end_a_whole_search():
     with pytest.raises(InfeasibleBudgetError):
         run_search(tight, SearchSettings())
     loose = replace(tight, limits={"size": 10**6})  # 8 bits everywhere cost no error at all, at any price
-    result = run_search(loose, SearchSettings(episodes=3))
+    result = run_search(loose, SearchSettings(episodes=3), method="local")
     assert (result.evaluations, result.best.outcome.kl) == (1, 0.0)
     assert result.stopped_because == "50 episodes in a row brought only plans seen before"
 
