@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.budget import RESOURCES, Budget
+from autocompress.budget import Budget
 from autocompress.config import Config
 from autocompress.data import Data
 from autocompress.errors import InputError
@@ -19,14 +19,16 @@ from autocompress.jobs import (
     Loaded,
     ModelLike,
     build_evaluator,
+    check_labels,
     configure,
+    feasible_limits,
     load,
     load_splits,
+    made_on,
     menu_settings,
     prepare,
 )
 from autocompress.menus import MenuSettings
-from autocompress.menus.store import content_key
 from autocompress.plan import Plan
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import chosen_policy
@@ -45,10 +47,9 @@ from autocompress.run_folder import (
     claim,
     journal_header,
 )
-from autocompress.searchers.search import LABELLED
 from autocompress.searching import find, search_settings, stamp
 from autocompress.stages import check_stages, expanded, load_base, save_base, sparsified, stage_limits
-from autocompress_envs import InfeasibleBudgetError, Labeling, Outcome, Pricer
+from autocompress_envs import Labeling, Outcome
 
 
 def search(
@@ -256,48 +257,6 @@ def _finish(
     execution = _execution(config, job.data, dtype, folder.path)
     executed = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, watcher)
     return finish(job, executed, labeling, limits, folder.path, watcher)
-
-
-def check_labels(config: Config, data: Data) -> None:
-    """Raises InputError now rather than after the search."""
-    if data.classes:
-        return
-    if config.finetune + config.l1_epochs and config.hard_weight and config.labels == "data":
-        raise InputError(
-            f"`hard_weight` needs labelled data, got {data.name} without labels; pass --labels teacher or leave it out."
-        )
-    if config.reward != "kl":
-        raise InputError(f"`reward` {config.reward} needs labelled data, got {data.name} without labels; choose kl.")
-    if config.method in LABELLED:
-        raise InputError(
-            f"`method` {config.method} needs labelled data for its own reward, got {data.name} without labels; "
-            "choose another method."
-        )
-
-
-def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, int]:
-    """Absolute limits. Raises InputError where no plan can meet them, before a run folder is made."""
-    limits = budget.resolve(job.original)
-    try:
-        Pricer(job.problem, limits)
-    except InfeasibleBudgetError as error:
-        raise InputError(str(error)) from error
-    for name, limit in limits.items():
-        if limit >= job.original[name]:
-            amounts = f"{limit:,} {RESOURCES[name]}, of which the original has {job.original[name]:,}"
-            watcher.note(f"the {name} budget limits nothing: {amounts}")
-    return limits
-
-
-def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
-    """What a resumed run must find again."""
-    return {
-        "network": job.network.fingerprint,
-        "data": job.data.fingerprint,
-        "menus": content_key(job.base, job.network.fingerprint, job.data.fingerprint, job.menus.settings),
-        "dtype": evaluator.dtype,
-        "batch_size": evaluator.batch_size,
-    }
 
 
 def _limits_to_check(config: Config, job: Job) -> dict[str, int]:

@@ -170,6 +170,7 @@ def finetune(
     labels: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("labels"))] = None,
     hard_weight: Annotated[str | None, typer.Option(metavar="X", help=_help("hard_weight"))] = None,
     augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("augmentation"))] = None,
+    mixup: Annotated[str | None, typer.Option(metavar="X", help=_help("mixup"))] = None,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -179,7 +180,7 @@ def finetune(
     from autocompress.report.tables import print_finished
 
     given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
-    given |= {"hard_weight": hard_weight, "augmentation": augmentation}
+    given |= {"hard_weight": hard_weight, "augmentation": augmentation, "mixup": mixup}
     with reported() as context:
         context.how_to_resume = lambda: " The run is as it was; the same command goes on."
         config = make_config({"format": format, "quiet": quiet})

@@ -20,7 +20,7 @@ NOT_COMPARED = frozenset({"out", "jobs", "cache", "force", "resume", "plan", "sp
 
 _TUNING = frozenset(
     {"distillation", "learning_rate", "batch_size", "labels", "soft_weight", "hard_weight", "features_weight"}
-    | {"temperature", "augmentation", "clip"}
+    | {"temperature", "augmentation", "mixup", "clip"}
 )
 
 
@@ -161,6 +161,13 @@ class Config(BaseModel):
     temperature: float = _option(2.0, "Execution", "That softens predictions in fine-tuning.", gt=0)
     augmentation: Literal["none", "shift", "shift+flip"] = _option(
         "shift", "Execution", "Of images in fine-tuning: shift (by up to an eighth), flip (left and right)."
+    )
+    mixup: float = _option(
+        0.0,
+        "Execution",
+        "Blend up to this share of another sample into each in fine-tuning: the original answers for these as well.",
+        ge=0,
+        le=0.5,
     )
     clip: float = _option(1.0, "Execution", "Largest norm of fine-tuning's gradient.", gt=0)
     target: str = _option(

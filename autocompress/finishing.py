@@ -179,6 +179,7 @@ def fine_tuning(config: Config, has_labels: bool) -> FineTuning | None:
             temperature=config.temperature,
         ),
         augmentation=config.augmentation,
+        mixup=config.mixup,
         clip=config.clip,
         seed=config.seed,
         method=config.distillation,

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from autocompress.budget import Budget
+from autocompress.budget import RESOURCES, Budget
 from autocompress.config import Config, make_config
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.data.sources import TensorSource
@@ -18,16 +18,17 @@ from autocompress.errors import ExportError, InputError
 from autocompress.evaluation import Evaluator, torch_device
 from autocompress.execute import uncompressed
 from autocompress.menus import Menus, MenuSettings, build_menus
-from autocompress.menus.store import default_cache
+from autocompress.menus.store import content_key, default_cache
 from autocompress.models import check_classes, check_spec, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.plan import Plan
 from autocompress.report.progress import Progress
+from autocompress.searchers.search import LABELLED
 from autocompress.targets import Target, counted_on_file, find_target
 from autocompress.targets.lowering import lower
 from autocompress.targets.onnx_file import write_onnx
 from autocompress.targets.onnx_runtime import OnnxSession, open_session
-from autocompress_envs import Problem
+from autocompress_envs import InfeasibleBudgetError, Pricer, Problem
 
 Pair = tuple[Tensor, Tensor | None]
 ModelLike = str | nn.Module
@@ -222,6 +223,48 @@ def load_splits(data: DataLike | None, config: Config) -> Data:
         data_args=config.data_args,
         **cut,
     )
+
+
+def check_labels(config: Config, data: Data) -> None:
+    """Raises InputError now rather than after the search."""
+    if data.classes:
+        return
+    if config.finetune + config.l1_epochs and config.hard_weight and config.labels == "data":
+        raise InputError(
+            f"`hard_weight` needs labelled data, got {data.name} without labels; pass --labels teacher or leave it out."
+        )
+    if config.reward != "kl":
+        raise InputError(f"`reward` {config.reward} needs labelled data, got {data.name} without labels; choose kl.")
+    if config.method in LABELLED:
+        raise InputError(
+            f"`method` {config.method} needs labelled data for its own reward, got {data.name} without labels; "
+            "choose another method."
+        )
+
+
+def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, int]:
+    """Absolute limits. Raises InputError where no plan can meet them, before a run folder is made."""
+    limits = budget.resolve(job.original)
+    try:
+        Pricer(job.problem, limits)
+    except InfeasibleBudgetError as error:
+        raise InputError(str(error)) from error
+    for name, limit in limits.items():
+        if limit >= job.original[name]:
+            amounts = f"{limit:,} {RESOURCES[name]}, of which the original has {job.original[name]:,}"
+            watcher.note(f"the {name} budget limits nothing: {amounts}")
+    return limits
+
+
+def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
+    """What a resumed run must find again."""
+    return {
+        "network": job.network.fingerprint,
+        "data": job.data.fingerprint,
+        "menus": content_key(job.base, job.network.fingerprint, job.data.fingerprint, job.menus.settings),
+        "dtype": evaluator.dtype,
+        "batch_size": evaluator.batch_size,
+    }
 
 
 def _load_model(model: ModelLike, config: Config, data: Data, watcher: Progress) -> nn.Module:

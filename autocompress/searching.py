@@ -13,9 +13,10 @@ from torch import Tensor
 from autocompress.config import Config
 from autocompress.errors import unknown_name
 from autocompress.evaluation import Evaluator, measure
+from autocompress.evaluation.effects import Effects
 from autocompress.jobs import Job
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import decided
+from autocompress.policies.use import EFFECTS, decided, planned
 from autocompress.recording import Recording, weights_bytes
 from autocompress.report.progress import Progress
 from autocompress.run_folder import PLAN, SHIFTS, TENSORBOARD, RunFolder
@@ -59,12 +60,13 @@ def find(
         watcher: told what happens.
     """
     watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
-    walk = None if policy is None else decided(policy, job.problem, limits, watcher)
     if not config.episodes:
-        assert walk is not None, "chosen_policy asks for one"
-        folder.write(PLAN, job.menus.plan(walk.labeling).to_yaml())
-        return Found(walk.labeling, None, 0, "the policy decided alone")
-    found, leaders = _searched(job, evaluator, config, None if walk is None else walk.prices, limits, folder, watcher)
+        assert policy is not None, "chosen_policy asks for one"
+        labeling = planned(policy, job.problem, limits, evaluator, watcher)
+        folder.write(PLAN, job.menus.plan(labeling).to_yaml())
+        return Found(labeling, None, 0, "the policy decided alone")
+    prices = None if policy is None else decided(policy, job.problem, limits, watcher).prices
+    found, leaders = _searched(job, evaluator, config, prices, limits, folder, watcher)
     selection = select(job, evaluator, config, leaders, limits, watcher)
     best = selection.chosen
     folder.write(PLAN, job.menus.plan(best.labeling).to_yaml())
@@ -87,13 +89,18 @@ def _searched(
     original = original_accuracy(job, config)
     with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
         recording = Recording(folder, evaluator, job.menus.plan, shifts, limits, config.episodes, watcher)
-        task = Task(job.problem, dict(limits), recording.evaluate, original, evaluator.probabilities, prices)
+
+        def effects() -> Effects | None:
+            watcher.stage(EFFECTS)
+            return evaluator.effects()
 
         def observe(evaluated: Evaluated) -> None:
             recording.observe(evaluated)
             if evaluated.is_best:
                 leaders.append(evaluated)
 
+        known = evaluator.probabilities, prices, effects
+        task = Task(job.problem, dict(limits), recording.evaluate, original, *known)
         return run_search(task, settings, method=config.method, observe=observe, tensorboard=log), leaders
 
 

@@ -1,5 +1,7 @@
 """The last choice among the plans that led a search."""
 
+import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -99,12 +101,18 @@ def test_unused_samples_are_of_neither_split():
 
 
 def test_a_run_keeps_the_plan_that_was_chosen(tmp_path):
-    """20 of the digits search; 500 of the others choose another plan."""
+    """20 of the digits search, 500 of the others choose. Which plan that is depends on the machine's last bits."""
     quick = {"budget": "size=0.1", "episodes": 30, "search_samples": 20, "calibration_samples": 300, "cache": tmp_path}
     chosen = autocompress.search("digits", "digits", out=tmp_path / "a", **quick, selection_samples=500)
-    assert chosen.stopped_because.endswith("is the best on 500 unused samples")
+    said = re.search(
+        r"; of \d plans that led, that of evaluation (\d+) is the best on 500 unused samples$", chosen.stopped_because
+    )
+    assert said, chosen.stopped_because
+    evaluated = map(json.loads, (tmp_path / "a/journal.jsonl").read_text().splitlines()[1:])
+    found = {each["index"] + 1: each["kl"] for each in evaluated}
+    assert chosen.search_outcome.kl == found[int(said[1])]
+    assert (tmp_path / "a/plan.yaml").read_text() == chosen.plan.to_yaml()
+    assert chosen.verification.passed
     plain = autocompress.search("digits", "digits", out=tmp_path / "b", **quick, selection_samples=0)
     assert plain.stopped_because == "all 30 evaluations are used"
-    assert (tmp_path / "a/plan.yaml").read_text() == chosen.plan.to_yaml() != plain.plan.to_yaml()
-    assert chosen.search_outcome.kl > plain.search_outcome.kl
-    assert chosen.verification.passed
+    assert plain.search_outcome.kl <= chosen.search_outcome.kl

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress import api
 from autocompress.budget import Budget
 from autocompress.comparison.folder import EVALUATIONS, read_policies, read_settled
 from autocompress.comparison.results import CellResult
@@ -24,7 +23,17 @@ from autocompress.config import OPTIONS, Config, panel_of
 from autocompress.errors import InputError
 from autocompress.evaluation import Closeness, Evaluator
 from autocompress.evaluation.measure import compare
-from autocompress.jobs import Job, build_evaluator, load, load_splits, menu_settings, prepare
+from autocompress.jobs import (
+    Job,
+    build_evaluator,
+    check_labels,
+    feasible_limits,
+    load,
+    load_splits,
+    made_on,
+    menu_settings,
+    prepare,
+)
 from autocompress.modes import evaluating
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import chosen_policy, decided
@@ -146,12 +155,12 @@ class Session:
     def check(self, method: str) -> None:
         """Raises InputError where the data can't serve the method, or a budget is below its cheapest plan."""
         config, prepared = self._suite.configs[method], self.prepare(method)
-        api.check_labels(config, prepared.job.data)
+        check_labels(config, prepared.job.data)
         if self._suite.test and prepared.job.data.test is None:
             raise InputError(f"`test` needs data with a test split, got {prepared.job.data.name}; write test: false.")
         for budget in self._suite.budgets:
             try:
-                api.feasible_limits(Budget.parse(budget), prepared.job, self._watcher)
+                feasible_limits(Budget.parse(budget), prepared.job, self._watcher)
             except InputError as error:
                 raise InputError(f"Budget {budget} of {method}: {error}") from None
 
@@ -200,7 +209,7 @@ class Session:
         job = prepare(load(config.model, splits, config, self._watcher), config, offered, self._watcher)
         before = self.settled.get(key, {})
         evaluator = build_evaluator(job, config, before)
-        now = {**api.made_on(job, evaluator), "search_split": _hash(job.data.search()[0])}
+        now = {**made_on(job, evaluator), "search_split": _hash(job.data.search()[0])}
         for name, value in now.items():
             if before and before.get(name) != value:
                 raise InputError(
@@ -252,6 +261,7 @@ def _task(
         prepared.original_accuracy(config),
         prepared.evaluator.probabilities if needs_outputs else None,
         None if policy is None else decided(policy, problem, limits, Silent()).prices,
+        prepared.evaluator.effects if needs_outputs else None,
     )
 
 

@@ -69,6 +69,31 @@ class TrainingBatches:
         return inputs, labels
 
 
+@dataclass(frozen=True)
+class Blend:
+    """Mixup (Zhang et al. 2018): every sample of a batch blended with another one of it.
+
+    Attributes:
+        partners: (N,) int64, the position of the other.
+        shares: (N,) float32 in [0, 0.5], of the other.
+    """
+
+    partners: Tensor
+    shares: Tensor
+
+    @staticmethod
+    def drawn(count: int, most: float, seed: int) -> Blend:
+        """Shares uniform in [0, most], the same again for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        partners = torch.randperm(count, generator=generator)
+        return Blend(partners, most * torch.rand(count, generator=generator))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """(N, …) floats: inputs, or the probabilities that labels stand for."""
+        shares = self.shares.to(values.device).view(-1, *[1] * (values.ndim - 1))
+        return torch.lerp(values, values[self.partners.to(values.device)], shares)
+
+
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """(N, C, H, W), each moved by its own offset; zeros move in."""
     count, _, height, width = images.shape

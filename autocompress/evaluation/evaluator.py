@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, unknown_name
+from autocompress.evaluation.effects import Effects, first_order_effects
 from autocompress.evaluation.measure import compare
 from autocompress.evaluation.predictions import Predictions
 from autocompress.evaluation.stitch import Stitcher
@@ -74,6 +75,7 @@ class Evaluator:
         self._inputs, self._labels = inputs, labels
         self._reference = self._original_outputs(reference or model)
         self._predictions = Predictions(self._reference)
+        self._effects: Effects | None = None
         self._cache: dict[bytes, Outcome] = {}
         self.evaluations = 0
         self.forward_seconds = 0.0
@@ -98,6 +100,16 @@ class Evaluator:
     def probabilities(self) -> FloatArray:
         """(N, K) the original's predictions on the search split; see `Predictions`."""
         return self._predictions.probabilities
+
+    def effects(self) -> Effects | None:
+        """What every label does to the outputs on the search split, to first order; computed when first asked for.
+
+        None where the menus are built lazily: most of their weights would have to be built for it.
+        """
+        if self._effects is None and self._menus.eager:
+            model = self._prepared(self.dtype)
+            self._effects = first_order_effects(model, self._menus, self._batches, self._predictions.pooled)
+        return self._effects
 
     def stitched(self, labeling: Labeling) -> nn.Module:
         """A new float32 model with the plan's weights, channels really removed and inputs rounded as the plan says."""

@@ -25,18 +25,20 @@ class Predictions:
     def __init__(self, outputs: Tensor) -> None:
         classes = outputs.shape[1]
         self._order = outputs.argsort(1, descending=True) if classes > KEPT_CLASSES + 1 else None
-        self._log_probabilities = self._pooled(outputs)
+        self._log_probabilities = self.pooled(0, outputs)
         self.probabilities: npt.NDArray[np.float64] = self._log_probabilities.exp().numpy()
 
     def shift(self, outputs: Tensor) -> npt.NDArray[np.float16]:
         """(N, K) how much higher the log-probability of every class is than the original's."""
-        change: npt.NDArray[np.float16] = (self._pooled(outputs) - self._log_probabilities).half().numpy()
+        change: npt.NDArray[np.float16] = (self.pooled(0, outputs) - self._log_probabilities).half().numpy()
         return change
 
-    def _pooled(self, outputs: Tensor) -> Tensor:
+    def pooled(self, first: int, outputs: Tensor) -> Tensor:
+        """(n, K) float64 log-probabilities from the outputs (n, classes) of the samples from number `first` on."""
         log_probabilities = outputs.double().log_softmax(1)
         if self._order is None:
             return log_probabilities
-        ordered = log_probabilities.gather(1, self._order)
+        order = self._order[first : first + len(outputs)].to(outputs.device)
+        ordered = log_probabilities.gather(1, order)
         rest = ordered[:, KEPT_CLASSES:].logsumexp(1, keepdim=True)
         return torch.cat([ordered[:, :KEPT_CLASSES], rest], dim=1)

@@ -47,7 +47,8 @@ class Objective:
             raise InputError(f"`temperature` must be above 0, got {self.temperature}.")
 
     def predictions_loss(self, outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """Mean over samples of the parts that look at outputs; both outputs (N, classes), labels (N,)."""
+        """Mean over samples of the parts that look at outputs; both outputs (N, classes), labels (N,) or their
+        probabilities (N, classes)."""
         loss = outputs.new_zeros(())
         if self.soft:
             wanted = (teacher / self.temperature).log_softmax(1)

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.data import Data
-from autocompress.data.training import Augmentation, TrainingBatches, trained_on
+from autocompress.data.training import Augmentation, Blend, TrainingBatches, trained_on
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.execute.distillation import FeatureTap, Objective, features_loss, matched_layers
@@ -32,6 +33,7 @@ _DAMAGE = "`resume` must find a whole checkpoint, got {}, which is damaged; remo
 # What torch.load raises on truncated and overwritten files.
 _DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error)
 _STEP_RATE = 0.1  # of quantization steps, beside weights: at the weights' own rate, 2-bit networks were undone
+_HALF = 0.5  # above it, the other sample would be the first
 _SMALLEST_SIZE = 1e-3  # of a tensor, for its learning rate
 
 
@@ -50,6 +52,9 @@ class FineTuning:
         labels: who labels the samples for the hard part of the loss: the data or the original (`teacher`).
         objective: the loss.
         augmentation: see `TrainingBatches`.
+        mixup: largest share of another sample that is blended into each, in [0, 0.5]. The original answers for what
+            it was never trained on, so it is learned from also where it knows all its training samples by heart
+            (Beyer et al. 2022).
         clip: largest norm of the gradient.
         seed: of the order and the augmentation; at least 0.
         method: how the original teaches. `standard`: on all training samples, from the weights that were fitted to
@@ -65,6 +70,7 @@ class FineTuning:
     labels: Literal["data", "teacher"] = "data"
     objective: Objective = field(default_factory=Objective)
     augmentation: Augmentation = "shift"
+    mixup: float = 0.0
     clip: float = 1.0
     seed: int = 0
     method: Method = "standard"
@@ -75,6 +81,8 @@ class FineTuning:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}.")
         if self.batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        if not 0 <= self.mixup <= _HALF:
+            raise InputError(f"`mixup` must be from 0 to {_HALF}, got {self.mixup}.")
         if self.seed < 0:
             raise InputError(f"`seed` must be at least 0, got {self.seed}.")
 
@@ -229,7 +237,7 @@ class _Run:
         return False
 
     def _update(self, inputs: Tensor, labels: Tensor | None) -> float:
-        loss = self._loss(inputs, labels)
+        loss = self._loss(inputs, labels, self._blend(len(inputs)))
         if torch.isfinite(loss):
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -238,19 +246,29 @@ class _Run:
             self._scheduler.step()
         return float(loss.detach())
 
-    def _loss(self, inputs: Tensor, labels: Tensor | None) -> Tensor:
-        inputs = _in_format(inputs, self._device)
+    def _blend(self, count: int) -> Blend | None:
+        """How the step's samples are blended."""
+        if not self._settings.mixup:
+            return None
+        return Blend.drawn(count, self._settings.mixup, self._settings.seed * 1_000_003 + self._step)
+
+    def _loss(self, inputs: Tensor, labels: Tensor | None, blend: Blend | None) -> Tensor:
+        inputs = _in_format(inputs if blend is None else blend(inputs), self._device)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             with torch.no_grad():
                 wanted = self._teacher(inputs).flatten(1)
             outputs = self._model(inputs).flatten(1)
-        return self._distance(outputs.float(), wanted.float(), labels) + self._penalty()
+        return self._distance(outputs.float(), wanted.float(), labels, blend) + self._penalty()
 
-    def _distance(self, outputs: Tensor, wanted: Tensor, labels: Tensor | None) -> Tensor:
+    def _distance(self, outputs: Tensor, wanted: Tensor, labels: Tensor | None, blend: Blend | None = None) -> Tensor:
         """Mean over the samples that both networks saw last."""
         objective = self._settings.objective
-        labels = wanted.argmax(1) if self._settings.labels == "teacher" else labels
-        loss = objective.predictions_loss(outputs, wanted, None if labels is None else labels.to(self._device))
+        if self._settings.labels == "teacher":
+            labels = wanted.argmax(1)
+        elif labels is not None:
+            labels = labels.to(self._device)
+            labels = labels if blend is None else blend(F.one_hot(labels, outputs.shape[1]).float())
+        loss = objective.predictions_loss(outputs, wanted, labels)
         if self._taps[0].outputs:
             loss = loss + objective.features * features_loss(self._taps[1].outputs, self._taps[0].outputs)
         return loss

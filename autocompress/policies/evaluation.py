@@ -10,14 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from autocompress import api
 from autocompress.budget import Budget
 from autocompress.config import OPTIONS, Config, make_config, panel_of
 from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator
-from autocompress.jobs import Job, build_evaluator, configure, load, load_splits, menu_settings, prepare
+from autocompress.jobs import (
+    Job,
+    build_evaluator,
+    configure,
+    feasible_limits,
+    load,
+    load_splits,
+    menu_settings,
+    prepare,
+)
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import decided
+from autocompress.policies.use import decided, planned
 from autocompress.report.progress import Progress, Silent
 from autocompress.searchers.base import Task
 from autocompress.searchers.search import run_search
@@ -94,7 +102,7 @@ def evaluate_policy(
         evaluator = build_evaluator(job, config, {})
         for budget in budgets:
             watcher.stage(f"{config.model}: {budget}")
-            limits = api.feasible_limits(budget, job, watcher)
+            limits = feasible_limits(budget, job, watcher)
             score = measured(saved, job, evaluator, limits, config.model, str(budget), watcher)
             if episodes:
                 found = _few_shot(saved, job, evaluator, limits, config, seed)
@@ -114,7 +122,7 @@ def measured(
 ) -> Score:
     """The policy's zero-shot plan beside the solver's."""
     solver = evaluator(Pricer(job.problem, limits).solve())
-    policy = evaluator(decided(saved, job.problem, limits, watcher).labeling)
+    policy = evaluator(planned(saved, job.problem, limits, evaluator, watcher))
     return Score(network, budget, solver.kl, policy.kl, math.nan, solver.accuracy, policy.accuracy)
 
 
@@ -137,7 +145,7 @@ def _few_shot(
     saved: SavedPolicy, job: Job, evaluator: Evaluator, limits: Mapping[str, int], config: Config, seed: int
 ) -> float:
     prices = decided(saved, job.problem, limits, Silent()).prices
-    task = Task(job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices)
+    task = Task(job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices, evaluator.effects)
     settings = search_settings(config.model_copy(update={"seed": seed}))
     found = run_search(task, settings, method="rl").best.outcome.kl
     evaluator.forget()

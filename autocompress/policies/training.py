@@ -134,11 +134,21 @@ class _Settled(UserDict[str, Any]):
         super().__init__()
         self._file = file
         if file.is_file():
-            self.data = json.loads(file.read_text())
+            self.data = _read_settled(file)
 
     def __setitem__(self, name: str, pick: Any) -> None:
         super().__setitem__(name, pick)
         write_atomically(self._file, json.dumps(self.data, indent=1) + "\n")
+
+
+def _read_settled(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"`resume` must find a whole {SETTLED}, got {file}, which is damaged; remove it to pick anew.")
+    return content
 
 
 class Home:

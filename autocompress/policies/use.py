@@ -6,14 +6,17 @@ from collections.abc import Mapping
 
 from autocompress.config import Config
 from autocompress.errors import InputError
+from autocompress.evaluation import Evaluator
 from autocompress.policies.files import DEFAULT, SavedPolicy, load_policy
 from autocompress.policies.policy import Walk, nearest_kinds, walk
 from autocompress.report.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import SearchSettings
-from autocompress_envs.numbers import Problem
+from autocompress.searchers.foresight import foreseen
+from autocompress_envs.numbers import Labeling, Problem
 
 NONE = "none"
+EFFECTS = "first-order effects: what every label does to the outputs, before a plan is evaluated"
 
 
 def chosen_policy(config: Config, settings: SearchSettings) -> SavedPolicy | None:
@@ -34,6 +37,19 @@ def chosen_policy(config: Config, settings: SearchSettings) -> SavedPolicy | Non
         how = "pass --policy default" if able else "only agents that begin with a policy need none"
         raise InputError(f"`episodes` must be at least 1 without a policy, got 0; {how}.")
     return None if named == NONE else load_policy(named)
+
+
+def planned(
+    saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], evaluator: Evaluator, watcher: Progress
+) -> Labeling:
+    """The policy's plan without an evaluation: what is foreseen under its prices, or its walk's where effects are
+    not to be had."""
+    found = decided(saved, problem, limits, watcher)
+    watcher.stage(EFFECTS)
+    effects = evaluator.effects()
+    if effects is None:
+        return found.labeling
+    return foreseen(problem, limits, evaluator.probabilities, effects, found.prices)
 
 
 def decided(saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], watcher: Progress) -> Walk:

@@ -176,7 +176,8 @@ def build_agent(spec: AgentSpec, environments: DummyVecEnv, layers: int, setting
     """The agent for episodes of `layers` steps."""
     options = dict(spec.options)
     policy_kwargs = {"net_arch": [HIDDEN, HIDDEN], **options.pop("policy_kwargs", {})}
-    options |= {"seed": settings.seed, "device": settings.device, "policy_kwargs": policy_kwargs}
+    # Networks of a few hundred units are fastest on the CPU, whatever evaluates the plans.
+    options |= {"seed": settings.seed, "device": "cpu", "policy_kwargs": policy_kwargs}
     if spec.family == "on-policy":
         episodes = max(1, spec.episodes_per_update // environments.num_envs)
         options["n_steps"] = episodes * layers

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from autocompress.errors import InputError, unknown_name
+from autocompress.evaluation.effects import Effects
 from autocompress_envs.numbers import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.rewards import REWARDS, RewardContext, compute
 from autocompress_envs.tables import is_within
@@ -38,7 +39,6 @@ class SearchSettings:
         environments: environments in lockstep; 0 = what suits the agent. Off-policy agents always use one.
         price_scale: action 1 weighs a layer's error `exp(price_scale)` times as much; above 0, below 20. Anchored
             agents' offsets reach a share of it.
-        device: torch device of the policy.
 
     Raises:
         InputError: a value is out of range.
@@ -52,7 +52,6 @@ class SearchSettings:
     patience: int = 0
     environments: int = 0
     price_scale: float = 2.0
-    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name, least in {"episodes": 1, "seed": 0, "patience": 0, "environments": 0}.items():
@@ -77,6 +76,8 @@ class Task:
         probabilities: (N, K) the uncompressed network's predictions on the samples of `Outcome.shift`; rows sum to 1.
             Agents that model the network's outputs need both.
         prices: (L, 2) log prices that a policy gives the network's layers, where agents that act by prices begin.
+        effects: gives what every label does to the network's outputs, to first order, on the samples of
+            `probabilities`; for agents that model these.
     """
 
     problem: Problem
@@ -85,6 +86,7 @@ class Task:
     original_accuracy: float = math.nan
     probabilities: FloatArray | None = None
     prices: FloatArray | None = None
+    effects: Callable[[], Effects | None] | None = None
 
 
 @dataclass(frozen=True)

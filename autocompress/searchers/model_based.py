@@ -2,8 +2,9 @@
 
 The Dyna idea (Sutton 1991) where an episode is one plan: between two evaluations of the network, thousands of plans are
 tried in the model for nothing, and the one that is evaluated next is the most promising under optimism in the face of
-uncertainty. Prices drawn by an explorer (see `explorers`) begin the search, when the model knows nothing, and go on
-taking turns with it, so that it also learns of plans it would not have chosen.
+uncertainty. First-order effects tell the model beforehand what single labels do, and which plan to begin with. Prices
+drawn by an explorer (see `explorers`) begin the search where nothing is known, and go on taking turns with the model,
+so that it also learns of plans it would not have chosen.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
+from autocompress.searchers.foresight import foreseen
 from autocompress.searchers.output_model import OutputModel
 from autocompress.searchers.planning import Planner
 from autocompress_envs.numbers import IntArray, Labeling
@@ -40,13 +42,14 @@ class Habits:
     cautious: float
 
 
+FROM_EFFECTS = Habits(first=1, cautious=0.0)  # what single labels do is known
 FROM_ZERO = Habits(first=24, cautious=0.0)
 FROM_PRICES = Habits(first=6, cautious=0.75)  # a policy's plan is close to the best: less is to be explored
 
 
 def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) -> NoReturn:
-    """Search until the recorder ends it. The first evaluation is the solver's plan; before it comes the plan of the
-    policy, where the task brings prices.
+    """Search until the recorder ends it. The first evaluation is the foreseen plan, where effects are to be had; the
+    explorer's first are the plan of the policy, where the task brings prices, and the solver's.
 
     Raises:
         InputError: the evaluation keeps no outputs.
@@ -57,6 +60,7 @@ def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) 
             "choose another, such as posterior-ppo."
         )
     search = _Search(task, settings, recorder)
+    search.foresee()
     while True:
         search.explore() if search.is_explorers_turn() else search.plan()
 
@@ -72,11 +76,21 @@ class _Search:
         if task.prices is not None:
             self._first.insert(0, Proposal(task.prices, "policy"))
         self._proposal = self._first.pop(0)
-        self._habits = FROM_ZERO if task.prices is None else FROM_PRICES
-        self._model = OutputModel(task.problem, task.probabilities, task.prices)
+        self._task, effects = task, None if task.effects is None else task.effects()
+        self._effects = effects
+        self._habits = FROM_EFFECTS if effects else FROM_ZERO if task.prices is None else FROM_PRICES
+        self._model = OutputModel(task.problem, task.probabilities, task.prices, effects)
         self._planner = Planner(task.problem, task.limits, self._model)
         self._known: set[bytes] = set()
         self._is_repeating = False
+
+    def foresee(self) -> None:
+        """Evaluate the plan that is foreseen to be the best, where effects are to be had."""
+        task = self._task
+        if self._effects is not None:
+            assert task.probabilities is not None
+            labeling = foreseen(task.problem, task.limits, task.probabilities, self._effects, task.prices)
+            self._evaluate(labeling, Proposal(self._proposal.prices, "model"))
 
     def is_explorers_turn(self) -> bool:
         """It passes where the explorer has just brought a plan seen before: the model knows one that is new."""
@@ -107,7 +121,7 @@ class _Search:
         if not len(candidates):
             return None
         expected, deviation = model.predict(candidates, caution)
-        return model.decode(candidates[int((expected - OPTIMISM * deviation).argmin())])
+        return model.cells.decode(candidates[int((expected - OPTIMISM * deviation).argmin())])
 
     def _new(self, candidates: IntArray) -> IntArray:
         new: IntArray = candidates[[key not in self._known for key in map(_key, candidates)]]

@@ -17,6 +17,14 @@ alpha = (K + s I)^-1 k(p), and its divergence, to second order around the best p
 p0 the original's and q the best plan's probabilities. So one candidate costs O(n^2) operations for n evaluations,
 however many samples there are: thousands of candidates for the price of one evaluation.
 
+Where first-order effects are known (`evaluation.effects`), the process only models what they miss: r(p) = d(p) - s D(p)
+with D(p) the sum of the effects of the plan's labels and s one slope, fitted by least squares, for large disturbances
+saturate. The rows of effects then stand beside the residuals r_n, and z, g and H are over both:
+
+    z = (s (labels of p - labels of b), alpha(p) - onehot(b)).
+
+So what single labels do need not be learned: a good plan is found in a tenth of the evaluations.
+
 What is not known of d(p) can only do harm, for a divergence is convex: its expectation is higher by v(p) h / 2, with v
 the variance k(p, p) - k(p)' alpha(p) and h = tr(K^-1 H) / n the harm of one unit of kernel, as measured so far.
 `caution` is the share of it that counts: 1 is the expectation, and 0 takes what is unknown to be harmless, which
@@ -29,15 +37,11 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from autocompress_envs.lagrangian import Choice, choice_of, labeling_of
+from autocompress.evaluation.effects import Effects
+from autocompress.searchers.cells import Cells, Matrix
 from autocompress_envs.numbers import FloatArray, IntArray, Labeling, Outcome, Problem
-from autocompress_envs.tables import Tables
 
-Matrix = npt.NDArray[np.float32]
-
-SMALLEST_ERROR = 1e-3  # of a layer's largest: an estimate of no error at all would hide what an option does
 REFIT = 24  # evaluations between two looks for better kernel settings
 TRUST = 0.5  # power of a policy's prices by which layer errors are multiplied: between none and all
 RECENT = 40  # predictions whose misses calibrate the uncertainty
@@ -68,28 +72,33 @@ CHOICES = tuple(
 class OutputModel:
     """Predicts the divergence of plans from the outputs of others.
 
-    Plans are *codes* here: (2L,) integers, L sparsities, then L flat indices of (weight bits, activation bits).
+    Plans are codes; see `cells`.
 
     Args:
         problem: menus and costs.
         probabilities: (N, K) of the original; see `Task.probabilities`.
         prices: (L, 2) log prices of layers' pruning and rounding that a policy expects, or None.
+        effects: of all labels on the same samples, or None.
     """
 
-    def __init__(self, problem: Problem, probabilities: FloatArray, prices: FloatArray | None = None) -> None:
-        self.tables = Tables(problem)
-        self._errors = _option_errors(self.tables)
-        if prices is not None:
-            pruning, rounding = np.exp(TRUST * prices).T[:, :, None]
-            self._errors = self._errors[0] * pruning, self._errors[1] * rounding
-        self._own = np.concatenate([errors.ravel() for errors in self._errors])  # (cells,) e(o)
-        options = np.array([errors.shape[1] for errors in self._errors for _ in range(self.tables.layer_count)])
-        self.offsets = np.cumsum(options) - options  # (2L,) of every feature's cells among all cells
+    def __init__(
+        self,
+        problem: Problem,
+        probabilities: FloatArray,
+        prices: FloatArray | None = None,
+        effects: Effects | None = None,
+    ) -> None:
+        self.cells = Cells(problem, None if prices is None else TRUST * prices)
         self._probabilities = np.clip(probabilities, 1e-30, None)
         self._settings = KernelSettings()
         self._columns: FloatArray
+        self._effects = (
+            np.zeros((0, probabilities.size), dtype=np.float32) if effects is None else self.cells.effects(effects)
+        )
+        self._slope = 1.0  # s
         self._shifts = np.zeros((0, probabilities.size), dtype=np.float32)
-        self.codes: IntArray = np.zeros((0, 2 * self.tables.layer_count), dtype=np.int64)
+        self._foreseen = np.zeros((0, probabilities.size), dtype=np.float32)  # D of the measured plans
+        self.codes: IntArray = np.zeros((0, len(self.cells.offsets)), dtype=np.int64)
         self.losses = np.zeros(0)
         self._best = -1
         self._metric = np.zeros((0, 0))
@@ -99,26 +108,18 @@ class OutputModel:
     def __len__(self) -> int:
         return len(self.losses)
 
-    def encode(self, labeling: Labeling) -> IntArray:
-        """(2L,) of a labelling, or (..., 2L) of stacked ones."""
-        choice = choice_of(self.tables, labeling)
-        return np.concatenate([choice.sparsity, choice.bits], axis=-1)
-
-    def decode(self, codes: IntArray) -> Labeling:
-        """The inverse of `encode`."""
-        sparsity, bits = np.split(codes, 2, axis=-1)
-        return labeling_of(self.tables, Choice(sparsity.copy(), bits))
-
     def add(self, labeling: Labeling, outcome: Outcome) -> None:
         """Learn what a plan did to the outputs."""
         assert outcome.shift is not None, "agents check before they ask for a model"
-        codes = self.encode(labeling)
+        codes = self.cells.encode(labeling)
         if self._best >= 0:
             predicted, deviation = self.predict(codes[None])
             self._misses.append(float((outcome.kl - predicted[0]) / max(deviation[0], 1e-12) * self._calibration()))
         self.codes = np.vstack([self.codes, codes])
         self.losses = np.append(self.losses, outcome.kl)
         self._shifts = np.vstack([self._shifts, outcome.shift.astype(np.float32).reshape(1, -1)])
+        foreseen = self._effects[self.cells.of(codes)].sum(0) if len(self._effects) else 0 * outcome.shift.ravel()
+        self._foreseen = np.vstack([self._foreseen, foreseen])
         self._columns = np.hstack([self._columns, self._column(codes)[:, None]])
         self._look_from(int(self.losses.argmin()))
         if len(self) % REFIT == 0:
@@ -127,26 +128,27 @@ class OutputModel:
 
     def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
         """(M,) expected divergence in nats, and (M,) standard deviation, of plans (M, 2L)."""
-        overlap = self.overlaps(codes)
+        chosen = self.cells.chosen(codes)
+        overlap = chosen @ self._columns
         kernel = overlap + self._settings.pairs * overlap**2
         variance = np.maximum(self._prior(codes) - ((kernel @ self._inverse) * kernel).sum(1), 0.0)
-        expected = self.expected(kernel) + 0.5 * caution * self._harm * variance
+        expected = self._expected(chosen, kernel) + 0.5 * caution * self._harm * variance
         return expected, self._calibration() * np.sqrt(variance)
 
-    def expected(self, kernel: FloatArray) -> FloatArray:
-        """(M,) divergence, from kernel values (M, n) with the plans measured."""
-        weights = kernel @ self._inverse
-        weights[:, self._best] -= 1.0
+    def _expected(self, chosen: FloatArray, kernel: FloatArray) -> FloatArray:
+        """(M,) divergence, from cells (M, cells) and kernel values (M, n) with the plans measured."""
+        weights = self._weights(chosen, kernel)
         curvature = ((weights @ self._metric) * weights).sum(1)
         loss: FloatArray = self.losses[self._best] + weights @ self._gradient + 0.5 * curvature
         return loss
 
-    def overlaps(self, codes: IntArray) -> FloatArray:
-        """(M, n) the sum a of the kernel between plans (M, 2L) and those measured."""
-        chosen = np.zeros((len(codes), len(self._columns)))
-        np.put_along_axis(chosen, self.offsets + codes, 1.0, axis=1)
-        overlap: FloatArray = chosen @ self._columns
-        return overlap
+    def _weights(self, chosen: FloatArray, kernel: FloatArray) -> FloatArray:
+        """(M, rows of the basis) what plans add to the outputs of the best."""
+        known = len(self._effects)
+        foreseen = chosen[:, :known] - self.cells.chosen(self.codes[self._best][None])[:, :known]
+        measured = kernel @ self._inverse
+        measured[:, self._best] -= 1.0
+        return np.hstack([self._slope * foreseen, measured])
 
     def moves(
         self, codes: IntArray, feature: IntArray, option: IntArray, caution: float = 0.0
@@ -156,18 +158,25 @@ class OutputModel:
         Returns:
             (M,) the change that each makes alone, and (M, M) what two make on top of the sum of their own.
         """
-        base = self.overlaps(codes[None])[0]
-        before, after = self.offsets[feature] + codes[feature], self.offsets[feature] + option
+        chosen = self.cells.chosen(codes[None])
+        base = (chosen @ self._columns)[0]
+        before, after = self.cells.offsets[feature] + codes[feature], self.cells.offsets[feature] + option
         change = self._columns[after] - self._columns[before]
-        pairs = self._settings.pairs
+        pairs, known = self._settings.pairs, len(self._effects)
         kernel, moved = base + pairs * base**2, change * (1.0 + 2.0 * pairs * base) + pairs * change**2
-        weights, start = moved @ self._inverse, kernel @ self._inverse
-        start[self._best] -= 1.0
-        slope = self._gradient + self._metric @ start
-        joint = (weights @ self._metric) @ weights.T
-        alone = weights @ slope + 0.5 * np.diag(joint)
+        weights = moved @ self._inverse
+        slope = self._gradient + self._metric @ self._weights(chosen, kernel[None])[0]
+        alone = weights @ slope[known:]
+        joint = (weights @ self._metric[known:, known:]) @ weights.T
+        if known:
+            rows = self._slope * (self._metric[after] - self._metric[before])
+            crossed = rows[:, known:] @ weights.T
+            joint += crossed + crossed.T + self._slope * (rows[:, after] - rows[:, before])
+            alone += self._slope * (slope[after] - slope[before])
+        alone += 0.5 * np.diag(joint)
         if caution > 0:
-            own, prior = self._own[self.offsets + codes].sum(), self._own[after] - self._own[before]
+            row = self.cells.row
+            own, prior = row[self.cells.of(codes)].sum(), row[after] - row[before]
             known, weight = weights @ moved.T, 0.5 * caution * self._harm
             changed = prior * (1.0 + 2.0 * pairs * own) + pairs * prior**2
             alone += weight * (changed - 2.0 * weights @ kernel - np.diag(known))
@@ -183,14 +192,25 @@ class OutputModel:
             self._best_probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
             root = np.sqrt(self._best_probabilities / samples)
             self._root: Matrix = root.astype(np.float32)
-            self._centred = self._centre(self._shifts)
+            self._slope = self._fitted_slope()
+            self._basis = np.vstack([self._effects, self._shifts - self._slope * self._foreseen])
+            self._centred = self._centre(self._basis)
             self._metric = (self._centred @ self._centred.T).astype(np.float64)
         else:
-            self._centred = np.vstack([self._centred, self._centre(self._shifts[-1:])])
+            missed = self._shifts[-1:] - self._slope * self._foreseen[-1:]
+            self._basis = np.vstack([self._basis, missed])
+            self._centred = np.vstack([self._centred, self._centre(missed)])
             row = (self._centred @ self._centred[-1]).astype(np.float64)
             self._metric = np.block([[self._metric, row[:-1, None]], [row[None]]])
         pull = ((self._best_probabilities - self._probabilities) / samples).astype(np.float32).ravel()
-        self._gradient = (self._shifts @ pull).astype(np.float64)
+        self._gradient = (self._basis @ pull).astype(np.float64)
+
+    def _fitted_slope(self) -> float:
+        """Of measured shifts over foreseen ones, by least squares in the metric: large disturbances saturate."""
+        if not len(self._effects):
+            return 0.0
+        foreseen = self._centre(self._foreseen)
+        return float((self._centre(self._shifts) * foreseen).sum() / max(float((foreseen**2).sum()), 1e-12))
 
     def _centre(self, shifts: Matrix) -> Matrix:
         """(n, N * K) such that products of rows are covariances of shifts under the best plan's predictions."""
@@ -212,52 +232,39 @@ class OutputModel:
 
     def _left_out(self) -> float:
         """Mean squared leave-one-out error (Rasmussen & Williams 2006, eq. 5.12), the better half of plans only."""
-        missed = ((self._inverse @ self._metric) * self._inverse).sum(1) / np.diag(self._inverse) ** 2
+        known = len(self._effects)
+        missed = ((self._inverse @ self._metric[known:, known:]) * self._inverse).sum(1) / np.diag(self._inverse) ** 2
         return float(missed[self.losses <= np.median(self.losses)].mean())
 
     def _rebuild(self) -> None:
         likeness = (self._settings.pruning, self._settings.rounding)
-        self._blocks = [_block(errors, r) for errors, r in zip(self._errors, likeness, strict=True)]
-        cells = sum(errors.size for errors in self._errors)
+        self._blocks = [_block(errors, r) for errors, r in zip(self.cells.errors, likeness, strict=True)]
         columns = [self._column(codes) for codes in self.codes]
-        self._columns = np.array(columns).T.reshape(cells, len(columns))
+        self._columns = np.array(columns).T.reshape(self.cells.row.size, len(columns))
 
     def _column(self, codes: IntArray) -> FloatArray:
         """(cells,) the kernel between every option of every layer and a plan's own."""
-        rows = np.arange(self.tables.layer_count)
+        rows = np.arange(self.cells.tables.layer_count)
         parts = zip(self._blocks, np.split(codes, 2), strict=True)
         return np.concatenate([block[rows, :, chosen].ravel() for block, chosen in parts])
 
     def _prior(self, codes: IntArray) -> FloatArray:
         """(M,) k(p, p)."""
-        own: FloatArray = self._own[self.offsets + codes].sum(1)
+        own: FloatArray = self.cells.row[self.cells.of(codes)].sum(1)
         return own + self._settings.pairs * own**2
 
     def _solve(self) -> None:
-        overlap = self.overlaps(self.codes)
+        overlap = self.cells.chosen(self.codes) @ self._columns
         kernel = overlap + self._settings.pairs * overlap**2
         noise = self._settings.noise * max(float(np.diag(kernel).mean()), 1e-12)
         self._inverse = np.linalg.inv(kernel + noise * np.eye(len(kernel)))
-        self._harm = float((self._inverse * self._metric).sum()) / max(len(self), 1)
+        known = len(self._effects)
+        self._harm = float((self._inverse * self._metric[known:, known:]).sum()) / max(len(self), 1)
 
     def _calibration(self) -> float:
         """How many times larger misses were than the kernel says."""
         recent = self._misses[-RECENT:]
         return float(np.sqrt(np.mean(np.square(recent)))) if recent else 1.0
-
-
-def _option_errors(tables: Tables) -> tuple[FloatArray, FloatArray]:
-    """(L, S) of every owner's sparsities over all layers that read its group, and (L, B * A) of bits, unpruned."""
-    rounding = tables.errors[:, 0].reshape(tables.layer_count, -1)
-    rounding = rounding - rounding.min(1, keepdims=True)
-    return _floored(tables.errors_by_owner()), _floored(rounding)
-
-
-def _floored(errors: FloatArray) -> FloatArray:
-    """At least a small share of the layer's largest, but for the option that changes least."""
-    floor = SMALLEST_ERROR * errors.max(1, keepdims=True)
-    mildest = errors.argmin(1)[:, None] == np.arange(errors.shape[1])
-    return np.where(mildest, 0.0, np.maximum(errors, floor))
 
 
 def _block(errors: FloatArray, likeness: float) -> FloatArray:

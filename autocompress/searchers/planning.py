@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
-from autocompress.searchers.output_model import OutputModel
+from autocompress.searchers.cells import Cells
 from autocompress_envs.numbers import FloatArray, IntArray, Problem
 
 CANDIDATES = 96  # best pairs of changes whose costs and divergence are computed exactly, a step
 LONGEST_WALK = 40
+
+
+class PlanModel(Protocol):
+    """What the planner asks of a model of plans; see `OutputModel`."""
+
+    cells: Cells
+
+    def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]: ...
+
+    def moves(
+        self, codes: IntArray, feature: IntArray, option: IntArray, caution: float = 0.0
+    ) -> tuple[FloatArray, FloatArray]: ...
 
 
 class Planner:
@@ -22,12 +35,12 @@ class Planner:
         model: that predicts divergences.
     """
 
-    def __init__(self, problem: Problem, limits: Mapping[str, int], model: OutputModel) -> None:
+    def __init__(self, problem: Problem, limits: Mapping[str, int], model: PlanModel) -> None:
         self._model, self._limits = model, dict(limits)
         self._names = tuple(limits)
         self._most = np.array([limits[name] for name in self._names])
-        sparsities, bits, activations = model.tables.counts.T
-        count, longest = len(problem.layers), model.tables.activation_bits.shape[1]
+        sparsities, bits, activations = model.cells.tables.counts.T
+        count, longest = len(problem.layers), model.cells.tables.activation_bits.shape[1]
         cells = [(layer, option) for layer in range(count) for option in range(sparsities[layer])]
         cells += [
             (count + layer, bit * longest + activation)
@@ -79,7 +92,7 @@ class Planner:
 
     def _costs(self, codes: IntArray) -> IntArray:
         """(M, R) limited resources of plans (M, 2L)."""
-        amounts = self._model.tables.amounts(self._model.decode(codes), self._names)
+        amounts = self._model.cells.tables.amounts(self._model.cells.decode(codes), self._names)
         return np.stack([amounts[name] for name in self._names], axis=-1)
 
 

@@ -5,16 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autocompress import api, searching
+from autocompress import searching
 from autocompress.config import Config
 from autocompress.errors import InputError
+from autocompress.jobs import check_labels
 from autocompress.searchers.search import COMPARING, LABELLED, SEARCHERS
 
 
 @pytest.mark.parametrize("method", ["amc", "haq", "galen", "releq"])
 def test_unlabelled_data_is_refused_before_the_search(method):
     with pytest.raises(InputError) as caught:
-        api.check_labels(Config(method=method), SimpleNamespace(classes=0, name="pictures"))
+        check_labels(Config(method=method), SimpleNamespace(classes=0, name="pictures"))
     assert str(caught.value) == (
         f"`method` {method} needs labelled data for its own reward, got pictures without labels; choose another method."
     )

@@ -73,7 +73,7 @@ def amc_searcher(options: AmcOptions) -> Callable[[Task, SearchSettings, Recorde
         env = AmcEnv(task, recorder, options)
         exploration = EXPLORATION.limited_to(settings.episodes)
         ddpg = DdpgOptions(exploration, capacity=STEPS_A_LAYER * env.steps)
-        run_episodes(env, Ddpg(ddpg, STATE_SIZE, 1, settings.seed, settings.device))
+        run_episodes(env, Ddpg(ddpg, STATE_SIZE, 1, settings.seed))
 
     return search
 

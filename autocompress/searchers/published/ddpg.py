@@ -119,14 +119,14 @@ class Replay:
 class Ddpg:
     """Actor and critic with their targets, the replay, and the noise. Global random state is left alone."""
 
-    def __init__(self, options: DdpgOptions, state_size: int, actions: int, seed: int, device: str) -> None:
-        self._options, self._device, self._actions = options, device, actions
+    def __init__(self, options: DdpgOptions, state_size: int, actions: int, seed: int) -> None:
+        self._options, self._actions = options, actions
         self._rng = np.random.default_rng(seed)
         self.replay = Replay(options.capacity, state_size, actions)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.actor = _Actor(state_size, actions, options).to(device)
-            self.critic = _Critic(state_size, actions, options).to(device)
+            self.actor = _Actor(state_size, actions, options)
+            self.critic = _Critic(state_size, actions, options)
         self._actor_target, self._critic_target = deepcopy(self.actor), deepcopy(self.critic)
         self._actor_adam = torch.optim.Adam(self.actor.parameters(), options.actor_rate, fused=True)
         self._critic_adam = torch.optim.Adam(
@@ -173,7 +173,7 @@ class Ddpg:
         return self._baseline
 
     def _tensor(self, array: FloatArray) -> Tensor:
-        return torch.as_tensor(array, dtype=torch.float32, device=self._device)
+        return torch.as_tensor(array, dtype=torch.float32)
 
 
 def run_episodes(env: Environment, agent: Ddpg) -> None:

@@ -60,7 +60,7 @@ def search_galen(task: Task, settings: SearchSettings, recorder: Recorder) -> No
     """
     env = GalenEnv(task, recorder)
     options = galen_options(EXPLORATION.limited_to(settings.episodes))
-    run_episodes(env, Ddpg(options, STATE_SIZE, 3, settings.seed, settings.device))
+    run_episodes(env, Ddpg(options, STATE_SIZE, 3, settings.seed))
 
 
 def galen_options(exploration: Exploration) -> DdpgOptions:

@@ -61,7 +61,7 @@ def search_haq(task: Task, settings: SearchSettings, recorder: Recorder) -> None
     """
     env = HaqEnv(task, recorder)
     options = DdpgOptions(EXPLORATION.limited_to(settings.episodes), capacity=STEPS_A_LAYER * len(task.problem.layers))
-    run_episodes(env, Ddpg(options, STATE_SIZE, 1, settings.seed, settings.device))
+    run_episodes(env, Ddpg(options, STATE_SIZE, 1, settings.seed))
 
 
 class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):

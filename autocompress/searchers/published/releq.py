@@ -81,7 +81,7 @@ def build_releq(env: ReleqEnv, settings: SearchSettings) -> RecurrentPPO:
         max_grad_norm=float("inf"),
         normalize_advantage=False,
         seed=settings.seed,
-        device=settings.device,
+        device="cpu",  # networks of a few hundred units are fastest there
         policy_kwargs={
             "lstm_hidden_size": 128,
             "shared_lstm": True,

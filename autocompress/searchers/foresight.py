@@ -1,0 +1,102 @@
+"""What plans are expected to do to the network before any of them is evaluated, and the best plan by that.
+
+The first-order effects of a plan's labels add up to a shift D(p) of the log-probabilities, and with it to a divergence,
+in which layers that pull the same way do more harm than the sum of their own. Two things are missing. Large shifts
+saturate, so only a share of D(p) counts; and what is not first-order is there as well: it grows with the layer errors,
+faster the more of them there are. In all,
+
+    J(p) = KL(p0 || softmax(log p0 + SHARE D(p))) + e(p) + e(p)^2,   e(p) = sum over layers of exp(price) error
+
+where the prices are a policy's, learned on other networks, or 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from autocompress.evaluation.effects import Effects
+from autocompress.searchers.cells import Cells
+from autocompress.searchers.planning import Planner
+from autocompress_envs.numbers import FloatArray, IntArray, Labeling, Problem
+from autocompress_envs.pricing import Pricer
+
+SHARE = 0.7
+SAMPLES = 256  # that are looked at, at most: a plan is to be foreseen in a second
+
+
+class Foresight:
+    """Expects divergences of plans; the planner walks in it.
+
+    Args:
+        problem: menus and costs.
+        probabilities: (N, K) of the original.
+        effects: on the same samples.
+        prices: (L, 2) a policy's, or None.
+    """
+
+    def __init__(
+        self, problem: Problem, probabilities: FloatArray, effects: Effects, prices: FloatArray | None = None
+    ) -> None:
+        self.cells = Cells(problem, prices)
+        self._shifts = SHARE * self.cells.effects(effects.first(SAMPLES))
+        self._probabilities = probabilities[:SAMPLES]
+        self._logs = np.log(np.clip(self._probabilities, 1e-30, None))
+
+    def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
+        """(M,) J of plans (M, 2L), in nats; nothing is known of how far it is off, hence (M,) zeros."""
+        divergence = np.array([self._divergence(each) for each in codes])
+        errors = self.cells.row[self.cells.of(codes)].sum(1)
+        return divergence + errors + errors**2, np.zeros(len(codes))
+
+    def moves(
+        self, codes: IntArray, feature: IntArray, option: IntArray, caution: float = 0.0
+    ) -> tuple[FloatArray, FloatArray]:
+        """What single changes (M,) of one plan (2L,) do to J, to second order; see `OutputModel.moves`."""
+        cells, samples = self.cells, len(self._probabilities)
+        before, after = cells.offsets[feature] + codes[feature], cells.offsets[feature] + option
+        predicted = np.exp(self._predicted(codes))
+        change = (self._shifts[after] - self._shifts[before]).reshape(len(feature), *predicted.shape)
+        pull = ((predicted - self._probabilities) / samples).astype(np.float32)
+        mean = np.einsum("mnk,nk->mn", change, predicted.astype(np.float32))
+        root = np.sqrt(predicted / samples).astype(np.float32)
+        centred = ((change - mean[:, :, None]) * root).reshape(len(feature), -1)
+        joint = (centred @ centred.T).astype(np.float64)
+        alone = change.reshape(len(feature), -1) @ pull.ravel() + 0.5 * np.diag(joint)
+        errors, own = cells.row[cells.of(codes)].sum(), cells.row[after] - cells.row[before]
+        return alone + own * (1.0 + 2.0 * errors + own), joint + 2.0 * np.outer(own, own)
+
+    def _divergence(self, codes: IntArray) -> float:
+        return float((self._probabilities * (self._logs - self._predicted(codes))).sum(1).mean())
+
+    def _predicted(self, codes: IntArray) -> FloatArray:
+        """(N, K) log-probabilities under a plan (2L,)."""
+        shift = self._shifts[self.cells.of(codes)].sum(0).reshape(self._logs.shape)
+        logits = self._logs + shift
+        predicted: FloatArray = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+        return predicted
+
+
+def foreseen(
+    problem: Problem,
+    limits: Mapping[str, int],
+    probabilities: FloatArray,
+    effects: Effects,
+    prices: FloatArray | None = None,
+) -> Labeling:
+    """The plan within the limits that is expected to be the best; no plan is evaluated.
+
+    Args:
+        problem: menus and costs.
+        limits: absolute.
+        probabilities: (N, K) of the original.
+        effects: on the same samples.
+        prices: (L, 2) a policy's, or None.
+    """
+    model, pricer = Foresight(problem, probabilities, effects, prices), Pricer(problem, limits)
+    planner = Planner(problem, limits, model)
+    starts = [pricer.solve()] if prices is None else [pricer.solve(*np.exp(prices).T), pricer.solve()]
+    codes = [model.cells.encode(start) for start in starts]
+    met = np.concatenate([np.stack(codes), *map(planner.walk, codes)])
+    return model.cells.decode(met[int(model.predict(met)[0].argmin())])

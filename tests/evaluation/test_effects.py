@@ -1,0 +1,343 @@
+"""First-order effects: against forward-mode derivatives of whole networks, and against plans really evaluated."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from evaluation_toys import NETWORKS, masked, menus_of, network, original_labels, outputs
+from torch import Tensor, nn
+
+from autocompress.evaluation import Evaluator
+from autocompress.evaluation.effects import Effects, _Sweep, first_order_effects
+from autocompress.evaluation.predictions import Predictions
+from autocompress.menus import Menus
+from autocompress.network import fold_batch_norms
+from autocompress_envs import Labeling
+
+MODULE = "autocompress.evaluation.effects"
+
+
+class Twice(nn.Module):
+    """Input 6: one layer that runs twice; more classes than are kept apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.same, self.head = nn.Linear(6, 6), nn.Linear(6, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 3 * self.head(torch.relu(self.same(torch.relu(self.same(x)))))
+
+
+class Windows(nn.Module):
+    """Input 3x4: a layer that sees every sample as three, as in window attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.window, self.head = nn.Linear(4, 6), nn.Linear(18, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.window(x.reshape(-1, 4))).reshape(-1, 18))
+
+
+class SequenceFirst(Windows):
+    """Input 3x4: a layer that has the samples along its second axis, as recurrent code does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.window(x.transpose(0, 1))).transpose(0, 1).flatten(1))
+
+
+OTHERS = {"twice": (Twice, (6,)), "windows": (Windows, (3, 4)), "sequence first": (SequenceFirst, (3, 4))}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    model: nn.Module
+    folded: nn.Module
+    menus: Menus
+    x: Tensor
+    pooled: Callable[[int, Tensor], Tensor]
+
+    def effects(self, *split: int) -> Effects:
+        return first_order_effects(self.folded, self.menus, self.x.split(split or (len(self.x),)), self.pooled)
+
+    def derivative(self, direction: dict[str, Tensor]) -> Tensor:
+        """(N, K) of all log-probabilities along a change of the parameters, float64."""
+        model = copy.deepcopy(self.folded).double()
+
+        def run(parameters: dict[str, Tensor]) -> Tensor:
+            return self.pooled(0, torch.func.functional_call(model, parameters, (self.x.double(),)))
+
+        whole = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        return torch.func.jvp(run, (whole,), ({name: direction[name] for name in whole},))[1]
+
+    def parameters(self, labeling: Labeling | None = None) -> dict[str, Tensor]:
+        """Float64, in the original's shapes: of the plan, or folded and as they are."""
+        model = self.folded if labeling is None else masked(self.model, self.menus, labeling)
+        return {name: parameter.detach().double() for name, parameter in model.named_parameters()}
+
+
+@cache
+def case(name: str, granularity: str = "channel", bits: tuple[int, ...] = (2, 8), inputs: int = 4) -> Case:
+    if name in OTHERS:
+        torch.manual_seed(1)
+        build, shape = OTHERS[name]
+        model, x = build().eval(), torch.randn(24, *shape)
+    else:
+        assert name in NETWORKS
+        model, x = network(name)
+    options = {"weight_bits": bits, "activation_bits": (inputs, 32), "sparsity_levels": 4}
+    menus = menus_of(model, x, granularity=granularity, **options)
+    folded = fold_batch_norms(model, menus.network).requires_grad_(False)
+    return Case(model, folded, menus, x, Predictions(outputs(model, x)).pooled)
+
+
+def less(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: one[name] - other[name] for name in one}
+
+
+def at(menus: Menus, **changes: tuple[int, int]) -> Labeling:
+    """The original's labels but for (row, position) of some fields."""
+    labeling = original_labels(menus.problem())
+    for field, (row, position) in changes.items():
+        getattr(labeling, field)[row] = position
+    return labeling
+
+
+def by_derivatives(case: Case) -> Effects:
+    """Effects as they should be; activations as they are."""
+    layers, (_, classes) = case.menus.problem().layers, case.pooled(0, outputs(case.model, case.x)).shape
+    most, original = case.parameters(original_labels(case.menus.problem())), case.parameters()
+    pruning = np.zeros((len(layers), max(len(layer.sparsities) for layer in layers), len(case.x), classes))
+    rounding = np.zeros((len(layers), 2, len(case.x), classes))
+    for row, layer in enumerate(layers):
+        for option in range(1, len(layer.sparsities)):
+            changed = case.parameters(at(case.menus, sparsity=(row, option)))
+            pruning[row, option] = case.derivative(less(changed, most))
+        for bits in range(2):
+            changed = case.parameters(at(case.menus, weight_bits=(row, bits)))
+            own = {name: name.rpartition(".")[0] == layer.name for name in original}
+            direction = {name: (changed[name] - original[name]) * own[name] for name in original}
+            rounding[row, bits] = case.derivative(direction)
+    return Effects(pruning, rounding)
+
+
+def agree(found: np.ndarray, expected: np.ndarray) -> None:
+    """Every label by itself, (…, N, K): small effects count as much as large ones."""
+    missed, size = (np.linalg.norm(each, axis=(-2, -1)) for each in (found - expected, expected))
+    assert (missed <= 5e-4 * size + 1e-5).all(), (missed.max(), size.max())
+
+
+def distance(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def test_one_linear_layer_by_hand() -> None:
+    """Logits move by d = dW x + db, log-probability k by d_k - sum_j p_j d_j; the weights at 8 bits, inputs at 32."""
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(24, 4)
+    menus = menus_of(model, x, weight_bits=(2, 8), activation_bits=(4, 32))
+    found = first_order_effects(model, menus, (x,), Predictions(outputs(model, x)).pooled)
+    variant = menus.variants(menus.network.layers[0], {})[1]
+    moved = x @ variant.weight().T + variant.bias - outputs(model, x)
+    mean = (outputs(model, x).softmax(1) * moved).sum(1, keepdim=True)
+    agree(found.rounding[0, 1 * 2 + 1], (moved - mean).numpy())
+    assert (found.pruning.shape, found.rounding.shape) == ((1, 1, 24, 3), (1, 4, 24, 3))
+    assert not found.pruning.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "granularity"),
+    [
+        ("concat", "channel"), ("inverted residual", "channel"), ("sequence", "channel"), ("twice", "channel"),
+        ("inverted residual", "element"), ("twice", "element"), ("concat", "2:4"),
+    ],
+)  # fmt: skip
+def test_effects_are_derivatives_in_the_direction_of_the_labels(name: str, granularity: str) -> None:
+    """Pruning along all layers that read the group; concatenations, depthwise layers, a layer that runs twice."""
+    found, expected = case(name, granularity).effects(), by_derivatives(case(name, granularity))
+    assert found.pruning.dtype == found.rounding.dtype == np.float32
+    assert (found.pruning.shape, found.rounding.shape[:2]) == (expected.pruning.shape, (len(found.pruning), 2 * 2))
+    agree(found.pruning, expected.pruning)
+    agree(found.rounding[:, 1::2], expected.rounding)  # weights alone, the inputs at 32 bits
+    layers = case(name, granularity).menus.problem().layers
+    offered = [[0 < option < len(layer.sparsities) for option in range(found.pruning.shape[1])] for layer in layers]
+    assert not found.pruning[~np.array(offered)].any()  # sparsity 0, and where there is nothing to choose
+    assert (np.abs(found.pruning).max() > 0.05) == np.any(offered)
+    assert np.abs(found.rounding).max((1, 2, 3)).min() > 1e-4
+
+
+def test_the_networks_hold_what_makes_effects_hard() -> None:
+    """Zeros in the tests above are due: some layers own no group, one that runs twice can't be pruned by channels."""
+    assert [layer.reads for layer in case("concat").menus.network.layers] == [(), (), (0, 1), (2,)]
+    assert [len(layer.sparsities) for layer in case("concat").menus.problem().layers] == [4, 4, 4, 1]
+    assert [len(layer.sparsities) for layer in case("concat", "2:4").menus.problem().layers] == [1, 1, 1, 2]
+    assert [len(layer.sparsities) for layer in case("twice").menus.problem().layers] == [1, 1]
+    assert max(len(group.consumers) for group in case("inverted residual").menus.network.groups) >= 2
+    assert "depthwise" in {layer.kind for layer in case("inverted residual").menus.network.layers}
+
+
+def test_every_call_of_a_layer_counts() -> None:
+    """The same network with a layer for each call: the effect is the sum of theirs, and not one of them."""
+    given = case("twice")
+    same, head = given.folded.same, given.folded.head
+    unrolled = nn.Sequential(copy.deepcopy(same), nn.ReLU(), copy.deepcopy(same), nn.ReLU(), head)
+    change = less(given.parameters(at(given.menus, weight_bits=(0, 0))), given.parameters())
+    calls = []
+    for call in ("0.", "2."):
+        direction = {name: torch.zeros_like(each).double() for name, each in unrolled.named_parameters()}
+        direction |= {call + field: change["same." + field] for field in ("weight", "bias")}
+        pooled = lambda first, logits: given.pooled(first, 3 * logits)  # noqa: E731
+        calls.append(replace(given, folded=unrolled, pooled=pooled).derivative(direction).numpy())
+    found = given.effects().rounding[0, 1]
+    agree(found, calls[0] + calls[1])
+    assert min(distance(found, call) for call in calls) > 0.2
+
+
+@pytest.mark.parametrize("name", ["concat", "inverted residual", "twice"])
+def test_activation_bits_move_the_layers_inputs(name: str) -> None:
+    """Weight bits b and activation bits a are number b * A + a; rounded inputs add d/dt of x + t (rounded x - x)."""
+    given = case(name)
+    model = copy.deepcopy(given.folded)
+    found = given.effects().rounding
+    for row, layer in enumerate(given.menus.network.layers):
+        rounded = given.menus.ranges[layer.name][0]
+        assert rounded is not None
+        assert (rounded.bits, given.menus.ranges[layer.name][1]) == (4, None)
+
+        def run(t: Tensor, name: str = layer.name, apply: Callable[[Tensor], Tensor] = rounded.apply) -> Tensor:
+            hook = lambda _, args: (args[0] + t * (apply(args[0]) - args[0]),)  # noqa: E731
+            handle = model.get_submodule(name).register_forward_pre_hook(hook)
+            try:
+                return given.pooled(0, model(given.x))
+            finally:
+                handle.remove()
+
+        _, expected = torch.func.jvp(run, (torch.zeros(()),), (torch.ones(()),))
+        for bits in range(2):
+            agree(found[row, bits * 2] - found[row, bits * 2 + 1], expected.numpy())
+
+
+@pytest.mark.parametrize("name", ["concat", "inverted residual", "sequence"])
+def test_small_changes_do_what_was_foreseen(name: str) -> None:
+    """8 bits for one layer's weights or inputs and 32 elsewhere, measured; all together are the sum."""
+    given = case(name, bits=(8, 32), inputs=8)
+    evaluate = Evaluator(given.model, given.menus.network, given.menus, given.x, None, dtype="float32")
+    found = evaluate.effects()
+    assert found is not None
+    eight, inputs, both = 0 * 2 + 1, 1 * 2 + 0, 0
+    for row in range(len(found.rounding)):
+        weights_shift = evaluate(at(given.menus, weight_bits=(row, 0))).shift
+        inputs_shift = evaluate(at(given.menus, activation_bits=(row, 0))).shift
+        print(row, distance(found.rounding[row, eight], weights_shift), distance(found.rounding[row, inputs], inputs_shift))
+    nothing = np.zeros(len(found.rounding), np.int64)
+    print(distance(found.rounding[:, both].sum(0), evaluate(Labeling(nothing, nothing, nothing)).shift))
+    for row, layer in enumerate(given.menus.problem().layers):
+        if len(layer.sparsities) > 1:
+            shift = evaluate(at(given.menus, sparsity=(row, 1))).shift
+            foreseen = found.pruning[row, 1]
+            print(layer.name, np.corrcoef(foreseen.ravel(), shift.ravel())[0, 1], distance(foreseen, shift))
+
+
+@pytest.mark.parametrize(("samples", "most_bytes"), [(5, 10**9), (64, 1), (64, 4 * (6 + 6 + 12) * 10 * 7)])
+def test_how_samples_are_split_does_not_matter(monkeypatch: pytest.MonkeyPatch, samples: int, most_bytes: int) -> None:
+    """5 at once; 1, although it takes more than a byte; 7 of (6 + 6 + 12) outputs and 10 classes in float32."""
+    given = case("twice", "element")
+    assert len({tuple(order) for order in outputs(given.model, given.x).argsort(1)[:, -3:].tolist()}) > 5
+    whole = given.effects()
+    monkeypatch.setattr(f"{MODULE}._MOST_SAMPLES", samples)
+    monkeypatch.setattr(f"{MODULE}._MOST_BYTES", most_bytes)
+    at_once = _Sweep(given.folded, given.menus).samples_at_once(given.x[:1], given.pooled)
+    assert at_once == {10**9: 5, 1: 1}.get(most_bytes, 7)
+    for batches in ((24,), (11, 11, 2)):
+        split = given.effects(*batches)
+        agree(split.pruning, whole.pruning)
+        agree(split.rounding, whole.rounding)
+
+
+def test_the_first_samples_alone() -> None:
+    given = case("concat")
+    few, whole = replace(given, x=given.x[:5]).effects(), given.effects()
+    agree(whole.first(5).pruning, few.pruning)
+    agree(whole.first(5).rounding, few.rounding)
+
+
+def test_many_classes_are_pooled_and_probabilities_still_sum_to_one() -> None:
+    """12 classes: nine, and the rest together; sum_k p_k d log p_k = 0."""
+    given = case("twice", "element")
+    found, predictions = given.effects(), Predictions(outputs(given.model, given.x))
+    assert found.rounding.shape == (2, 4, 24, 10)
+    assert found.pruning.shape == (2, 4, 24, 10)
+    for effects in (found.pruning, found.rounding):
+        assert np.abs((effects * predictions.probabilities).sum(-1)).max() < 1e-5 < 0.05 < np.abs(effects).max()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_network_stays_as_it_is(broken: bool) -> None:
+    """In-place activations, hooks, modes, gradients and random state, also where the network fails in between."""
+    given = case("inverted residual")
+    folded, x = copy.deepcopy(given.folded), given.x.clone()
+    folded.head.train()
+    folded.head.weight.requires_grad_(True).grad = torch.ones_like(folded.head.weight)
+    calls: list[int] = []
+    handle = folded.squeeze.register_forward_hook(lambda *_: calls.append(1))
+    before, modes = copy.deepcopy(folded.state_dict()), [module.training for module in folded.modules()]
+    wanted, random_state = [each.requires_grad for each in folded.parameters()], torch.get_rng_state()
+    if broken:
+        folded.excite.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            replace(given, folded=folded, x=x).effects()
+    else:
+        agree(replace(given, folded=folded, x=x).effects().pruning, given.effects().pruning)
+    assert calls
+    assert folded.state_dict().keys() == before.keys()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in folded.state_dict().items())
+    assert [module.training for module in folded.modules()] == modes
+    assert [each.requires_grad for each in folded.parameters()] == wanted
+    assert [each.grad is not None for each in folded.parameters()] == wanted
+    assert torch.equal(folded.head.weight.grad, torch.ones_like(folded.head.weight))
+    assert [list(module._forward_hooks) for module in folded.modules() if module._forward_hooks] == [[handle.id]]
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert (torch.equal(x, given.x), x.requires_grad, torch.is_grad_enabled()) == (True, False, True)
+
+
+def evaluator(given: Case, **options: Any) -> Evaluator:
+    return Evaluator(given.model, given.menus.network, given.menus, given.x, None, **options)
+
+
+def test_the_evaluator_computes_effects_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And they count as no evaluation; batches of its own; a measured plan in between changes nothing."""
+    given = case("concat")
+    evaluate = evaluator(given, dtype="float32", batch_size=7)
+    evaluate(at(given.menus, sparsity=(0, 2), weight_bits=(1, 0)))
+    found = evaluate.effects()
+    assert found is not None
+    agree(found.pruning, given.effects().pruning)
+    agree(found.rounding, given.effects().rounding)
+    monkeypatch.setattr("autocompress.evaluation.evaluator.first_order_effects", None)
+    assert evaluate.effects() is found
+    assert evaluate.evaluations == 1
+
+
+def test_lazy_menus_have_no_effects() -> None:
+    given = case("concat")
+    assert evaluator(replace(given, menus=replace(given.menus, eager=False)), dtype="float32").effects() is None
+
+
+def test_half_precision_foresees_the_same() -> None:
+    rough, exact = evaluator(case("concat"), dtype="bfloat16").effects(), case("concat").effects()
+    assert rough is not None
+    print(distance(rough.pruning, exact.pruning), distance(rough.rounding, exact.rounding), rough.pruning.dtype)
+
+
+@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="the samples of a layer are taken from its first axis")
+@pytest.mark.parametrize("name", ["windows", "sequence first"])
+def test_layers_whose_first_axis_is_not_the_sample(name: str) -> None:
+    """Networks that the trace, the menus and the evaluator take."""
+    found, expected = case(name).effects(), by_derivatives(case(name))
+    agree(found.pruning, expected.pruning)
+    agree(found.rounding[:, 1::2], expected.rounding)
