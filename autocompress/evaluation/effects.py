@@ -4,7 +4,8 @@ A label changes its layer's output by dy, known exactly on every sample: the lay
 weights. The derivatives J of the outputs by y come from one backward pass for each of the K classes. To first order the
 log-probabilities move by J dy, and the moves of several layers add up. The layer errors of the menus are the expected
 size of such a move under Kronecker-factored statistics (Martens & Grosse 2015), one layer at a time; the moves
-themselves also say which layers pull the same way.
+themselves also say which layers pull the same way. Inputs that are rounded have no such effect of their own: what moved
+before is rounded elsewhere, so their errors are noise, which is left to the layer errors.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from autocompress.evaluation.stitch import full_weight
 from autocompress.menus.menus import Menus
+from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
 
 _MOST_SAMPLES, _MOST_BYTES = 64, 1_000_000_000  # whose derivatives are held at once
@@ -33,7 +36,7 @@ class Effects:
     Attributes:
         pruning: (L, S, N, K) of the sparsities of every group's owner, summed over the layers that read the group; of
             the layer's own sparsities where granularity is not `channel`. Zeros where there is nothing to choose.
-        rounding: (L, B * A, N, K) of weight and activation bits, unpruned.
+        rounding: (L, B * A, N, K) of weight bits, unpruned, the same for all activation bits.
     """
 
     pruning: npt.NDArray[np.float32]
@@ -46,13 +49,12 @@ class Effects:
 
 @dataclass(frozen=True)
 class _Change:
-    """Of a layer's parameters, or of its input; and the cell of the effects that it adds to."""
+    """Of a layer's parameters, and the cells of the effects that it adds to."""
 
+    parameters: Mapping[str, Tensor]
     part: str
     row: int
-    option: int
-    parameters: Mapping[str, Tensor] | None
-    rounded: Callable[[Tensor], Tensor] | None = None
+    options: slice
 
 
 def first_order_effects(
@@ -64,7 +66,7 @@ def first_order_effects(
         folded: the network with its norms folded, in the dtype and on the device to compute with; not changed.
         menus: of the network.
         batches: inputs in the network's dtype.
-        pooled: log-probabilities (n, K) float32 from outputs (n, classes); told the first sample's number.
+        pooled: log-probabilities (n, K) from outputs (n, classes); told the first sample's number.
     """
     sweep = _Sweep(folded, menus)
     at_once = sweep.samples_at_once(batches[0][:1], pooled)
@@ -91,7 +93,10 @@ class _Sweep:
     def samples_at_once(self, sample: Tensor, pooled: Callable[[int, Tensor], Tensor]) -> int:
         """So that their derivatives fit in memory."""
         calls, outputs = _recorded(self._model, self._modules, sample)
-        elements = sum(output.numel() for _, output in chain(*calls.values()))
+        outputs_of_layers = [output for _, output in chain(*calls.values())]
+        if any(len(output) != 1 for output in outputs_of_layers):
+            return 1  # the first axis is not the samples'
+        elements = sum(output.numel() for output in outputs_of_layers)
         held = elements * sample.element_size() * pooled(0, outputs).shape[1]
         return min(_MOST_SAMPLES, max(1, _MOST_BYTES // held))
 
@@ -103,10 +108,13 @@ class _Sweep:
         calls = [(name, inputs, output) for name, each in recorded.items() for inputs, output in each]
         by_class = _derivatives(log_probabilities, [output for _, _, output in calls])
         for index, (name, inputs, _) in enumerate(calls):
-            slope = torch.stack([of_all[index].flatten(1) for of_all in by_class], 1)  # (n, K, outputs of the layer)
-            for change in self._changes[name]:
-                moved = _moved(self._modules[name], change, inputs).flatten(1)
-                totals[change.part][change.row, change.option] += torch.bmm(slope, moved[:, :, None])[:, :, 0].cpu()
+            changes, count = self._changes[name], len(batch)
+            moved = [functional_call(self._modules[name], dict(change.parameters), (inputs,)) for change in changes]
+            slope = torch.stack([of_all[index].reshape(count, -1) for of_all in by_class], 1)  # (n, K, outputs)
+            change_of_outputs = torch.stack([each.reshape(count, -1) for each in moved], 1).transpose(1, 2)
+            found = torch.bmm(slope, change_of_outputs).float().cpu()  # (n, K, changes)
+            for change, effect in zip(changes, found.unbind(2), strict=True):
+                totals[change.part][change.row, change.options] += effect
         return totals
 
 
@@ -144,41 +152,26 @@ def _recorded(
             handle.remove()
 
 
-def _moved(module: nn.Module, change: _Change, inputs: Tensor) -> Tensor:
-    """What a change does to the layer's output."""
-    with torch.no_grad():
-        if change.parameters is not None:
-            moved: Tensor = torch.func.functional_call(module, dict(change.parameters), (inputs,))
-            return moved
-        assert change.rounded is not None
-        rounded: Tensor = module(change.rounded(inputs)) - module(inputs)
-        return rounded
-
-
-def _changes(menus: Menus, layer: Layer, module: Any) -> list[_Change]:
-    """All that labels do to a layer."""
-    row, most = menus.network.layer_index()[layer.name], len(menus.settings.weight_bits) - 1
+def _changes(menus: Menus, layer: Layer, module: nn.Module) -> list[_Change]:
+    """All that labels do to a layer's parameters."""
+    row, activations = menus.network.layer_index()[layer.name], len(menus.settings.activation_bits)
+    source = menus.sources[layer.name].weight.float()  # the module's own weights may be rounded to its dtype
+    original = {"weight": source[:, :-1], "bias": source[:, -1]}
     unpruned = menus.variants(layer, {read: menus.network.groups[read].width for read in menus.reads(layer)})
-    weights = [_full(menus, layer, {}, variant, module) for variant in unpruned]
-    original = {name: tensor.detach().float().cpu() for name, tensor in module.named_parameters()}
-    activations = len(menus.settings.activation_bits)
+    weights = [_full(menus, layer, {}, variant) for variant in unpruned]
     changes = [
-        _Change("rounding", row, bits * activations + choice, _difference(weight, original, module))
+        _Change(
+            _difference(weight, original, module), "rounding", row, slice(bits * activations, (bits + 1) * activations)
+        )
         for bits, weight in enumerate(weights)
-        for choice in range(activations)
     ]
-    for choice, found in enumerate(menus.ranges[layer.name]):
-        if found is not None:
-            changes += [
-                _Change("rounding", row, bits * activations + choice, None, found.apply) for bits in range(most + 1)
-            ]
     for position in range(max(1, len(menus.reads(layer)))):
         owner = _owner(menus, layer, position)
         for option, (kept, sparsity, _) in enumerate(menus.table_cells(layer, position)):
             if option:
-                variant = menus.variant(layer, kept, sparsity, most)
-                change = _difference(_full(menus, layer, kept, variant, module), weights[most], module)
-                changes.append(_Change("pruning", owner, option, change))
+                variant = menus.variant(layer, kept, sparsity, len(weights) - 1)
+                change = _difference(_full(menus, layer, kept, variant), weights[-1], module)
+                changes.append(_Change(change, "pruning", owner, slice(option, option + 1)))
     return changes
 
 
@@ -188,18 +181,17 @@ def _owner(menus: Menus, layer: Layer, position: int) -> int:
     return index[menus.network.groups[reads[position]].owner] if reads else index[layer.name]
 
 
-def _full(menus: Menus, layer: Layer, kept: Mapping[int, int], variant: Any, module: Any) -> dict[str, Tensor]:
+def _full(menus: Menus, layer: Layer, kept: Mapping[int, int], variant: Variant) -> dict[str, Tensor]:
     """Parameters in the original's shape, zeros where channels are removed; all rows stay."""
     flat = torch.zeros(layer.weight_shape[0], layer.fan_in)
-    flat[:, menus.kept_columns(layer, kept) if menus.reads(layer) else slice(None)] = full_weight(
-        layer, variant
-    ).flatten(1)
-    return {"weight": flat.view(layer.weight_shape), "bias": variant.bias}
+    columns = menus.kept_columns(layer, kept) if menus.reads(layer) else slice(None)
+    flat[:, columns] = full_weight(layer, variant).flatten(1)
+    return {"weight": flat, "bias": variant.bias}
 
 
-def _difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor], module: Any) -> dict[str, Tensor]:
+def _difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """`new` less `old` as the module holds its parameters."""
     return {
-        name: (new[name].view_as(parameter) - old[name].view_as(parameter)).to(parameter)
+        name: (new[name].reshape(parameter.shape) - old[name].reshape(parameter.shape)).to(parameter)
         for name, parameter in module.named_parameters()
     }

@@ -23,6 +23,7 @@ from autocompress_envs.numbers import FloatArray, IntArray, Labeling, Problem
 from autocompress_envs.pricing import Pricer
 
 SHARE = 0.7
+FACTORS = (0.25, 1.0, 4.0)  # of pruning's price where descents begin: they stay near the share of bits they begin with
 SAMPLES = 256  # that are looked at, at most: a plan is to be foreseen in a second
 
 
@@ -96,7 +97,8 @@ def foreseen(
     """
     model, pricer = Foresight(problem, probabilities, effects, prices), Pricer(problem, limits)
     planner = Planner(problem, limits, model)
-    starts = [pricer.solve()] if prices is None else [pricer.solve(*np.exp(prices).T), pricer.solve()]
-    codes = [model.cells.encode(start) for start in starts]
-    met = np.concatenate([np.stack(codes), *map(planner.walk, codes)])
+    pruning, rounding = np.exp(np.zeros((len(problem.layers), 2)) if prices is None else prices).T
+    starts = [pricer.solve(), *(pricer.solve(factor * pruning, rounding) for factor in FACTORS)]
+    codes = np.unique(np.stack([model.cells.encode(start) for start in starts]), axis=0)
+    met = np.concatenate([codes, *map(planner.walk, codes)])
     return model.cells.decode(met[int(model.predict(met)[0].argmin())])

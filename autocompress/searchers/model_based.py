@@ -121,7 +121,8 @@ class _Search:
         if not len(candidates):
             return None
         expected, deviation = model.predict(candidates, caution)
-        return model.cells.decode(candidates[int((expected - OPTIMISM * deviation).argmin())])
+        optimism = OPTIMISM if model.is_calibrated else 0.0
+        return model.cells.decode(candidates[int((expected - optimism * deviation).argmin())])
 
     def _new(self, candidates: IntArray) -> IntArray:
         new: IntArray = candidates[[key not in self._known for key in map(_key, candidates)]]

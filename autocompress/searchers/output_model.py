@@ -42,8 +42,9 @@ from autocompress.evaluation.effects import Effects
 from autocompress.searchers.cells import Cells, Matrix
 from autocompress_envs.numbers import FloatArray, IntArray, Labeling, Outcome, Problem
 
-REFIT = 24  # evaluations between two looks for better kernel settings
+REFIT = 24  # evaluations between two looks for better kernel settings, and a better slope
 TRUST = 0.5  # power of a policy's prices by which layer errors are multiplied: between none and all
+_NO_ENERGY = 1e-9  # nats: plans that are foreseen to do nothing say nothing of the slope
 RECENT = 40  # predictions whose misses calibrate the uncertainty
 
 
@@ -108,6 +109,11 @@ class OutputModel:
     def __len__(self) -> int:
         return len(self.losses)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a prediction was ever compared with a measurement: before, deviations have no scale."""
+        return bool(self._misses)
+
     def add(self, labeling: Labeling, outcome: Outcome) -> None:
         """Learn what a plan did to the outputs."""
         assert outcome.shift is not None, "agents check before they ask for a model"
@@ -121,6 +127,8 @@ class OutputModel:
         foreseen = self._effects[self.cells.of(codes)].sum(0) if len(self._effects) else 0 * outcome.shift.ravel()
         self._foreseen = np.vstack([self._foreseen, foreseen])
         self._columns = np.hstack([self._columns, self._column(codes)[:, None]])
+        if len(self) % REFIT == 0 or len(self).bit_count() == 1:
+            self._best = -1  # so that the slope is fitted anew
         self._look_from(int(self.losses.argmin()))
         if len(self) % REFIT == 0:
             self._choose_settings()
@@ -210,7 +218,10 @@ class OutputModel:
         if not len(self._effects):
             return 0.0
         foreseen = self._centre(self._foreseen)
-        return float((self._centre(self._shifts) * foreseen).sum() / max(float((foreseen**2).sum()), 1e-12))
+        energy = float((foreseen**2).sum())
+        if energy < _NO_ENERGY:
+            return 1.0
+        return max(0.0, float((self._centre(self._shifts) * foreseen).sum()) / energy)
 
     def _centre(self, shifts: Matrix) -> Matrix:
         """(n, N * K) such that products of rows are covariances of shifts under the best plan's predictions."""

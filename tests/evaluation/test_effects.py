@@ -96,6 +96,10 @@ def case(name: str, granularity: str = "channel", bits: tuple[int, ...] = (2, 8)
     return Case(model, folded, menus, x, Predictions(outputs(model, x)).pooled)
 
 
+def evaluator(given: Case, **options: Any) -> Evaluator:
+    return Evaluator(given.model, given.menus.network, given.menus, given.x, None, **options)
+
+
 def less(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: one[name] - other[name] for name in one}
 
@@ -132,6 +136,12 @@ def agree(found: np.ndarray, expected: np.ndarray) -> None:
     assert (missed <= 5e-4 * size + 1e-5).all(), (missed.max(), size.max())
 
 
+def foreseen(found: np.ndarray, shift: np.ndarray, tolerance: float) -> None:
+    """As far as float16 and the float32 network tell."""
+    shift = shift.astype(np.float64)
+    assert np.linalg.norm(found - shift) <= tolerance * np.linalg.norm(shift) + 2e-5
+
+
 def distance(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
@@ -154,7 +164,7 @@ def test_one_linear_layer_by_hand() -> None:
     ("name", "granularity"),
     [
         ("concat", "channel"), ("inverted residual", "channel"), ("sequence", "channel"), ("twice", "channel"),
-        ("inverted residual", "element"), ("twice", "element"), ("concat", "2:4"),
+        ("sequence", "element"), ("twice", "element"), ("concat", "2:4"),
     ],
 )  # fmt: skip
 def test_effects_are_derivatives_in_the_direction_of_the_labels(name: str, granularity: str) -> None:
@@ -164,83 +174,33 @@ def test_effects_are_derivatives_in_the_direction_of_the_labels(name: str, granu
     assert (found.pruning.shape, found.rounding.shape[:2]) == (expected.pruning.shape, (len(found.pruning), 2 * 2))
     agree(found.pruning, expected.pruning)
     agree(found.rounding[:, 1::2], expected.rounding)  # weights alone, the inputs at 32 bits
-    layers = case(name, granularity).menus.problem().layers
+    layers = case(name, granularity).menus.problem().layers  # one that runs twice can't be pruned by channels
     offered = [[0 < option < len(layer.sparsities) for option in range(found.pruning.shape[1])] for layer in layers]
     assert not found.pruning[~np.array(offered)].any()  # sparsity 0, and where there is nothing to choose
     assert (np.abs(found.pruning).max() > 0.05) == np.any(offered)
     assert np.abs(found.rounding).max((1, 2, 3)).min() > 1e-4
 
 
-def test_the_networks_hold_what_makes_effects_hard() -> None:
-    """Zeros in the tests above are due: some layers own no group, one that runs twice can't be pruned by channels."""
-    assert [layer.reads for layer in case("concat").menus.network.layers] == [(), (), (0, 1), (2,)]
-    assert [len(layer.sparsities) for layer in case("concat").menus.problem().layers] == [4, 4, 4, 1]
-    assert [len(layer.sparsities) for layer in case("concat", "2:4").menus.problem().layers] == [1, 1, 1, 2]
-    assert [len(layer.sparsities) for layer in case("twice").menus.problem().layers] == [1, 1]
-    assert max(len(group.consumers) for group in case("inverted residual").menus.network.groups) >= 2
-    assert "depthwise" in {layer.kind for layer in case("inverted residual").menus.network.layers}
-
-
-def test_every_call_of_a_layer_counts() -> None:
-    """The same network with a layer for each call: the effect is the sum of theirs, and not one of them."""
-    given = case("twice")
-    same, head = given.folded.same, given.folded.head
-    unrolled = nn.Sequential(copy.deepcopy(same), nn.ReLU(), copy.deepcopy(same), nn.ReLU(), head)
-    change = less(given.parameters(at(given.menus, weight_bits=(0, 0))), given.parameters())
-    calls = []
-    for call in ("0.", "2."):
-        direction = {name: torch.zeros_like(each).double() for name, each in unrolled.named_parameters()}
-        direction |= {call + field: change["same." + field] for field in ("weight", "bias")}
-        pooled = lambda first, logits: given.pooled(first, 3 * logits)  # noqa: E731
-        calls.append(replace(given, folded=unrolled, pooled=pooled).derivative(direction).numpy())
-    found = given.effects().rounding[0, 1]
-    agree(found, calls[0] + calls[1])
-    assert min(distance(found, call) for call in calls) > 0.2
-
-
-@pytest.mark.parametrize("name", ["concat", "inverted residual", "twice"])
-def test_activation_bits_move_the_layers_inputs(name: str) -> None:
-    """Weight bits b and activation bits a are number b * A + a; rounded inputs add d/dt of x + t (rounded x - x)."""
-    given = case(name)
-    model = copy.deepcopy(given.folded)
-    found = given.effects().rounding
-    for row, layer in enumerate(given.menus.network.layers):
-        rounded = given.menus.ranges[layer.name][0]
-        assert rounded is not None
-        assert (rounded.bits, given.menus.ranges[layer.name][1]) == (4, None)
-
-        def run(t: Tensor, name: str = layer.name, apply: Callable[[Tensor], Tensor] = rounded.apply) -> Tensor:
-            hook = lambda _, args: (args[0] + t * (apply(args[0]) - args[0]),)  # noqa: E731
-            handle = model.get_submodule(name).register_forward_pre_hook(hook)
-            try:
-                return given.pooled(0, model(given.x))
-            finally:
-                handle.remove()
-
-        _, expected = torch.func.jvp(run, (torch.zeros(()),), (torch.ones(()),))
-        for bits in range(2):
-            agree(found[row, bits * 2] - found[row, bits * 2 + 1], expected.numpy())
+def test_activation_bits_have_no_first_order_effect_of_their_own() -> None:
+    """Weight bits b and activation bits a are number b * A + a."""
+    found = case("concat").effects().rounding
+    assert np.array_equal(found[:, 0::2], found[:, 1::2])
+    assert not np.array_equal(found[:, 0], found[:, 2])
 
 
 @pytest.mark.parametrize("name", ["concat", "inverted residual", "sequence"])
 def test_small_changes_do_what_was_foreseen(name: str) -> None:
-    """8 bits for one layer's weights or inputs and 32 elsewhere, measured; all together are the sum."""
+    """Measured: 8 bits for one layer's weights and 32 elsewhere; a quarter of one group; 8-bit weights everywhere."""
     given = case(name, bits=(8, 32), inputs=8)
-    evaluate = Evaluator(given.model, given.menus.network, given.menus, given.x, None, dtype="float32")
+    evaluate, layers = evaluator(given, dtype="float32"), given.menus.problem().layers
     found = evaluate.effects()
     assert found is not None
-    eight, inputs, both = 0 * 2 + 1, 1 * 2 + 0, 0
-    for row in range(len(found.rounding)):
-        weights_shift = evaluate(at(given.menus, weight_bits=(row, 0))).shift
-        inputs_shift = evaluate(at(given.menus, activation_bits=(row, 0))).shift
-        print(row, distance(found.rounding[row, eight], weights_shift), distance(found.rounding[row, inputs], inputs_shift))
-    nothing = np.zeros(len(found.rounding), np.int64)
-    print(distance(found.rounding[:, both].sum(0), evaluate(Labeling(nothing, nothing, nothing)).shift))
-    for row, layer in enumerate(given.menus.problem().layers):
+    for row, layer in enumerate(layers):
+        foreseen(found.rounding[row, 0 * 2 + 1], evaluate(at(given.menus, weight_bits=(row, 0))).shift, 0.12)
         if len(layer.sparsities) > 1:
-            shift = evaluate(at(given.menus, sparsity=(row, 1))).shift
-            foreseen = found.pruning[row, 1]
-            print(layer.name, np.corrcoef(foreseen.ravel(), shift.ravel())[0, 1], distance(foreseen, shift))
+            foreseen(found.pruning[row, 1], evaluate(at(given.menus, sparsity=(row, 1))).shift, 0.2)
+    zeros, ones = np.zeros(len(layers), np.int64), np.ones(len(layers), np.int64)
+    foreseen(found.rounding[:, 0 * 2 + 1].sum(0), evaluate(Labeling(zeros, zeros, ones)).shift, 0.1)
 
 
 @pytest.mark.parametrize(("samples", "most_bytes"), [(5, 10**9), (64, 1), (64, 4 * (6 + 6 + 12) * 10 * 7)])
@@ -257,13 +217,9 @@ def test_how_samples_are_split_does_not_matter(monkeypatch: pytest.MonkeyPatch, 
         split = given.effects(*batches)
         agree(split.pruning, whole.pruning)
         agree(split.rounding, whole.rounding)
-
-
-def test_the_first_samples_alone() -> None:
-    given = case("concat")
-    few, whole = replace(given, x=given.x[:5]).effects(), given.effects()
-    agree(whole.first(5).pruning, few.pruning)
-    agree(whole.first(5).rounding, few.rounding)
+    first = replace(given, x=given.x[:6]).effects()
+    agree(whole.first(6).pruning, first.pruning)
+    agree(whole.first(6).rounding, first.rounding)
 
 
 def test_many_classes_are_pooled_and_probabilities_still_sum_to_one() -> None:
@@ -305,11 +261,7 @@ def test_the_network_stays_as_it_is(broken: bool) -> None:
     assert (torch.equal(x, given.x), x.requires_grad, torch.is_grad_enabled()) == (True, False, True)
 
 
-def evaluator(given: Case, **options: Any) -> Evaluator:
-    return Evaluator(given.model, given.menus.network, given.menus, given.x, None, **options)
-
-
-def test_the_evaluator_computes_effects_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_evaluator_computes_effects_once_and_none_for_lazy_menus(monkeypatch: pytest.MonkeyPatch) -> None:
     """And they count as no evaluation; batches of its own; a measured plan in between changes nothing."""
     given = case("concat")
     evaluate = evaluator(given, dtype="float32", batch_size=7)
@@ -321,23 +273,23 @@ def test_the_evaluator_computes_effects_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("autocompress.evaluation.evaluator.first_order_effects", None)
     assert evaluate.effects() is found
     assert evaluate.evaluations == 1
-
-
-def test_lazy_menus_have_no_effects() -> None:
-    given = case("concat")
     assert evaluator(replace(given, menus=replace(given.menus, eager=False)), dtype="float32").effects() is None
 
 
-def test_half_precision_foresees_the_same() -> None:
-    rough, exact = evaluator(case("concat"), dtype="bfloat16").effects(), case("concat").effects()
+@pytest.mark.parametrize("name", ["concat", "inverted residual", "sequence", "twice"])
+def test_half_precision_foresees_the_same(name: str) -> None:
+    """Weights alone: pruned, at 8 bits, and at 32, which do nothing."""
+    given = case(name, bits=(2, 8, 32))
+    rough, exact = evaluator(given, dtype="bfloat16").effects(), given.effects()
     assert rough is not None
-    print(distance(rough.pruning, exact.pruning), distance(rough.rounding, exact.rounding), rough.pruning.dtype)
+    assert rough.pruning.dtype == rough.rounding.dtype == np.float32
+    assert np.linalg.norm(rough.pruning - exact.pruning) <= 0.15 * np.linalg.norm(exact.pruning)
+    assert distance(rough.rounding[:, 1 * 2 + 1], exact.rounding[:, 1 * 2 + 1]) < 0.15
+    assert np.abs(rough.rounding[:, 2 * 2 + 1]).max() < 1e-5
 
 
-@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="the samples of a layer are taken from its first axis")
 @pytest.mark.parametrize("name", ["windows", "sequence first"])
 def test_layers_whose_first_axis_is_not_the_sample(name: str) -> None:
-    """Networks that the trace, the menus and the evaluator take."""
     found, expected = case(name).effects(), by_derivatives(case(name))
     agree(found.pruning, expected.pruning)
     agree(found.rounding[:, 1::2], expected.rounding)

@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from autocompress.errors import InputError
+from autocompress.evaluation import Evaluator
 from autocompress.policies.evaluation import Score, evaluate_policy, summarised
 from autocompress.policies.files import SavedPolicy, load_policy
 from autocompress.policies.policy import PricePolicy
+from autocompress.searchers.foresight import foreseen
 
 ALLOWED = (
     "activation_bits, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, granularity, "
@@ -30,8 +32,28 @@ def on(tmp_path_factory):
     return folder / "on.yaml"
 
 
-def test_an_untrained_policy_is_the_solver(on):
-    untrained = SavedPolicy(PricePolicy("layer", 1, 4), {"kinds": ["conv", "linear"]}, "untrained")
+@pytest.fixture
+def untrained():
+    return SavedPolicy(PricePolicy("layer", 1, 4), {"kinds": ["conv", "linear"]}, "untrained")
+
+
+def test_an_untrained_policy_is_what_effects_alone_foresee(on, untrained, monkeypatch):
+    """Its prices are all the same."""
+    found = []
+
+    def remembered(*given):
+        found.append((foreseen(*given), foreseen(*given[:4])))  # with the prices, and without
+        return found[-1][0]
+
+    monkeypatch.setattr("autocompress.policies.use.foreseen", remembered)
+    scores = evaluate_policy(untrained, on)
+    assert [score.budget for score in scores] == ["size=8%", "size=12%"]
+    assert [priced.key() == plain.key() for priced, plain in found] == [True, True]
+    assert all(0 < score.policy_kl != score.solver_kl for score in scores)
+
+
+def test_an_untrained_policy_without_effects_is_the_solver(on, untrained, monkeypatch):
+    monkeypatch.setattr(Evaluator, "effects", lambda evaluator: None)
     scores = evaluate_policy(untrained, on)
     assert [score.budget for score in scores] == ["size=8%", "size=12%"]
     assert all(score.policy_kl == score.solver_kl > 0 for score in scores)

@@ -10,14 +10,16 @@ import torch
 import autocompress
 from autocompress.config import make_config
 from autocompress.errors import InputError
+from autocompress.jobs import build_evaluator, load, load_splits, menu_settings, prepare
 from autocompress.policies.files import load_policy, save_policy
 from autocompress.policies.policy import PricePolicy, walk
-from autocompress.policies.use import chosen_policy
+from autocompress.policies.use import chosen_policy, planned
 from autocompress.report.progress import Silent
 from autocompress.run_folder import read_journal
 from autocompress.searchers.agents import AGENTS
 from autocompress.searchers.base import Task
 from autocompress.searchers.explorers import EXPLORERS
+from autocompress.searchers.foresight import foreseen
 from autocompress.searchers.prices import PriceBelief
 from autocompress.searchers.search import run_search
 from autocompress.searching import search_settings
@@ -46,6 +48,13 @@ class Watcher(Silent):
 
     def step(self, step):
         self.steps.append(step)
+
+
+class Lazy:
+    """An evaluator of menus that are built lazily."""
+
+    def effects(self):
+        return None
 
 
 def chosen(**options):
@@ -88,6 +97,14 @@ def zero_shot(quick, mine, tmp_path_factory):
     watcher = Watcher()
     out = tmp_path_factory.mktemp("runs") / "zero"
     return autocompress.search(episodes=0, policy=str(mine), out=out, progress=watcher, **quick), watcher
+
+
+@pytest.fixture(scope="module")
+def job(quick):
+    """The same network, data and menus: (job, config)."""
+    config = make_config(quick)
+    data = load_splits(None, config)
+    return prepare(load(config.model, data, config, Silent()), config, menu_settings(config), Silent()), config
 
 
 @pytest.mark.parametrize("agent", BEGINNERS)
@@ -217,16 +234,31 @@ def test_the_belief_returns_to_the_policys_prices_where_nothing_is_measured():
     assert belief.mean[0] - belief.mean[1] == pytest.approx(1.2, abs=0.01)
 
 
-def test_without_evaluations_the_plan_is_the_policys_walk(zero_shot, mine):
+def walked(saved, result):
+    return walk(load_policy(saved).policy, result.problem, result.limits, ["conv"])
+
+
+def test_without_evaluations_the_plan_is_what_is_foreseen_under_the_policys_prices(zero_shot, job, mine):
     result, watcher = zero_shot
-    saved = load_policy(mine)
-    found = walk(saved.policy, result.problem, result.limits, ["conv"])
-    assert found.labeling.key() == result.labeling.key()
-    assert found.labeling.key() != Pricer(result.problem, result.limits).solve().key()
+    found, evaluator = walked(mine, result), build_evaluator(*job, {})
+    given = result.problem, result.limits, evaluator.probabilities, evaluator.effects()
+    assert foreseen(*given, found.prices).key() == result.labeling.key()
+    others = found.labeling, foreseen(*given), Pricer(result.problem, result.limits).solve()
+    assert result.labeling.key() not in [other.key() for other in others]
+    assert evaluator.evaluations == 0
     assert result.outcome.resources["size"] <= result.limits["size"]
     assert result.meets_budget
     assert watcher.steps == []
     assert watcher.notes == ["the policy was not trained on linear layers; it takes the 1 here for conv layers"]
+
+
+def test_without_effects_and_evaluations_the_plan_is_the_policys_walk(zero_shot, mine):
+    """Menus that are built lazily have no effects to give."""
+    result, watcher = zero_shot[0], Watcher()
+    found = planned(load_policy(mine), result.problem, result.limits, Lazy(), watcher)
+    assert found.key() == walked(mine, result).labeling.key()
+    assert found.key() != Pricer(result.problem, result.limits).solve().key()
+    assert watcher.notes == zero_shot[1].notes
 
 
 def test_without_evaluations_nothing_stands_in_the_journal(zero_shot):
@@ -275,14 +307,16 @@ def test_a_resumed_run_must_find_the_same_policy(zero_shot, quick, mine, tmp_pat
     assert len(now) == 16
 
 
-def test_a_search_begins_with_the_policys_plan_and_then_the_solvers(quick, mine, zero_shot, tmp_path):
-    options = {**quick, "episodes": 2, "policy": str(mine)}
+def test_a_search_begins_with_the_foreseen_plan_and_later_takes_the_policys_and_the_solvers(
+    quick, mine, zero_shot, tmp_path
+):
+    options = {**quick, "episodes": 9, "policy": str(mine), "selection_samples": 0}
     result = autocompress.search(out=tmp_path / "run", **options)
     entries = read_journal(tmp_path / "run" / "journal.jsonl")[1]
-    solver = Pricer(result.problem, result.limits).solve()
-    plans = [labels_of(zero_shot[0].labeling), labels_of(solver)]
-    assert [entry.labels for entry in entries] == plans
-    assert result.evaluations == 2
+    plans = zero_shot[0].labeling, walked(mine, result).labeling, Pricer(result.problem, result.limits).solve()
+    evaluated = [entry.labels for entry in entries]
+    assert [evaluated.index(labels_of(plan)) for plan in plans] == [0, 4, 8]
+    assert result.evaluations == 9
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["search"]["kl"] == min(x.kl for x in entries)
 
 

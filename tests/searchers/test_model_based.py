@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from output_toys import LinearNetwork
 
 from autocompress.searchers.base import SearchSettings, Task
+from autocompress.searchers.foresight import foreseen
 from autocompress.searchers.search import run_search
 from autocompress_envs.numbers import Labeling, Outcome
-from autocompress_envs.toy import all_labelings, coin_shift, fair_coins, layer_errors, random_problem
+from autocompress_envs.pricing import Pricer
+from autocompress_envs.toy import all_labelings, all_resources, coin_shift, fair_coins, layer_errors, random_problem
 
 PRICES = np.log([[1.0, 3.0], [0.3, 1.0], [1.0, 0.5], [2.0, 1.0]])
 
@@ -48,3 +51,84 @@ def test_finds_the_best_of_many_plans_where_prices_lead_to_few(seed, prices):
     found = run_search(task, SearchSettings("model-based", "price", episodes=60))
     assert found.best.outcome.kl == pytest.approx(best)
     assert (found.evaluations, found.stopped_because) == (60, "all 60 evaluations are used")
+
+
+class Linear:
+    """Four layers whose effects add up, by 0.8 of what is foreseen, under a limit that a third of the plans meet."""
+
+    def __init__(self, kind, seed):
+        self.network = LinearNetwork(4, 10, 3, seed, kind, plans=300)
+        every = all_labelings(self.network.problem)
+        sizes = all_resources(self.network.problem, every)["size"]
+        self.limits = {"size": int(np.quantile(sizes, 0.33))}
+        inside = sizes <= self.limits["size"]
+        plans = zip(every.sparsity[inside], every.weight_bits[inside], every.activation_bits[inside], strict=True)
+        self.least = min(self.network.evaluate(Labeling(*plan)).kl for plan in plans)
+
+    def task(self, effects=None, prices=None):
+        network = self.network
+        return Task(network.problem, self.limits, network.evaluate, np.nan, network.probabilities, prices, effects)
+
+    def searched(self, effects=None, prices=None, episodes=30, seed=0):
+        """All that a search evaluates, in order."""
+        seen, settings = [], SearchSettings("model-based", "price", episodes=episodes, seed=seed)
+        run_search(self.task(effects, prices), settings, observe=seen.append)
+        return seen
+
+    def needed(self, effects):
+        """Evaluations until the best of all plans is found."""
+        return 1 + next(each.index for each in self.searched(effects) if each.outcome.kl < 1.0005 * self.least)
+
+
+def keys(seen):
+    return [each.labeling.key() for each in seen]
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return Linear("concat", 2)
+
+
+@pytest.mark.parametrize("prices", [None, PRICES], ids=["from zero", "from prices"])
+def test_the_foreseen_plan_comes_first(linear, prices):
+    network = linear.network
+    effects = network.effects(0.8)
+    (first,) = linear.searched(lambda: effects, prices, episodes=1)
+    expected = foreseen(network.problem, linear.limits, network.probabilities, effects, prices)
+    assert first.labeling.key() == expected.key()
+
+
+def test_the_explorers_plans_take_their_turns_after_the_foreseen_one():
+    """Every fourth evaluation: of the policy's prices, then the solver's."""
+    network, rng = LinearNetwork(8, seed=1, kind="chain"), np.random.default_rng(0)
+    prices, effects = rng.normal(size=(8, 2)), network.effects(0.8, missed=0.5)
+    sizes = [network.problem.resources(network.random(rng))["size"] for _ in range(200)]
+    limits = {"size": int(np.quantile(sizes, 0.2))}
+    task = Task(network.problem, limits, network.evaluate, np.nan, network.probabilities, prices, lambda: effects)
+    seen = []
+    run_search(task, SearchSettings("model-based", "price", episodes=9), observe=seen.append)
+    pricer = Pricer(network.problem, limits)
+    plans = [keys(seen).index(plan.key()) for plan in (pricer.solve(*np.exp(prices).T), pricer.solve())]
+    assert plans == [4, 8]
+
+
+@pytest.mark.parametrize(("kind", "seed"), [("chain", 0), ("concat", 2), ("element", 4), ("chain", 5)])
+def test_effects_save_most_of_the_evaluations(kind, seed):
+    """Until the best of 143 to 2,168 plans within the limits is found: 8, 22, 8 and 6 without, 1, 4, 1 and 1 with."""
+    world = Linear(kind, seed)
+    assert world.needed(lambda: world.network.effects(0.8)) <= 4
+    assert world.needed(None) >= 6
+
+
+def test_a_seed_is_a_search_with_effects_too(linear):
+    def plans(seed):
+        return keys(linear.searched(lambda: linear.network.effects(0.8), PRICES, seed=seed))
+
+    assert plans(0) == plans(0)
+    assert plans(0) != plans(1)
+
+
+@pytest.mark.parametrize("prices", [None, PRICES], ids=["from zero", "from prices"])
+def test_a_network_without_effects_is_searched_as_before(linear, prices):
+    """Menus that are built lazily have none to give."""
+    assert keys(linear.searched(lambda: None, prices)) == keys(linear.searched(None, prices))

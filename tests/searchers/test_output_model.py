@@ -4,71 +4,50 @@ import itertools
 
 import numpy as np
 import pytest
+from output_toys import LinearNetwork, softmax
 
 from autocompress.searchers.output_model import REFIT, TRUST, OutputModel
 from autocompress.searchers.planning import Planner
-from autocompress_envs.numbers import Labeling, Outcome
+from autocompress_envs.numbers import Labeling
 from autocompress_envs.pricing import Pricer
 from autocompress_envs.tables import is_within
-from autocompress_envs.toy import TOY_LIMITS, all_labelings, fair_coins, random_problem, toy_problem
+from autocompress_envs.toy import TOY_LIMITS, fair_coins, toy_problem
 
 
-class LinearNetwork:
-    """Every option of every layer adds a fixed random change to the logits: what the model assumes, with no noise."""
+class Taught:
+    """A network, its model after random plans, and 40 further plans with their true divergences."""
 
-    def __init__(self, layers=8, samples=20, classes=4, seed=0, kind="residual"):
-        rng = np.random.default_rng(seed)
-        while True:  # until the random menus offer something to choose
-            self.problem = random_problem(rng, layers, kind)
-            self.model = OutputModel(self.problem, np.full((samples, classes), 1 / classes))
-            if (np.log(self.model.tables.counts).sum()) > np.log(1000):
-                break
-        tables = self.model.tables
-        self.logits = rng.normal(0.0, 1.0, (samples, classes))
-        self.probabilities = softmax(self.logits)
-        self.model = OutputModel(self.problem, self.probabilities)
-        pruning, rounding = (np.sqrt(errors) for errors in self.model._errors)
-        directions = rng.normal(0.0, 1.0, (2 * tables.layer_count, samples, classes))
-        self.size = np.concatenate([pruning.ravel(), rounding.ravel()])
-        self.direction = np.repeat(
-            directions, [*[pruning.shape[1]] * len(pruning), *[rounding.shape[1]] * len(rounding)], 0
-        )
-
-    def evaluate(self, labeling):
-        cells = self.model.offsets + self.model.encode(labeling)
-        logits = self.logits + 2 * np.tensordot(self.size[cells], self.direction[cells], 1)
-        shift = np.log(softmax(logits)) - np.log(self.probabilities)
-        kl = float(-(self.probabilities * shift).sum(1).mean())
-        return Outcome(kl, 0.5, 0.5, self.problem.resources(labeling), shift.astype(np.float16))
-
-    def random(self, rng):
-        counts = self.model.tables.counts
-        return Labeling(*(rng.integers(counts[:, axis]) for axis in range(3)))
+    def __init__(self, effects=None, plans=60, scale=2.0):
+        self.network, rng = LinearNetwork(scale=scale), np.random.default_rng(1)
+        network = self.network
+        known = None if effects is None else network.effects(*effects)
+        self.model, seen = OutputModel(network.problem, network.probabilities, effects=known), set()
+        while len(self.model) < plans:
+            labeling = network.random(rng)
+            if labeling.key() not in seen:
+                seen.add(labeling.key())
+                self.model.add(labeling, network.evaluate(labeling))
+        fresh = [labeling for labeling in (network.random(rng) for _ in range(40)) if labeling.key() not in seen]
+        self.fresh = np.stack([network.cells.encode(labeling) for labeling in fresh])
+        self.truth = np.array([network.evaluate(labeling).kl for labeling in fresh])
 
 
-def softmax(logits):
-    exponents = np.exp(logits - logits.max(1, keepdims=True))
-    return exponents / exponents.sum(1, keepdims=True)
+WRONG_EFFECTS = (0.8, 0.5)  # a slope to be found, and misses that are left for the process to learn
 
 
 @pytest.fixture(scope="module")
 def taught():
-    """A network, its model after 60 random plans, and 40 further plans with their true divergences."""
-    network, rng = LinearNetwork(), np.random.default_rng(1)
-    seen = set()
-    while len(network.model) < 60:
-        labeling = network.random(rng)
-        if labeling.key() not in seen:
-            seen.add(labeling.key())
-            network.model.add(labeling, network.evaluate(labeling))
-    fresh = [labeling for labeling in (network.random(rng) for _ in range(40)) if labeling.key() not in seen]
-    return network, fresh, np.array([network.evaluate(labeling).kl for labeling in fresh])
+    return Taught()
+
+
+@pytest.fixture(scope="module", params=[None, WRONG_EFFECTS], ids=["without effects", "with effects"])
+def either(request):
+    return Taught(request.param)
 
 
 def test_predicts_plans_it_never_saw(taught):
-    network, fresh, truth = taught
-    codes = np.stack([network.model.encode(labeling) for labeling in fresh])
-    expected, deviation = network.model.predict(codes)
+    truth = taught.truth
+    expected, deviation = taught.model.predict(taught.fresh)
     near = truth < np.median(truth)  # the expansion is around the best plan
     assert np.corrcoef(expected, truth)[0, 1] > 0.97
     assert np.abs(expected - truth)[near].mean() < 0.25 * truth[near].std()
@@ -76,24 +55,19 @@ def test_predicts_plans_it_never_saw(taught):
 
 
 def test_what_was_measured_is_predicted_closely(taught):
-    network, fresh, _ = taught
-    model = network.model
+    model = taught.model
     expected, deviation = model.predict(model.codes)
     near = model.losses < np.median(model.losses)  # the expansion is around the best plan
     assert np.abs(expected - model.losses)[near].mean() < 0.2 * model.losses[near].std()
-    unseen = model.predict(np.stack([model.encode(labeling) for labeling in fresh]))[1]
+    unseen = model.predict(taught.fresh)[1]
     assert deviation.mean() < 0.7 * unseen.mean()
 
 
 def test_caution_adds_the_harm_of_what_is_unknown(taught):
     """E[d'F d] = mean'F mean + variance * tr F: with few plans known, ignoring the second part promises too much."""
-    network, fresh, truth = taught
-    learner = OutputModel(network.problem, network.probabilities)
-    for labeling in map(network.model.decode, network.model.codes[:10]):
-        learner.add(labeling, network.evaluate(labeling))
-    codes = np.stack([learner.encode(labeling) for labeling in fresh])
-    curious, deviation = learner.predict(codes)
-    cautious, same = learner.predict(codes, caution=1.0)
+    learner, truth = Taught(plans=10).model, taught.truth
+    curious, deviation = learner.predict(taught.fresh)
+    cautious, same = learner.predict(taught.fresh, caution=1.0)
     np.testing.assert_array_equal(deviation, same)
     variance = (deviation / learner._calibration()) ** 2
     np.testing.assert_allclose(cautious - curious, 0.5 * learner._harm * variance)
@@ -105,22 +79,104 @@ def test_caution_adds_the_harm_of_what_is_unknown(taught):
     assert known.mean() < 0.2 * (cautious - curious).mean()
 
 
+def predicted_by_hand(model, network, effects, codes):
+    """The formulas of the module, one plan at a time and in full; `codes` are (M, 2L)."""
+    settings, layers = model._settings, len(network.problem.layers)
+    errors, likeness = network.cells.errors, (settings.pruning, settings.rounding)
+    known, probabilities = model.codes, network.probabilities
+    shifts = model._shifts.astype(float).reshape(len(known), *probabilities.shape)
+
+    def kernel(one, other):
+        alike = 0.0
+        for feature, (o, p) in enumerate(zip(one, other, strict=True)):
+            e = errors[feature // layers][feature % layers]
+            alike += np.sqrt(e[o] * e[p]) * likeness[feature // layers] ** abs(o - p)
+        return alike + settings.pairs * alike**2
+
+    def foreseen(plan):
+        if effects is None:
+            return 0.0
+        rows = [effects.pruning[i, plan[i]] + effects.rounding[i, plan[layers + i]] for i in range(layers)]
+        return model._slope * np.sum(rows, 0, dtype=float)
+
+    gram = np.array([[kernel(one, other) for other in known] for one in known])
+    inverse = np.linalg.inv(gram + settings.noise * np.diag(gram).mean() * np.eye(len(known)))
+    missed = np.array([shift - foreseen(plan) for shift, plan in zip(shifts, known, strict=True)])
+    best = int(model.losses.argmin())
+    now = softmax(np.log(probabilities) + shifts[best])
+    found = []
+    for plan in codes:
+        alpha = inverse @ [kernel(plan, other) for other in known]
+        moved = foreseen(plan) + np.tensordot(alpha, missed, 1) - shifts[best]
+        variance = (now * moved**2).sum(1) - (now * moved).sum(1) ** 2
+        found.append(model.losses[best] + ((now - probabilities) * moved).sum(1).mean() + 0.5 * variance.mean())
+    return np.array(found)
+
+
+@pytest.mark.parametrize("wrong", [None, WRONG_EFFECTS], ids=["without effects", "with effects"])
+def test_predictions_are_those_of_the_formulas(wrong):
+    """Second order around the best plan of s D(p) + sum over measured plans of alpha_n(p) (d_n - s D_n)."""
+    taught = Taught(wrong, plans=30)
+    effects = None if wrong is None else taught.network.effects(*wrong)
+    expected = predicted_by_hand(taught.model, taught.network, effects, taught.fresh)
+    np.testing.assert_allclose(taught.model.predict(taught.fresh)[0], expected, rtol=2e-4, atol=1e-5)
+
+
+def test_effects_that_say_nothing_change_nothing(taught):
+    network = taught.network
+    model = OutputModel(network.problem, network.probabilities, effects=network.effects(np.inf))
+    for plan in map(network.cells.decode, taught.model.codes):
+        model.add(plan, network.evaluate(plan))
+    for caution in (0.0, 1.0):
+        for ours, plain in zip(
+            model.predict(taught.fresh, caution), taught.model.predict(taught.fresh, caution), strict=True
+        ):
+            np.testing.assert_allclose(ours, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize("plans", [2, 3])
+def test_the_slope_of_the_effects_is_found_from_few_plans(plans):
+    """Then plans never seen are predicted as well as the second order around the best one can tell."""
+    taught = Taught((0.8,), plans, scale=0.5)
+    model, network = taught.model, taught.network
+    assert model._slope == pytest.approx(0.8, abs=1e-3)
+    best = network.cells.decode(model.codes[model.losses.argmin()])
+    at_best = network.logits + network.moved[network.cells.of(network.cells.encode(best))].sum(0)
+    now, expansion = softmax(at_best), []
+    for plan in taught.fresh:
+        moved = network.logits + network.moved[network.cells.of(plan)].sum(0) - at_best
+        variance = (now * moved**2).sum(1) - (now * moved).sum(1) ** 2
+        expansion.append(((now - network.probabilities) * moved).sum(1).mean() + 0.5 * variance.mean())
+    expected = model.predict(taught.fresh)[0]
+    np.testing.assert_allclose(expected, model.losses.min() + np.array(expansion), rtol=5e-3, atol=2e-4)
+    plain = Taught(plans=plans, scale=0.5)
+    near = taught.truth < np.median(taught.truth)
+    misses = [np.abs(found - taught.truth)[near].mean() for found in (expected, plain.model.predict(plain.fresh)[0])]
+    print(
+        "MISSES",
+        misses,
+        taught.truth[near].mean(),
+        np.corrcoef(expected, taught.truth)[0, 1],
+        np.corrcoef(plain.model.predict(plain.fresh)[0], taught.truth)[0, 1],
+    )
+    assert misses[0] < 0.1 * misses[1]
+
+
 def test_prices_say_which_layers_disturb_most():
     network = LinearNetwork()
     layers = len(network.problem.layers)
     prices = np.zeros((layers, 2))
     prices[:, 1] = np.log(4.0)
     priced = OutputModel(network.problem, network.probabilities, prices)
-    np.testing.assert_allclose(priced._errors[0], network.model._errors[0])
-    np.testing.assert_allclose(priced._errors[1], network.model._errors[1] * 4.0**TRUST)
+    np.testing.assert_allclose(priced.cells.errors[0], network.cells.errors[0])
+    np.testing.assert_allclose(priced.cells.errors[1], network.cells.errors[1] * 4.0**TRUST)
 
 
 @pytest.mark.parametrize("caution", [0.0, 1.0])
-def test_moves_are_the_differences_of_predictions(taught, caution):
+def test_moves_are_the_differences_of_predictions(either, caution):
     """First order in the square of the kernel; exact where the moves do not overlap in it."""
-    network = taught[0]
-    model, codes = network.model, network.model.codes[int(network.model.losses.argmin())]
-    counts = model.tables.counts
+    model, codes = either.model, either.model.codes[int(either.model.losses.argmin())]
+    counts = model.cells.tables.counts
     feature = np.array([layer for layer in range(len(counts)) if counts[layer, 0] > 1][:2])
     option = np.array([(codes[f] + 1) % counts[f, 0] for f in feature])
     alone, joint = model.moves(codes, feature, option, caution)
@@ -135,19 +191,10 @@ def test_moves_are_the_differences_of_predictions(taught, caution):
     assert alone.sum() + joint[0, 1] == pytest.approx(together, rel=0.2, abs=2e-3)
 
 
-def test_codes_round_trip():
-    problem, _ = toy_problem()
-    model = OutputModel(problem, fair_coins(4))
-    every = all_labelings(problem)
-    back = model.decode(model.encode(every))
-    for name in ("sparsity", "weight_bits", "activation_bits"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(every, name))
-    assert len(np.unique(model.encode(every), axis=0)) == len(every.sparsity)
-
-
-def test_rows_added_one_by_one_are_those_computed_at_once(taught):
-    """A new best plan rebuilds the metric; others add a row to it. Both ways give the same."""
-    model = taught[0].model
+def test_rows_added_one_by_one_are_those_computed_at_once(either, monkeypatch):
+    """A new best plan rebuilds the metric; others add a row to it. Both ways give the same, for the same slope."""
+    model = either.model
+    monkeypatch.setattr(model, "_fitted_slope", lambda slope=model._slope: slope)
     metric, gradient = model._metric.copy(), model._gradient.copy()
     best, model._best = model._best, -1
     model._look_from(best)
@@ -156,7 +203,7 @@ def test_rows_added_one_by_one_are_those_computed_at_once(taught):
 
 
 def test_kernel_settings_are_chosen_by_leave_one_out(taught):
-    model = taught[0].model
+    model = taught.model
     assert len(model) >= 2 * REFIT
     chosen = model._settings
     error = model._left_out()
@@ -181,8 +228,8 @@ def test_planner_finds_the_best_pair_of_changes():
     ]
     for labeling in taught:
         model.add(labeling, evaluate(labeling))
-    met = Planner(problem, TOY_LIMITS, model).walk(model.encode(solved))
-    assert model.encode(Labeling(none, np.array([0, 1, 0]), none)).tolist() in met.tolist()
+    met = Planner(problem, TOY_LIMITS, model).walk(model.cells.encode(solved))
+    assert model.cells.encode(Labeling(none, np.array([0, 1, 0]), none)).tolist() in met.tolist()
 
 
 @pytest.mark.parametrize("kind", ["chain", "residual", "concat", "depthwise", "element"])
@@ -194,8 +241,9 @@ def test_every_plan_met_is_within_the_limits(kind):
             solved = Pricer(network.problem, limits).solve()
         except ValueError:
             continue  # this random menu can't go so low
+        model = OutputModel(network.problem, network.probabilities)
         for labeling in [solved, *(network.random(rng) for _ in range(10))]:
-            network.model.add(labeling, network.evaluate(labeling))
-        met = Planner(network.problem, limits, network.model).walk(network.model.encode(solved))
-        for labeling in map(network.model.decode, met):
+            model.add(labeling, network.evaluate(labeling))
+        met = Planner(network.problem, limits, model).walk(model.cells.encode(solved))
+        for labeling in map(model.cells.decode, met):
             assert is_within(network.problem.resources(labeling), limits)

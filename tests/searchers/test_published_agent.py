@@ -37,7 +37,7 @@ def steps_of(count, actions=1):
 
 
 def agent_of(options, actions=1, seed=0):
-    return Ddpg(options, 2, actions, seed, "cpu")
+    return Ddpg(options, 2, actions, seed)
 
 
 def counted(agent, monkeypatch):
