@@ -2,7 +2,8 @@
 
 python benchmarks/standing.py digits=runs/digits resnet20-pruning=runs/r20p,runs/r20p-best …
 
-Every task is a name and the folders of its comparisons (`autocompress compare`) under one budget. The best-known KL is
+Every task is a name and the folders of its comparisons (`autocompress compare`); where these hold several budgets, one
+of them follows behind an @: resnet20-2.4-bits=runs/r20b@size=8.512%. The best-known KL is
 the least that any search of these folders found, those with more evaluations among them; a method's numbers are of its
 cells with at most `--episodes`.
 """
@@ -44,20 +45,21 @@ class Standing:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="+", metavar="TASK=FOLDER[,FOLDER]")
+    parser.add_argument("tasks", nargs="+", metavar="TASK=FOLDER[,FOLDER][@BUDGET]")
     parser.add_argument("--episodes", type=int, default=400)
     arguments = parser.parse_args()
     named = (task.split("=", 1) for task in arguments.tasks)
-    standings = {name: read(folders.split(","), arguments.episodes) for name, folders in named}
+    standings = {name: read(where, arguments.episodes) for name, where in named}
     for name, standing in standings.items():
         _show(name, standing)
     _show_all(standings)
 
 
-def read(folders: Sequence[str], episodes: int) -> Standing:
-    """The task that the comparisons in `folders` share; where several have a method's seed, the last one counts."""
-    rows = [row for folder in folders for row in pq.read_table(Path(folder) / "results.parquet").to_pylist()]
-    finished = [row for row in rows if row["status"] == "finished"]
+def read(where: str, episodes: int) -> Standing:
+    """The task that the comparisons in folders share; where several have a method's seed, the last one counts."""
+    folders, _, budget = where.partition("@")
+    rows = [row for folder in folders.split(",") for row in pq.read_table(Path(folder) / "results.parquet").to_pylist()]
+    finished = [row for row in rows if row["status"] == "finished" and budget in ("", row["budget"])]
     cells = {(row["method"], row["seed"]): row for row in finished if row["evaluations"] <= episodes}
     kl, test_kl = defaultdict(list), defaultdict(list)
     for (method, _), row in cells.items():
