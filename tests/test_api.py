@@ -15,7 +15,7 @@ from autocompress.run_folder import read_journal
 
 QUICK = {
     "episodes": 8, "search_samples": 64, "calibration_samples": 64, "sparsity_levels": 4, "dtype": "float32",
-    "recalibration_samples": 64, "target": "packed",
+    "recalibration_samples": 64, "target": "packed", "selection_samples": 0,
 }  # fmt: skip
 LINEAR_WEIGHTS = 320  # 32 inputs, 10 classes
 
