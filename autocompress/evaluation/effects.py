@@ -42,6 +42,11 @@ class Effects:
     pruning: npt.NDArray[np.float32]
     rounding: npt.NDArray[np.float32]
 
+    @property
+    def samples(self) -> int:
+        """N."""
+        return int(self.pruning.shape[2])
+
     def first(self, count: int) -> Effects:
         """On the first samples alone."""
         return Effects(self.pruning[:, :, :count], self.rounding[:, :, :count])

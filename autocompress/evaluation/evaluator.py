@@ -101,14 +101,20 @@ class Evaluator:
         """(N, K) the original's predictions on the search split; see `Predictions`."""
         return self._predictions.probabilities
 
-    def effects(self) -> Effects | None:
+    def effects(self, samples: int | None = None) -> Effects | None:
         """What every label does to the outputs on the search split, to first order; computed when first asked for.
 
         None where the menus are built lazily: most of their weights would have to be built for it.
+
+        Args:
+            samples: that are needed, the first ones; all where None.
         """
-        if self._effects is None and self._menus.eager:
-            model = self._prepared(self.dtype)
-            self._effects = first_order_effects(model, self._menus, self._batches, self._predictions.pooled)
+        wanted = min(samples or len(self._inputs), len(self._inputs))
+        known = 0 if self._effects is None else self._effects.samples
+        if known < wanted and self._menus.eager:
+            batches = torch.cat(self._batches)[:wanted].split(self.batch_size)
+            model, pooled = self._prepared(self.dtype), self._predictions.pooled
+            self._effects = first_order_effects(model, self._menus, batches, pooled)
         return self._effects
 
     def stitched(self, labeling: Labeling) -> nn.Module:

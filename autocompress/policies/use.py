@@ -12,7 +12,7 @@ from autocompress.policies.policy import Walk, nearest_kinds, walk
 from autocompress.report.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import SearchSettings
-from autocompress.searchers.foresight import foreseen
+from autocompress.searchers.foresight import SAMPLES, foreseen
 from autocompress_envs.numbers import Labeling, Problem
 
 NONE = "none"
@@ -46,7 +46,7 @@ def planned(
     not to be had."""
     found = decided(saved, problem, limits, watcher)
     watcher.stage(EFFECTS)
-    effects = evaluator.effects()
+    effects = evaluator.effects(SAMPLES)
     if effects is None:
         return found.labeling
     return foreseen(problem, limits, evaluator.probabilities, effects, found.prices)

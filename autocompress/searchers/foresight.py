@@ -24,7 +24,7 @@ from autocompress_envs.pricing import Pricer
 
 SHARE = 0.7
 FACTORS = (0.25, 1.0, 4.0)  # of pruning's price where descents begin: they stay near the share of bits they begin with
-SAMPLES = 256  # that are looked at, at most: a plan is to be foreseen in a second
+SAMPLES = 256  # that are looked at, at most: a plan is to be foreseen in seconds
 
 
 class Foresight:

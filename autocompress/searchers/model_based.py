@@ -133,7 +133,8 @@ class _Search:
             prices = noise if self._task.prices is None else noise + self._task.prices
             return self._model.cells.encode(self._pricer.solve(*np.exp(prices).T))
         best = self._model.losses.argsort(kind="stable")[:STARTS]
-        return self._model.codes[best[0] if self._rng.random() < 0.5 else self._rng.choice(best)]
+        start: IntArray = self._model.codes[best[0] if self._rng.random() < 0.5 else self._rng.choice(best)]
+        return start
 
     def _new(self, candidates: IntArray) -> IntArray:
         new: IntArray = candidates[[key not in self._known for key in map(_key, candidates)]]

@@ -270,7 +270,11 @@ def test_the_evaluator_computes_effects_once_and_none_for_lazy_menus(monkeypatch
     assert found is not None
     agree(found.pruning, given.effects().pruning)
     agree(found.rounding, given.effects().rounding)
+    few = evaluator(given, dtype="float32", batch_size=7)
+    agree(few.effects(10).pruning, found.first(10).pruning)
+    agree(few.effects(24).pruning, found.pruning)  # more than are known: anew
     monkeypatch.setattr("autocompress.evaluation.evaluator.first_order_effects", None)
+    assert few.effects(10).samples == 24
     assert evaluate.effects() is found
     assert evaluate.evaluations == 1
     assert evaluator(replace(given, menus=replace(given.menus, eager=False)), dtype="float32").effects() is None

@@ -53,7 +53,7 @@ class Watcher(Silent):
 class Lazy:
     """An evaluator of menus that are built lazily."""
 
-    def effects(self):
+    def effects(self, samples=None):
         return None
 
 
