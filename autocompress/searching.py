@@ -13,10 +13,9 @@ from torch import Tensor
 from autocompress.config import Config
 from autocompress.errors import unknown_name
 from autocompress.evaluation import Evaluator, measure
-from autocompress.evaluation.effects import Effects
 from autocompress.jobs import Job
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import EFFECTS, decided, planned
+from autocompress.policies.use import decided, known_effects, planned
 from autocompress.recording import Recording, weights_bytes
 from autocompress.report.progress import Progress
 from autocompress.run_folder import PLAN, SHIFTS, TENSORBOARD, RunFolder
@@ -90,17 +89,20 @@ def _searched(
     with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
         recording = Recording(folder, evaluator, job.menus.plan, shifts, limits, config.episodes, watcher)
 
-        def effects() -> Effects | None:
-            watcher.stage(EFFECTS)
-            return evaluator.effects()
-
         def observe(evaluated: Evaluated) -> None:
             recording.observe(evaluated)
             if evaluated.is_best:
                 leaders.append(evaluated)
 
-        known = evaluator.probabilities, prices, effects
-        task = Task(job.problem, dict(limits), recording.evaluate, original, *known)
+        task = Task(
+            job.problem,
+            dict(limits),
+            recording.evaluate,
+            original,
+            evaluator.probabilities,
+            prices,
+            effects=lambda: known_effects(evaluator, watcher),
+        )
         return run_search(task, settings, method=config.method, observe=observe, tensorboard=log), leaders
 
 

@@ -45,6 +45,7 @@ def main() -> None:
         started = time.perf_counter()
         walk(saved.policy, job.problem, limits)
         walks.append(time.perf_counter() - started)
+        started = time.perf_counter()
         labeling = planned(saved, job.problem, limits, evaluator, Silent())
         plans.append(time.perf_counter() - started)
         solver = evaluator(Pricer(job.problem, limits).solve())

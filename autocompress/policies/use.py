@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from autocompress.config import Config
 from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator
+from autocompress.evaluation.effects import Effects
 from autocompress.policies.files import DEFAULT, SavedPolicy, load_policy
 from autocompress.policies.policy import Walk, nearest_kinds, walk
 from autocompress.report.progress import Progress
@@ -16,7 +17,6 @@ from autocompress.searchers.foresight import SAMPLES, foreseen
 from autocompress_envs.numbers import Labeling, Problem
 
 NONE = "none"
-EFFECTS = "first-order effects: what every label does to the outputs, before a plan is evaluated"
 
 
 def chosen_policy(config: Config, settings: SearchSettings) -> SavedPolicy | None:
@@ -44,12 +44,16 @@ def planned(
 ) -> Labeling:
     """The policy's plan without an evaluation: what is foreseen under its prices, or its walk's where effects are
     not to be had."""
-    found = decided(saved, problem, limits, watcher)
-    watcher.stage(EFFECTS)
-    effects = evaluator.effects(SAMPLES)
+    found, effects = decided(saved, problem, limits, watcher), known_effects(evaluator, watcher, SAMPLES)
     if effects is None:
         return found.labeling
     return foreseen(problem, limits, evaluator.probabilities, effects, found.prices)
+
+
+def known_effects(evaluator: Evaluator, watcher: Progress, samples: int | None = None) -> Effects | None:
+    """See `Evaluator.effects`; told beforehand, for they take the time of some dozens of evaluations."""
+    watcher.stage("first-order effects: what every label does to the outputs, before a plan is evaluated")
+    return evaluator.effects(samples)
 
 
 def decided(saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], watcher: Progress) -> Walk:

@@ -61,6 +61,11 @@ class Cells:
         cells: IntArray = self.offsets + codes
         return cells
 
+    def changed(self, codes: IntArray, feature: IntArray, option: IntArray) -> tuple[IntArray, IntArray]:
+        """(M,) the cells that single changes (M,) of a plan (2L,) leave, and those that they take."""
+        first = self.offsets[feature]
+        return first + codes[feature], first + option
+
     def chosen(self, codes: IntArray) -> FloatArray:
         """(M, cells) one at the cells that plans (M, 2L) take, and zero elsewhere."""
         chosen = np.zeros((len(codes), self.row.size))

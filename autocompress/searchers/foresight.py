@@ -18,6 +18,7 @@ import numpy as np
 
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.cells import Cells
+from autocompress.searchers.divergence import centred, shifted, slopes
 from autocompress.searchers.planning import Planner
 from autocompress_envs.numbers import FloatArray, IntArray, Labeling, Problem
 from autocompress_envs.pricing import Pricer
@@ -55,16 +56,12 @@ class Foresight:
         self, codes: IntArray, feature: IntArray, option: IntArray, caution: float = 0.0
     ) -> tuple[FloatArray, FloatArray]:
         """What single changes (M,) of one plan (2L,) do to J, to second order; see `OutputModel.moves`."""
-        cells, samples = self.cells, len(self._probabilities)
-        before, after = cells.offsets[feature] + codes[feature], cells.offsets[feature] + option
-        predicted = np.exp(self._predicted(codes))
-        change = (self._shifts[after] - self._shifts[before]).reshape(len(feature), *predicted.shape)
-        pull = ((predicted - self._probabilities) / samples).astype(np.float32)
-        mean = np.einsum("mnk,nk->mn", change, predicted.astype(np.float32))
-        root = np.sqrt(predicted / samples).astype(np.float32)
-        centred = ((change - mean[:, :, None]) * root).reshape(len(feature), -1)
-        joint = (centred @ centred.T).astype(np.float64)
-        alone = change.reshape(len(feature), -1) @ pull.ravel() + 0.5 * np.diag(joint)
+        cells = self.cells
+        before, after = cells.changed(codes, feature, option)
+        predicted, change = np.exp(self._predicted(codes)), self._shifts[after] - self._shifts[before]
+        rows = centred(change, predicted)
+        joint = (rows @ rows.T).astype(np.float64)
+        alone = slopes(change, predicted, self._probabilities) + 0.5 * np.diag(joint)
         errors, own = cells.row[cells.of(codes)].sum(), cells.row[after] - cells.row[before]
         return alone + own * (1.0 + 2.0 * errors + own), joint + 2.0 * np.outer(own, own)
 
@@ -73,10 +70,7 @@ class Foresight:
 
     def _predicted(self, codes: IntArray) -> FloatArray:
         """(N, K) log-probabilities under a plan (2L,)."""
-        shift = self._shifts[self.cells.of(codes)].sum(0).reshape(self._logs.shape)
-        logits = self._logs + shift
-        predicted: FloatArray = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-        return predicted
+        return shifted(self._logs, self._shifts[self.cells.of(codes)].sum(0).reshape(self._logs.shape))
 
 
 def foreseen(

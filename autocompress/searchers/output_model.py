@@ -40,6 +40,7 @@ import numpy as np
 
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.cells import Cells, Matrix
+from autocompress.searchers.divergence import centred, shifted, slopes
 from autocompress_envs.numbers import FloatArray, IntArray, Labeling, Outcome, Problem
 
 REFIT = 24  # evaluations between two looks for better kernel settings, and a better slope
@@ -127,9 +128,8 @@ class OutputModel:
         foreseen = self._effects[self.cells.of(codes)].sum(0) if len(self._effects) else 0 * outcome.shift.ravel()
         self._foreseen = np.vstack([self._foreseen, foreseen])
         self._columns = np.hstack([self._columns, self._column(codes)[:, None]])
-        if len(self) % REFIT == 0 or len(self).bit_count() == 1:
-            self._best = -1  # so that the slope is fitted anew
-        self._look_from(int(self.losses.argmin()))
+        is_time = len(self) % REFIT == 0 or len(self).bit_count() == 1
+        self._look_from(int(self.losses.argmin()), anew=is_time and len(self._effects) > 0)
         if len(self) % REFIT == 0:
             self._choose_settings()
         self._solve()
@@ -168,14 +168,14 @@ class OutputModel:
         """
         chosen = self.cells.chosen(codes[None])
         base = (chosen @ self._columns)[0]
-        before, after = self.cells.offsets[feature] + codes[feature], self.cells.offsets[feature] + option
+        before, after = self.cells.changed(codes, feature, option)
         change = self._columns[after] - self._columns[before]
         pairs, known = self._settings.pairs, len(self._effects)
         kernel, moved = base + pairs * base**2, change * (1.0 + 2.0 * pairs * base) + pairs * change**2
         weights = moved @ self._inverse
         slope = self._gradient + self._metric @ self._weights(chosen, kernel[None])[0]
         alone = weights @ slope[known:]
-        joint = (weights @ self._metric[known:, known:]) @ weights.T
+        joint = (weights @ self._missed_metric) @ weights.T
         if known:
             rows = self._slope * (self._metric[after] - self._metric[before])
             crossed = rows[:, known:] @ weights.T
@@ -185,21 +185,24 @@ class OutputModel:
         if caution > 0:
             row = self.cells.row
             own, prior = row[self.cells.of(codes)].sum(), row[after] - row[before]
-            known, weight = weights @ moved.T, 0.5 * caution * self._harm
+            measured, weight = weights @ moved.T, 0.5 * caution * self._harm
             changed = prior * (1.0 + 2.0 * pairs * own) + pairs * prior**2
-            alone += weight * (changed - 2.0 * weights @ kernel - np.diag(known))
-            joint += 2.0 * weight * (pairs * np.outer(prior, prior) - known)
+            alone += weight * (changed - 2.0 * weights @ kernel - np.diag(measured))
+            joint += 2.0 * weight * (pairs * np.outer(prior, prior) - measured)
         return alone, joint
 
-    def _look_from(self, best: int) -> None:
-        """Gradient and metric of the divergence at the best plan; only one new row where it stays the best."""
-        samples, classes = self._probabilities.shape
-        if best != self._best:
+    @property
+    def _missed_metric(self) -> FloatArray:
+        """(n, n) the part of the metric that is of residuals."""
+        known = len(self._effects)
+        return self._metric[known:, known:]
+
+    def _look_from(self, best: int, anew: bool = False) -> None:
+        """Slope, gradient and metric of the divergence at the best plan; only one new row where it stays the best."""
+        if anew or best != self._best:
             self._best = best
-            logits = np.log(self._probabilities) + self._shifts[best].reshape(samples, classes)
-            self._best_probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
-            root = np.sqrt(self._best_probabilities / samples)
-            self._root: Matrix = root.astype(np.float32)
+            shift = self._shifts[best].reshape(self._probabilities.shape)
+            self._best_probabilities = np.exp(shifted(np.log(self._probabilities), shift))
             self._slope = self._fitted_slope()
             self._basis = np.vstack([self._effects, self._shifts - self._slope * self._foreseen])
             self._centred = self._centre(self._basis)
@@ -210,8 +213,7 @@ class OutputModel:
             self._centred = np.vstack([self._centred, self._centre(missed)])
             row = (self._centred @ self._centred[-1]).astype(np.float64)
             self._metric = np.block([[self._metric, row[:-1, None]], [row[None]]])
-        pull = ((self._best_probabilities - self._probabilities) / samples).astype(np.float32).ravel()
-        self._gradient = (self._basis @ pull).astype(np.float64)
+        self._gradient = slopes(self._basis, self._best_probabilities, self._probabilities)
 
     def _fitted_slope(self) -> float:
         """Of measured shifts over foreseen ones, by least squares in the metric: large disturbances saturate."""
@@ -224,11 +226,8 @@ class OutputModel:
         return max(0.0, float((self._centre(self._shifts) * foreseen).sum()) / energy)
 
     def _centre(self, shifts: Matrix) -> Matrix:
-        """(n, N * K) such that products of rows are covariances of shifts under the best plan's predictions."""
-        cube = shifts.reshape(len(shifts), *self._probabilities.shape)
-        mean = (cube * self._best_probabilities.astype(np.float32)).sum(2, keepdims=True)
-        centred: Matrix = ((cube - mean) * self._root).reshape(len(shifts), -1)
-        return centred
+        """(n, N * K) of shifts (n, N * K), under the best plan's predictions."""
+        return centred(shifts, self._best_probabilities)
 
     def _choose_settings(self) -> None:
         """The kernel settings with the least leave-one-out error, in the metric of the divergence."""
@@ -243,8 +242,7 @@ class OutputModel:
 
     def _left_out(self) -> float:
         """Mean squared leave-one-out error (Rasmussen & Williams 2006, eq. 5.12), the better half of plans only."""
-        known = len(self._effects)
-        missed = ((self._inverse @ self._metric[known:, known:]) * self._inverse).sum(1) / np.diag(self._inverse) ** 2
+        missed = ((self._inverse @ self._missed_metric) * self._inverse).sum(1) / np.diag(self._inverse) ** 2
         return float(missed[self.losses <= np.median(self.losses)].mean())
 
     def _rebuild(self) -> None:
@@ -269,8 +267,7 @@ class OutputModel:
         kernel = overlap + self._settings.pairs * overlap**2
         noise = self._settings.noise * max(float(np.diag(kernel).mean()), 1e-12)
         self._inverse = np.linalg.inv(kernel + noise * np.eye(len(kernel)))
-        known = len(self._effects)
-        self._harm = float((self._inverse * self._metric[known:, known:]).sum()) / max(len(self), 1)
+        self._harm = float((self._inverse * self._missed_metric).sum()) / max(len(self), 1)
 
     def _calibration(self) -> float:
         """How many times larger misses were than the kernel says."""

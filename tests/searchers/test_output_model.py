@@ -152,13 +152,6 @@ def test_the_slope_of_the_effects_is_found_from_few_plans(plans):
     plain = Taught(plans=plans, scale=0.5)
     near = taught.truth < np.median(taught.truth)
     misses = [np.abs(found - taught.truth)[near].mean() for found in (expected, plain.model.predict(plain.fresh)[0])]
-    print(
-        "MISSES",
-        misses,
-        taught.truth[near].mean(),
-        np.corrcoef(expected, taught.truth)[0, 1],
-        np.corrcoef(plain.model.predict(plain.fresh)[0], taught.truth)[0, 1],
-    )
     assert misses[0] < 0.1 * misses[1]
 
 
