@@ -101,7 +101,7 @@ class Recording:
 def step_of(evaluated: Evaluated, best: Evaluated | None, total: int, limits: Mapping[str, int]) -> Step:
     """How a search of at most `total` evaluations stands; a search may begin with plans beyond the limits, no best."""
     shown = (best or evaluated).outcome
-    return Step(evaluated.index, total, evaluated.is_best, shown.kl, shown.accuracy, shown.resources, limits)
+    return Step(evaluated.used - 1, total, evaluated.is_best, shown.kl, shown.accuracy, shown.resources, limits)
 
 
 def write_policy(folder: RunFolder, config: Config, policy: Mapping[str, Tensor] | None) -> None:

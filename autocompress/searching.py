@@ -101,7 +101,7 @@ def _searched(
             original,
             evaluator.probabilities,
             prices,
-            effects=lambda: known_effects(evaluator, watcher),
+            effects=lambda around: known_effects(evaluator, watcher, around),
         )
         return run_search(task, settings, method=config.method, observe=observe, tensorboard=log), leaders
 

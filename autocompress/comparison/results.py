@@ -34,7 +34,7 @@ class CellResult:
         accuracy: of the best plan on the search split, in [0, 1].
         agreement: of the best plan with the original on the search split, in [0, 1].
         resources: of the best plan.
-        found_at: evaluations until the best plan was found, itself included.
+        found_at: evaluations until the best plan was found, itself and other work that counts included.
         stopped_because: in a few words.
         trace: (evaluations so far, KL of the best plan so far) whenever there was a better one.
         test_kl: nats, of the best plan on the test split.

@@ -194,7 +194,7 @@ class Session:
             accuracy=best.accuracy,
             agreement=best.agreement,
             resources=best.resources,
-            found_at=found.best.index + 1,
+            found_at=found.best.used,
             stopped_because=found.stopped_because,
             trace=tuple(tracing.trace),
             seconds=round(seconds, 3),
@@ -241,7 +241,7 @@ class _Tracing:
     def __call__(self, evaluated: Evaluated) -> None:
         if evaluated.is_best:
             self._best = evaluated
-            self.trace.append((evaluated.index + 1, evaluated.outcome.kl))
+            self.trace.append((evaluated.used, evaluated.outcome.kl))
         self._observe(step_of(evaluated, self._best, self._total, self._limits))
 
 

@@ -6,12 +6,17 @@ log-probabilities move by J dy, and the moves of several layers add up. The laye
 size of such a move under Kronecker-factored statistics (Martens & Grosse 2015), one layer at a time; the moves
 themselves also say which layers pull the same way. Inputs that are rounded have no such effect of their own: what moved
 before is rounded elsewhere, so their errors are noise, which is left to the layer errors.
+
+Far from the original, effects on it are no longer true: layers there read what others have already disturbed. Those
+around a plan are taken on the network with that plan's weights, of the labels next to its own. (The same step as from a
+first-order expansion to sequential linear programming; Griffith & Stewart 1961.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -21,11 +26,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from autocompress.evaluation.stitch import full_weight
+from autocompress.evaluation.stitch import LayerChoice, full_weight, resolve, untie_
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
+from autocompress_envs.numbers import IntArray, Labeling
 
+NEAR = 2  # positions on the menu, to either side of a plan's label, for which effects around it are computed
+CLASSES_AROUND = 4  # whose derivatives are taken there: the likeliest on every sample, and all others as one
 _MOST_SAMPLES, _MOST_BYTES = 64, 1_000_000_000  # whose derivatives are held at once
 
 
@@ -37,10 +45,12 @@ class Effects:
         pruning: (L, S, N, K) of the sparsities of every group's owner, summed over the layers that read the group; of
             the layer's own sparsities where granularity is not `channel`. Zeros where there is nothing to choose.
         rounding: (L, B * A, N, K) of weight bits, unpruned, the same for all activation bits.
+        passes: the work that they took, in forward passes of the network over the samples.
     """
 
     pruning: npt.NDArray[np.float32]
     rounding: npt.NDArray[np.float32]
+    passes: float = 0.0
 
     @property
     def samples(self) -> int:
@@ -49,7 +59,7 @@ class Effects:
 
     def first(self, count: int) -> Effects:
         """On the first samples alone."""
-        return Effects(self.pruning[:, :, :count], self.rounding[:, :, :count])
+        return replace(self, pruning=self.pruning[:, :, :count], rounding=self.rounding[:, :, :count])
 
 
 @dataclass(frozen=True)
@@ -73,29 +83,91 @@ def first_order_effects(
         batches: inputs in the network's dtype.
         pooled: log-probabilities (n, K) from outputs (n, classes); told the first sample's number.
     """
-    sweep = _Sweep(folded, menus)
-    at_once = sweep.samples_at_once(batches[0][:1], pooled)
-    found, first = [], 0
-    for batch in (part for whole in batches for part in whole.split(at_once)):
-        found.append(sweep.of(batch, lambda outputs, first=first: pooled(first, outputs)))  # type: ignore[misc]
-        first += len(batch)
-    pruning, rounding = (torch.cat([each[part] for each in found], 2).numpy() for part in ("pruning", "rounding"))
-    return Effects(pruning, rounding)
+    changes = {layer.name: _changes(menus, layer, folded.get_submodule(layer.name)) for layer in menus.network.layers}
+    return _Sweep(folded, menus, changes, None).over(batches, pooled)
+
+
+def effects_around(
+    folded: nn.Module,
+    menus: Menus,
+    labeling: Labeling,
+    batches: tuple[Tensor, ...],
+    pooled: Callable[[int, Tensor], Tensor],
+    far: Effects,
+) -> Effects:
+    """What labels do instead of those of a plan: effects whose zero is the plan.
+
+    Args:
+        folded: as in `first_order_effects`.
+        menus: of the network.
+        labeling: the plan.
+        batches: as in `first_order_effects`.
+        pooled: likewise.
+        far: around the original, on the same samples: what is known of labels more than `NEAR` positions away from the
+            plan's, as the difference to the plan's.
+    """
+    model, changes = copy.deepcopy(folded), {}
+    for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
+        module = model.get_submodule(layer.name)
+        untie_(module)
+        variant = menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
+        own = _full(menus, layer, choice.reads, variant)
+        changes[layer.name] = _changes_around(menus, layer, choice, own, module)
+        for name, parameter in module.named_parameters():
+            parameter.data = torch.empty_like(parameter).copy_(own[name].reshape(parameter.shape))
+    near = _Sweep(model, menus, changes, CLASSES_AROUND).over(batches, pooled)
+    bits, activations = labeling.weight_bits, len(menus.settings.activation_bits)
+    return Effects(
+        _completed(near.pruning, far.pruning, labeling.sparsity, 1),
+        _completed(near.rounding, far.rounding, bits * activations, activations),
+        near.passes,
+    )
+
+
+def _completed(
+    near: npt.NDArray[np.float32], far: npt.NDArray[np.float32], own: IntArray, each: int
+) -> npt.NDArray[np.float32]:
+    """(L, O, N, K) effects of nearby options, and the differences of others' effects beyond: `each` options a label."""
+    options = np.arange(near.shape[1]) // each
+    is_near = np.abs(options - own[:, None] // each) <= NEAR  # (L, O)
+    differences = far - far[np.arange(len(own)), own][:, None]
+    return np.where(is_near[:, :, None, None], near, differences)
 
 
 class _Sweep:
-    """The effects of all labels, batch by batch."""
+    """The effects of changes, batch by batch.
 
-    def __init__(self, folded: nn.Module, menus: Menus) -> None:
+    Args:
+        model: with the weights that are changed.
+        menus: of the network.
+        changes: by layer name.
+        classes: whose derivatives are taken, at most; None: all.
+    """
+
+    def __init__(
+        self, model: nn.Module, menus: Menus, changes: Mapping[str, Sequence[_Change]], classes: int | None
+    ) -> None:
         layers, settings = menus.network.layers, menus.settings
-        self._model = folded
-        self._modules: dict[str, Any] = {layer.name: folded.get_submodule(layer.name) for layer in layers}
-        self._changes = {layer.name: _changes(menus, layer, self._modules[layer.name]) for layer in layers}
+        self._model, self._changes, self._classes = model, changes, classes
+        self._modules: dict[str, Any] = {layer.name: model.get_submodule(layer.name) for layer in layers}
+        macs = sum(layer.macs for layer in layers)
+        self._changed = sum(layer.macs * len(changes[layer.name]) for layer in layers) / macs
         sparsities = max(len(each.sparsities) for each in menus.problem().layers)
         bits = len(settings.weight_bits) * len(settings.activation_bits)
         self._shapes = {"pruning": (len(layers), sparsities), "rounding": (len(layers), bits)}
 
-    def samples_at_once(self, sample: Tensor, pooled: Callable[[int, Tensor], Tensor]) -> int:
+    def over(self, batches: tuple[Tensor, ...], pooled: Callable[[int, Tensor], Tensor]) -> Effects:
+        """On the samples of `batches`."""
+        at_once = self._samples_at_once(batches[0][:1], pooled)
+        found, first = [], 0
+        for batch in (part for whole in batches for part in whole.split(at_once)):
+            found.append(self.of(batch, lambda outputs, first=first: pooled(first, outputs)))  # type: ignore[misc]
+            first += len(batch)
+        pruning, rounding = (torch.cat([each[part] for each in found], 2).numpy() for part in ("pruning", "rounding"))
+        classes = min(pruning.shape[3], self._classes or pruning.shape[3])
+        return Effects(pruning, rounding, passes=1 + classes + self._changed)
+
+    def _samples_at_once(self, sample: Tensor, pooled: Callable[[int, Tensor], Tensor]) -> int:
         """So that their derivatives fit in memory."""
         calls, outputs = _recorded(self._model, self._modules, sample)
         outputs_of_layers = [output for _, output in chain(*calls.values())]
@@ -111,16 +183,34 @@ class _Sweep:
         log_probabilities = pooled(outputs)
         totals = {part: torch.zeros(*shape, *log_probabilities.shape) for part, shape in self._shapes.items()}
         calls = [(name, inputs, output) for name, each in recorded.items() for inputs, output in each]
-        by_class = _derivatives(log_probabilities, [output for _, _, output in calls])
+        kept, belongs = _likeliest(log_probabilities, self._classes)
+        by_class = _derivatives(kept, [output for _, _, output in calls])
         for index, (name, inputs, _) in enumerate(calls):
             changes, count = self._changes[name], len(batch)
+            if not changes:
+                continue
             moved = [functional_call(self._modules[name], dict(change.parameters), (inputs,)) for change in changes]
             slope = torch.stack([of_all[index].reshape(count, -1) for of_all in by_class], 1)  # (n, K, outputs)
             change_of_outputs = torch.stack([each.reshape(count, -1) for each in moved], 1).transpose(1, 2)
-            found = torch.bmm(slope, change_of_outputs).float().cpu()  # (n, K, changes)
-            for change, effect in zip(changes, found.unbind(2), strict=True):
+            found = torch.bmm(slope, change_of_outputs).float()  # (n, classes, changes)
+            every = found.gather(1, belongs[:, :, None].expand(-1, -1, len(changes))).cpu()  # (n, K, changes)
+            for change, effect in zip(changes, every.unbind(2), strict=True):
                 totals[change.part][change.row, change.options] += effect
         return totals
+
+
+def _likeliest(log_probabilities: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:
+    """(n, classes) log-probabilities of every sample's likeliest classes and of all others together, and (n, K) which
+    of these each of the K classes belongs to."""
+    count = log_probabilities.shape[1]
+    if classes is None or classes >= count:
+        return log_probabilities, torch.arange(count, device=log_probabilities.device).expand(
+            len(log_probabilities), -1
+        )
+    order = log_probabilities.detach().argsort(1, descending=True)
+    ordered = log_probabilities.gather(1, order)
+    rest = ordered[:, classes - 1 :].logsumexp(1, keepdim=True)
+    return torch.cat([ordered[:, : classes - 1], rest], 1), order.argsort(1).clamp(max=classes - 1)
 
 
 def _derivatives(log_probabilities: Tensor, outputs: list[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -178,6 +268,37 @@ def _changes(menus: Menus, layer: Layer, module: nn.Module) -> list[_Change]:
                 change = _difference(_full(menus, layer, kept, variant), weights[-1], module)
                 changes.append(_Change(change, "pruning", owner, slice(option, option + 1)))
     return changes
+
+
+def _changes_around(
+    menus: Menus, layer: Layer, choice: LayerChoice, own: Mapping[str, Tensor], module: nn.Module
+) -> list[_Change]:
+    """What labels near a plan's do to a layer's parameters, `own` under the plan."""
+    row, activations = menus.network.layer_index()[layer.name], len(menus.settings.activation_bits)
+    changes = []
+
+    def add(part: str, row: int, options: slice, kept: Mapping[int, int], sparsity: float, bits: int) -> None:
+        new = _full(menus, layer, kept, menus.variant(layer, kept, sparsity, bits))
+        changes.append(_Change(_difference(new, own, module), part, row, options))
+
+    for bits in _others(choice.weight_bits, len(menus.settings.weight_bits)):
+        options = slice(bits * activations, (bits + 1) * activations)
+        add("rounding", row, options, choice.reads, choice.sparsity, bits)
+    if menus.settings.granularity != "channel":
+        sparsities = menus.sparsities(layer)
+        for option in _others(sparsities.index(choice.sparsity), len(sparsities)):
+            add("pruning", row, slice(option, option + 1), {}, sparsities[option], choice.weight_bits)
+    for position, read in enumerate(choice.reads):
+        counts, owner = menus.kept_options(menus.network.groups[read]), _owner(menus, layer, position)
+        for option in _others(counts.index(choice.reads[read]), len(counts)):
+            kept = {**choice.reads, read: counts[option]}
+            add("pruning", owner, slice(option, option + 1), kept, choice.sparsity, choice.weight_bits)
+    return changes
+
+
+def _others(own: int, count: int) -> list[int]:
+    """Options near a plan's own."""
+    return [option for option in range(max(0, own - NEAR), min(count, own + NEAR + 1)) if option != own]
 
 
 def _owner(menus: Menus, layer: Layer, position: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, unknown_name
-from autocompress.evaluation.effects import Effects, first_order_effects
+from autocompress.evaluation.effects import Effects, effects_around, first_order_effects
 from autocompress.evaluation.measure import compare
 from autocompress.evaluation.predictions import Predictions
 from autocompress.evaluation.stitch import Stitcher
@@ -101,21 +102,46 @@ class Evaluator:
         """(N, K) the original's predictions on the search split; see `Predictions`."""
         return self._predictions.probabilities
 
-    def effects(self, samples: int | None = None) -> Effects | None:
-        """What every label does to the outputs on the search split, to first order; computed when first asked for.
+    def effects(self, around: Labeling | None = None, samples: int | None = None) -> Effects | None:
+        """What every label does to the outputs on the search split, to first order.
 
         None where the menus are built lazily: most of their weights would have to be built for it.
 
         Args:
+            around: the plan instead of whose labels; where None, the original, computed when first asked for.
             samples: that are needed, the first ones; all where None.
         """
+        if not self._menus.eager:
+            return None
         wanted = min(samples or len(self._inputs), len(self._inputs))
-        known = 0 if self._effects is None else self._effects.samples
-        if known < wanted and self._menus.eager:
-            batches = torch.cat(self._batches)[:wanted].split(self.batch_size)
+        if self._effects is None or self._effects.samples < wanted:
+            self._effects = self._stored(wanted)
+        if around is None:
+            return self._effects
+        model, batches = self._prepared(self.dtype), self._first(wanted)
+        return effects_around(
+            model, self._menus, around, batches, self._predictions.pooled, self._effects.first(wanted)
+        )
+
+    def _first(self, samples: int) -> tuple[Tensor, ...]:
+        """Batches of the first samples."""
+        batches: tuple[Tensor, ...] = torch.cat(self._batches)[:samples].split(self.batch_size)
+        return batches
+
+    def _stored(self, samples: int) -> Effects:
+        """Effects around the original, kept beside the menus: they depend on no plan, hence on no budget either."""
+        digest = hashlib.sha256(f"{samples} {self.dtype}".encode())
+        for tensor in (self._inputs[:samples], self._reference[:samples]):
+            digest.update(tensor.contiguous().numpy().tobytes())
+
+        def tensors() -> dict[str, Tensor]:
             model, pooled = self._prepared(self.dtype), self._predictions.pooled
-            self._effects = first_order_effects(model, self._menus, batches, pooled)
-        return self._effects
+            found = first_order_effects(model, self._menus, self._first(samples), pooled)
+            parts = {"pruning": torch.from_numpy(found.pruning), "rounding": torch.from_numpy(found.rounding)}
+            return {**parts, "passes": torch.tensor(found.passes, dtype=torch.float64)}
+
+        read = self._menus.store.tensors(f"effects-{digest.hexdigest()[:16]}", tensors)
+        return Effects(read["pruning"].numpy(), read["rounding"].numpy(), float(read["passes"]))
 
     def stitched(self, labeling: Labeling) -> nn.Module:
         """A new float32 model with the plan's weights, channels really removed and inputs rounded as the plan says."""

@@ -82,7 +82,7 @@ class Stitcher:
         self._ready_bytes = 0
         self._ranges: dict[str, ActivationRange | None] = {}
         for layer in menus.network.layers:
-            _untie_(self._modules[layer.name])
+            untie_(self._modules[layer.name])
             self._modules[layer.name].register_forward_pre_hook(InputRounding(layer.name, self._ranges))
 
     def stitch_(self, labeling: Labeling) -> nn.Module:
@@ -157,7 +157,7 @@ class InputRounding:
         return None if found is None else (found.apply(args[0]), *args[1:])
 
 
-def _untie_(module: Any) -> None:
+def untie_(module: Any) -> None:
     """Parameters of its own: layers that share theirs get different labels."""
     for field in ("weight", "bias"):
         if getattr(module, field) is not None:

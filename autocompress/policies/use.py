@@ -44,16 +44,21 @@ def planned(
 ) -> Labeling:
     """The policy's plan without an evaluation: what is foreseen under its prices, or its walk's where effects are
     not to be had."""
-    found, effects = decided(saved, problem, limits, watcher), known_effects(evaluator, watcher, SAMPLES)
+    found, effects = decided(saved, problem, limits, watcher), known_effects(evaluator, watcher, samples=SAMPLES)
     if effects is None:
         return found.labeling
     return foreseen(problem, limits, evaluator.probabilities, effects, found.prices)
 
 
-def known_effects(evaluator: Evaluator, watcher: Progress, samples: int | None = None) -> Effects | None:
-    """See `Evaluator.effects`; told beforehand, for they take the time of some dozens of evaluations."""
-    watcher.stage("first-order effects: what every label does to the outputs, before a plan is evaluated")
-    return evaluator.effects(samples)
+def known_effects(
+    evaluator: Evaluator, watcher: Progress, around: Labeling | None = None, samples: int | None = None
+) -> Effects | None:
+    """See `Evaluator.effects`; told beforehand, for they take the time of a dozen evaluations and more."""
+    if around is None:
+        watcher.stage("first-order effects: what every label does to the outputs, before a plan is evaluated")
+    else:
+        watcher.stage("first-order effects around the best plan: what labels next to its own do to the outputs")
+    return evaluator.effects(around, samples)
 
 
 def decided(saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], watcher: Progress) -> Walk:

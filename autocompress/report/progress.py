@@ -12,7 +12,7 @@ class Step:
     """One evaluated plan, as it happened.
 
     Attributes:
-        index: from 0.
+        index: from 0; other work that counts as evaluations is counted.
         total: evaluations at most.
         is_best: whether it is the best so far.
         best_kl: nats, of the best plan so far.

@@ -33,7 +33,8 @@ class SearchSettings:
         agent: name in `agents.AGENTS`; used by the method `rl` only.
         action: `price`, `label` or `discrete`: what one step of the environment decides.
         reward: name in `autocompress_envs.rewards.REWARDS`.
-        episodes: most network evaluations, everything included; at least 1. A plan seen before is free.
+        episodes: most network evaluations, everything included; at least 1. A plan seen before is free; other work
+            on a plan's network counts as the evaluations that it takes as long as.
         seed: of every random choice, at least 0.
         patience: stop after this many evaluations without improvement; 0 = never.
         environments: environments in lockstep; 0 = what suits the agent. Off-policy agents always use one.
@@ -77,7 +78,8 @@ class Task:
             Agents that model the network's outputs need both.
         prices: (L, 2) log prices that a policy gives the network's layers, where agents that act by prices begin.
         effects: gives what every label does to the network's outputs, to first order, on the samples of
-            `probabilities`; for agents that model these.
+            `probabilities`, around a plan or, given None, around the original; for agents that model these. Those
+            around the original depend on no plan: they are part of the calibration. Those around a plan count.
     """
 
     problem: Problem
@@ -86,14 +88,20 @@ class Task:
     original_accuracy: float = math.nan
     probabilities: FloatArray | None = None
     prices: FloatArray | None = None
-    effects: Callable[[], Effects | None] | None = None
+    effects: Callable[[Labeling | None], Effects | None] | None = None
 
 
 @dataclass(frozen=True)
 class Evaluated:
     """One evaluated plan.
 
-    `index` counts distinct evaluations from 0; `is_best` = within the limits, and better than all before it that are.
+    Attributes:
+        index: counts distinct evaluations from 0.
+        labeling: the plan.
+        outcome: what was measured.
+        reward: higher is better.
+        is_best: whether it is within the limits, and better than all before it that are.
+        spent: of the allowance up to now on other work than evaluations.
     """
 
     index: int
@@ -101,6 +109,12 @@ class Evaluated:
     outcome: Outcome
     reward: float
     is_best: bool
+    spent: int = 0
+
+    @property
+    def used(self) -> int:
+        """Of the allowance up to now, this evaluation included."""
+        return self.index + 1 + self.spent
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,7 @@ class Recorder:
         self._context = RewardContext(task.original_accuracy, task.problem.original(), task.limits)
         self._seen: dict[bytes, Evaluated] = {}
         self._repeats = 0
+        self._spent = 0
         self.best: Evaluated | None = None
         self.policy_state: dict[str, torch.Tensor] | None = None
 
@@ -141,6 +156,15 @@ class Recorder:
     def evaluations(self) -> int:
         """Distinct plans evaluated so far."""
         return len(self._seen)
+
+    @property
+    def left(self) -> int:
+        """Of the allowance."""
+        return self._settings.episodes - self.evaluations - self._spent
+
+    def spend(self, evaluations: int) -> None:
+        """Count other work on the network as so many evaluations, at least 0; at most what is left is counted."""
+        self._spent += max(0, min(evaluations, self.left))
 
     def __call__(self, labeling: Labeling) -> Outcome:
         return self.record(labeling).outcome
@@ -166,8 +190,9 @@ class Recorder:
 
     def _check_allowance(self) -> None:
         settings = self._settings
-        if self.evaluations >= settings.episodes:
-            raise StopSearch(f"all {settings.episodes} evaluations are used")
+        if self.left <= 0:
+            on_effects = f", {self._spent} of them on first-order effects" if self._spent else ""
+            raise StopSearch(f"all {settings.episodes} evaluations are used{on_effects}")
         if settings.patience and self.best and self.evaluations - 1 - self.best.index >= settings.patience:
             raise StopSearch(f"{settings.patience} evaluations brought no improvement")
 
@@ -176,7 +201,7 @@ class Recorder:
         reward = self._reward(outcome)
         fits = is_within(outcome.resources, self._task.limits)  # measurements of single layers need not
         is_best = fits and (self.best is None or reward > self.best.reward)
-        evaluated = Evaluated(self.evaluations, labeling, outcome, reward, is_best)
+        evaluated = Evaluated(self.evaluations, labeling, outcome, reward, is_best, self._spent)
         self.best = evaluated if is_best else self.best
         for observe in self._observers:
             observe(evaluated)

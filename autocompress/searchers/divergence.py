@@ -9,9 +9,10 @@ from autocompress_envs.numbers import FloatArray
 
 
 def shifted(log_probabilities: FloatArray, shift: FloatArray | Matrix) -> FloatArray:
-    """(N, K) log-probabilities after a shift (N, K), normalised."""
+    """(…, N, K) log-probabilities (N, K) after shifts (…, N, K), normalised."""
     logits = log_probabilities + shift
-    predicted: FloatArray = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    logits -= logits.max(-1, keepdims=True)
+    predicted: FloatArray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return predicted
 
 

@@ -1,32 +1,34 @@
 """Model-based reinforcement learning: real episodes teach a model of the network's outputs, and plans are made in it.
 
 The Dyna idea (Sutton 1991) where an episode is one plan: between two evaluations of the network, thousands of plans are
-tried in the model for nothing, and the one that is evaluated next is the most promising under optimism in the face of
-uncertainty. First-order effects tell the model beforehand what single labels do, and which plan to begin with. Prices
-drawn by an explorer (see `explorers`) begin the search where nothing is known, and go on taking turns with the model,
-so that it also learns of plans it would not have chosen.
+tried in the model for nothing, and the one that is evaluated next is the most promising. Where nothing is known
+beforehand, that is under optimism in the face of uncertainty, and prices drawn by an explorer (see `explorers`) begin
+the search. First-order effects tell the model what single labels do, and which plan to begin with. Far from the
+original they are no longer true, so they are taken anew around the best plan, for about half of a long search's
+allowance at most. The explorer goes on taking turns with the model, so that it also learns of plans it would not have
+chosen.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress.searchers.base import Recorder, SearchSettings, Task
+from autocompress.evaluation.effects import Effects
+from autocompress.searchers.base import Evaluated, Recorder, SearchSettings, Task
 from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
-from autocompress.searchers.foresight import foreseen
+from autocompress.searchers.foresight import Known, foreseen, foreseen_around
 from autocompress.searchers.output_model import OutputModel
 from autocompress.searchers.planning import Planner
 from autocompress_envs.numbers import IntArray, Labeling
 from autocompress_envs.pricing import Pricer
 
-EVERY = 4  # one in so many evaluations is the explorer's, later on
 STARTS = 3  # best plans from which planning begins
 AFAR = 1.0  # standard deviation of the log prices of plans anywhere
-OPTIMISM = 1.0  # standard deviations by which an uncertain plan is taken to be better than expected
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Habits:
 
     Attributes:
         first: evaluations of the explorer alone.
+        every: one in so many evaluations is the explorer's, later on.
+        optimism: standard deviations by which an uncertain plan is taken to be better than expected.
         cautious: share of later plans that are made with the harm which the unknown is expected to do; for the others
             it counts for nothing, which explores.
         afar: share of later plans whose walk begins at any plan, not at the best ones: what effects tell of holds
@@ -42,13 +46,17 @@ class Habits:
     """
 
     first: int
+    every: int
+    optimism: float
     cautious: float
     afar: float
 
 
-FROM_EFFECTS = Habits(first=1, cautious=0.0, afar=0.2)  # what single labels do is known
-FROM_ZERO = Habits(first=24, cautious=0.0, afar=0.0)
-FROM_PRICES = Habits(first=6, cautious=0.75, afar=0.0)  # a policy's plan is close to the best: less is to be explored
+# What single labels do is known: better plans are near, and what is uncertain is mostly worse.
+FROM_EFFECTS = Habits(first=0, every=12, optimism=0.0, cautious=0.4, afar=0.2)
+FROM_ZERO = Habits(first=24, every=4, optimism=1.0, cautious=0.0, afar=0.0)
+# A policy's plan is close to the best: less is to be explored.
+FROM_PRICES = Habits(first=6, every=4, optimism=1.0, cautious=0.75, afar=0.0)
 
 
 def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) -> NoReturn:
@@ -66,7 +74,12 @@ def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) 
     search = _Search(task, settings, recorder)
     search.foresee()
     while True:
-        search.explore() if search.is_explorers_turn() else search.plan()
+        if search.is_time_to_look():
+            search.look()
+        elif search.is_explorers_turn():
+            search.explore()
+        else:
+            search.plan()
 
 
 class _Search:
@@ -80,13 +93,15 @@ class _Search:
         if task.prices is not None:
             self._first.insert(0, Proposal(task.prices, "policy"))
         self._proposal = self._first.pop(0)
-        self._task, effects = task, None if task.effects is None else task.effects()
+        self._task, effects = task, None if task.effects is None else task.effects(None)
         self._effects = effects
         self._habits = FROM_EFFECTS if effects else FROM_ZERO if task.prices is None else FROM_PRICES
         self._model = OutputModel(task.problem, task.probabilities, task.prices, effects)
         self._planner = Planner(task.problem, task.limits, self._model)
         self._known: set[bytes] = set()
         self._is_repeating = False
+        self._looked_from: Evaluated | None = None
+        self._looked_at = 0
 
     def foresee(self) -> None:
         """Evaluate the plan that is foreseen to be the best, where effects are to be had."""
@@ -96,11 +111,47 @@ class _Search:
             labeling = foreseen(task.problem, task.limits, task.probabilities, self._effects, task.prices)
             self._evaluate(labeling, Proposal(self._proposal.prices, "model"))
 
+    def is_time_to_look(self) -> bool:
+        """Whether effects around the best plan are to be had, and as many evaluations went by as they take.
+
+        Those around a plan never take more than those around the original: fewer classes, and only labels nearby.
+        """
+        best, effects = self._recorder.best, self._effects
+        if effects is None or best is None or best is self._looked_from:
+            return False
+        waited = len(self._model) - self._looked_at if self._looked_from else math.inf
+        return effects.passes <= waited and effects.passes < self._recorder.left
+
+    def look(self) -> None:
+        """Effects around the best plan, and the plan that they foresee."""
+        best = self._recorder.best
+        assert best is not None
+        self._effects = self._around(best)
+        self._recorder.spend(math.ceil(self._effects.passes))
+        self._looked_from, self._looked_at = best, len(self._model)
+        self._evaluate(self._foreseen_around(best), Proposal(self._proposal.prices, "model"))
+
+    def _around(self, best: Evaluated) -> Effects:
+        """Effects around the best plan, for the model too."""
+        assert self._task.effects is not None
+        effects = self._task.effects(best.labeling)
+        assert effects is not None, "there are some around the original"
+        self._model.move(effects, best.labeling)
+        return effects
+
+    def _foreseen_around(self, best: Evaluated) -> Labeling:
+        task, shift = self._task, best.outcome.shift
+        assert task.probabilities is not None
+        assert self._effects is not None
+        assert shift is not None
+        known = Known(best.labeling, shift.astype(np.float64))
+        return foreseen_around(task.problem, task.limits, task.probabilities, self._effects, known, task.prices)
+
     def is_explorers_turn(self) -> bool:
         """It passes where the explorer has just brought a plan seen before: the model knows one that is new."""
         if self._is_repeating:
             return False
-        return len(self._model) < self._habits.first or len(self._model) % EVERY == 0
+        return len(self._model) < self._habits.first or len(self._model) % self._habits.every == 0
 
     def explore(self) -> None:
         """Evaluate what the explorer proposes."""
@@ -123,7 +174,7 @@ class _Search:
         if not len(candidates):
             return None
         expected, deviation = model.predict(candidates, caution)
-        optimism = OPTIMISM if model.is_calibrated else 0.0
+        optimism = self._habits.optimism if model.is_calibrated else 0.0
         return model.cells.decode(candidates[int((expected - optimism * deviation).argmin())])
 
     def _start(self) -> IntArray:

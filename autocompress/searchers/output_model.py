@@ -23,7 +23,8 @@ saturate. The rows of effects then stand beside the residuals r_n, and z, g and 
 
     z = (s (labels of p - labels of b), alpha(p) - onehot(b)).
 
-So what single labels do need not be learned: a good plan is found in a tenth of the evaluations.
+So what single labels do need not be learned: a good plan is found in a tenth of the evaluations. Effects around a plan
+b say what others do instead, r(p) = d(p) - d(b) - D_b(p); nothing saturates nearby, so their slope is 1.
 
 What is not known of d(p) can only do harm, for a divergence is convex: its expectation is higher by v(p) h / 2, with v
 the variance k(p, p) - k(p)' alpha(p) and h = tr(K^-1 H) / n the harm of one unit of kernel, as measured so far.
@@ -98,6 +99,8 @@ class OutputModel:
             np.zeros((0, probabilities.size), dtype=np.float32) if effects is None else self.cells.effects(effects)
         )
         self._slope = 1.0  # s
+        self._offset = np.zeros(probabilities.size, dtype=np.float32)  # d of the plan around which the effects are
+        self._is_around_plan = False
         self._shifts = np.zeros((0, probabilities.size), dtype=np.float32)
         self._foreseen = np.zeros((0, probabilities.size), dtype=np.float32)  # D of the measured plans
         self.codes: IntArray = np.zeros((0, len(self.cells.offsets)), dtype=np.int64)
@@ -125,13 +128,21 @@ class OutputModel:
         self.codes = np.vstack([self.codes, codes])
         self.losses = np.append(self.losses, outcome.kl)
         self._shifts = np.vstack([self._shifts, outcome.shift.astype(np.float32).reshape(1, -1)])
-        foreseen = self._effects[self.cells.of(codes)].sum(0) if len(self._effects) else 0 * outcome.shift.ravel()
-        self._foreseen = np.vstack([self._foreseen, foreseen])
+        self._foreseen = np.vstack([self._foreseen, self._sums(codes)])
         self._columns = np.hstack([self._columns, self._column(codes)[:, None]])
-        is_time = len(self) % REFIT == 0 or len(self).bit_count() == 1
+        is_time = not self._is_around_plan and (len(self) % REFIT == 0 or len(self).bit_count() == 1)
         self._look_from(int(self.losses.argmin()), anew=is_time and len(self._effects) > 0)
         if len(self) % REFIT == 0:
             self._choose_settings()
+        self._solve()
+
+    def move(self, effects: Effects, labeling: Labeling) -> None:
+        """Go on with effects around a plan that was measured."""
+        codes = self.cells.encode(labeling)
+        self._effects, self._is_around_plan = self.cells.effects(effects), True
+        self._offset = self._shifts[int((self.codes == codes).all(1).argmax())]
+        self._foreseen = np.stack([self._sums(each) for each in self.codes])
+        self._look_from(self._best, anew=True)
         self._solve()
 
     def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
@@ -204,21 +215,34 @@ class OutputModel:
             shift = self._shifts[best].reshape(self._probabilities.shape)
             self._best_probabilities = np.exp(shifted(np.log(self._probabilities), shift))
             self._slope = self._fitted_slope()
-            self._basis = np.vstack([self._effects, self._shifts - self._slope * self._foreseen])
+            self._basis = np.vstack([self._effects, self._missed(self._shifts, self._foreseen)])
             self._centred = self._centre(self._basis)
             self._metric = (self._centred @ self._centred.T).astype(np.float64)
         else:
-            missed = self._shifts[-1:] - self._slope * self._foreseen[-1:]
+            missed = self._missed(self._shifts[-1:], self._foreseen[-1:])
             self._basis = np.vstack([self._basis, missed])
             self._centred = np.vstack([self._centred, self._centre(missed)])
             row = (self._centred @ self._centred[-1]).astype(np.float64)
             self._metric = np.block([[self._metric, row[:-1, None]], [row[None]]])
         self._gradient = slopes(self._basis, self._best_probabilities, self._probabilities)
 
+    def _sums(self, codes: IntArray) -> Matrix:
+        """(N * K,) the effects of a plan's labels (2L,)."""
+        if not len(self._effects):
+            return np.zeros_like(self._offset)
+        summed: Matrix = self._effects[self.cells.of(codes)].sum(0)
+        return summed
+
+    def _missed(self, shifts: Matrix, foreseen: Matrix) -> Matrix:
+        """(n, N * K) what effects do not tell of measured shifts (n, N * K)."""
+        return shifts - self._offset - np.float32(self._slope) * foreseen
+
     def _fitted_slope(self) -> float:
         """Of measured shifts over foreseen ones, by least squares in the metric: large disturbances saturate."""
         if not len(self._effects):
             return 0.0
+        if self._is_around_plan:
+            return 1.0
         foreseen = self._centre(self._foreseen)
         energy = float((foreseen**2).sum())
         if energy < _NO_ENERGY:

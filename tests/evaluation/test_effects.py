@@ -1,115 +1,20 @@
 """First-order effects: against forward-mode derivatives of whole networks, and against plans really evaluated."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from evaluation_toys import NETWORKS, masked, menus_of, network, original_labels, outputs
-from torch import Tensor, nn
+from effects_toys import Case, agree, at, case, evaluator, less
+from evaluation_toys import menus_of, original_labels, outputs
+from torch import nn
 
-from autocompress.evaluation import Evaluator
-from autocompress.evaluation.effects import Effects, _Sweep, first_order_effects
+from autocompress.evaluation.effects import Effects, first_order_effects
 from autocompress.evaluation.predictions import Predictions
-from autocompress.menus import Menus
-from autocompress.network import fold_batch_norms
 from autocompress_envs import Labeling
 
 MODULE = "autocompress.evaluation.effects"
-
-
-class Twice(nn.Module):
-    """Input 6: one layer that runs twice; more classes than are kept apart."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.same, self.head = nn.Linear(6, 6), nn.Linear(6, 12)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return 3 * self.head(torch.relu(self.same(torch.relu(self.same(x)))))
-
-
-class Windows(nn.Module):
-    """Input 3x4: a layer that sees every sample as three, as in window attention."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.window, self.head = nn.Linear(4, 6), nn.Linear(18, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.window(x.reshape(-1, 4))).reshape(-1, 18))
-
-
-class SequenceFirst(Windows):
-    """Input 3x4: a layer that has the samples along its second axis, as recurrent code does."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.relu(self.window(x.transpose(0, 1))).transpose(0, 1).flatten(1))
-
-
-OTHERS = {"twice": (Twice, (6,)), "windows": (Windows, (3, 4)), "sequence first": (SequenceFirst, (3, 4))}
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    model: nn.Module
-    folded: nn.Module
-    menus: Menus
-    x: Tensor
-    pooled: Callable[[int, Tensor], Tensor]
-
-    def effects(self, *split: int) -> Effects:
-        return first_order_effects(self.folded, self.menus, self.x.split(split or (len(self.x),)), self.pooled)
-
-    def derivative(self, direction: dict[str, Tensor]) -> Tensor:
-        """(N, K) of all log-probabilities along a change of the parameters, float64."""
-        model = copy.deepcopy(self.folded).double()
-
-        def run(parameters: dict[str, Tensor]) -> Tensor:
-            return self.pooled(0, torch.func.functional_call(model, parameters, (self.x.double(),)))
-
-        whole = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        return torch.func.jvp(run, (whole,), ({name: direction[name] for name in whole},))[1]
-
-    def parameters(self, labeling: Labeling | None = None) -> dict[str, Tensor]:
-        """Float64, in the original's shapes: of the plan, or folded and as they are."""
-        model = self.folded if labeling is None else masked(self.model, self.menus, labeling)
-        return {name: parameter.detach().double() for name, parameter in model.named_parameters()}
-
-
-@cache
-def case(name: str, granularity: str = "channel", bits: tuple[int, ...] = (2, 8), inputs: int = 4) -> Case:
-    if name in OTHERS:
-        torch.manual_seed(1)
-        build, shape = OTHERS[name]
-        model, x = build().eval(), torch.randn(24, *shape)
-    else:
-        assert name in NETWORKS
-        model, x = network(name)
-    options = {"weight_bits": bits, "activation_bits": (inputs, 32), "sparsity_levels": 4}
-    menus = menus_of(model, x, granularity=granularity, **options)
-    folded = fold_batch_norms(model, menus.network).requires_grad_(False)
-    return Case(model, folded, menus, x, Predictions(outputs(model, x)).pooled)
-
-
-def evaluator(given: Case, **options: Any) -> Evaluator:
-    return Evaluator(given.model, given.menus.network, given.menus, given.x, None, **options)
-
-
-def less(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: one[name] - other[name] for name in one}
-
-
-def at(menus: Menus, **changes: tuple[int, int]) -> Labeling:
-    """The original's labels but for (row, position) of some fields."""
-    labeling = original_labels(menus.problem())
-    for field, (row, position) in changes.items():
-        getattr(labeling, field)[row] = position
-    return labeling
 
 
 def by_derivatives(case: Case) -> Effects:
@@ -128,12 +33,6 @@ def by_derivatives(case: Case) -> Effects:
             direction = {name: (changed[name] - original[name]) * own[name] for name in original}
             rounding[row, bits] = case.derivative(direction)
     return Effects(pruning, rounding)
-
-
-def agree(found: np.ndarray, expected: np.ndarray) -> None:
-    """Every label by itself, (…, N, K): small effects count as much as large ones."""
-    missed, size = (np.linalg.norm(each, axis=(-2, -1)) for each in (found - expected, expected))
-    assert (missed <= 5e-4 * size + 1e-5).all(), (missed.max(), size.max())
 
 
 def foreseen(found: np.ndarray, shift: np.ndarray, tolerance: float) -> None:
@@ -211,7 +110,7 @@ def test_how_samples_are_split_does_not_matter(monkeypatch: pytest.MonkeyPatch, 
     whole = given.effects()
     monkeypatch.setattr(f"{MODULE}._MOST_SAMPLES", samples)
     monkeypatch.setattr(f"{MODULE}._MOST_BYTES", most_bytes)
-    at_once = _Sweep(given.folded, given.menus).samples_at_once(given.x[:1], given.pooled)
+    at_once = given.samples_at_once()
     assert at_once == {10**9: 5, 1: 1}.get(most_bytes, 7)
     for batches in ((24,), (11, 11, 2)):
         split = given.effects(*batches)
@@ -271,10 +170,10 @@ def test_the_evaluator_computes_effects_once_and_none_for_lazy_menus(monkeypatch
     agree(found.pruning, given.effects().pruning)
     agree(found.rounding, given.effects().rounding)
     few = evaluator(given, dtype="float32", batch_size=7)
-    agree(few.effects(10).pruning, found.first(10).pruning)
-    agree(few.effects(24).pruning, found.pruning)  # more than are known: anew
+    agree(few.effects(samples=10).pruning, found.first(10).pruning)
+    agree(few.effects(samples=24).pruning, found.pruning)  # more than are known: anew
     monkeypatch.setattr("autocompress.evaluation.evaluator.first_order_effects", None)
-    assert few.effects(10).samples == 24
+    assert few.effects(samples=10).samples == 24
     assert evaluate.effects() is found
     assert evaluate.evaluations == 1
     assert evaluator(replace(given, menus=replace(given.menus, eager=False)), dtype="float32").effects() is None

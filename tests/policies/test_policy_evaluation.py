@@ -53,7 +53,7 @@ def test_an_untrained_policy_is_what_effects_alone_foresee(on, untrained, monkey
 
 
 def test_an_untrained_policy_without_effects_is_the_solver(on, untrained, monkeypatch):
-    monkeypatch.setattr(Evaluator, "effects", lambda evaluator, samples=None: None)
+    monkeypatch.setattr(Evaluator, "effects", lambda evaluator, around=None, samples=None: None)
     scores = evaluate_policy(untrained, on)
     assert [score.budget for score in scores] == ["size=8%", "size=12%"]
     assert all(score.policy_kl == score.solver_kl > 0 for score in scores)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from autocompress.policies.policy import PricePolicy, walk
 from autocompress.policies.use import chosen_policy, planned
 from autocompress.report.progress import Silent
 from autocompress.run_folder import read_journal
+from autocompress.searchers import model_based
 from autocompress.searchers.agents import AGENTS
 from autocompress.searchers.base import Task
 from autocompress.searchers.explorers import EXPLORERS
@@ -53,7 +55,7 @@ class Watcher(Silent):
 class Lazy:
     """An evaluator of menus that are built lazily."""
 
-    def effects(self, samples=None):
+    def effects(self, around=None, samples=None):
         return None
 
 
@@ -308,8 +310,10 @@ def test_a_resumed_run_must_find_the_same_policy(zero_shot, quick, mine, tmp_pat
 
 
 def test_a_search_begins_with_the_foreseen_plan_and_later_takes_the_policys_and_the_solvers(
-    quick, mine, zero_shot, tmp_path
+    quick, mine, zero_shot, tmp_path, monkeypatch
 ):
+    """Every fourth evaluation, here; 9 are too few for effects around a plan."""
+    monkeypatch.setattr(model_based, "FROM_EFFECTS", replace(model_based.FROM_EFFECTS, every=4))
     options = {**quick, "episodes": 9, "policy": str(mine), "selection_samples": 0}
     result = autocompress.search(out=tmp_path / "run", **options)
     entries = read_journal(tmp_path / "run" / "journal.jsonl")[1]

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from output_toys import LinearNetwork, softmax
+from output_toys import LinearNetwork, Taught, predicted_by_hand, softmax
 
 from autocompress.searchers.output_model import REFIT, TRUST, OutputModel
 from autocompress.searchers.planning import Planner
@@ -12,25 +12,6 @@ from autocompress_envs.numbers import Labeling
 from autocompress_envs.pricing import Pricer
 from autocompress_envs.tables import is_within
 from autocompress_envs.toy import TOY_LIMITS, fair_coins, toy_problem
-
-
-class Taught:
-    """A network, its model after random plans, and 40 further plans with their true divergences."""
-
-    def __init__(self, effects=None, plans=60, scale=2.0):
-        self.network, rng = LinearNetwork(scale=scale), np.random.default_rng(1)
-        network = self.network
-        known = None if effects is None else network.effects(*effects)
-        self.model, seen = OutputModel(network.problem, network.probabilities, effects=known), set()
-        while len(self.model) < plans:
-            labeling = network.random(rng)
-            if labeling.key() not in seen:
-                seen.add(labeling.key())
-                self.model.add(labeling, network.evaluate(labeling))
-        fresh = [labeling for labeling in (network.random(rng) for _ in range(40)) if labeling.key() not in seen]
-        self.fresh = np.stack([network.cells.encode(labeling) for labeling in fresh])
-        self.truth = np.array([network.evaluate(labeling).kl for labeling in fresh])
-
 
 WRONG_EFFECTS = (0.8, 0.5)  # a slope to be found, and misses that are left for the process to learn
 
@@ -77,40 +58,6 @@ def test_caution_adds_the_harm_of_what_is_unknown(taught):
     assert abs((cautious - truth)[near].mean()) < 0.8 * abs((curious - truth)[near].mean())
     known = learner.predict(learner.codes, caution=1.0)[0] - learner.predict(learner.codes)[0]
     assert known.mean() < 0.2 * (cautious - curious).mean()
-
-
-def predicted_by_hand(model, network, effects, codes):
-    """The formulas of the module, one plan at a time and in full; `codes` are (M, 2L)."""
-    settings, layers = model._settings, len(network.problem.layers)
-    errors, likeness = network.cells.errors, (settings.pruning, settings.rounding)
-    known, probabilities = model.codes, network.probabilities
-    shifts = model._shifts.astype(float).reshape(len(known), *probabilities.shape)
-
-    def kernel(one, other):
-        alike = 0.0
-        for feature, (o, p) in enumerate(zip(one, other, strict=True)):
-            e = errors[feature // layers][feature % layers]
-            alike += np.sqrt(e[o] * e[p]) * likeness[feature // layers] ** abs(o - p)
-        return alike + settings.pairs * alike**2
-
-    def foreseen(plan):
-        if effects is None:
-            return 0.0
-        rows = [effects.pruning[i, plan[i]] + effects.rounding[i, plan[layers + i]] for i in range(layers)]
-        return model._slope * np.sum(rows, 0, dtype=float)
-
-    gram = np.array([[kernel(one, other) for other in known] for one in known])
-    inverse = np.linalg.inv(gram + settings.noise * np.diag(gram).mean() * np.eye(len(known)))
-    missed = np.array([shift - foreseen(plan) for shift, plan in zip(shifts, known, strict=True)])
-    best = int(model.losses.argmin())
-    now = softmax(np.log(probabilities) + shifts[best])
-    found = []
-    for plan in codes:
-        alpha = inverse @ [kernel(plan, other) for other in known]
-        moved = foreseen(plan) + np.tensordot(alpha, missed, 1) - shifts[best]
-        variance = (now * moved**2).sum(1) - (now * moved).sum(1) ** 2
-        found.append(model.losses[best] + ((now - probabilities) * moved).sum(1).mean() + 0.5 * variance.mean())
-    return np.array(found)
 
 
 @pytest.mark.parametrize("wrong", [None, WRONG_EFFECTS], ids=["without effects", "with effects"])

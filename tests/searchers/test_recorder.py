@@ -48,6 +48,49 @@ def test_a_plan_seen_before_is_free():
     assert len(seen) == 2
 
 
+def test_other_work_counts_as_evaluations():
+    """3 plans and 4 others of 7; what was used up to a plan stands beside it."""
+    recorder, seen = recorder_of([0.5, 0.2, 0.3, 0.4], episodes=7)
+    recorder(plan(0))
+    assert recorder.left == 6
+    recorder.spend(3)
+    recorder(plan(1))
+    recorder(plan(0))  # seen before: free
+    assert (recorder.left, recorder.evaluations) == (2, 2)
+    recorder.spend(0)
+    recorder.spend(1)
+    recorder(plan(2))
+    assert [(e.index, e.spent, e.used) for e in seen] == [(0, 0, 1), (1, 3, 5), (2, 4, 7)]
+    assert (recorder.left, recorder.evaluations) == (0, 3)
+    with pytest.raises(StopSearch, match=r"^all 7 evaluations are used, 4 of them on first-order effects$"):
+        recorder(plan(3))
+    assert recorder(plan(1)).kl == 0.2
+    assert len(seen) == 3
+
+
+def test_no_more_is_spent_than_is_left():
+    recorder, seen = recorder_of([0.5, 0.2], episodes=5)
+    recorder(plan(0))
+    recorder.spend(40)
+    assert recorder.left == 0
+    recorder.spend(1)
+    assert (recorder.left, recorder.evaluations) == (0, 1)
+    with pytest.raises(StopSearch, match=r"^all 5 evaluations are used, 4 of them on first-order effects$"):
+        recorder(plan(1))
+    assert [e.used for e in seen] == [1]
+
+
+def test_patience_counts_evaluations_alone():
+    recorder, seen = recorder_of([0.5, 0.6, 0.6, 0.7], patience=2)
+    recorder(plan(0))
+    recorder.spend(9)
+    recorder(plan(1))
+    recorder(plan(2))
+    with pytest.raises(StopSearch, match=r"^2 evaluations brought no improvement$"):
+        recorder(plan(3))
+    assert len(seen) == 3
+
+
 def test_a_tie_is_no_improvement():
     recorder, seen = recorder_of([0.5, 0.5])
     recorder(plan(0))

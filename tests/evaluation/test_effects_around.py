@@ -1,0 +1,265 @@
+"""Effects around plans: against forward-mode derivatives of the plan's network, and against plans really evaluated."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from effects_toys import Case, agree, case, changed, evaluator, less
+from evaluation_toys import Tied, masked, menus_of, original_labels, outputs, random_labels
+from torch import nn
+
+from autocompress.evaluation.effects import NEAR, Effects, effects_around, first_order_effects
+from autocompress.evaluation.predictions import Predictions
+from autocompress.network import fold_batch_norms
+from autocompress_envs import Labeling
+
+MODULE = "autocompress.evaluation.effects"
+BITS = (1, 2, 3, 4, 8, 16)  # from either end, three of them are far
+KINDS = [
+    ("concat", "channel"), ("inverted residual", "channel"), ("sequence", "channel"), ("twice", "channel"),
+    ("windows", "channel"), ("sequence first", "channel"), ("sequence", "element"), ("twice", "element"),
+    ("concat", "2:4"),
+]  # fmt: skip
+
+
+def plan_of(given: Case, seed: int) -> Labeling:
+    """Labels at random."""
+    return random_labels(given.menus.problem(), np.random.default_rng(seed))
+
+
+def distances(given: Case, plan: Labeling) -> tuple[np.ndarray, np.ndarray]:
+    """(L, S) and (L, B) positions between every label and the plan's own."""
+    sparsities = np.arange(given.far.pruning.shape[1])
+    bits = np.arange(len(given.menus.settings.weight_bits))
+    return abs(sparsities - plan.sparsity[:, None]), abs(bits - plan.weight_bits[:, None])
+
+
+def by_derivatives(given: Case, plan: Labeling) -> Effects:
+    """Effects of near labels as they should be; activations as they are, one option of weight bits each."""
+    layers, (*_, samples, classes) = given.menus.problem().layers, given.far.pruning.shape
+    own, (of_pruning, of_rounding) = given.parameters(plan), distances(given, plan)
+    pruning, rounding = (np.zeros((*each.shape, samples, classes)) for each in (of_pruning, of_rounding))
+    for row, layer in enumerate(layers):
+        for field, menu, found in [("sparsity", layer.sparsities, pruning), ("weight_bits", BITS, rounding)]:
+            for option in range(len(menu)):
+                if abs(option - getattr(plan, field)[row]) <= NEAR:
+                    other = given.parameters(changed(plan, **{field: (row, option)}))
+                    found[row, option] = given.derivative(less(other, own), plan)
+    return Effects(pruning, rounding)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("name", "granularity"), KINDS)
+def test_near_labels_have_the_derivatives_at_the_plan(
+    monkeypatch: pytest.MonkeyPatch, name: str, granularity: str, seed: int
+) -> None:
+    """All layers that read a pruned group, whatever else of them is pruned and however they are rounded."""
+    monkeypatch.setattr(f"{MODULE}.CLASSES_AROUND", 100)
+    given = case(name, granularity, BITS)
+    plan = plan_of(given, seed)
+    found, expected, (of_pruning, of_rounding) = given.around(plan), by_derivatives(given, plan), distances(given, plan)
+    assert found.pruning.dtype == found.rounding.dtype == np.float32
+    assert (found.pruning.shape, found.rounding.shape) == (given.far.pruning.shape, given.far.rounding.shape)
+    agree(found.pruning[of_pruning <= NEAR], expected.pruning[of_pruning <= NEAR])
+    agree(found.rounding[:, 1::2][of_rounding <= NEAR], expected.rounding[of_rounding <= NEAR])
+    assert np.array_equal(found.rounding[:, 0::2], found.rounding[:, 1::2])  # weights alone, whatever the inputs' bits
+    assert not found.pruning[of_pruning == 0].any()
+    assert not found.rounding[:, 1::2][of_rounding == 0].any()
+    nearest = np.linalg.norm(found.rounding[:, 1::2][of_rounding == 1], axis=(-2, -1))
+    assert np.median(nearest) > 0.01
+    assert (np.abs(found.pruning).max() > 0.05) == (
+        max(len(each.sparsities) for each in given.menus.problem().layers) > 1
+    )
+
+
+@pytest.mark.parametrize(("name", "granularity"), [("concat", "channel"), ("sequence", "element")])
+def test_far_labels_differ_as_around_the_original(name: str, granularity: str) -> None:
+    """Exactly: three positions and more away, and from other activation bits too."""
+    given = case(name, granularity, BITS)
+    plan = replace(plan_of(given, 0), weight_bits=np.arange(len(given.menus.network.layers)) % len(BITS))
+    found, far, (of_pruning, of_rounding) = given.around(plan), given.far, distances(given, plan)
+    rows = np.arange(len(plan.sparsity))
+    of_plan = far.pruning[rows, plan.sparsity], far.rounding[rows, 2 * plan.weight_bits + plan.activation_bits]
+    for part, own, distance in zip(
+        ("pruning", "rounding"), of_plan, (of_pruning, of_rounding.repeat(2, axis=1)), strict=True
+    ):
+        differences = getattr(far, part) - own[:, None]
+        is_far = distance > NEAR
+        assert is_far.any()
+        assert np.array_equal(getattr(found, part)[is_far], differences[is_far])
+        near = (distance > 0) & ~is_far & np.abs(differences).any((2, 3))
+        assert not np.isclose(getattr(found, part)[near], differences[near]).all((1, 2)).any()
+
+
+@pytest.mark.parametrize(("name", "granularity", "classes"), [("concat", "channel", 5), ("twice", "element", 10)])
+def test_the_three_likeliest_classes_are_exact_and_the_others_move_as_one(
+    name: str, granularity: str, classes: int
+) -> None:
+    """Likeliest under the plan, on each sample; probabilities still sum to one: sum_k q_k d log q_k = 0."""
+    given = case(name, granularity, BITS)
+    plan = plan_of(given, 2)
+    found, exact = given.around(plan), by_derivatives(given, plan)
+    logs = given.pooled(0, outputs(masked(given.model, given.menus, plan), given.x)).numpy()
+    order, predicted = np.argsort(-logs, axis=1), np.exp(logs)
+    assert predicted.shape == (24, classes)
+    assert len({tuple(each) for each in order[:, :3].tolist()}) > 5
+    nears = [distance <= NEAR for distance in distances(given, plan)]
+    for part, is_near in zip(("pruning", "rounding"), nears, strict=True):
+        effects = getattr(found, part)
+        moved = (effects[:, 1::2] if part == "rounding" else effects)[is_near]
+        wanted = getattr(exact, part)[is_near]
+        places = np.broadcast_to(order, wanted.shape)
+        moved, wanted = (np.take_along_axis(each, places, axis=2) for each in (moved, wanted))
+        weights = np.take_along_axis(predicted, order, axis=1)[:, 3:]
+        together = (wanted[..., 3:] * weights).sum(-1, keepdims=True) / weights.sum(-1, keepdims=True)
+        agree(moved[..., :3], wanted[..., :3])
+        agree(moved[..., 3:], np.repeat(together, classes - 3, axis=-1))
+        assert np.abs((moved * np.take_along_axis(predicted, order, axis=1)).sum(-1)).max() < 2e-5
+        assert np.abs(wanted[..., 3:] - together).max() > 0.05  # not what each of them would do
+
+
+def test_the_network_and_the_plan_stay_as_they_are() -> None:
+    given = case("inverted residual", "channel", BITS)
+    folded, plan = copy.deepcopy(given.folded), plan_of(given, 3)
+    before, labels, random_state = copy.deepcopy(folded.state_dict()), plan.key(), torch.get_rng_state()
+    replace(given, folded=folded).around(plan)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in folded.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in folded.modules())
+    assert not any(each.requires_grad or each.grad is not None for each in folded.parameters())
+    assert plan.key() == labels
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_layers_that_share_a_weight_get_labels_of_their_own() -> None:
+    """As if they held two equal ones."""
+    torch.manual_seed(1)
+    tied, x = Tied().eval().requires_grad_(False), torch.randn(24, 6)
+    apart = copy.deepcopy(tied)
+    apart.second.weight = nn.Parameter(tied.first.weight.clone(), requires_grad=False)
+    found = []
+    for model in (tied, apart):
+        menus = menus_of(model, x, granularity="element", weight_bits=(2, 4, 8), activation_bits=(32,))
+        predictions, plan = Predictions(outputs(model, x)), original_labels(menus.problem())
+        plan.weight_bits[:], plan.sparsity[:] = (0, 2, 1), (0, 2, 1)
+        folded = fold_batch_norms(model, menus.network).requires_grad_(False)
+        far = first_order_effects(folded, menus, (x,), predictions.pooled)
+        found.append(effects_around(folded, menus, plan, (x,), predictions.pooled, far))
+        assert (folded.first.weight is folded.second.weight) == (model is tied)
+    assert np.array_equal(found[0].pruning, found[1].pruning)
+    assert np.array_equal(found[0].rounding, found[1].rounding)
+    assert np.abs(found[0].rounding).max((1, 2, 3)).min() > 0.01
+
+
+def test_passes_by_hand() -> None:
+    """One pass, one more for every class, and a layer's own for each of its changes.
+
+    Layers of 24 and 18 multiply-accumulates; two weight bits. The second layer reads 6 channels, of which 1, 3 or 4
+    may go. Around the original, all labels are counted, rounding to the most bits included; around a plan, those that
+    are not its own and at most two positions away.
+    """
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).eval(), torch.randn(8, 4)
+    menus = menus_of(model, x, weight_bits=(2, 8), activation_bits=(4, 32))
+    pooled, plan = Predictions(outputs(model, x)).pooled, original_labels(menus.problem())
+    far = first_order_effects(model.requires_grad_(False), menus, (x,), pooled)
+    assert far.passes == pytest.approx(1 + 3 + (24 * 2 + 18 * (2 + 3)) / 42)
+    assert far.first(3).passes == far.passes
+    for kept, others in ((0, 2), (1, 3), (3, 2)):
+        plan.sparsity[0] = kept
+        around = effects_around(model, menus, plan, (x[:5], x[5:]), pooled, far)
+        assert around.passes == pytest.approx(1 + 3 + (24 * 1 + 18 * (1 + others)) / 42)
+
+
+def test_passes_count_no_more_classes_than_are_kept_apart() -> None:
+    """5 or 10 of them around the original, and 4 around a plan, with 1 sparsity and 6 bits to choose from."""
+    for name, classes in (("concat", 5), ("twice", 10)):
+        given = case(name, "2:4" if name == "concat" else "channel", BITS)
+        lone = {layer.name for layer in given.menus.network.layers if len(given.menus.sparsities(layer)) == 1}
+        macs = {layer.name: layer.macs for layer in given.menus.network.layers}
+        prunable = sum(count for name, count in macs.items() if name not in lone) / sum(macs.values())
+        assert given.far.passes == pytest.approx(1 + classes + 6 + prunable)
+        assert given.around(original_labels(given.menus.problem())).passes == pytest.approx(1 + 4 + 2 + prunable)
+
+
+def test_the_evaluator_gives_effects_around_plans_and_remembers_those_around_the_original(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In batches of its own; they count as no evaluation; none where menus are lazy."""
+    given = case("concat", "channel", BITS)
+    plans = [plan_of(given, seed) for seed in (0, 1)]
+    evaluate = evaluator(given, dtype="float32", batch_size=7)
+    first = evaluate.effects(around=plans[0])
+    original = evaluate.effects()
+    assert original is not None
+    agree(original.rounding, given.far.rounding)
+    monkeypatch.setattr("autocompress.evaluation.evaluator.first_order_effects", None)
+    for plan, found in ((plans[1], evaluate.effects(plans[1])), (plans[0], first)):
+        expected = given.around(plan)
+        assert found is not None
+        agree(found.pruning, expected.pruning)
+        agree(found.rounding, expected.rounding)
+        assert found.passes == expected.passes
+    few = evaluate.effects(plans[0], samples=10)
+    assert few is not None
+    agree(few.pruning, first.first(10).pruning)
+    agree(few.rounding, first.first(10).rounding)
+    assert evaluate.effects() is original
+    assert evaluate.evaluations == 0
+    lazy = evaluator(replace(given, menus=replace(given.menus, eager=False)), dtype="float32")
+    assert lazy.effects(around=plans[0]) is None
+
+
+def test_how_samples_are_split_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = case("twice", "element", BITS)
+    plan = plan_of(given, 0)
+    whole = given.around(plan)
+    monkeypatch.setattr(f"{MODULE}._MOST_SAMPLES", 5)
+    split = given.around(plan, 11, 11, 2)
+    agree(split.pruning, whole.pruning)
+    agree(split.rounding, whole.rounding)
+
+
+@pytest.mark.parametrize("name", ["concat", "inverted residual", "sequence"])
+def test_half_precision_foresees_the_same(name: str) -> None:
+    given = case(name, "channel", BITS)
+    plan, rough = plan_of(given, 0), evaluator(given, dtype="bfloat16")
+    found, exact = rough.effects(plan), evaluator(given, dtype="float32").effects(plan)
+    assert found is not None
+    assert exact is not None
+    for part in ("pruning", "rounding"):
+        ours, wanted = getattr(found, part), getattr(exact, part)
+        assert np.linalg.norm(ours - wanted) <= 0.15 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(("name", "share"), [("concat", 0.3), ("inverted residual", 0.1)])
+def test_what_neighbours_of_a_plan_do_is_foreseen_around_it_and_not_around_the_original(
+    name: str, share: float
+) -> None:
+    """Of 3- to 8-bit plans, a quarter to a half pruned: one label moved by one position, measured at 32-bit inputs.
+
+    Squared misses of the shifts, weighed by the plan's predictions as a divergence does: 8 and 2 % around the plan, 37
+    and 32 % around the original.
+    """
+    given, rng = case(name, "channel", BITS), np.random.default_rng(0)
+    evaluate, layers = evaluator(given, dtype="float32"), given.menus.problem().layers
+    misses, size = np.zeros(2), 0.0
+    for _ in range(4):
+        plan = original_labels(given.menus.problem())
+        plan.weight_bits[:] = rng.integers(2, 5, len(layers))
+        plan.sparsity[:] = [min(len(layer.sparsities) - 1, rng.integers(1, 3)) for layer in layers]
+        around, measured = evaluate.effects(plan), evaluate(plan).shift.astype(np.float64)
+        predicted = evaluate.probabilities * np.exp(measured)
+        steps = [(row, 1, "sparsity", "pruning", len(layer.sparsities)) for row, layer in enumerate(layers)]
+        steps += [(row, 2, "weight_bits", "rounding", len(BITS)) for row in range(len(layers))]
+        for row, each, field, part, count in steps:
+            own = getattr(plan, field)[row]
+            if own + 1 < count:
+                moved = evaluate(changed(plan, **{field: (row, own + 1)})).shift - measured
+                far, near = (getattr(effects, part)[row] for effects in (given.far, around))
+                foreseen = near[each * (own + 1)], far[each * (own + 1)] - far[each * own]
+                misses += [(predicted * (moved - known) ** 2).sum() for known in foreseen]
+                size += (predicted * moved**2).sum()
+    assert misses[0] < 0.1 * size
+    assert misses[0] < share * misses[1]

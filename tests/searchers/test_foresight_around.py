@@ -1,0 +1,145 @@
+"""What is expected of plans near one that was measured: by hand, by differences, and against all plans of toys."""
+
+import numpy as np
+import pytest
+from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, two_layers
+from output_toys import LinearNetwork, effects_of, softmax
+
+from autocompress.searchers.cells import Cells
+from autocompress.searchers.foresight import SAMPLES, Foresight, Known, foreseen_around
+from autocompress_envs.numbers import Labeling
+from autocompress_envs.pricing import Pricer
+from autocompress_envs.tables import is_within
+from autocompress_envs.toy import all_labelings, all_resources
+
+HEAD_ROUNDED = [0, 0, 1, 0]
+MOVED = np.array([[0.3, -0.3], [-0.5, 0.0]])  # what that does to the logits
+
+
+def around_the_rounded_head():
+    """The two layers, effects instead of the head's 2 bits, and what these were measured to do."""
+    problem, effects = two_layers()
+    cells = Cells(problem)
+    rows = cells.effects(effects).reshape(-1, 2, 2)
+    head = cells.offsets[3]
+    rows[head : head + 2] -= rows[head].copy()
+    shift = np.log(softmax(np.log(UNSURE) + MOVED)) - np.log(UNSURE)
+    return problem, effects_of(cells, rows), Known(cells.decode(np.array(HEAD_ROUNDED)), shift)
+
+
+@pytest.mark.parametrize(
+    ("codes", "divergence", "error", "priced"),
+    [
+        (HEAD_ROUNDED, (even(0.3) + likely(-0.5)) / 2, 0.0, 0.0),
+        ([0, 0, 0, 0], (even(1.3) + likely(-0.5)) / 2, 0.1, 0.1),
+        ([0, 0, 1, 1], (even(-0.2) + likely(0.5)) / 2, 0.3, 0.9),  # its error where it was rounded
+        ([1, 0, 1, 0], (even(0.3) + likely(1.5)) / 2, 0.2, 0.4),
+        ([1, 0, 0, 1], (even(0.8) + likely(2.5)) / 2, 0.6, 1.4),
+    ],
+)
+def test_what_is_expected_near_a_measured_plan_by_hand(codes, divergence, error, priced):
+    """KL(p0 || softmax(log p0 + d(b) + D_b)), and the larger error of every label that was changed."""
+    problem, effects, known = around_the_rounded_head()
+    for prices, errors in ((None, error), (TRIPLED, priced)):
+        expected, deviation = Foresight(problem, UNSURE, effects, prices, known).predict(np.array([codes]))
+        assert expected == pytest.approx([divergence + errors], abs=1e-6)
+        assert deviation.tolist() == [0.0]
+
+
+def moves_beside_differences(scale, prices):
+    """The largest misses of `moves`, alone and of two together, with effects of the given size."""
+    network, rng = LinearNetwork(6, seed=3, kind="chain", scale=scale), np.random.default_rng(0)
+    plan, other = network.random(rng), network.random(rng)
+    known = Known(plan, network.evaluate(plan, np.float64).shift)
+    model = Foresight(network.problem, network.probabilities, network.effects(1.0, around=plan), prices, known)
+    codes = model.cells.encode(other)
+    codes[:4] = model.cells.encode(plan)[:4]  # some features are the plan's own
+    counts = model.cells.tables.counts
+    options = [*counts[:, 0], *(counts[:, 1] * counts[:, 2])]
+    feature, option = np.array([(f, o) for f, count in enumerate(options) for o in range(count) if o != codes[f]]).T
+    alone, joint = model.moves(codes, feature, option)
+    np.testing.assert_allclose(joint, joint.T, atol=1e-8)
+
+    def changed(*indices):
+        plan = codes.copy()
+        plan[feature[list(indices)]] = option[list(indices)]
+        return model.predict(plan[None])[0][0] - model.predict(codes[None])[0][0]
+
+    pairs = [(i, j) for i in range(len(feature)) for j in range(i) if feature[i] != feature[j]]
+    together = [abs(alone[i] + alone[j] + joint[i, j] - changed(i, j)) for i, j in pairs]
+    assert len(pairs) > 50
+    return max(abs(alone[i] - changed(i)) for i in range(len(feature))), max(together)
+
+
+@pytest.mark.parametrize("prices", [None, np.full((6, 2), np.log(2.0))], ids=["without prices", "with prices"])
+def test_moves_are_the_differences_of_predictions_to_second_order(prices):
+    """Errors are exact, to and from the plan's own labels; an eighth is missed where effects are half as large."""
+    large, small = (moves_beside_differences(scale, prices) for scale in (0.4, 0.2))
+    for coarse, fine in zip(large, small, strict=True):
+        assert 1e-7 < fine < 5e-5
+        assert 6 < coarse / fine < 10
+
+
+class Enumerated:
+    """A made-up network of 4 layers, the solver's plan, and J around it of all plans within the limits."""
+
+    def __init__(self, seed, priced):
+        rng = np.random.default_rng(seed)
+        self.network = network = LinearNetwork(4, 10, 3, seed, KINDS[seed % 5], plans=300)
+        self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
+        every = all_labelings(network.problem)
+        amounts = all_resources(network.problem, every)
+        names = ("size",) if seed % 2 else ("size", "bitops")
+        self.limits = {name: int(np.quantile(amounts[name], 0.33)) for name in names}
+        inside = np.all([amounts[name] <= limit for name, limit in self.limits.items()], axis=0)
+        self.plan = Pricer(network.problem, self.limits).solve()
+        labels = (every.sparsity, every.weight_bits, every.activation_bits)
+        self.codes = network.cells.encode(Labeling(*(of[inside] for of in labels)))
+        cells, own = (network.cells.of(codes) for codes in (self.codes, network.cells.encode(self.plan)))
+        errors = Cells(network.problem, self.prices).row
+        risk = np.where(cells == own, 0.0, np.maximum(errors[cells], errors[own])).sum(1)
+        moved = network.moved.reshape(-1, 10 * 3)[cells].sum(1).reshape(-1, 10, 3)  # effects are exact
+        weighed = (network.probabilities * np.exp(moved)).sum(2)
+        self.expectations = (np.log(weighed) - (network.probabilities * moved).sum(2)).mean(1) + risk
+        self.plans = dict(zip(map(tuple, self.codes.tolist()), self.expectations, strict=True))
+
+    def foreseen(self):
+        network = self.network
+        known = Known(self.plan, network.evaluate(self.plan, np.float64).shift)
+        effects = network.effects(1.0, around=self.plan)
+        return foreseen_around(network.problem, self.limits, network.probabilities, effects, known, self.prices)
+
+    def least_within_two_changes(self, labeling):
+        changes = (self.codes != self.network.cells.encode(labeling)).sum(1)
+        return self.expectations[changes <= 2].min()
+
+    def expected(self, labeling):
+        return self.plans[tuple(self.network.cells.encode(labeling).tolist())]
+
+
+@pytest.mark.parametrize("priced", [False, True], ids=["without prices", "with prices"])
+def test_no_two_changes_improve_the_foreseen_plan_and_mostly_it_is_the_best_of_all(priced):
+    """Of 99 to 21,636 plans within the limits; never one that is expected to be worse than the known plan itself."""
+    over, changed = [], 0
+    for seed in range(20):
+        toy = Enumerated(seed, priced)
+        found, least = toy.foreseen(), min(toy.plans.values())
+        assert is_within(toy.network.problem.resources(found), toy.limits)
+        expected = toy.expected(found)
+        assert expected <= toy.expected(toy.plan) + 1e-7
+        assert expected <= toy.least_within_two_changes(found) + 1e-7
+        changed += found.key() != toy.plan.key()
+        over.append(expected / least)
+    assert sum(each < 1.0001 for each in over) >= 18
+    assert changed >= 5
+
+
+def test_it_is_deterministic_and_looks_at_the_first_samples():
+    network = LinearNetwork(5, SAMPLES + 60, 3, seed=1, kind="chain")
+    limits = {"size": int(0.3 * network.problem.original()["size"])}
+    plan = Pricer(network.problem, limits).solve()
+    shift, effects = network.evaluate(plan, np.float64).shift, network.effects(1.0, around=plan)
+    few = network.probabilities[:SAMPLES], effects.first(SAMPLES), Known(plan, shift[:SAMPLES])
+    given = (network.probabilities, effects, Known(plan, shift)), few, few
+    plans = [foreseen_around(network.problem, limits, *each).key() for each in given]
+    assert plans[0] == plans[1] == plans[2]
