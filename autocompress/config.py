@@ -111,7 +111,7 @@ class Config(BaseModel):
         "galen.",
     )
     episodes: int = _option(
-        200, "Search", "Different plans to evaluate at most; 0: none, the policy's own plan at once.", ge=0
+        200, "Search", "Plans to evaluate at most, other work on plans counted too; 0: the policy's own plan.", ge=0
     )
     selection_samples: int = _option(
         1000,
