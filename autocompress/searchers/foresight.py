@@ -122,6 +122,7 @@ def foreseen(
     probabilities: FloatArray,
     effects: Effects,
     prices: FloatArray | None = None,
+    around: Known | None = None,
 ) -> Labeling:
     """The plan within the limits that is expected to be the best; no plan is evaluated.
 
@@ -131,35 +132,19 @@ def foreseen(
         probabilities: (N, K) of the original.
         effects: on the same samples.
         prices: (L, 2) a policy's, or None.
+        around: the plan around which the effects are, where the descent begins; None: the original, and it begins at
+            plans by price.
     """
-    model, pricer = Foresight(problem, probabilities, effects, prices), Pricer(problem, limits)
-    planner = Planner(problem, limits, model)
-    pruning, rounding = np.exp(np.zeros((len(problem.layers), 2)) if prices is None else prices).T
-    starts = [pricer.solve(), *(pricer.solve(factor * pruning, rounding) for factor in FACTORS)]
+    model = Foresight(problem, probabilities, effects, prices, around)
+    starts = _priced(problem, limits, prices) if around is None else [around.labeling]
     codes = np.unique(np.stack([model.cells.encode(start) for start in starts]), axis=0)
+    planner = Planner(problem, limits, model)
     met = np.concatenate([codes, *map(planner.walk, codes)])
     return model.cells.decode(met[int(model.predict(met)[0].argmin())])
 
 
-def foreseen_around(
-    problem: Problem,
-    limits: Mapping[str, int],
-    probabilities: FloatArray,
-    effects: Effects,
-    around: Known,
-    prices: FloatArray | None = None,
-) -> Labeling:
-    """The plan within the limits that is expected to be the best, going from one that was measured.
-
-    Args:
-        problem: menus and costs.
-        limits: absolute.
-        probabilities: (N, K) of the original.
-        effects: around the plan, on the same samples.
-        around: the plan.
-        prices: (L, 2) a policy's, or None.
-    """
-    model = Foresight(problem, probabilities, effects, prices, around)
-    start = model.cells.encode(around.labeling)[None]
-    met = np.concatenate([start, Planner(problem, limits, model).walk(start[0])])
-    return model.cells.decode(met[int(model.predict(met)[0].argmin())])
+def _priced(problem: Problem, limits: Mapping[str, int], prices: FloatArray | None) -> list[Labeling]:
+    """The solver's plan, and those of the policy's prices."""
+    pricer = Pricer(problem, limits)
+    pruning, rounding = np.exp(np.zeros((len(problem.layers), 2)) if prices is None else prices).T
+    return [pricer.solve(), *(pricer.solve(factor * pruning, rounding) for factor in FACTORS)]

@@ -21,7 +21,7 @@ from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.base import Evaluated, Recorder, SearchSettings, Task
 from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
-from autocompress.searchers.foresight import Known, foreseen, foreseen_around
+from autocompress.searchers.foresight import Known, foreseen
 from autocompress.searchers.output_model import OutputModel
 from autocompress.searchers.planning import Planner
 from autocompress_envs.numbers import IntArray, Labeling
@@ -93,10 +93,9 @@ class _Search:
         if task.prices is not None:
             self._first.insert(0, Proposal(task.prices, "policy"))
         self._proposal = self._first.pop(0)
-        self._task, effects = task, None if task.effects is None else task.effects(None)
-        self._effects = effects
-        self._habits = FROM_EFFECTS if effects else FROM_ZERO if task.prices is None else FROM_PRICES
-        self._model = OutputModel(task.problem, task.probabilities, task.prices, effects)
+        self._task, self._effects = task, None if task.effects is None else task.effects(None)
+        self._habits = FROM_EFFECTS if self._effects else FROM_ZERO if task.prices is None else FROM_PRICES
+        self._model = OutputModel(task.problem, task.probabilities, task.prices, self._effects)
         self._planner = Planner(task.problem, task.limits, self._model)
         self._known: set[bytes] = set()
         self._is_repeating = False
@@ -145,7 +144,7 @@ class _Search:
         assert self._effects is not None
         assert shift is not None
         known = Known(best.labeling, shift.astype(np.float64))
-        return foreseen_around(task.problem, task.limits, task.probabilities, self._effects, known, task.prices)
+        return foreseen(task.problem, task.limits, task.probabilities, self._effects, task.prices, known)
 
     def is_explorers_turn(self) -> bool:
         """It passes where the explorer has just brought a plan seen before: the model knows one that is new."""

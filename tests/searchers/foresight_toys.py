@@ -1,10 +1,11 @@
-"""A network of two layers for which foresight is computed by hand."""
+"""What tests of foresight share: a network of two layers computed by hand, and what `moves` and plans stand beside."""
 
 import numpy as np
 from output_toys import effects_of
 
 from autocompress.searchers.cells import Cells
-from autocompress_envs.toy import LayerShape, Menu, build_problem
+from autocompress_envs.numbers import Labeling
+from autocompress_envs.toy import LayerShape, Menu, all_labelings, all_resources, build_problem
 
 KINDS = ["chain", "residual", "concat", "depthwise", "element"]
 UNSURE = np.array([[0.5, 0.5], [0.8, 0.2]])  # two samples, two classes
@@ -36,3 +37,33 @@ def likely(moved):
 
 
 TRIPLED = np.log([[2.0, 1.0], [1.0, 3.0]])  # pruning counts twice, and the head's rounding three times
+
+
+def misses_of_moves(model, codes):
+    """How far `moves` of a plan (2L,) are from differences of predictions, at most: alone, and of two together."""
+    counts = model.cells.tables.counts
+    options = [*counts[:, 0], *(counts[:, 1] * counts[:, 2])]
+    feature, option = np.array([(f, o) for f, count in enumerate(options) for o in range(count) if o != codes[f]]).T
+    alone, joint = model.moves(codes, feature, option)
+    np.testing.assert_allclose(joint, joint.T, atol=1e-8)
+
+    def changed(*indices):
+        plan = codes.copy()
+        plan[feature[list(indices)]] = option[list(indices)]
+        return model.predict(plan[None])[0][0] - model.predict(codes[None])[0][0]
+
+    pairs = [(i, j) for i in range(len(feature)) for j in range(i) if feature[i] != feature[j]]
+    together = [abs(alone[i] + alone[j] + joint[i, j] - changed(i, j)) for i, j in pairs]
+    assert len(pairs) > 50
+    return max(abs(alone[i] - changed(i)) for i in range(len(feature))), max(together)
+
+
+def tight(network, seed):
+    """Limits on one or two resources that a third of a toy's plans meet, and the codes of all plans within them."""
+    every = all_labelings(network.problem)
+    amounts = all_resources(network.problem, every)
+    names = ("size",) if seed % 2 else ("size", "bitops")
+    limits = {name: int(np.quantile(amounts[name], 0.33)) for name in names}
+    inside = np.all([amounts[name] <= limit for name, limit in limits.items()], axis=0)
+    labels = (every.sparsity, every.weight_bits, every.activation_bits)
+    return limits, network.cells.encode(Labeling(*(of[inside] for of in labels)))

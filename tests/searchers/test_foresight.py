@@ -2,16 +2,14 @@
 
 import numpy as np
 import pytest
-from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, two_layers
+from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
 from output_toys import LinearNetwork
 
 from autocompress.searchers import foresight
 from autocompress.searchers.cells import Cells
 from autocompress.searchers.foresight import SAMPLES, SHARE, Foresight, foreseen
-from autocompress_envs.numbers import Labeling
 from autocompress_envs.pricing import Pricer
 from autocompress_envs.tables import is_within
-from autocompress_envs.toy import all_labelings, all_resources
 
 
 @pytest.mark.parametrize(
@@ -50,22 +48,7 @@ def moves_beside_differences(scale, prices):
     network = LinearNetwork(6, seed=3, kind="chain", scale=scale)
     model = Foresight(network.problem, network.probabilities, network.effects(1.0), prices)
     codes = model.cells.encode(network.random(np.random.default_rng(0)))
-    counts = model.cells.tables.counts
-    options = [*counts[:, 0], *(counts[:, 1] * counts[:, 2])]
-    moves = [(f, o) for f, count in enumerate(options) for o in range(count) if o != codes[f]]
-    feature, option = np.array(moves).T
-    alone, joint = model.moves(codes, feature, option)
-    np.testing.assert_allclose(joint, joint.T, atol=1e-8)
-
-    def changed(*indices):
-        plan = codes.copy()
-        plan[feature[list(indices)]] = option[list(indices)]
-        return model.predict(plan[None])[0][0] - model.predict(codes[None])[0][0]
-
-    pairs = [(i, j) for i in range(len(moves)) for j in range(i) if feature[i] != feature[j]]
-    together = [abs(alone[i] + alone[j] + joint[i, j] - changed(i, j)) for i, j in pairs]
-    assert len(pairs) > 50
-    return max(abs(alone[i] - changed(i)) for i in range(len(moves))), max(together)
+    return misses_of_moves(model, codes)
 
 
 @pytest.mark.parametrize("prices", [None, np.full((6, 2), np.log(2.0))], ids=["without prices", "with prices"])
@@ -85,13 +68,7 @@ class Enumerated:
         self.network = network = LinearNetwork(4, samples, 3, seed, KINDS[seed % 5], plans=300, scale=2.0)
         self.effects, cells = network.effects(1.0), network.cells
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
-        every = all_labelings(network.problem)
-        amounts = all_resources(network.problem, every)
-        names = ("size",) if seed % 2 else ("size", "bitops")
-        self.limits = {name: int(np.quantile(amounts[name], 0.33)) for name in names}
-        inside = np.all([amounts[name] <= limit for name, limit in self.limits.items()], axis=0)
-        codes = cells.encode(Labeling(*(of[inside] for of in (every.sparsity, every.weight_bits,
-                                                              every.activation_bits))))  # fmt: skip
+        self.limits, codes = tight(network, seed)
         priced_cells = Cells(network.problem, self.prices)
         shifts = SHARE * network.moved.reshape(-1, samples * 3)[cells.of(codes)].sum(1).reshape(-1, samples, 3)
         weighed = (network.probabilities * np.exp(shifts)).sum(2)

@@ -2,15 +2,13 @@
 
 import numpy as np
 import pytest
-from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, two_layers
+from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
 from output_toys import LinearNetwork, effects_of, softmax
 
 from autocompress.searchers.cells import Cells
-from autocompress.searchers.foresight import SAMPLES, Foresight, Known, foreseen_around
-from autocompress_envs.numbers import Labeling
+from autocompress.searchers.foresight import SAMPLES, Foresight, Known, foreseen
 from autocompress_envs.pricing import Pricer
 from autocompress_envs.tables import is_within
-from autocompress_envs.toy import all_labelings, all_resources
 
 HEAD_ROUNDED = [0, 0, 1, 0]
 MOVED = np.array([[0.3, -0.3], [-0.5, 0.0]])  # what that does to the logits
@@ -54,21 +52,7 @@ def moves_beside_differences(scale, prices):
     model = Foresight(network.problem, network.probabilities, network.effects(1.0, around=plan), prices, known)
     codes = model.cells.encode(other)
     codes[:4] = model.cells.encode(plan)[:4]  # some features are the plan's own
-    counts = model.cells.tables.counts
-    options = [*counts[:, 0], *(counts[:, 1] * counts[:, 2])]
-    feature, option = np.array([(f, o) for f, count in enumerate(options) for o in range(count) if o != codes[f]]).T
-    alone, joint = model.moves(codes, feature, option)
-    np.testing.assert_allclose(joint, joint.T, atol=1e-8)
-
-    def changed(*indices):
-        plan = codes.copy()
-        plan[feature[list(indices)]] = option[list(indices)]
-        return model.predict(plan[None])[0][0] - model.predict(codes[None])[0][0]
-
-    pairs = [(i, j) for i in range(len(feature)) for j in range(i) if feature[i] != feature[j]]
-    together = [abs(alone[i] + alone[j] + joint[i, j] - changed(i, j)) for i, j in pairs]
-    assert len(pairs) > 50
-    return max(abs(alone[i] - changed(i)) for i in range(len(feature))), max(together)
+    return misses_of_moves(model, codes)
 
 
 @pytest.mark.parametrize("prices", [None, np.full((6, 2), np.log(2.0))], ids=["without prices", "with prices"])
@@ -87,14 +71,8 @@ class Enumerated:
         rng = np.random.default_rng(seed)
         self.network = network = LinearNetwork(4, 10, 3, seed, KINDS[seed % 5], plans=300)
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
-        every = all_labelings(network.problem)
-        amounts = all_resources(network.problem, every)
-        names = ("size",) if seed % 2 else ("size", "bitops")
-        self.limits = {name: int(np.quantile(amounts[name], 0.33)) for name in names}
-        inside = np.all([amounts[name] <= limit for name, limit in self.limits.items()], axis=0)
+        self.limits, self.codes = tight(network, seed)
         self.plan = Pricer(network.problem, self.limits).solve()
-        labels = (every.sparsity, every.weight_bits, every.activation_bits)
-        self.codes = network.cells.encode(Labeling(*(of[inside] for of in labels)))
         cells, own = (network.cells.of(codes) for codes in (self.codes, network.cells.encode(self.plan)))
         errors = Cells(network.problem, self.prices).row
         risk = np.where(cells == own, 0.0, np.maximum(errors[cells], errors[own])).sum(1)
@@ -107,7 +85,7 @@ class Enumerated:
         network = self.network
         known = Known(self.plan, network.evaluate(self.plan, np.float64).shift)
         effects = network.effects(1.0, around=self.plan)
-        return foreseen_around(network.problem, self.limits, network.probabilities, effects, known, self.prices)
+        return foreseen(network.problem, self.limits, network.probabilities, effects, self.prices, known)
 
     def least_within_two_changes(self, labeling):
         changes = (self.codes != self.network.cells.encode(labeling)).sum(1)
@@ -139,7 +117,7 @@ def test_it_is_deterministic_and_looks_at_the_first_samples():
     limits = {"size": int(0.3 * network.problem.original()["size"])}
     plan = Pricer(network.problem, limits).solve()
     shift, effects = network.evaluate(plan, np.float64).shift, network.effects(1.0, around=plan)
-    few = network.probabilities[:SAMPLES], effects.first(SAMPLES), Known(plan, shift[:SAMPLES])
-    given = (network.probabilities, effects, Known(plan, shift)), few, few
-    plans = [foreseen_around(network.problem, limits, *each).key() for each in given]
+    few = network.probabilities[:SAMPLES], effects.first(SAMPLES), None, Known(plan, shift[:SAMPLES])
+    given = (network.probabilities, effects, None, Known(plan, shift)), few, few
+    plans = [foreseen(network.problem, limits, *each).key() for each in given]
     assert plans[0] == plans[1] == plans[2]
