@@ -82,6 +82,11 @@ class Config(BaseModel):
     )
     activation_bits: tuple[int, ...] = _option((8,), "Menus", "Bit-widths of layer inputs on offer: 4 to 8, 32.")
     sparsity_levels: int = _option(8, "Menus", "Sparsities on offer: 0, 1/levels, 2/levels, …; 1: no pruning.", ge=1)
+    remove_branches: bool = _option(
+        False,
+        "Menus",
+        "Also offer sparsity 1 where a residual branch can go whole: what saves time where thinner layers do not.",
+    )
 
     method: str = _option(
         "rl",

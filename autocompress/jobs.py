@@ -128,6 +128,7 @@ def menu_settings(config: Config, plan: Plan | None = None) -> MenuSettings:
         weight_bits=tuple(sorted({*weight_bits, *(label.weight_bits for label in labels)})),
         activation_bits=tuple(sorted({*config.activation_bits, *(label.activation_bits for label in labels)})),
         sparsity_levels=config.sparsity_levels,
+        remove_branches=config.remove_branches or any(label.sparsity == 1 for label in labels),
         seed=config.seed,
     )
     target.check(settings.weight_bits, settings.activation_bits, settings.granularity)

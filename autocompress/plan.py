@@ -21,8 +21,9 @@ class Label:
     """What one layer gets.
 
     Attributes:
-        sparsity: fraction removed, in [0, 1). With granularity `channel`, the fraction of the output channels
-            of the layer's group; it stands at the first layer of the group and is 0 at the others.
+        sparsity: fraction removed, in [0, 1]. With granularity `channel`, the fraction of the output channels
+            of the layer's group; it stands at the first layer of the group and is 0 at the others. 1 removes a
+            residual branch.
         weight_bits: 1 to 8 (integer codes on one scale per output channel), 16 or 32 (floating point).
         activation_bits: bits of the layer's input, 4 to 8 or 32 (not quantized).
 
@@ -35,8 +36,8 @@ class Label:
     activation_bits: int = 32
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.sparsity < 1.0:
-            raise InputError(f"`sparsity` must be in [0, 1), got {self.sparsity}.")
+        if not 0.0 <= self.sparsity <= 1.0:
+            raise InputError(f"`sparsity` must be in [0, 1], got {self.sparsity}.")
         if self.weight_bits not in (*range(1, 9), 16, 32):
             raise InputError(f"`weight_bits` must be 1 to 8, 16 or 32, got {self.weight_bits}.")
         if self.activation_bits not in (*range(4, 9), 32):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -108,10 +109,11 @@ class Stitcher:
         return self._ready[key]
 
     def _prepare(self, layer: Layer, variant: Variant, rows: Tensor) -> tuple[Tensor, Tensor]:
-        weight = full_weight(layer, variant)[rows].to(self._device, self._dtype)
+        weight, bias = runnable(full_weight(layer, variant)[rows], variant.bias[rows])
+        weight = weight.to(self._device, self._dtype)
         if weight.ndim == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
-        return weight, variant.bias[rows].to(self._device, self._dtype)
+        return weight, bias.to(self._device, self._dtype)
 
     def _write_norms_(self, choices: list[LayerChoice]) -> None:
         """A norm behind a concatenation holds channels of several groups."""
@@ -120,7 +122,7 @@ class Stitcher:
         for group_index, group in enumerate(self._menus.network.groups):
             kept = choices[index[group.owner]].writes
             assert kept is not None, "the owner of a group writes it"
-            removed = self._menus.removed_channels(group_index, kept)
+            removed = self._menus.removed_channels(group_index, kept)  # never all: branches have no norms of their own
             for name, channels in group.norms.items():
                 stays[name][torch.from_numpy(channels)[removed].flatten()] = False
         for name, kept_channels in stays.items():
@@ -132,8 +134,25 @@ class Stitcher:
 
 def full_weight(layer: Layer, variant: Variant) -> Tensor:
     """(rows, …) float32 in the shape of the layer's weight, removed input channels gone."""
+    return in_layer_shape(variant.weight(), layer)
+
+
+def in_layer_shape(flat: Tensor, layer: Layer) -> Tensor:
+    """(r, k) weights with the axes of the layer's own: (r, input channels, *kernel)."""
     kernel = layer.weight_shape[2:]
-    return variant.weight().reshape(layer.weight_shape[0], -1, *kernel)
+    return flat.reshape(len(flat), flat.shape[1] // math.prod(kernel), *kernel)
+
+
+def runnable(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight (r, c, …) and bias (r,) as PyTorch can run them: where no channels are left, one of zeros stands in.
+
+    PyTorch has no convolution to or from nothing. The zeros compute what is left of a removed branch: the bias of the
+    layers that read it.
+    """
+    if weight.numel():
+        return weight, bias
+    shape = [max(size, 1) for size in weight.shape]
+    return weight.new_zeros(shape), bias if len(bias) else bias.new_zeros(shape[0])
 
 
 def kept_rows(menus: Menus, layer: Layer, choice: LayerChoice) -> Tensor:

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.evaluation.stitch import InputRounding, LayerChoice, Stitcher, kept_rows, resolve
+from autocompress.evaluation.stitch import (
+    InputRounding,
+    LayerChoice,
+    Stitcher,
+    in_layer_shape,
+    kept_rows,
+    resolve,
+    runnable,
+)
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
@@ -24,7 +32,8 @@ class LayerWeights:
     """One finished layer.
 
     Attributes:
-        values: in the shape of the module's weight, rows first: int8 codes where `scale` is given, else float32
+        values: in the shape of the module's weight, rows first, without elements where the layer writes or reads a
+            removed branch: int8 codes where `scale` is given, else float32
             (16 bits: every value exactly representable in float16).
         scale: (rows,) float32 > 0, or None for floating-point labels.
         bias: (rows,) float32, or None.
@@ -40,8 +49,13 @@ class LayerWeights:
     sparsity: float
     input_range: ActivationRange | None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no weight is left: the layer writes or reads a removed branch."""
+        return self.values.numel() == 0
+
     def weight(self) -> Tensor:
-        """Float32 in the shape of the module's weight."""
+        """Float32 in the shape of `values`."""
         if self.scale is None:
             return self.values.float()
         return self.values * self.scale.view(-1, *[1] * (self.values.ndim - 1))
@@ -53,7 +67,8 @@ class Compressed:
 
     Attributes:
         model: float32 in eval mode: norms folded where a layer could take them, channels gone, the layers' weights
-            written in. It does not round activations; `rounded` does.
+            written in. It does not round activations; `rounded` does. A channel of zeros stands in for every removed
+            branch (`runnable`); files have none.
         layers: by name in network order, with exactly the weights that `model` has.
         plan: the labels that it was made by.
     """
@@ -112,7 +127,7 @@ def layer_weights(menus: Menus, layer: Layer, choice: LayerChoice, variant: Vari
     """The rows of a variant that stay, in the shape of the module's weight."""
     rows = kept_rows(menus, layer, choice)
     return LayerWeights(
-        values=variant.values[rows].reshape(len(rows), -1, *layer.weight_shape[2:]),
+        values=in_layer_shape(variant.values[rows], layer),
         scale=None if variant.scale is None else variant.scale[rows],
         bias=variant.bias[rows] if layer.has_bias else None,
         bits=menus.settings.weight_bits[choice.weight_bits],
@@ -131,9 +146,11 @@ def _remove_rounding_(module: nn.Module) -> None:
 def write_weights_(model: nn.Module, name: str, weights: LayerWeights) -> None:
     """Put a layer's weights into a module of the same shapes."""
     module = model.get_submodule(name)
-    module.get_parameter("weight").data = weights.weight().clone(memory_format=torch.contiguous_format)
+    bias = torch.zeros(len(weights.values)) if weights.bias is None else weights.bias  # not written where there is none
+    weight, bias = runnable(weights.weight(), bias)
+    module.get_parameter("weight").data = weight.clone(memory_format=torch.contiguous_format)
     if weights.bias is not None:
-        module.get_parameter("bias").data = weights.bias.clone()
+        module.get_parameter("bias").data = bias.clone()
 
 
 def kept_map(values: Tensor, sparsity: float, granularity: str) -> Tensor | None:

@@ -14,7 +14,7 @@ from autocompress.data import Data
 from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
 from autocompress.evaluation import measure
-from autocompress.evaluation.stitch import kept_rows, resolve
+from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve
 from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
 from autocompress.execute.recalibrate import recalibrate
@@ -125,7 +125,7 @@ def original_weights(menus: Menus, labeling: Labeling) -> dict[str, Tensor]:
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         rows, columns = kept_rows(menus, layer, choice), menus.kept_columns(layer, choice.reads)
         weight = menus.sources[layer.name].weight[rows][:, columns]
-        found[layer.name] = weight.float().reshape(len(rows), -1, *layer.weight_shape[2:])
+        found[layer.name] = in_layer_shape(weight.float(), layer)
     return found
 
 

@@ -176,12 +176,19 @@ def _added_to(node: fx.Node) -> fx.Node | None:
 
 
 def _fitted(site: _Site, layer: LayerWeights, x: Tensor, y: Tensor) -> LayerWeights:
+    if layer.is_empty:
+        return _with_mean_as_bias(layer, y if site.layer.kind == "linear" else y.movedim(1, -1))
     found = None if layer.input_range is None else calibrate_range(_sample(x), layer.input_range.bits)
     moment, cross = _moments(site, x if found is None else found.apply(x), y)
     anchor, kept = _PRIOR * (damped(moment, 1.0) - moment), _kept(site)
     weight = _solve(moment + anchor, cross + _prior(site) @ anchor, kept)
     rounding = Rounding(weight, damped(moment, site.menus.settings.damping), kept)
     return _rounded(rounding, replace(layer, input_range=found), site.menus.settings.quantizer)
+
+
+def _with_mean_as_bias(layer: LayerWeights, y: Tensor) -> LayerWeights:
+    """A layer that only has its bias left, for wanted outputs (…, rows)."""
+    return layer if layer.bias is None else replace(layer, bias=y.flatten(0, -2).mean(0))
 
 
 def _sample(x: Tensor) -> Tensor:

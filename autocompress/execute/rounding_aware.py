@@ -125,6 +125,11 @@ def rounding_aware(compressed: Compressed, kept_weights: Mapping[str, Tensor] | 
     model = copy.deepcopy(compressed.model).requires_grad_(True)
     for name, layer in compressed.layers.items():
         module = model.get_submodule(name)
+        if layer.is_empty:  # the zeros that stand in for a removed branch stay zeros; what reads it learns its bias
+            module.get_parameter("weight").requires_grad_(False)
+            if len(layer.values) == 0:
+                module.requires_grad_(False)
+            continue
         if kept_weights is not None:
             module.get_parameter("weight").data = kept_weights[name].clone()
         parametrize.register_parametrization(module, "weight", LearnedCodes(layer, compressed.plan.granularity))
@@ -141,12 +146,9 @@ def finished(model: nn.Module, compressed: Compressed) -> Compressed:
     layers = {}
     for name, layer in compressed.layers.items():
         module: Any = model.get_submodule(name)
-        shadow = module.parametrizations.weight
-        layers[name] = shadow[0].finish(shadow.original, layer)
+        layers[name] = layer if layer.is_empty else _finished_weight(module, layer)
         if layer.bias is not None:
-            layers[name] = replace(layers[name], bias=module.bias.detach().float().clone())
-        if layer.input_range is not None:
-            layers[name] = replace(layers[name], input_range=module.input_rounding.finish())
+            layers[name] = replace(layers[name], bias=_learned_bias(module, layer))
         write_weights_(result, name, layers[name])
     names = {f"{name}.{field}" for name in layers for field in ("weight", "bias")}
     trained = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -156,14 +158,30 @@ def finished(model: nn.Module, compressed: Compressed) -> Compressed:
     return Compressed(result, layers, compressed.plan)
 
 
+def _finished_weight(module: Any, layer: LayerWeights) -> LayerWeights:
+    shadow = module.parametrizations.weight
+    found: LayerWeights = shadow[0].finish(shadow.original, layer)
+    return found if layer.input_range is None else replace(found, input_range=module.input_rounding.finish())
+
+
+def _learned_bias(module: Any, layer: LayerWeights) -> Tensor:
+    bias: Tensor = module.bias.detach().float().clone()
+    return bias[: len(layer.values)]
+
+
 @torch.no_grad()
 def unrounded(model: nn.Module, compressed: Compressed) -> dict[str, tuple[Tensor, Tensor | None]]:
     """By layer, (weight, bias) that a trained `rounding_aware` model keeps behind its rounding, removed ones at 0."""
     found = {}
-    for name in compressed.layers:
+    for name, layer in compressed.layers.items():
         module: Any = model.get_submodule(name)
-        shadow = module.parametrizations.weight
-        weight, kept = shadow.original.detach().float().clone(), shadow[0].kept
-        bias = None if module.bias is None else module.bias.detach().float().clone()
-        found[name] = (weight if kept is None else weight * kept, bias)
+        bias = None if layer.bias is None else _learned_bias(module, layer)
+        found[name] = (layer.weight() if layer.is_empty else _unrounded_weight(module), bias)
     return found
+
+
+def _unrounded_weight(module: Any) -> Tensor:
+    shadow = module.parametrizations.weight
+    weight: Tensor = shadow.original.detach().float().clone()
+    kept: Tensor | None = shadow[0].kept
+    return weight if kept is None else weight * kept

@@ -117,7 +117,7 @@ def _orders(
     pool: ThreadPoolExecutor,
 ) -> list[Tensor]:
     """For every group, its channels in the order in which they go."""
-    if settings.granularity != "channel" or settings.sparsity_levels == 1:
+    if settings.granularity != "channel" or settings.sparsity_levels == 1:  # at most whole branches go: all at once
         return [torch.arange(group.width) for group in network.groups]
 
     def order(index: int) -> Tensor:
@@ -164,7 +164,7 @@ def _range_errors(source: LayerSource, ranges: Iterable[ActivationRange | None])
 
 
 def _stored_weights(network: Network, settings: MenuSettings) -> int:
-    levels = len(settings.sparsities())
+    levels = len(settings.sparsities())  # removed branches store nothing
     return sum(layer.parameters * (levels if layer.reads else 1) for layer in network.layers) * len(
         settings.weight_bits
     )

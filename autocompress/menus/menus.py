@@ -56,9 +56,10 @@ class Menus:
         return self.settings.sparsities()
 
     def kept_options(self, group: Group) -> list[int]:
-        """Channels left for each sparsity, descending; at least one stays."""
+        """Channels left for each sparsity, descending; at least one stays, but where a whole branch may go."""
         kept = {group.width - int(sparsity * group.width) for sparsity in self.settings.sparsities()}
-        return sorted((count for count in kept if count > 0), reverse=True)
+        branch = [0] if self.settings.remove_branches and group.is_branch else []
+        return sorted((count for count in kept if count > 0), reverse=True) + branch
 
     def owned_group(self, layer: Layer) -> Group | None:
         """The group whose sparsity is this layer's label, if pruning goes by channels."""

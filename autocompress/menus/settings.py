@@ -22,6 +22,7 @@ class MenuSettings:
         weight_bits: the bit-widths on offer: 1 to 8, 16, 32.
         activation_bits: the bit-widths of layer inputs on offer: 4 to 8, 32.
         sparsity_levels: sparsities 0, 1/levels, …, (levels - 1)/levels are on offer; 1 turns pruning off.
+        remove_branches: whether residual branches may be removed whole: their sparsity may be 1, too.
         refit: whether the weights that stay are re-fitted by least squares after pruning.
         damping: added to the diagonal of H, as a fraction of its mean.
         fisher_draws: outputs drawn from the network's prediction for each calibration sample.
@@ -37,6 +38,7 @@ class MenuSettings:
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 8)
     activation_bits: tuple[int, ...] = (8,)
     sparsity_levels: int = 8
+    remove_branches: bool = False
     refit: bool = True
     damping: float = 1e-3
     fisher_draws: int = 2
@@ -60,13 +62,18 @@ class MenuSettings:
             )
         if not 1 <= self.sparsity_levels <= 64:
             raise InputError(f"`sparsity_levels` must be 1 to 64, got {self.sparsity_levels}.")
+        if self.remove_branches and (self.granularity != "channel" or 1 in self.weight_bits):
+            raise InputError(
+                "`remove_branches` must go with granularity channel and without 1-bit weights, which have no zero, got "
+                f"{self.granularity} and {list(self.weight_bits)}."
+            )
         if not 0 < self.damping < 1:
             raise InputError(f"`damping` must be in (0, 1), got {self.damping}.")
         if self.fisher_draws < 1:
             raise InputError(f"`fisher_draws` must be at least 1, got {self.fisher_draws}.")
 
     def sparsities(self) -> tuple[float, ...]:
-        """Ascending, first 0."""
+        """Ascending, first 0; without the 1 of branches."""
         if self.granularity in ("channel", "element"):
             return tuple(level / self.sparsity_levels for level in range(self.sparsity_levels))
         kept, block = n_of_m(self.granularity)

@@ -22,7 +22,7 @@ class Variant:
     """A layer's weights for one label; all rows, kept columns only.
 
     Attributes:
-        columns: (k,) int64, kept columns of the flattened weight.
+        columns: (k,) int64, kept columns of the flattened weight; none where a branch is removed.
         values: (rows, k) int8 codes where `scale` is given, else float32 (16 bits: exactly representable in float16).
         scale: (rows,) float32 > 0, or None for floating-point labels.
         bias: (rows,) float32.
@@ -142,6 +142,8 @@ def _round_all(
     bits: Sequence[int],
     settings: MenuSettings,
 ) -> list[Variant]:
+    if len(kept) == 1:
+        return [_constant(source, weight, kept, width) for width in bits]
     groups = source.layer.groups
     integer = [width for width in bits if width < 16]
     by_bits: dict[int, Variant] = {}
@@ -155,6 +157,14 @@ def _round_all(
         values = weight[:, :-1].float()
         by_bits[width] = _variant(source, kept, values.half().float() if width == 16 else values, None, weight[:, -1])
     return [by_bits[width] for width in bits]
+
+
+def _constant(source: LayerSource, weight: Tensor, kept: Tensor, bits: int) -> Variant:
+    """Of a layer that has no columns left, only its bias."""
+    nothing = weight.new_zeros(len(weight), 0)
+    if bits < 16:
+        return _variant(source, kept, nothing.to(torch.int8), torch.ones(len(weight)), weight[:, -1])
+    return _variant(source, kept, nothing.float(), None, weight[:, -1])
 
 
 def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | None, bias: Tensor) -> Variant:

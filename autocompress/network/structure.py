@@ -76,6 +76,8 @@ class Group:
             followers are here too.
         consumers: by layer name, (n, m) int64: the columns of the layer's flattened (rows, fan_in) weight.
         norms: by module name, (n, r) int64: the channels of norms that are not folded into a layer.
+        is_branch: whether the network can do without all of its channels: what the layers that read them put out is
+            only added to something else, as in a residual block.
     """
 
     owner: str
@@ -83,6 +85,7 @@ class Group:
     producers: Mapping[str, IntArray]
     consumers: Mapping[str, IntArray]
     norms: Mapping[str, IntArray] = field(default_factory=dict)
+    is_branch: bool = False
 
 
 @dataclass(frozen=True)

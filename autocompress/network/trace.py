@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
+from autocompress.network.branches import with_branches
 from autocompress.network.costs import build_costs
 from autocompress.network.flow import layers_behind
 from autocompress.network.folding import fold_norms, is_foldable
@@ -50,7 +51,7 @@ def trace(model: nn.Module, example: Tensor) -> Network:
     unknown = Counter(call.operator for call in recording.calls if call.kind == "unknown")
     return Network(
         layers=layers,
-        groups=found.groups,
+        groups=with_branches(recording, layers, found.groups),
         costs=build_costs(folded, recording, layers, found.groups),
         fingerprint=_fingerprint(layers, recording),
         unknown_operators=dict(unknown),

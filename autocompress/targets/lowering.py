@@ -17,6 +17,7 @@ from autocompress.execute.compressed import Compressed, LayerWeights, write_weig
 from autocompress.menus.quantizers import code_range
 from autocompress.network.exported import LayerCalls, export_graph, layer_calls
 from autocompress.plan import Plan
+from autocompress.targets.removed_branches import without_branches
 from autocompress.targets.rounding_points import round_activation, round_layer_inputs_, round_tensors_
 
 __all__ = ["Lowered", "lower", "round_activation"]
@@ -33,7 +34,8 @@ class Lowered:
         graph: takes (N, …) float32 with any N. Its nodes are one placeholder, get_attr for parameters and buffers under
             the original's names (`layer1.0.conv1.weight`), calls of ATen operators (functional ones) and of
             `round_activation`, and one output.
-        layers: by name, whose weight and bias the graph holds as float32 parameters.
+        layers: by name, whose weight and bias the graph holds as float32 parameters; of removed branches it holds at
+            most the bias.
         plan: the labels that it was made by.
         input_shape: of one sample.
     """
@@ -66,7 +68,7 @@ def lower(compressed: Compressed, calibration: Tensor, *, integer: bool) -> Lowe
         if layer is not compressed.layers[name]:
             write_weights_(model, name, layer)
     graph = export_graph(model, calibration[:1].cpu().float())
-    calls = layer_calls(graph, model, layers)
+    graph, calls = without_branches(graph, layer_calls(graph, model, layers), layers)
     with torch.no_grad():
         if integer:
             round_tensors_(graph.graph, calls, layers, calibration[:256].cpu().float())

@@ -219,10 +219,10 @@ def _unpacked(raw: bytes) -> PackedWeights:
     if not isinstance(shapes, list) or len(shapes) != len(plan.labels):
         raise InputError("The file must hold one weight shape for each layer of the plan, got another number.")
     layers = {
-        name: take_layer_(tensors, name, label, _shape(shape, f"weight of {name}"), plan.granularity)
+        name: take_layer_(tensors, name, label, _shape(shape, f"weight of {name}", 0), plan.granularity)
         for (name, label), shape in zip(plan.labels.items(), shapes, strict=True)
     }
-    return PackedWeights(layers, tensors, plan, _shape(first_line.get("input_shape"), "input"), graph)
+    return PackedWeights(layers, tensors, plan, _shape(first_line.get("input_shape"), "input", 1), graph)
 
 
 def _check_granularity(granularity: str) -> None:
@@ -233,10 +233,10 @@ def _check_granularity(granularity: str) -> None:
         raise InputError(str(error)) from None
 
 
-def _shape(content: Any, what: str) -> tuple[int, ...]:
-    if isinstance(content, list) and all(type(size) is int and size > 0 for size in content):
+def _shape(content: Any, what: str, least: int) -> tuple[int, ...]:
+    if isinstance(content, list) and all(type(size) is int and size >= least for size in content):
         return tuple(content)
-    raise InputError(f"The {what} must have a shape of whole numbers > 0, got {str(content)[:80]}.")
+    raise InputError(f"The {what} must have a shape of whole numbers >= {least}, got {str(content)[:80]}.")
 
 
 def _tensors(raw: bytes) -> dict[str, Tensor]:

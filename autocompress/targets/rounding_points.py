@@ -71,10 +71,10 @@ def round_tensors_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, Laye
 
     A tensor that a layer wants rounded is rounded once, for all that read it (a shortcut's addition too). Where layers
     disagree on the range, the finest one that reaches furthest is taken. Outputs of convolutions with integer
-    weights and rounded inputs, and sums and concatenations of rounded tensors, are rounded to 8 bits as well, on
-    ranges from the (n, …) `calibration`; not where a layer reads them that the plan gives unrounded inputs, and not
-    behind the last layers, so that the network's output is never rounded. An activation between is left to the kernel.
-    Integer kernels add the bias in steps of input scale times weight scale; at few bits that can be felt, so the
+    weights and rounded inputs, sums and concatenations of rounded tensors, and what is left of removed branches, are
+    rounded to 8 bits as well, on ranges from the (n, …) `calibration`; not where a layer reads them that the plan gives
+    unrounded inputs, and not behind the last layers, so that the network's output is never rounded.
+    An activation between is left to the kernel. Integer kernels add the bias in steps of input scale times weight scale; at few bits that can be felt, so the
     graph's biases take those values.
     """
     points = _wanted(calls, layers)
@@ -104,15 +104,25 @@ def _extra(
     integer = {call for call, name in calls.items() if _is_integer(layers[name]) and call.target in _CONVOLUTIONS}
     unrounded = {_source(call.all_input_nodes[0]) for call, name in calls.items() if layers[name].input_range is None}
     barred = unrounded | _behind_the_last_layers(graph, calls)
-    rounded, extra = set(points), []
+    rounded, constants = set(points), _constants(graph, layers)
+    extra: list[fx.Node] = []
     for node in graph.nodes:
-        if node not in integer and not _joins_rounded(node, rounded):
+        if node not in integer and not _joins_rounded(node, rounded | constants):
             continue
+        added = [source for source in map(_source, node.all_input_nodes) if source in constants - rounded]
+        rounded.update(added)
+        extra += added
         output = _merged_output(node)
         if output not in rounded and output not in barred:
             rounded.add(output)
             extra.append(output)
     return extra
+
+
+def _constants(graph: fx.Graph, layers: Mapping[str, LayerWeights]) -> set[fx.Node]:
+    """What is added where branches are removed."""
+    names = {f"{name}.bias" for name, layer in layers.items() if layer.is_empty}
+    return {node for node in graph.find_nodes(op="get_attr") if node.target in names}
 
 
 def _is_integer(layer: LayerWeights) -> bool:

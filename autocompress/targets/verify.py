@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -151,7 +152,7 @@ def check_layers(network: Network, plan: Plan, layers: Mapping[str, LayerWeights
     shapes, levels, zeros = [], [], []
     for layer, columns, rows in zip(network.layers, fan_in, out, strict=True):
         found, label = layers[layer.name], plan.labels[layer.name]
-        shape = (len(found.values), found.values[0].numel())
+        shape = (len(found.values), math.prod(found.values.shape[1:]))
         if shape != (rows, columns):
             shapes.append(f"{layer.name} has {shape[0]} x {shape[1]} weights, the plan says {rows} x {columns}")
         levels += [f"{layer.name} {fault}" for fault in _level_faults(found, label)]
@@ -185,7 +186,7 @@ def _level_faults(layer: LayerWeights, label: Label) -> list[str]:
 def most_levels(layer: LayerWeights) -> int:
     """The most different values in one row of the weight, of which there may be 2^bits (a sparse row: 0 as well)."""
     rows = layer.weight().flatten(1)
-    return max(len(row.unique()) - (layer.sparsity > 0 and layer.bits == 1) for row in rows)
+    return max((len(row.unique()) - (layer.sparsity > 0 and layer.bits == 1) for row in rows), default=0)
 
 
 def check_budget(limits: Mapping[str, int], resources: Mapping[str, int]) -> list[Check]:

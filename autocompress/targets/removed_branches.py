@@ -1,0 +1,65 @@
+"""Takes removed branches out of a graph: what is left of each is a constant that is added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from autocompress.errors import ExportError
+from autocompress.execute.compressed import LayerWeights
+from autocompress.network.exported import LayerCalls
+
+_ATEN = torch.ops.aten
+
+
+def without_branches(
+    graph: fx.GraphModule, calls: LayerCalls, layers: Mapping[str, LayerWeights]
+) -> tuple[fx.GraphModule, LayerCalls]:
+    """The graph without the layers that have no weights, and all that only they need; the calls of the other layers.
+
+    A layer that reads a removed branch puts out its bias, the same at every position. It is added as such.
+
+    Raises:
+        ExportError: such a layer's output is not just added to something.
+    """
+    empty = {call: name for call, name in calls.items() if layers[name].is_empty}
+    if not empty:
+        return graph, calls
+    for call, name in empty.items():
+        if len(layers[name].values):
+            _add_bias_only_(graph.graph, call)
+    graph.graph.eliminate_dead_code()
+    left = set(graph.graph.nodes)
+    for call, name in empty.items():
+        if call in left:
+            raise ExportError(
+                f"`plan` may remove branches that are added to something only, got {name} without weights."
+            )
+    smaller = fx.GraphModule(graph, graph.graph)
+    return smaller, {call: name for call, name in calls.items() if call in left}
+
+
+def _add_bias_only_(graph: fx.Graph, call: fx.Node) -> None:
+    """Where other operators read the layer it stays; it may yet be read by nothing that stays."""
+    bias = call.args[2] if len(call.args) > 2 else None
+    for add in [user for user in call.users if user.target is _ATEN.add.Tensor]:
+        if isinstance(bias, fx.Node):
+            with graph.inserting_before(add):
+                add.replace_input_with(call, _over_positions(graph, call, bias))
+        elif not add.kwargs:
+            (other,) = (operand for operand in add.args if operand is not call)
+            assert isinstance(other, fx.Node)
+            add.replace_all_uses_with(other)
+
+
+def _over_positions(graph: fx.Graph, call: fx.Node, bias: fx.Node) -> fx.Node:
+    """The bias in a shape that is broadcast over the axes behind the channels."""
+    if call.target is _ATEN.linear.default:
+        return bias
+    positions = 1 if call.target in (_ATEN.conv1d.default, _ATEN.conv1d.padding) else 2
+    shaped = graph.call_function(_ATEN.view.default, (bias, [-1, *[1] * positions]))
+    value = bias.meta.get("val")
+    shaped.meta["val"] = None if value is None else value.view(-1, *[1] * positions)
+    return shaped
