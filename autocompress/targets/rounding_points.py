@@ -69,13 +69,13 @@ def round_layer_inputs_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str,
 def round_tensors_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights], calibration: Tensor) -> None:
     """Round so that a runtime finds integers on every side of its integer kernels.
 
-    A tensor that a layer wants rounded is rounded once, for all that read it (a shortcut's addition too). Where layers
-    disagree on the range, the finest one that reaches furthest is taken. Outputs of convolutions with integer
-    weights and rounded inputs, sums and concatenations of rounded tensors, and what is left of removed branches, are
-    rounded to 8 bits as well, on ranges from the (n, …) `calibration`; not where a layer reads them that the plan gives
-    unrounded inputs, and not behind the last layers, so that the network's output is never rounded.
-    An activation between is left to the kernel. Integer kernels add the bias in steps of input scale times weight scale; at few bits that can be felt, so the
-    graph's biases take those values.
+    A tensor that a layer wants rounded is rounded once, for all that read it (a shortcut's addition too). Where
+    layers disagree on the range, the finest one that reaches furthest is taken. Outputs of convolutions with
+    integer weights and rounded inputs, sums and concatenations of rounded tensors, and what is left of removed
+    branches, are rounded to 8 bits as well, on ranges from the (n, …) `calibration`; not where a layer reads them
+    that the plan gives unrounded inputs, and not behind the last layers, so that the network's output is never
+    rounded. An activation between is left to the kernel. Integer kernels add the bias in steps of input scale times
+    weight scale; at few bits that can be felt, so the graph's biases take those values.
     """
     points = _wanted(calls, layers)
     extra = _extra(graph, calls, layers, points)
