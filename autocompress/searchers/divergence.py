@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from typing import TypeVar
+
 import numpy as np
 
 from autocompress.searchers.cells import Matrix
 from autocompress_envs.numbers import FloatArray
 
+Numbers = TypeVar("Numbers", FloatArray, Matrix)
+
 
 def shifted(log_probabilities: FloatArray, shift: FloatArray | Matrix) -> FloatArray:
     """(…, N, K) log-probabilities (N, K) after shifts (…, N, K), normalised."""
     logits = log_probabilities + shift
-    logits -= logits.max(-1, keepdims=True)
-    predicted: FloatArray = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    return predicted
+    # Class by class and as a product: numpy's own reductions over a few neighbouring numbers take ten times as long.
+    logits -= reduce(np.maximum, np.moveaxis(logits, -1, 0))[..., None]
+    logits -= np.log(_sum(np.exp(logits)))
+    return logits
+
+
+def _sum(values: Numbers) -> Numbers:
+    """(…, N, 1) over the classes."""
+    found: Numbers = np.matmul(values, np.ones((values.shape[-1], 1), dtype=values.dtype))
+    return found
 
 
 def centred(shifts: Matrix, probabilities: FloatArray) -> Matrix:
     """(M, N * K) such that products of rows are covariances of shifts (M, N * K) under predictions (N, K), averaged."""
     cube = shifts.reshape(len(shifts), *probabilities.shape)
-    mean = (cube * probabilities.astype(np.float32)).sum(2, keepdims=True)
+    mean = _sum(cube * probabilities.astype(np.float32))
     root = np.sqrt(probabilities / len(probabilities)).astype(np.float32)
     found: Matrix = ((cube - mean) * root).reshape(len(shifts), -1)
     return found
