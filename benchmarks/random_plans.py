@@ -55,6 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
     options: dict[str, Any] = {"weight_bits": (2, 4, 8, 32), "activation_bits": (8, 32), "recalibration_samples": 64}
+    options["remove_branches"] = True
     data: Any = random_images()
     if arguments.network == "digits":
         data = load_data("digits", search_samples=64, calibration_samples=64)

@@ -10,6 +10,7 @@ from autocompress import InputError, Label, Plan
 LABELS = {
     "conv1": Label(0.0, 8, 8),
     "layer1.0.conv1": Label(0.875, 2, 4),
+    "layer1.1.conv1": Label(1.0, 2, 4),
     **{f"bits{bits}": Label(0.1, bits, 8) for bits in (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)},
     **{f"activations{bits}": Label(1 / 3, 4, bits) for bits in (4, 5, 6, 7, 8, 32)},
 }
@@ -48,9 +49,9 @@ def test_a_label_leaves_out_what_it_does_not_change(tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sparsity": 1.0}, "`sparsity` must be in [0, 1), got 1.0."),
-        ({"sparsity": -0.1}, "`sparsity` must be in [0, 1), got -0.1."),
-        ({"sparsity": float("nan")}, "`sparsity` must be in [0, 1), got nan."),
+        ({"sparsity": 1.1}, "`sparsity` must be in [0, 1], got 1.1."),
+        ({"sparsity": -0.1}, "`sparsity` must be in [0, 1], got -0.1."),
+        ({"sparsity": float("nan")}, "`sparsity` must be in [0, 1], got nan."),
         ({"weight_bits": 9}, "`weight_bits` must be 1 to 8, 16 or 32, got 9."),
         ({"weight_bits": 0}, "`weight_bits` must be 1 to 8, 16 or 32, got 0."),
         ({"activation_bits": 3}, "`activation_bits` must be 4 to 8 or 32, got 3."),

@@ -92,7 +92,7 @@ class Stitcher:
         for layer, choice in zip(self._menus.network.layers, choices, strict=True):
             weight, bias = self._weights(layer, choice)
             self._ranges[layer.name] = self._menus.ranges[layer.name][choice.activation_bits]
-            write_layer_(self._modules[layer.name], weight, bias)
+            write_layer_(self._modules[layer.name], weight, bias, layer.kind == "depthwise")
         self._write_norms_(choices)
         return self.model
 
@@ -183,16 +183,19 @@ def untie_(module: Any) -> None:
             setattr(module, field, nn.Parameter(getattr(module, field).detach(), requires_grad=False))
 
 
-def write_layer_(module: Any, weight: Tensor, bias: Tensor) -> None:
-    """Put weights into a layer, which takes their shape."""
+def write_layer_(module: Any, weight: Tensor, bias: Tensor, is_depthwise: bool) -> None:
+    """Put weights into a layer, which takes their shape.
+
+    That it is depthwise is told, as one with a single channel left is like any other convolution.
+    """
     module.weight.data = weight
     if module.bias is not None:
         module.bias.data = bias
     if isinstance(module, nn.Linear):
         module.out_features, module.in_features = weight.shape
         return
-    if module.groups > 1 and weight.shape[0] != module.out_channels:  # depthwise: rows and groups go together
-        module.groups = module.groups * weight.shape[0] // module.out_channels
+    if is_depthwise:
+        module.groups = weight.shape[0]
     module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
 
 

@@ -60,6 +60,10 @@ class LayerWeights:
             return self.values.float()
         return self.values * self.scale.view(-1, *[1] * (self.values.ndim - 1))
 
+    def as_run(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias as PyTorch can run them (`runnable`); the bias is zeros where the layer has none."""
+        return runnable(self.weight(), torch.zeros(len(self.values)) if self.bias is None else self.bias)
+
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
@@ -144,10 +148,9 @@ def _remove_rounding_(module: nn.Module) -> None:
 
 
 def write_weights_(model: nn.Module, name: str, weights: LayerWeights) -> None:
-    """Put a layer's weights into a module of the same shapes."""
+    """Put a layer's weights into a module of the shapes that they have as they run."""
     module = model.get_submodule(name)
-    bias = torch.zeros(len(weights.values)) if weights.bias is None else weights.bias  # not written where there is none
-    weight, bias = runnable(weights.weight(), bias)
+    weight, bias = weights.as_run()
     module.get_parameter("weight").data = weight.clone(memory_format=torch.contiguous_format)
     if weights.bias is not None:
         module.get_parameter("bias").data = bias.clone()

@@ -79,7 +79,9 @@ class Foresight:
         self._shifts = np.float32(share) * self.cells.effects(effects.first(SAMPLES))
         self._base = self._base.astype(np.float32)
         self._few = np.arange(0, len(self._logs), max(1, len(self._logs) // FEW))
-        self._shifts_of_few = np.ascontiguousarray(self._cube(self._shifts)[:, self._few]).reshape(len(self._shifts), -1)
+        self._shifts_of_few = np.ascontiguousarray(self._cube(self._shifts)[:, self._few]).reshape(
+            len(self._shifts), -1
+        )
 
     def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
         """(M,) J of plans (M, 2L), in nats; nothing is known of how far it is off, hence (M,) zeros."""

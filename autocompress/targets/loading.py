@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.evaluation.stitch import runnable, write_layer_
+from autocompress.evaluation.stitch import write_layer_
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
+from autocompress.network.groups import is_depthwise
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
 from autocompress.run_folder import MODEL
@@ -71,16 +72,15 @@ def check_network(weights: PackedWeights, network: Network) -> None:
 
 
 def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
-    weight, bias = layer.weight(), torch.zeros(len(layer.values)) if layer.bias is None else layer.bias
-    shape, found = tuple(weight.shape), tuple(module.weight.shape)
+    shape, found = tuple(layer.values.shape), tuple(module.weight.shape)
     fits = len(shape) == len(found) and shape[2:] == found[2:] and all(map(int.__le__, shape, found))
     if not fits or (layer.bias is None) != (module.bias is None):
         raise InputError(f"`model` must have room for {name}.weight of shape {shape} and its bias, got {found}.")
-    weight, bias = runnable(weight, bias)
+    weight, bias = layer.as_run()
     module.weight = nn.Parameter(weight, requires_grad=False)  # no longer tied to another layer's
     if module.bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
-    write_layer_(module, module.weight.data, bias)
+    write_layer_(module, module.weight.data, bias, is_depthwise(module))
 
 
 def _write_others_(model: nn.Module, weights: PackedWeights) -> None:

@@ -44,14 +44,30 @@ def without_branches(
 def _add_bias_only_(graph: fx.Graph, call: fx.Node) -> None:
     """Where other operators read the layer it stays; it may yet be read by nothing that stays."""
     bias = call.args[2] if len(call.args) > 2 else None
-    for add in [user for user in call.users if user.target is _ATEN.add.Tensor]:
-        if isinstance(bias, fx.Node):
-            with graph.inserting_before(add):
-                add.replace_input_with(call, _over_positions(graph, call, bias))
-        elif not add.kwargs:
-            (other,) = (operand for operand in add.args if operand is not call)
-            assert isinstance(other, fx.Node)
-            add.replace_all_uses_with(other)
+    for add, term in _sums(call):
+        with graph.inserting_before(add):
+            if isinstance(bias, fx.Node):
+                add.replace_input_with(term, _over_positions(graph, call, bias))
+            else:
+                add.replace_all_uses_with(_without(graph, add, term))
+
+
+def _sums(call: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """The additions that read the layer's output, and what they read of it: after a linear layer it may be a view."""
+    views = [user for user in call.users if user.target is _ATEN.view.default and call.target is _ATEN.linear.default]
+    return [(user, term) for term in (call, *views) for user in term.users if user.target is _ATEN.add.Tensor]
+
+
+def _without(graph: fx.Graph, add: fx.Node, term: fx.Node) -> fx.Node:
+    """What an addition gives without one of its terms: first + alpha second."""
+    first, second = add.args
+    if second is term or not add.kwargs:
+        other = first if second is term else second
+        assert isinstance(other, fx.Node)
+        return other
+    scaled = graph.call_function(_ATEN.mul.Tensor, (second, add.kwargs["alpha"]))
+    scaled.meta["val"] = add.meta.get("val")
+    return scaled
 
 
 def _over_positions(graph: fx.Graph, call: fx.Node, bias: fx.Node) -> fx.Node:

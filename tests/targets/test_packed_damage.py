@@ -192,11 +192,11 @@ DAMAGES = {
     ),
     "negative shape": (
         lambda f, g, t: f["shapes"].__setitem__(0, [-4, -1, 3, 3]),
-        "The weight of conv must have a shape of whole numbers > 0, got [-4, -1, 3, 3].",
+        "The weight of conv must have a shape of whole numbers >= 0, got [-4, -1, 3, 3].",
     ),
     "no input shape": (
         lambda f, g, t: f.pop("input_shape"),
-        "The input must have a shape of whole numbers > 0, got None.",
+        "The input must have a shape of whole numbers >= 1, got None.",
     ),
     "another call": (
         lambda f, g, t: g["nodes"].append(["os.system", ["=echo"]]),
