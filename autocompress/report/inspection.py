@@ -84,7 +84,7 @@ def bit_errors(numbers: LayerNumbers) -> dict[int, float]:
 
 
 def sparsity_errors(problem: Problem, index: int) -> dict[float, float]:
-    """Expected loss by sparsity of layer `index`, for the sparsities on offer next to 25, 50 and 75 %.
+    """Expected loss by sparsity of layer `index`, for the sparsities on offer next to 25, 50 and 75 %, and for 100 %.
 
     It is what removal adds, at the most bits on offer, summed over all layers that read what is removed.
     """
@@ -92,8 +92,9 @@ def sparsity_errors(problem: Problem, index: int) -> dict[float, float]:
     if len(offered) < 2:
         return {}
     added = sum((_added_by(index, reader) for reader in problem.layers), np.zeros(len(offered)))
-    shown = sorted({1 + int(np.abs(offered[1:] - wanted).argmin()) for wanted in SHOWN_SPARSITIES})
-    return {float(offered[level]): float(added[level]) for level in shown}
+    shown = {1 + int(np.abs(offered[1:] - wanted).argmin()) for wanted in SHOWN_SPARSITIES}
+    shown |= set(np.flatnonzero(offered == 1).tolist())
+    return {float(offered[level]): float(added[level]) for level in sorted(shown)}
 
 
 def _added_by(owner: int, reader: LayerNumbers) -> np.ndarray:

@@ -105,11 +105,12 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     """The layers, the channel groups, and what the cost tables don't know."""
     console.print(_layer_table(inspection.layers))
     groups = Table(title="Channel groups", title_justify="left")
-    for column in ("group", "owner", "channels", "written by", "read by"):
+    for column in ("group", "owner", "channels", "written by", "read by", "is a branch"):
         groups.add_column(column, justify="right" if column in ("group", "channels") else "left")
     for index, group in enumerate(inspection.network.groups):
         members = (", ".join(group.producers), ", ".join(group.consumers))
-        groups.add_row(str(index), escape(group.owner), str(group.width), *map(escape, members))
+        branch = "yes" if group.is_branch else ""
+        groups.add_row(str(index), escape(group.owner), str(group.width), *map(escape, members), branch)
     console.print(groups)
     for line in _inspection_lines(inspection):
         console.print(line, soft_wrap=True, markup=False, highlight=False)

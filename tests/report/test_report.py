@@ -65,6 +65,12 @@ def test_error_curves():
     assert sparsity_errors(problem, 1) == {}
 
 
+def test_what_the_removal_of_a_branch_costs_is_shown_too():
+    first, second = make_problem().layers
+    owner = LayerNumbers(**{**vars(first), "sparsities": np.array([0.0, 0.5, 1.0]), "kept": np.array([8, 4, 0])})
+    assert sparsity_errors(Problem((owner, second), make_problem().costs), 0) == {0.5: 4.0, 1.0: 8.0}
+
+
 def test_error_curves_add_what_further_readers_lose():
     first, second = make_problem().layers
     concatenation = LayerNumbers(**{**vars(second), "source": 1, "extra_sources": ((0, np.array([0.0, 0.1, 0.3])),)})
