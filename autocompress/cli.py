@@ -166,6 +166,7 @@ def finetune(
     run: RunFolder,
     epochs: Annotated[str, typer.Option(metavar="X", help="Passes over the training samples; fractions are fine.")],
     learning_rate: Annotated[str | None, typer.Option(metavar="X", help=_help("learning_rate"))] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N", help=_help("batch_size"))] = None,
     distillation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("distillation"))] = None,
     labels: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("labels"))] = None,
     hard_weight: Annotated[str | None, typer.Option(metavar="X", help=_help("hard_weight"))] = None,
@@ -180,7 +181,7 @@ def finetune(
     from autocompress.report.tables import print_finished
 
     given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
-    given |= {"hard_weight": hard_weight, "augmentation": augmentation, "mixup": mixup}
+    given |= {"hard_weight": hard_weight, "augmentation": augmentation, "mixup": mixup, "batch_size": batch_size}
     with reported() as context:
         context.how_to_resume = lambda: " The run is as it was; the same command goes on."
         config = make_config({"format": format, "quiet": quiet})

@@ -24,6 +24,13 @@ def test_fine_tuning_a_run_improves_it_and_renews_its_files(run):
     assert runs.verify(run).passed
 
 
+def test_the_batch_size_may_be_another_than_the_runs(packed_run):
+    """1,437 training digits less 64 of the search split are three batches."""
+    done = invoke("finetune", packed_run, "--epochs", "1", "--batch-size", "500", "--format", "json", "--quiet")
+    assert (done.exit_code, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["finetuning"]["steps"] == 3
+
+
 def test_interrupted_fine_tuning_leaves_the_run_valid_and_goes_on(packed_run, tmp_path, monkeypatch):
     again = shutil.copytree(packed_run, tmp_path / "again")
     runs.finetune(again, finetune=1)
