@@ -17,9 +17,8 @@ from autocompress.searchers.foresight import foreseen
 
 ALLOWED = (
     "activation_bits, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, granularity, "
-    "image_size, jobs, mean, model, model_args, quantizer, remove_branches, search_samples, seed, sparsity_levels, std, "
-    "target, "
-    "weight_bits, weights"
+    "image_size, jobs, mean, model, model_args, quantizer, remove_branches, search_samples, seed, sparsity_levels, "
+    "std, target, weight_bits, weights"
 )
 QUICK = {"model": "digits", "search_samples": 64, "calibration_samples": 64, "sparsity_levels": 4, "dtype": "float32",
          "target": "packed"}  # fmt: skip
