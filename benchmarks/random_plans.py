@@ -54,8 +54,9 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)
-    options: dict[str, Any] = {"weight_bits": (2, 4, 8, 32), "activation_bits": (8, 32), "recalibration_samples": 64}
-    options["remove_branches"] = True
+    options: dict[str, Any] = {
+        "weight_bits": (2, 4, 8, 32), "activation_bits": (8, 32), "remove_branches": True, "recalibration_samples": 64,
+    }  # fmt: skip
     data: Any = random_images()
     if arguments.network == "digits":
         data = load_data("digits", search_samples=64, calibration_samples=64)

@@ -33,8 +33,8 @@ class LayerWeights:
 
     Attributes:
         values: in the shape of the module's weight, rows first, without elements where the layer writes or reads a
-            removed branch: int8 codes where `scale` is given, else float32
-            (16 bits: every value exactly representable in float16).
+            removed branch: int8 codes where `scale` is given, else float32 (16 bits: every value exactly representable
+            in float16).
         scale: (rows,) float32 > 0, or None for floating-point labels.
         bias: (rows,) float32, or None.
         bits: of the weights: 1 to 8, 16 or 32.

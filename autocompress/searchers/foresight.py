@@ -71,6 +71,8 @@ class Foresight:
         self.cells = Cells(problem, prices)
         self._probabilities = probabilities[:SAMPLES]
         self._logs = np.log(np.clip(self._probabilities, 1e-30, None))
+        self._weights = self._probabilities.astype(np.float32).ravel()  # of log-probabilities in the divergence
+        self._certainty = float((self._probabilities * self._logs).sum())  # the part that no plan changes
         self._base, share = self._logs, SHARE
         self._own: IntArray | None = None  # cells of the plan
         if around is not None:
@@ -85,8 +87,8 @@ class Foresight:
 
     def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
         """(M,) J of plans (M, 2L), in nats; nothing is known of how far it is off, hence (M,) zeros."""
-        kept = self._predicted(codes).reshape(len(codes), -1) @ self._probabilities.astype(np.float32).ravel()
-        divergence = ((self._probabilities * self._logs).sum() - kept.astype(np.float64)) / len(self._logs)
+        expected = self._predicted(codes).reshape(len(codes), -1) @ self._weights
+        divergence = (self._certainty - expected.astype(np.float64)) / len(self._logs)
         return divergence + self._missed(self.cells.of(codes)), np.zeros(len(codes))
 
     def moves(

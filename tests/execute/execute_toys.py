@@ -101,13 +101,18 @@ def network(name: str, samples: int = 48) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(1)
     build, shape = NETWORKS[name]
     model = build().eval()
+    draw_norms_(model)
+    return model, torch.randn(samples, *shape)
+
+
+def draw_norms_(model: nn.Module) -> None:
+    """Norms that are not the identity."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.running_var):
                 tensor.data.uniform_(0.5, 1.5)
             for tensor in (module.bias, module.running_mean):
                 tensor.data.uniform_(-0.5, 0.5)
-    return model, torch.randn(samples, *shape)
 
 
 def menus_of(model: nn.Module, x: Tensor, **options: object) -> Menus:

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 import torch
-from execute_toys import labels, menus_of, outputs, same, same_state, state
+from execute_toys import draw_norms_, labels, menus_of, outputs, same, same_state, state
 from torch import Tensor, nn
 
 from autocompress.data import Data, from_tensors
@@ -99,11 +99,7 @@ def original(activation: str) -> tuple[nn.Module, nn.Module, Menus, Tensor]:
     """The network, folded too, its menus and inputs."""
     torch.manual_seed(1)
     model, x = Blocks(activation).eval(), torch.randn(48, 2, 5, 5)
-    for norm in (model.norm1, model.norm2):
-        for tensor in (norm.weight, norm.running_var):
-            tensor.data.uniform_(0.5, 1.5)
-        for tensor in (norm.bias, norm.running_mean):
-            tensor.data.uniform_(-0.5, 0.5)
+    draw_norms_(model)
     for last in (model.norm2, model.project):
         last.weight.data.mul_(4)  # branches that are missed
     options = {"weight_bits": (2, 8, 16, 32), "sparsity_levels": 2, "remove_branches": True}
