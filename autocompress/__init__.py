@@ -2,8 +2,8 @@
 
 `search` finds a plan and makes the network that it gives; `inspect` shows what can be compressed and what it costs,
 `evaluate` measures any plan and `apply` makes it real; `finetune`, `export` and `verify` go on with a finished run,
-and `load` gives its network as a module; `compare` runs methods side by side, over budgets and seeds. What needs torch
-is imported when it is first used.
+and `load` gives its network as a module; `compare` runs methods side by side, over budgets and seeds. `register_…` adds
+a criterion, a quantizer, a searcher and more from outside. What needs torch is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -11,38 +11,73 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from autocompress.version import __version__
 
 _HOMES = {
     "Budget": "autocompress.budget",
     "Comparison": "autocompress.comparison.run",
+    "Finished": "autocompress.job.results",
     "InputError": "autocompress.errors",
-    "Inspection": "autocompress.results",
+    "Inspection": "autocompress.job.results",
     "Label": "autocompress.plan",
-    "Measurement": "autocompress.results",
+    "Measurement": "autocompress.job.results",
     "Plan": "autocompress.plan",
-    "Result": "autocompress.results",
-    "Finished": "autocompress.results",
+    "Result": "autocompress.job.results",
+    "Target": "autocompress.targets.target",
     "apply": "autocompress.api",
     "compare": "autocompress.comparison.run",
     "evaluate": "autocompress.api",
-    "export": "autocompress.runs",
-    "finetune": "autocompress.runs",
+    "export": "autocompress.api",
+    "finetune": "autocompress.api",
     "inspect": "autocompress.api",
+    "list_agents": "autocompress.extensions",
+    "list_criteria": "autocompress.extensions",
+    "list_data": "autocompress.extensions",
+    "list_models": "autocompress.extensions",
+    "list_quantizers": "autocompress.extensions",
+    "list_rewards": "autocompress.extensions",
+    "list_searchers": "autocompress.extensions",
+    "list_targets": "autocompress.extensions",
     "load": "autocompress.targets.loading",
+    "register_agent": "autocompress.extensions",
+    "register_criterion": "autocompress.extensions",
+    "register_data": "autocompress.extensions",
+    "register_model": "autocompress.extensions",
+    "register_quantizer": "autocompress.extensions",
+    "register_reward": "autocompress.extensions",
+    "register_searcher": "autocompress.extensions",
+    "register_target": "autocompress.extensions",
     "search": "autocompress.api",
-    "verify": "autocompress.runs",
+    "verify": "autocompress.api",
 }
 
 if TYPE_CHECKING:
-    from autocompress.api import apply, evaluate, inspect, search
+    from autocompress.api import apply, evaluate, export, finetune, inspect, search, verify
     from autocompress.budget import Budget
     from autocompress.comparison.run import Comparison, compare
     from autocompress.errors import InputError
+    from autocompress.extensions import (
+        list_agents,
+        list_criteria,
+        list_data,
+        list_models,
+        list_quantizers,
+        list_rewards,
+        list_searchers,
+        list_targets,
+        register_agent,
+        register_criterion,
+        register_data,
+        register_model,
+        register_quantizer,
+        register_reward,
+        register_searcher,
+        register_target,
+    )
+    from autocompress.job.results import Finished, Inspection, Measurement, Result
     from autocompress.plan import Label, Plan
-    from autocompress.results import Finished, Inspection, Measurement, Result
-    from autocompress.runs import export, finetune, verify
     from autocompress.targets.loading import load
+    from autocompress.targets.target import Target
 
 __all__ = [
     "Budget",
@@ -54,6 +89,7 @@ __all__ = [
     "Measurement",
     "Plan",
     "Result",
+    "Target",
     "__version__",
     "apply",
     "compare",
@@ -61,7 +97,23 @@ __all__ = [
     "export",
     "finetune",
     "inspect",
+    "list_agents",
+    "list_criteria",
+    "list_data",
+    "list_models",
+    "list_quantizers",
+    "list_rewards",
+    "list_searchers",
+    "list_targets",
     "load",
+    "register_agent",
+    "register_criterion",
+    "register_data",
+    "register_model",
+    "register_quantizer",
+    "register_reward",
+    "register_searcher",
+    "register_target",
     "search",
     "verify",
 ]

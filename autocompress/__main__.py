@@ -1,5 +1,5 @@
 """`python -m autocompress`."""
 
-from autocompress.cli import main
+from autocompress.cli.main import main
 
 main()

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from autocompress.errors import InputError
-from autocompress.yaml_files import read_yaml
+from autocompress.files import read_yaml
 
 PLAN_VERSION = 1
 

@@ -26,9 +26,9 @@ from autocompress.evaluation import measure
 from autocompress.execute import FineTuning, uncompressed
 from autocompress.execute.distillation import Objective
 from autocompress.execute.finetune import _Run
+from autocompress.job.result_data import finished_data
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
-from autocompress.report.data import finished_data
 from autocompress.report.live import PlainView
 
 SEARCHES: Mapping[str, Mapping[str, Any]] = {

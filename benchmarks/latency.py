@@ -14,9 +14,10 @@ import torch
 from autocompress.execute import uncompressed
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
-from autocompress.targets.lowering import lower
-from autocompress.targets.onnx_file import write_onnx
-from autocompress.targets.onnx_runtime import median_seconds, open_session
+from autocompress.targets.graph.lowering import lower
+from autocompress.targets.onnxruntime.file import write_onnx
+from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.timing import median_seconds
 
 
 def main() -> None:

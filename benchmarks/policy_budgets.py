@@ -14,13 +14,13 @@ import numpy as np
 from autocompress.config import make_config
 from autocompress.data import load_data
 from autocompress.evaluation import measure
-from autocompress.jobs import build_evaluator, load, menu_settings, prepare
+from autocompress.job.prepare import build_evaluator, load, menu_settings, prepare
 from autocompress.models import load_model
 from autocompress.policies.files import load_policy
-from autocompress.policies.policy import walk
+from autocompress.policies.network import walk
 from autocompress.policies.use import planned
-from autocompress.report.progress import Silent
-from autocompress_envs.pricing import Pricer
+from autocompress.progress import Silent
+from autocompress_envs.solver.pricing import Pricer
 
 BUDGETS = 20
 

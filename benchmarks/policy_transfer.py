@@ -19,19 +19,19 @@ import numpy as np
 
 from autocompress.config import make_config
 from autocompress.data import Data, load_data
-from autocompress.jobs import build_evaluator, load, menu_settings, prepare
+from autocompress.job.prepare import build_evaluator, load, menu_settings, prepare
 from autocompress.menus.store import default_cache
 from autocompress.models import load_model
-from autocompress.policies.episodes import BudgetRange
-from autocompress.policies.evaluation import Score, measured, summarised
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.fitting import fit
-from autocompress.policies.policy import PricePolicy
-from autocompress.policies.recipe import Fitting, Recipe, ZooTask, read_recipe
-from autocompress.policies.training import EPISODES, RECIPE, Gathered, Home, gather, load_all
-from autocompress.report.progress import Silent
+from autocompress.policies.network import PricePolicy
+from autocompress.policy_training.episodes import BudgetRange
+from autocompress.policy_training.evaluation import Score, measured, summarised
+from autocompress.policy_training.fitting import fit
+from autocompress.policy_training.recipe import Fitting, Recipe, ZooTask, read_recipe
+from autocompress.policy_training.training import EPISODES, RECIPE, Gathered, Home, gather, load_all
+from autocompress.progress import Silent
 from autocompress_envs.observation import KINDS
-from autocompress_envs.pricing import Pricer
+from autocompress_envs.solver.pricing import Pricer
 
 BUDGETS = 5
 MOST_KL = 1.0  # nats, of the solver's plan: beyond it a network only guesses

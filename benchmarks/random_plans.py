@@ -25,10 +25,10 @@ from autocompress.data.pixels import Normalization
 from autocompress.data.sources import TensorSource
 from autocompress.errors import AutocompressError
 from autocompress.execute import Execution, execute
-from autocompress.finishing import finish
-from autocompress.jobs import load, menu_settings, prepare
-from autocompress.report.progress import Silent
-from autocompress_envs.numbers import Labeling, Problem
+from autocompress.job.finish import finish
+from autocompress.job.prepare import load, menu_settings, prepare
+from autocompress.progress import Silent
+from autocompress_envs.problem.numbers import Labeling, Problem
 
 PIXELS = 64  # edge of the random images that networks without data are run on
 

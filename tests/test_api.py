@@ -10,8 +10,8 @@ import autocompress
 from autocompress import InputError, Label, Plan
 from autocompress.data import load_data
 from autocompress.models import load_model
-from autocompress.report.progress import Silent
-from autocompress.run_folder import read_journal
+from autocompress.progress import Silent
+from autocompress.run.journal import read_journal
 
 QUICK = {
     "episodes": 8, "search_samples": 64, "calibration_samples": 64, "sparsity_levels": 4, "dtype": "float32",
@@ -211,7 +211,7 @@ def test_a_groups_sparsity_hurts_all_that_read_it(quick):
     ],
 )
 def test_wrong_options_are_found_before_anything_is_loaded(options, message, monkeypatch):
-    monkeypatch.setattr("autocompress.jobs.load_data", lambda *_, **__: pytest.fail("data was loaded"))
+    monkeypatch.setattr("autocompress.job.load.load_data", lambda *_, **__: pytest.fail("data was loaded"))
     with pytest.raises(InputError) as error:
         autocompress.search(**options)
     if message is not None:

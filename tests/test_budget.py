@@ -6,7 +6,7 @@ import pytest
 
 from autocompress import Budget, InputError
 from autocompress.budget import RESOURCES
-from autocompress_envs import tables
+from autocompress_envs.problem import tables
 
 FORM = "`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got"
 ORIGINAL = {"size": 154_832, "macs": 1_001, "bitops": 10**12, "memory": 8_192}

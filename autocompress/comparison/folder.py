@@ -11,7 +11,7 @@ from typing import Any
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Cell, Suite, check_continues, read_suite
 from autocompress.errors import InputError
-from autocompress.run_folder import write_atomically
+from autocompress.files import write_atomically
 
 SUITE, CELLS, EVALUATIONS, POLICIES = "suite.yaml", "cells", "evaluations", "policies.json"
 RESULTS, RESULTS_CSV = "results.parquet", "results.csv"

@@ -7,8 +7,8 @@ from typing import Protocol
 
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Cell
+from autocompress.progress import Progress, Silent, Step
 from autocompress.report.live import PlainView, TerminalView
-from autocompress.report.progress import Progress, Silent, Step
 
 
 class ComparisonProgress(Progress, Protocol):

@@ -15,7 +15,7 @@ from typing import Any, cast
 from autocompress.comparison.live import ComparisonProgress
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Cell
-from autocompress.report.progress import Step
+from autocompress.progress import Step
 
 Message = CellResult | Step
 Work = Callable[..., None]

@@ -12,7 +12,7 @@ from autocompress.comparison.folder import PARETO, PROGRESS, RESULTS, RESULTS_CS
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Suite
 from autocompress.comparison.summary import Summary
-from autocompress.run_folder import write_atomically
+from autocompress.files import write_atomically
 
 if TYPE_CHECKING:
     from autocompress.comparison.run import Comparison

@@ -76,9 +76,9 @@ class CellResult:
     @property
     def deterministic(self) -> bool:
         """Whether the search makes no random choice."""
-        from autocompress.searchers.search import SEEDLESS
+        from autocompress.searchers.search import SEARCHERS
 
-        return self.searcher in SEEDLESS
+        return self.searcher in SEARCHERS and not SEARCHERS[self.searcher].is_random
 
     @property
     def finished(self) -> bool:

@@ -12,16 +12,12 @@ from autocompress.comparison.folder import begin, claim, keep, kept
 from autocompress.comparison.live import ComparisonProgress, SilentComparison
 from autocompress.comparison.report import write_report
 from autocompress.comparison.results import CellResult
-from autocompress.comparison.session import Session, job_key
+from autocompress.comparison.session import Requests, Session, job_key, requests_of
 from autocompress.comparison.suite import Cell, Suite, make_suite, overridden, read_suite
 from autocompress.comparison.summary import Summary, summarise
 from autocompress.comparison.workers import run_here, run_in_processes
-from autocompress.errors import InputError, unknown_name
-from autocompress.jobs import configure, menu_settings
-from autocompress.policies.use import chosen_policy
-from autocompress.recording import versions
-from autocompress.searchers.search import SEARCHERS
-from autocompress.searching import search_settings
+from autocompress.errors import InputError
+from autocompress.version import versions
 
 
 @dataclass(frozen=True)
@@ -82,29 +78,16 @@ def compare(
     """
     wanted = suite if isinstance(suite, Suite) else _suite(suite)
     wanted = overridden(wanted, base, methods=methods, seeds=seeds, episodes=episodes)
-    check(wanted)
+    requests = requests_of(wanted)
     if jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}.")
     folder, watcher = Path(out) if out else default_folder(suite), progress or SilentComparison()
     claim(folder, wanted, resume=resume, force=force)
-    results = _run(wanted, folder, jobs, watcher, resume=resume)
+    results = _run(wanted, requests, folder, jobs, watcher, resume=resume)
     summaries = summarise(results)
     watcher.stage(f"tables and plots: {folder}")
     write_report(folder, wanted, results, summaries)
     return Comparison(folder, wanted, results, summaries)
-
-
-def check(suite: Suite) -> None:
-    """Check every method's options as far as that is possible before anything is loaded. Raises InputError."""
-    for method in suite.methods:
-        config = suite.configs[method.name]
-        with method.named():
-            if config.method not in SEARCHERS:
-                raise unknown_name("method", config.method, SEARCHERS)
-            configure(config.model, config.data, config.model_dump())
-            config.required_data()
-            chosen_policy(config, search_settings(config))
-            menu_settings(config)
 
 
 def default_folder(suite: object) -> Path:
@@ -120,12 +103,14 @@ def _suite(suite: str | Path | Mapping[str, Any]) -> Suite:
     return make_suite(suite) if isinstance(suite, Mapping) else read_suite(suite)
 
 
-def _run(suite: Suite, folder: Path, jobs: int, watcher: ComparisonProgress, *, resume: bool) -> tuple[CellResult, ...]:
+def _run(
+    suite: Suite, requests: Requests, folder: Path, jobs: int, watcher: ComparisonProgress, *, resume: bool
+) -> tuple[CellResult, ...]:
     """Run every cell that has not finished; the results of all, in the suite's order."""
     before = kept(folder, suite) if resume else {}
     results = {cell: result for cell, result in before.items() if result.finished}
     pending = _by_job(suite, [cell for cell in suite.cells() if cell not in results])
-    session = _checked(suite, folder, results, pending, watcher, anew=not resume)
+    session = _checked(suite, requests, folder, results, pending, watcher, anew=not resume)
     begin(folder, suite, versions(), session.settled, session.policies, resume=resume)
     total = len(suite.cells())
     if results:
@@ -148,6 +133,7 @@ def _run(suite: Suite, folder: Path, jobs: int, watcher: ComparisonProgress, *, 
 
 def _checked(
     suite: Suite,
+    requests: Requests,
     folder: Path,
     finished: Iterable[Cell],
     pending: Sequence[Cell],
@@ -156,12 +142,12 @@ def _checked(
     anew: bool,
 ) -> Session:
     """Load every job once before cells run: what is wrong with one shows now, and processes find its menus made."""
-    session = Session(suite, folder, watcher, anew=anew)
+    session = Session(suite, requests, folder, watcher, anew=anew)
     begun = {cell.method for cell in finished}
     for method in suite.configs:
         if method not in begun:
             session.policies.pop(method, None)  # no result binds it to the one that it began with
-        session.policy(method)
+        session.check_policy(method)
     for method in dict.fromkeys(cell.method for cell in pending):
         session.check(method)
     return session

@@ -7,53 +7,55 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from autocompress.borrowed import evaluating
 from autocompress.budget import Budget
 from autocompress.comparison.folder import EVALUATIONS, read_policies, read_settled
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.shared import SharedEvaluations
 from autocompress.comparison.suite import Cell, Suite
-from autocompress.config import OPTIONS, Config, panel_of
+from autocompress.config import Config, MenuOptions, NetworkOptions, names_of
 from autocompress.errors import InputError
 from autocompress.evaluation import Closeness, Evaluator
 from autocompress.evaluation.measure import compare
-from autocompress.jobs import (
-    Job,
-    build_evaluator,
-    check_labels,
-    feasible_limits,
-    load,
-    load_splits,
-    made_on,
-    menu_settings,
-    prepare,
-)
-from autocompress.modes import evaluating
-from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import chosen_policy, decided
-from autocompress.recording import step_of
-from autocompress.report.progress import Progress, Silent, Step
-from autocompress.searchers.agents import MODEL_BASED
+from autocompress.job.journaled import step_of
+from autocompress.job.load import check_labels, load, load_splits
+from autocompress.job.options import SearchRequest, search_request
+from autocompress.job.prepare import Job, build_evaluator, feasible_limits, made_on, prepare
+from autocompress.job.search import original_accuracy, stamp
+from autocompress.policies.use import decided
+from autocompress.progress import Progress, Silent, Step
 from autocompress.searchers.base import Evaluated, Task
 from autocompress.searchers.search import run_search
-from autocompress.searching import original_accuracy, search_settings, stamp
 from autocompress_envs import Labeling
 
-_OF_JOB = [name for name in OPTIONS if panel_of(name) in ("Network and data", "Menus")] + ["seed", "device", "dtype"]
+_OF_JOB = {*names_of(NetworkOptions, MenuOptions), "device", "dtype"}
 
+Requests = Mapping[str, SearchRequest]
+"""What each method's searches were asked for, by the method's name."""
 Observe = Callable[[Step], None]
 
 
 def job_key(config: Config) -> str:
     """The same for cells that share network, data, menus and evaluations: 16 hex digits."""
-    options = config.model_dump(mode="json", include=set(_OF_JOB))
+    options = config.model_dump(mode="json", include=_OF_JOB)
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def requests_of(suite: Suite) -> Requests:
+    """Every method's options, checked as far as that is possible before anything is loaded. Raises InputError."""
+    found = {}
+    for method in suite.methods:
+        config = suite.configs[method.name]
+        with method.named():
+            found[method.name] = search_request(config.model, config.required_data(), config.model_dump())
+    return found
 
 
 @dataclass
@@ -74,10 +76,10 @@ class Prepared:
     reference: tuple[Tensor, Tensor | None] | None = None
     accuracy: float = math.nan
 
-    def original_accuracy(self, config: Config) -> float:
-        """On the search split; NaN as long as no search has compared with it."""
+    def original_accuracy(self) -> float:
+        """Accuracy of the original on the search split; NaN without labels."""
         if math.isnan(self.accuracy):
-            self.accuracy = original_accuracy(self.job, config)
+            self.accuracy = original_accuracy(self.job)
         return self.accuracy
 
     def on_test(self, labeling: Labeling) -> Closeness:
@@ -99,8 +101,9 @@ class Session:
     """Runs cells of a comparison, one after the other. The last job stays loaded: neighbours usually share it.
 
     Args:
-        suite: whose cells are run.
-        folder: of the comparison, from `begin`.
+        suite: the comparison.
+        requests: what each of its methods was asked for.
+        folder: folder of the comparison, from `begin`.
         watcher: told of loading and of menus.
         anew: whether what the folder holds now is of no interest.
 
@@ -110,13 +113,14 @@ class Session:
         policies: stamps of those that the methods begin with, by the methods' names; likewise.
     """
 
-    def __init__(self, suite: Suite, folder: Path, watcher: Progress | None = None, *, anew: bool = False) -> None:
+    def __init__(
+        self, suite: Suite, requests: Requests, folder: Path, watcher: Progress | None = None, *, anew: bool = False
+    ) -> None:
         self.settled = {} if anew else read_settled(folder)
         self.policies = {} if anew else read_policies(folder)
-        self._suite = suite
+        self._suite, self._requests = suite, requests
         self._folder = folder
         self._watcher = watcher or Silent()
-        self._loaded_policies: dict[str, SavedPolicy | None] = {}
         self._key = ""
         self._prepared: Prepared | None = None
 
@@ -130,32 +134,23 @@ class Session:
         key = job_key(config)
         if self._prepared is None or key != self._key:
             self._prepared = None  # two jobs at once may be more than fits into memory
-            self._key, self._prepared = key, self._loaded(config, key)
+            self._key, self._prepared = key, self._loaded(self._requests[method], key)
         return self._prepared
 
-    def policy(self, method: str) -> SavedPolicy | None:
-        """What a method's searches begin with, read once.
-
-        Raises:
-            InputError: it can't be read, or is not that of the comparison.
-        """
-        if method not in self._loaded_policies:
-            config = self._suite.configs[method]
-            policy = chosen_policy(config, search_settings(config))
-            now = stamp(policy)["policy"]
-            before = self.policies.setdefault(method, now)
-            if now != before:
-                raise InputError(
-                    f"`policy` of {method} must be that of the comparison in {self._folder}, {before}, got {now}; "
-                    "put it back, or choose another --out."
-                )
-            self._loaded_policies[method] = policy
-        return self._loaded_policies[method]
+    def check_policy(self, method: str) -> None:
+        """Raises InputError where the policy that a method's searches begin with is not that of the comparison."""
+        now = stamp(self._requests[method].policy)["policy"]
+        before = self.policies.setdefault(method, now)
+        if now != before:
+            raise InputError(
+                f"`policy` of {method} must be that of the comparison in {self._folder}, {before}, got {now}; "
+                "put it back, or choose another --out."
+            )
 
     def check(self, method: str) -> None:
         """Raises InputError where the data can't serve the method, or a budget is below its cheapest plan."""
-        config, prepared = self._suite.configs[method], self.prepare(method)
-        check_labels(config, prepared.job.data)
+        prepared = self.prepare(method)
+        check_labels(self._requests[method], prepared.job.data)
         if self._suite.test and prepared.job.data.test is None:
             raise InputError(f"`test` needs data with a test split, got {prepared.job.data.name}; write test: false.")
         for budget in self._suite.budgets:
@@ -170,20 +165,21 @@ class Session:
         Raises:
             AutocompressError: the search can't be done.
         """
-        config, prepared = self._suite.configs[cell.method], self.prepare(cell.method)
+        asked, prepared = self._requests[cell.method], self.prepare(cell.method)
+        self.check_policy(cell.method)
         limits = Budget.parse(cell.budget).resolve(prepared.job.original)
-        shared, tracing = self._shared(prepared), _Tracing(config.episodes, limits, observe)
-        settings = search_settings(config.model_copy(update={"seed": cell.seed}))
-        task = _task(prepared, shared, config, limits, self.policy(cell.method))
+        shared, tracing = self._shared(prepared), _Tracing(asked.config.episodes, limits, observe)
+        task = _task(prepared, shared, asked, limits)
         measured, forward = shared.measured, prepared.evaluator.forward_seconds
         started = time.perf_counter()
-        found = run_search(task, settings, method=config.method, observe=tracing)
+        settings = replace(asked.settings, seed=cell.seed)
+        found = run_search(task, settings, method=asked.searcher, observe=tracing)
         seconds = time.perf_counter() - started
         prepared.evaluator.forget()
         best = found.best.outcome
         return CellResult(
             cell.method,
-            config.method,
+            asked.config.method,
             cell.budget,
             cell.seed,
             limits=limits,
@@ -203,12 +199,11 @@ class Session:
             **(_on_test(prepared, found.best.labeling) if self._suite.test else {}),
         )
 
-    def _loaded(self, config: Config, key: str) -> Prepared:
-        splits = load_splits(None, config)
-        offered = menu_settings(config)
-        job = prepare(load(config.model, splits, config, self._watcher), config, offered, self._watcher)
+    def _loaded(self, asked: SearchRequest, key: str) -> Prepared:
+        loaded = load(asked, load_splits(asked), self._watcher)
+        job = prepare(loaded, asked.menus, asked.config, self._watcher)
         before = self.settled.get(key, {})
-        evaluator = build_evaluator(job, config, before)
+        evaluator = build_evaluator(job, asked.config, before)
         now = {**made_on(job, evaluator), "search_split": _hash(job.data.search()[0])}
         for name, value in now.items():
             if before and before.get(name) != value:
@@ -245,20 +240,14 @@ class _Tracing:
         self._observe(step_of(evaluated, self._best, self._total, self._limits))
 
 
-def _task(
-    prepared: Prepared,
-    shared: SharedEvaluations,
-    config: Config,
-    limits: Mapping[str, int],
-    policy: SavedPolicy | None,
-) -> Task:
-    problem = prepared.job.problem
-    needs_outputs = config.method == "rl" and config.agent == MODEL_BASED
+def _task(prepared: Prepared, shared: SharedEvaluations, asked: SearchRequest, limits: Mapping[str, int]) -> Task:
+    problem, policy = prepared.job.problem, asked.policy
+    needs_outputs = asked.searcher.wants_outputs(asked.settings)
     return Task(
         problem,
         dict(limits),
         shared.whole if needs_outputs else shared.numbers,
-        prepared.original_accuracy(config),
+        prepared.original_accuracy() if asked.compares_with_original else math.nan,
         prepared.evaluator.probabilities if needs_outputs else None,
         None if policy is None else decided(policy, problem, limits, Silent()).prices,
         prepared.evaluator.effects if needs_outputs else None,

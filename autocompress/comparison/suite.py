@@ -12,17 +12,28 @@ from typing import Any
 import yaml
 
 from autocompress.budget import Budget
-from autocompress.config import OPTIONS, Config, first_difference, make_config, panel_of
+from autocompress.config import (
+    OPTIONS,
+    Config,
+    MachineOptions,
+    MenuOptions,
+    NetworkOptions,
+    SearchOptions,
+    first_difference,
+    make_config,
+    names_of,
+)
 from autocompress.errors import InputError
-from autocompress.yaml_files import read_yaml
+from autocompress.files import read_yaml
 
 EPISODES = 400
 SEEDS = 5
 _KEYS = ("base", "budgets", "methods", "seeds", "episodes", "test")
-_PANELS = ("Network and data", "Menus", "Search", "Machine")
 _METHOD_ONLY = frozenset({"method", "episodes"})
 _WITHOUT_EFFECT = frozenset({"selection_samples"})  # searches are compared by what they find on the search split
-_OF_BASE = frozenset(name for name in OPTIONS if panel_of(name) in _PANELS) - _METHOD_ONLY - _WITHOUT_EFFECT
+_OF_BASE = (
+    frozenset(names_of(NetworkOptions, MenuOptions, SearchOptions, MachineOptions)) - _METHOD_ONLY - _WITHOUT_EFFECT
+)
 _OF_METHODS = (_OF_BASE | _METHOD_ONLY) - {
     "model",
     "weights",
@@ -112,13 +123,13 @@ class Suite:
 
     def cells(self) -> tuple[Cell, ...]:
         """Every cell: by method, budget and seed, in the suite's order."""
-        from autocompress.searchers.search import SEEDLESS
+        from autocompress.searchers.search import SEARCHERS
 
         return tuple(
             Cell(method.name, budget, seed)
             for method in self.methods
             for budget in self.budgets
-            for seed in (self.seeds[:1] if method.searcher in SEEDLESS else self.seeds)
+            for seed in (self.seeds if SEARCHERS.find(method.searcher).is_random else self.seeds[:1])
         )
 
     def slug(self, cell: Cell) -> str:

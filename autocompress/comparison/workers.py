@@ -12,11 +12,11 @@ import torch
 from autocompress.comparison.live import ComparisonProgress
 from autocompress.comparison.pool import run_in_pool
 from autocompress.comparison.results import CellResult, failed
-from autocompress.comparison.session import Observe, Session
+from autocompress.comparison.session import Observe, Session, requests_of
 from autocompress.comparison.suite import Cell, Suite
 from autocompress.errors import AutocompressError
-from autocompress.report.progress import Step
-from autocompress_envs.feasibility import InfeasibleBudgetError
+from autocompress.progress import Step
+from autocompress_envs.solver.feasibility import InfeasibleBudgetError
 
 _SECONDS_BETWEEN_STEPS = 0.25  # a worker tells of its evaluations no more often
 
@@ -57,7 +57,7 @@ def run_in_processes(
 def _work(pipe: Connection, suite: Suite, folder: Path, threads: int) -> None:
     """What a worker process does: a cell after the other until the parent closes the pipe, or is gone."""
     torch.set_num_threads(threads)
-    session = Session(suite, folder)
+    session = Session(suite, requests_of(suite), folder)
     try:
         while True:
             cell: Cell = pipe.recv()

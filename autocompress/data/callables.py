@@ -27,7 +27,11 @@ def call(argument: str, spec: str, arguments: Mapping[str, Any]) -> Any:
     Raises:
         InputError: the module can't be imported, has no such callable, or the arguments don't fit it.
     """
-    function = _find(argument, spec)
+    return call_with(argument, spec, _find(argument, spec), arguments)
+
+
+def call_with(argument: str, spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """Call `function`, which `spec` names, with keyword `arguments`. Raises InputError where these don't fit it."""
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:

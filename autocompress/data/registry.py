@@ -3,20 +3,99 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from autocompress.data.arrays import from_datasets, from_tensors, load_digits_sources, load_npz
-from autocompress.data.callables import call
+from autocompress.data.callables import call, call_with
 from autocompress.data.dataset import Data, Split, make_data
 from autocompress.data.imagefolder import load_imagefolder
 from autocompress.data.parquet import load_parquet
 from autocompress.data.pixels import ImageReader, Normalization
 from autocompress.data.sources import Source
 from autocompress.errors import InputError, unknown_name
+from autocompress.registry import Registry
 
-_ImageLoader = Callable[[str, ImageReader, Normalization], tuple[Source, Source, tuple[str, ...]]]
-_IMAGE_LOADERS: Mapping[str, _ImageLoader] = {"parquet": load_parquet, "imagefolder": load_imagefolder}
-_SPECS = ("digits", "parquet:FOLDER", "imagefolder:FOLDER", "npz:FILE", "package.module:callable", "file.py:callable")
+
+@dataclass(frozen=True)
+class DataRequest:
+    """What of the options a source of data may look at.
+
+    Attributes:
+        spec: the whole spec string.
+        place: what stands behind the colon.
+        image_size: edge in pixels that images are resized to, or None.
+        normalization: applied to what is loaded.
+        split: how the search and the calibration split are cut.
+        arguments: keyword arguments for a function of the user's.
+    """
+
+    spec: str
+    place: str
+    image_size: int | None
+    normalization: Normalization
+    split: Split
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A source of data.
+
+    Attributes:
+        load: loads what was asked for.
+        form: what its specs look like; errors list it.
+        takes_images: whether it decodes images, so that `image_size` means something.
+        takes_arguments: whether it takes the keyword arguments of `data_args`.
+    """
+
+    load: Callable[[DataRequest], Data]
+    form: str
+    takes_images: bool = False
+    takes_arguments: bool = False
+
+
+_Images = Callable[[str, ImageReader, Normalization], tuple[Source, Source, tuple[str, ...]]]
+
+
+def _images(loader: _Images, form: str) -> DataSource:
+    def load(asked: DataRequest) -> Data:
+        sources = loader(asked.place, ImageReader(asked.image_size), asked.normalization)
+        return make_data(asked.spec, *sources, asked.split)
+
+    return DataSource(load, form, takes_images=True)
+
+
+def _digits(asked: DataRequest) -> Data:
+    return make_data(asked.spec, *load_digits_sources(asked.normalization), asked.split)
+
+
+def _npz(asked: DataRequest) -> Data:
+    return make_data(asked.spec, *load_npz(asked.place, asked.normalization), asked.split)
+
+
+DATA_SOURCES: Registry[DataSource] = Registry(
+    "data",
+    {
+        "digits": DataSource(_digits, "digits"),
+        "parquet": _images(load_parquet, "parquet:FOLDER"),
+        "imagefolder": _images(load_imagefolder, "imagefolder:FOLDER"),
+        "npz": DataSource(_npz, "npz:FILE"),
+    },
+)
+"""By what stands before the colon of a spec."""
+
+_CALLABLES = ("package.module:callable", "file.py:callable")
+
+
+def source_of_function(name: str, function: Callable[..., Any]) -> DataSource:
+    """A source of data from a function that takes the place and keyword arguments, and returns what a callable does."""
+
+    def load(asked: DataRequest) -> Data:
+        return _from_result(asked, call_with("data", asked.spec, partial(function, asked.place), asked.arguments))
+
+    return DataSource(load, f"{name}:PLACE", takes_arguments=True)
 
 
 def load_data(
@@ -42,7 +121,8 @@ def load_data(
             `imagefolder:FOLDER`: FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val);
             `npz:FILE`: arrays x_train, y_train, x_test, y_test;
             `package.module:callable` or `file.py:callable`: returns (train, test) or (train, test, class names), both
-            of them a map-style dataset or a pair of tensors.
+            of them a map-style dataset or a pair of tensors;
+            `NAME:PLACE`: a source that was registered.
         seed: of the splits, at least 0.
         search_samples: size of the search split, at least 1.
         calibration_samples: size of the calibration split, at least 1.
@@ -54,45 +134,51 @@ def load_data(
     Raises:
         InputError: an unknown spec, or data that is missing, empty, broken or not of the form above.
     """
+    kind, _, place = spec.partition(":")
+    source = DATA_SOURCES.find(kind) if _is_named(spec) else _callable_source(spec)
+    if image_size is not None and not source.takes_images:
+        raise InputError(f"`image_size` must be given with parquet: and imagefolder: only, got it with {spec}.")
+    if data_args and not source.takes_arguments:
+        raise InputError(f"`data_args` must be given with a callable only, got {', '.join(data_args)} with {spec}.")
     split = Split(seed, search_samples, calibration_samples)
     normalization = Normalization.parse(mean, std)
-    kind, _, place = spec.partition(":")
-    _check_options(spec, kind, image_size, data_args)
-    if kind in _IMAGE_LOADERS:
-        return make_data(spec, *_IMAGE_LOADERS[kind](place, ImageReader(image_size), normalization), split)
-    if kind == "npz":
-        return make_data(spec, *load_npz(place, normalization), split)
-    if spec == "digits":
-        return make_data(spec, *load_digits_sources(normalization), split)
-    if not place or not spec.rpartition(":")[2].isidentifier():
-        raise unknown_name("data", spec, _SPECS)
-    return _from_callable(spec, data_args or {}, split, normalization)
+    return source.load(DataRequest(spec, place, image_size, normalization, split, data_args or {}))
 
 
-def _check_options(spec: str, kind: str, image_size: int | None, data_args: Mapping[str, Any] | None) -> None:
-    is_callable = ":" in spec and kind not in (*_IMAGE_LOADERS, "npz")
-    if image_size is not None and kind not in _IMAGE_LOADERS:
-        raise InputError(f"`image_size` must be given with parquet: and imagefolder: only, got it with {spec}.")
-    if data_args and not is_callable:
-        raise InputError(f"`data_args` must be given with a callable only, got {', '.join(data_args)} with {spec}.")
+def _is_named(spec: str) -> bool:
+    """Whether the spec is that of a source in the registry; `digits` alone has no place."""
+    kind, colon, _ = spec.partition(":")
+    return kind in DATA_SOURCES and bool(colon) == (":" in DATA_SOURCES[kind].form)
 
 
-def _from_callable(spec: str, arguments: Mapping[str, Any], split: Split, normalization: Normalization) -> Data:
-    result = call("data", spec, arguments)
+def _callable_source(spec: str) -> DataSource:
+    """The user's own function. Raises InputError where the spec has no form that is known."""
+    if ":" not in spec or not spec.rpartition(":")[2].isidentifier():
+        forms = [*(source.form for source in DATA_SOURCES.values()), *_CALLABLES]
+        raise unknown_name("data", spec, forms)
+    return DataSource(
+        lambda asked: _from_result(asked, call("data", spec, asked.arguments)), spec, takes_arguments=True
+    )
+
+
+def _from_result(asked: DataRequest, result: Any) -> Data:
+    """The data that a function returned."""
     if not isinstance(result, tuple) or len(result) not in (2, 3):
-        raise InputError(f"`data` {spec} must return (train, test) or (train, test, class names), got {_form(result)}.")
+        raise InputError(
+            f"`data` {asked.spec} must return (train, test) or (train, test, class names), got {_form(result)}."
+        )
     train, test = result[:2]
     make = from_tensors if isinstance(train, tuple) else from_datasets
     return make(
         train,
         test,
         classes=result[2] if len(result) == 3 else None,
-        name=spec,
-        seed=split.seed,
-        search_samples=split.search_samples,
-        calibration_samples=split.calibration_samples,
-        mean=normalization.mean,
-        std=normalization.std,
+        name=asked.spec,
+        seed=asked.split.seed,
+        search_samples=asked.split.search_samples,
+        calibration_samples=asked.split.calibration_samples,
+        mean=asked.normalization.mean,
+        std=asked.normalization.std,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import time
 
 import torch
@@ -13,18 +12,22 @@ from torch import Tensor, nn
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation.effects import Effects, effects_around, first_order_effects
 from autocompress.evaluation.measure import compare
+from autocompress.evaluation.number_format import (
+    DTYPES,
+    fastest_batch,
+    fastest_dtype,
+    in_format,
+    outputs_of,
+    prepared,
+    run,
+    torch_device,
+)
 from autocompress.evaluation.predictions import Predictions
 from autocompress.evaluation.stitch import Stitcher
 from autocompress.menus.menus import Menus
-from autocompress.modes import evaluating
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Network
-from autocompress_envs.numbers import FloatArray, Labeling, Outcome
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_BATCHES = (64, 128, 256)
-_TRIAL_SAMPLES = 256
-_DTYPE_NOISE = 2e-3  # nats by which a faster dtype may change the original's outputs
+from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome
 
 
 class Evaluator:
@@ -45,6 +48,8 @@ class Evaluator:
         batch_size: None picks one by measurement.
 
     Attributes:
+        dtype: floating-point type of the evaluations.
+        batch_size: samples a forward pass.
         evaluations: how many different labellings were measured.
         forward_seconds: time spent in their forward passes.
 
@@ -74,16 +79,18 @@ class Evaluator:
         self._problem = menus.problem()
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
         self._inputs, self._labels = inputs, labels
-        self._reference = self._original_outputs(reference or model)
+        self._reference = outputs_of(reference or model, inputs)
         self._predictions = Predictions(self._reference)
         self._effects: Effects | None = None
         self._cache: dict[bytes, Outcome] = {}
         self.evaluations = 0
         self.forward_seconds = 0.0
-        self.dtype = self._fastest_dtype() if dtype == "auto" else dtype
-        self.batch_size = batch_size or self._fastest_batch()
-        self._stitcher = Stitcher(self._prepared(self.dtype), menus)
-        self._batches = _in_format(inputs, self._device, DTYPES[self.dtype]).split(self.batch_size)
+        if dtype == "auto":
+            dtype = fastest_dtype(self._folded, inputs, self._reference, self._device)
+        self.dtype = dtype
+        self.batch_size = batch_size or fastest_batch(self._folded, inputs, dtype, self._device)
+        self._stitcher = Stitcher(self._prepared(), menus)
+        self._batches = in_format(inputs, self._device, DTYPES[self.dtype]).split(self.batch_size)
 
     def __call__(self, labeling: Labeling) -> Outcome:
         """The outcome of a labelling on the search split."""
@@ -118,7 +125,7 @@ class Evaluator:
             self._effects = self._stored(wanted)
         if around is None:
             return self._effects
-        model, batches = self._prepared(self.dtype), self._first(wanted)
+        model, batches = self._prepared(), self._first(wanted)
         return effects_around(
             model, self._menus, around, batches, self._predictions.pooled, self._effects.first(wanted)
         )
@@ -135,7 +142,7 @@ class Evaluator:
             digest.update(tensor.contiguous().numpy().tobytes())
 
         def tensors() -> dict[str, Tensor]:
-            model, pooled = self._prepared(self.dtype), self._predictions.pooled
+            model, pooled = self._prepared(), self._predictions.pooled
             found = first_order_effects(model, self._menus, self._first(samples), pooled)
             parts = {"pruning": torch.from_numpy(found.pruning), "rounding": torch.from_numpy(found.rounding)}
             return {**parts, "passes": torch.tensor(found.passes, dtype=torch.float64)}
@@ -150,68 +157,12 @@ class Evaluator:
     def _measure(self, labeling: Labeling) -> Outcome:
         model = self._stitcher.stitch_(labeling)
         started = time.perf_counter()
-        outputs = _run(model, self._batches)
+        outputs = run(model, self._batches)
         self.forward_seconds += time.perf_counter() - started
         found = compare(self._reference, outputs, self._labels)
         resources, shift = self._problem.resources(labeling), self._predictions.shift(outputs)
         return Outcome(found.kl, found.accuracy, found.agreement, resources, shift)
 
-    def _original_outputs(self, model: nn.Module) -> Tensor:
-        with evaluating(model):
-            device = next(model.parameters()).device
-            outputs = torch.cat([model(batch.to(device)).flatten(1).cpu() for batch in self._inputs.split(_BATCHES[0])])
-        if not torch.isfinite(outputs).all():
-            raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
-        return outputs.float()
-
-    def _prepared(self, dtype: str) -> nn.Module:
-        model = copy.deepcopy(self._folded).to(self._device, DTYPES[dtype])
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-    def _fastest_dtype(self) -> str:
-        """float32, unless a smaller dtype is faster on this machine and leaves the original's outputs as they are."""
-        best, best_seconds = "float32", math.inf
-        for name in ("float32", "bfloat16", *(["float16"] if self._device.type == "cuda" else [])):
-            seconds, outputs = self._trial(self._prepared(name), name, _BATCHES[1])
-            noise = compare(self._reference[: len(outputs)], outputs, None).kl if outputs.isfinite().all() else math.inf
-            if seconds < best_seconds and (name == "float32" or noise < _DTYPE_NOISE):
-                best, best_seconds = name, seconds
-        return best
-
-    def _fastest_batch(self) -> int:
-        model = self._prepared(self.dtype)
-        return min(_BATCHES, key=lambda size: self._trial(model, self.dtype, size)[0])
-
-    def _trial(self, model: nn.Module, dtype: str, batch: int) -> tuple[float, Tensor]:
-        """(seconds of a pass over some samples, outputs); a smaller pass warms up."""
-        batches = _in_format(self._inputs[:_TRIAL_SAMPLES], self._device, DTYPES[dtype]).split(batch)
-        _run(model, batches[:1])
-        started = time.perf_counter()
-        outputs = _run(model, batches)
-        return time.perf_counter() - started, outputs
-
-
-def _run(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
-    """(N, classes) float32 on the CPU."""
-    with torch.inference_mode():
-        return torch.cat([model(batch).flatten(1).float().cpu() for batch in batches])
-
-
-def _in_format(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    inputs = inputs.to(device, dtype)
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
-
-
-def torch_device(name: str) -> torch.device:
-    """Raises InputError where this machine has no such device."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"`device` must be such as cpu or cuda:0, got {name!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"`device` must exist on this machine, got {name!r} without CUDA; use cpu.")
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:  # what backends raise that are missing or hold no data
-        raise InputError(f"`device` must exist on this machine, got {name!r}; use cpu.") from error
-    return device
+    def _prepared(self) -> nn.Module:
+        """A copy with the original's weights, as it is evaluated."""
+        return prepared(self._folded, self.dtype, self._device)

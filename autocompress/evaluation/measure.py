@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
-from autocompress.modes import evaluating
 
 Batch = tuple[Tensor, Tensor | None]
 

@@ -23,7 +23,7 @@ from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.execute.distillation import FeatureTap, Objective, features_loss, matched_layers
 from autocompress.execute.rounding_aware import finished, rounding_aware, unrounded
-from autocompress.run_folder import write_atomically
+from autocompress.files import write_atomically
 
 _WARM_UP = 0.05  # share of all steps
 _SAVE_SECONDS = 60.0

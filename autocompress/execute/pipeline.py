@@ -19,8 +19,8 @@ from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.menus.menus import Menus
-from autocompress.report.progress import Progress
-from autocompress_envs.numbers import Labeling
+from autocompress.progress import Progress
+from autocompress_envs.problem.numbers import Labeling
 
 
 @dataclass(frozen=True)

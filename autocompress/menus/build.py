@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.borrowed import single_threaded
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import damped, diagonal_blocks
 from autocompress.menus.calibration import Statistics, calibrate
-from autocompress.menus.criteria import CHANNEL_CRITERIA, Consumer
+from autocompress.menus.criteria import CRITERIA, Consumer
 from autocompress.menus.menus import Menus
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store, content_key
 from autocompress.menus.variants import LayerSource
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Group, Layer, Network
-from autocompress.threads import single_threaded
-from autocompress_envs.numbers import FloatArray
+from autocompress_envs.problem.numbers import FloatArray
 
 Progress = Callable[[int, int, str], None]
 
@@ -124,7 +124,7 @@ def _orders(
         def build() -> dict[str, Tensor]:
             consumers = _consumers(network.groups[index], sources, statistics, settings)
             generator = torch.Generator().manual_seed(settings.seed + index)
-            return {"order": CHANNEL_CRITERIA[settings.criterion](consumers, generator)}
+            return {"order": CRITERIA[settings.criterion].channels(consumers, generator)}
 
         return store.tensors(f"order{index:03d}", build)["order"]
 

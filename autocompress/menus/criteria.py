@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from autocompress.menus.algebra import inverse
+from autocompress.registry import Registry
 
 _REMOVAL_STEPS = 64  # groups wider than this lose several channels a step
 
@@ -36,6 +37,7 @@ class Consumer:
 
 
 ChannelCriterion = Callable[[Sequence[Consumer], torch.Generator], Tensor]
+"""(n,) int64, the channels of a group in the order of their removal, from the layers that read the group."""
 
 
 def obs_order(consumers: Sequence[Consumer], generator: torch.Generator) -> Tensor:
@@ -126,19 +128,16 @@ def _random(consumers: Sequence[Consumer], generator: torch.Generator) -> Tensor
     return torch.randperm(len(consumers[0].columns), generator=generator)
 
 
-CHANNEL_CRITERIA: dict[str, ChannelCriterion] = {
-    "obs": obs_order,
-    "l1": _by_score(_l1),
-    "l2": _by_score(_l2),
-    "activation": _by_score(_activation),
-    "taylor": _by_score(_taylor),
-    "random": _random,
-}
-
-
 @dataclass(frozen=True)
 class ElementContext:
-    """What an element criterion may look at: W (r, d), H⁻¹'s and H's diagonals (d,), G's diagonal (r,)."""
+    """What a criterion for single weights may look at.
+
+    Attributes:
+        weight: (r, d) W.
+        inverse_diagonal: (r, d) or (d,), the diagonal of H⁻¹.
+        moment_diagonal: (r, d) or (d,), the diagonal of H.
+        gradient_diagonal: (r,) the diagonal of G.
+    """
 
     weight: Tensor
     inverse_diagonal: Tensor
@@ -146,16 +145,40 @@ class ElementContext:
     gradient_diagonal: Tensor
 
 
-ELEMENT_CRITERIA: dict[str, Callable[[ElementContext, torch.Generator], Tensor]] = {
-    # SparseGPT (Frantar & Alistarh 2023, eq. 3), weighted by how much the row matters.
-    "obs": lambda c, _: c.gradient_diagonal[:, None] * c.weight.square() / c.inverse_diagonal,
-    "l1": lambda c, _: c.weight.abs(),
-    "l2": lambda c, _: c.weight.square(),
-    # Wanda (Sun et al. 2024): magnitude times the input's norm.
-    "activation": lambda c, _: c.weight.abs() * c.moment_diagonal.sqrt(),
-    "taylor": lambda c, _: c.gradient_diagonal[:, None] * c.weight.square() * c.moment_diagonal,
-    "random": lambda c, generator: torch.rand(c.weight.shape, generator=generator, dtype=c.weight.dtype),
-}
+ElementCriterion = Callable[[ElementContext, torch.Generator], Tensor]
+"""Scores (r, d) of single weights: the lowest are removed first."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A pruning criterion.
+
+    Attributes:
+        channels: the order in which a group's channels are removed.
+        elements: scores of single weights, for the granularities `element` and `n:m`; None: whole channels only.
+    """
+
+    channels: ChannelCriterion
+    elements: ElementCriterion | None = None
+
+
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    {
+        # Elements: SparseGPT (Frantar & Alistarh 2023, eq. 3), weighted by how much the row matters.
+        "obs": Criterion(obs_order, lambda c, _: c.gradient_diagonal[:, None] * c.weight.square() / c.inverse_diagonal),
+        "l1": Criterion(_by_score(_l1), lambda c, _: c.weight.abs()),
+        "l2": Criterion(_by_score(_l2), lambda c, _: c.weight.square()),
+        # Elements: Wanda (Sun et al. 2024): magnitude times the input's norm.
+        "activation": Criterion(_by_score(_activation), lambda c, _: c.weight.abs() * c.moment_diagonal.sqrt()),
+        "taylor": Criterion(
+            _by_score(_taylor), lambda c, _: c.gradient_diagonal[:, None] * c.weight.square() * c.moment_diagonal
+        ),
+        "random": Criterion(
+            _random, lambda c, generator: torch.rand(c.weight.shape, generator=generator, dtype=c.weight.dtype)
+        ),
+    },
+)
 
 
 def element_mask(score: Tensor, remove: int) -> Tensor:

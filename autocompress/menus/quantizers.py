@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from autocompress.menus.algebra import inverse
+from autocompress.registry import Registry
 
 _LARGE = 1_000_000  # weights; layers with more try every third scale, as the sweep's time is their product
 _BLOCK = 64  # columns rounded before their errors reach the columns behind the block
@@ -41,7 +42,25 @@ class Rounded:
     bias: Tensor
 
 
-Quantizer = Callable[[Rounding, Sequence[int]], list[Rounded]]
+RoundingFunction = Callable[[Rounding, Sequence[int]], list[Rounded]]
+"""The weight of a `Rounding`, rounded once for each of several bit-widths below 16."""
+
+
+@dataclass(frozen=True)
+class Quantizer:
+    """A way to round weights.
+
+    Attributes:
+        round: what rounds.
+        bits: bit-widths below 16 that it can round to; None: 1 to 8.
+    """
+
+    round: RoundingFunction
+    bits: tuple[int, ...] | None = None
+
+    def __call__(self, rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
+        """One `Rounded` for each of `bits`."""
+        return self.round(rounding, bits)
 
 
 def code_range(bits: int) -> tuple[int, int]:
@@ -118,13 +137,16 @@ def _gptq_width(rounding: Rounding, sweep: _Sweep, bits: int) -> Rounded:
     return Rounded(chosen.to(torch.int8), scale.gather(1, best)[:, 0], bias)
 
 
-QUANTIZERS: dict[str, Quantizer] = {
-    "gptq": gptq,
-    "nearest": nearest,
-    "mse": mse,
-    "fixed-point": fixed_point,
-    "binary": binary,
-}
+QUANTIZERS: Registry[Quantizer] = Registry(
+    "quantizer",
+    {
+        "gptq": Quantizer(gptq),
+        "nearest": Quantizer(nearest),
+        "mse": Quantizer(mse),
+        "fixed-point": Quantizer(fixed_point),
+        "binary": Quantizer(binary, bits=(1,)),
+    },
+)
 
 
 def min_max_scale(rounding: Rounding, bits: int) -> Tensor:

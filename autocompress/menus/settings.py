@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autocompress.errors import InputError, unknown_name
-from autocompress_envs.numbers import n_of_m
-
-CRITERIA = ("obs", "l1", "l2", "activation", "taylor", "random")
-QUANTIZERS = ("gptq", "nearest", "mse", "fixed-point", "binary")
+from autocompress.errors import InputError
+from autocompress.menus.criteria import CRITERIA
+from autocompress.menus.quantizers import QUANTIZERS
+from autocompress_envs.problem.numbers import n_of_m
 
 
 @dataclass(frozen=True)
@@ -16,8 +15,8 @@ class MenuSettings:
     """Settings of the menus; part of the key under which they are cached.
 
     Attributes:
-        criterion: what is pruned first; one of `CRITERIA`.
-        quantizer: how weights are rounded; one of `QUANTIZERS`.
+        criterion: name in `CRITERIA`: what is pruned first.
+        quantizer: name in `QUANTIZERS`: how weights are rounded.
         granularity: what is pruned: `channel`, `element` or `n:m` such as `2:4`.
         weight_bits: the bit-widths on offer: 1 to 8, 16, 32.
         activation_bits: the bit-widths of layer inputs on offer: 4 to 8, 32.
@@ -45,10 +44,7 @@ class MenuSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.criterion not in CRITERIA:
-            raise unknown_name("criterion", self.criterion, CRITERIA)
-        if self.quantizer not in QUANTIZERS:
-            raise unknown_name("quantizer", self.quantizer, QUANTIZERS)
+        criterion, quantizer = CRITERIA.find(self.criterion), QUANTIZERS.find(self.quantizer)
         if self.granularity not in ("channel", "element"):
             try:
                 n_of_m(self.granularity)
@@ -56,9 +52,17 @@ class MenuSettings:
                 raise InputError(str(error)) from None
         _check_bits("weight_bits", self.weight_bits, (*range(1, 9), 16, 32))
         _check_bits("activation_bits", self.activation_bits, (*range(4, 9), 32))
-        if self.quantizer == "binary" and any(1 < width < 16 for width in self.weight_bits):
+        if self.granularity != "channel" and criterion.elements is None:
             raise InputError(
-                f"`weight_bits` must be among 1, 16 and 32 with the quantizer binary, got {list(self.weight_bits)}."
+                f"`granularity` must be channel with the criterion {self.criterion}, got {self.granularity!r}: it does "
+                "not score single weights."
+            )
+        able = (*(quantizer.bits or range(1, 9)), 16, 32)
+        if any(width not in able for width in self.weight_bits):
+            choices = f"{', '.join(map(str, able[:-1]))} and {able[-1]}"
+            raise InputError(
+                f"`weight_bits` must be among {choices} with the quantizer {self.quantizer}, "
+                f"got {list(self.weight_bits)}."
             )
         if not 1 <= self.sparsity_levels <= 64:
             raise InputError(f"`sparsity_levels` must be 1 to 64, got {self.sparsity_levels}.")

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from autocompress.menus.criteria import CRITERIA
+from autocompress.menus.quantizers import QUANTIZERS
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.variants import Variant
 
@@ -34,8 +36,13 @@ def default_cache() -> Path:
 
 
 def content_key(model: nn.Module, fingerprint: str, data_fingerprint: str, settings: MenuSettings) -> str:
-    """Name of the folder: 24 hex digits of SHA-256 over weights, architecture, calibration data and settings."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, fingerprint, data_fingerprint, asdict(settings)]).encode())
+    """Name of the folder: 24 hex digits of SHA-256 over weights, architecture, calibration data and settings.
+
+    Criteria and quantizers from outside count with their source files.
+    """
+    content = [_FORMAT, fingerprint, data_fingerprint, asdict(settings)]
+    sources = [CRITERIA.source_of(settings.criterion), QUANTIZERS.source_of(settings.quantizer)]
+    digest = hashlib.sha256(json.dumps(content + sources if any(sources) else content).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

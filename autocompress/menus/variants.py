@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from autocompress.menus.algebra import damped, expected_loss, inverse, refit
 from autocompress.menus.calibration import Statistics
-from autocompress.menus.criteria import ELEMENT_CRITERIA, ElementContext, block_mask, element_mask
+from autocompress.menus.criteria import CRITERIA, ElementContext, block_mask, element_mask
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.settings import MenuSettings
 from autocompress.network.structure import Layer
-from autocompress_envs.numbers import n_of_m, removed_weights
+from autocompress_envs.problem.numbers import n_of_m, removed_weights
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ def sparsity_mask(source: LayerSource, moment: Tensor, sparsity: float, settings
         source.gradient_moment.diagonal(),
     )
     generator = torch.Generator().manual_seed(settings.seed)
-    score = ELEMENT_CRITERIA[settings.criterion](context, generator)
+    criterion = CRITERIA[settings.criterion].elements
+    assert criterion is not None, "checked by the settings"
+    score = criterion(context, generator)
     if settings.granularity == "element":
         return element_mask(score, int(removed_weights(score.numel(), sparsity)))  # type: ignore[arg-type]
     return block_mask(score, *n_of_m(settings.granularity))

@@ -2,13 +2,14 @@
 
 from autocompress.models.cifar_resnet import CifarResNet
 from autocompress.models.digits_net import DigitsNet
-from autocompress.models.registry import OWN_MODELS, check_classes, check_spec, has_random_weights, load_model
+from autocompress.models.registry import MODELS, Model, check_classes, check_spec, has_random_weights, load_model
 from autocompress.models.weights import load_weights_
 
 __all__ = [
-    "OWN_MODELS",
+    "MODELS",
     "CifarResNet",
     "DigitsNet",
+    "Model",
     "check_classes",
     "check_spec",
     "has_random_weights",

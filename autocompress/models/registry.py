@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -13,17 +14,42 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.data.callables import call
+from autocompress.borrowed import evaluating
+from autocompress.data.callables import call, call_with
 from autocompress.errors import InputError, unknown_name
 from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
 from autocompress.models.weights import load_weights_
-from autocompress.modes import evaluating
+from autocompress.registry import Registry
 
-OWN_MODELS: Mapping[str, Callable[..., nn.Module]] = {
-    "digits": DigitsNet,
-    **{f"resnet{depth}": partial(CifarResNet, depth) for depth in DEPTHS},
-}
+
+@dataclass(frozen=True)
+class Model:
+    """A network by name.
+
+    Attributes:
+        build: makes the network from the keyword arguments of `model_args`.
+        weights: its own weights, or None.
+        needs_weights: whether it is of no use without weights, and has none of its own.
+        takes_classes: whether `num_classes`, the width of the output, is its only argument.
+    """
+
+    build: Callable[..., nn.Module]
+    weights: Path | None = None
+    needs_weights: bool = False
+    takes_classes: bool = False
+
+
+MODELS: Registry[Model] = Registry(
+    "model",
+    {
+        "digits": Model(DigitsNet, weights=DIGITS_WEIGHTS, takes_classes=True),
+        **{
+            f"resnet{depth}": Model(partial(CifarResNet, depth), needs_weights=True, takes_classes=True)
+            for depth in DEPTHS
+        },
+    },
+)
 
 _CALLABLES = ("package.module:callable", "file.py:callable")
 
@@ -62,8 +88,8 @@ def load_model(
 
 def check_spec(spec: str) -> None:
     """Raises InputError where `spec` has no form that `load_model` knows."""
-    if ":" not in spec and spec not in OWN_MODELS:
-        raise unknown_name("model", spec, [*OWN_MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
+    if ":" not in spec and spec not in MODELS:
+        raise unknown_name("model", spec, [*MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
 
 
 def has_random_weights(spec: str, weights: str | Path | None) -> bool:
@@ -101,28 +127,30 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
 
 
 def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:
-    if weights is not None or spec not in OWN_MODELS:
+    if weights is not None or spec not in MODELS:
         return weights
-    if spec == "digits":
-        return DIGITS_WEIGHTS
-    raise InputError(f"`weights` must be given for {spec}, which has none of its own; pass --weights FILE.")
+    if MODELS[spec].needs_weights:
+        raise InputError(f"`weights` must be given for {spec}, which has none of its own; pass --weights FILE.")
+    return MODELS[spec].weights
 
 
 def _build(spec: str, arguments: dict[str, Any], num_classes: int | None) -> Any:
     source, colon, name = spec.partition(":")
     if colon and source not in _ZOOS:
         return call("model", spec, arguments)
+    check_spec(spec)
+    if not colon and not MODELS[spec].takes_classes:
+        return call_with("model", spec, MODELS[spec].build, arguments)
     if num_classes is not None and arguments.setdefault("num_classes", num_classes) != num_classes:
         raise InputError(
             f"`num_classes` must agree with `model_args`, got {num_classes} and {arguments['num_classes']}."
         )
     if colon:
         return _ZOOS[source](name, arguments)
-    check_spec(spec)
     unknown = set(arguments) - {"num_classes"}
     if unknown:
         raise InputError(f"`model_args` of {spec} must be num_classes only, got {', '.join(sorted(unknown))}.")
-    return OWN_MODELS[spec](**arguments)
+    return MODELS[spec].build(**arguments)
 
 
 def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
@@ -111,3 +111,8 @@ def _listed(names: list[str]) -> str:
 
 def _line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")  # torch adds advice
+
+
+def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """A state dict as a safetensors file; tensors that share memory are stored each on its own."""
+    return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})

@@ -23,8 +23,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from autocompress.errors import InputError, unknown_name
-from autocompress.policies.policy import HEADS, NETWORKS, PricePolicy
-from autocompress.run_folder import POLICY, POLICY_WEIGHTS, write_atomically
+from autocompress.files import write_atomically
+from autocompress.policies.network import HEADS, NETWORKS, PricePolicy
+from autocompress.run.names import POLICY, POLICY_WEIGHTS
 from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
 
 FORMAT = 1

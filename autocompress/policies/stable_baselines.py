@@ -31,8 +31,8 @@ from autocompress.policies.files import (
     read_bounded,
     save_policy,
 )
-from autocompress.policies.policy import PricePolicy
-from autocompress.run_folder import POLICY, POLICY_WEIGHTS
+from autocompress.policies.network import PricePolicy
+from autocompress.run.names import POLICY, POLICY_WEIGHTS
 from autocompress_envs.observation import HIGH, KINDS, LOW
 
 MOST_PRICE_SCALE = 20.0  # of the price environment, exclusive

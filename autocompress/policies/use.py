@@ -4,36 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autocompress.config import Config
+from autocompress.config import SearchOptions
 from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator
 from autocompress.evaluation.effects import Effects
 from autocompress.policies.files import DEFAULT, SavedPolicy, load_policy
-from autocompress.policies.policy import Walk, nearest_kinds, walk
-from autocompress.report.progress import Progress
+from autocompress.policies.network import Walk, nearest_kinds, walk
+from autocompress.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import SearchSettings
-from autocompress.searchers.foresight import SAMPLES, foreseen
-from autocompress_envs.numbers import Labeling, Problem
+from autocompress.searchers.model_based.foresight import SAMPLES, foreseen
+from autocompress.searchers.search import Searcher
+from autocompress_envs.problem.numbers import Labeling, Problem
 
 NONE = "none"
 
 
-def chosen_policy(config: Config, settings: SearchSettings) -> SavedPolicy | None:
+def chosen_policy(options: SearchOptions, settings: SearchSettings, searcher: Searcher) -> SavedPolicy | None:
     """The policy of the options: the default one where none is named and the agent can begin with one.
 
     Raises:
         InputError: a policy is named that the method or the agent can't begin with, or can't be read; or there is
             nothing to evaluate and no policy either.
     """
-    able = config.method == "rl" and begins_with_policy(settings)
-    named = config.policy or (DEFAULT if able else NONE)
+    able = searcher.has_agent and begins_with_policy(settings)
+    named = options.policy or (DEFAULT if able else NONE)
     if named != NONE and not able:
         raise InputError(
-            f"`policy` must be left out or none with the method {config.method}, agent {config.agent} and action "
-            f"{config.action}, got {named}: only agents that act by prices around an explorer's begin with one."
+            f"`policy` must be left out or none with the method {options.method}, agent {options.agent} and action "
+            f"{options.action}, got {named}: only agents that act by prices around an explorer's begin with one."
         )
-    if named == NONE and not config.episodes:
+    if named == NONE and not options.episodes:
         how = "pass --policy default" if able else "only agents that begin with a policy need none"
         raise InputError(f"`episodes` must be at least 1 without a policy, got 0; {how}.")
     return None if named == NONE else load_policy(named)

@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from autocompress.report.progress import Step
+from autocompress.progress import Step
 
 
 class TerminalView:

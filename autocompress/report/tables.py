@@ -11,11 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from autocompress.budget import RESOURCES
-from autocompress.report.data import label_summary
+from autocompress.job.result_data import label_summary
 
 if TYPE_CHECKING:
-    from autocompress.report.inspection import LayerReport
-    from autocompress.results import Finished, Inspection, Measurement, Result
+    from autocompress.job.inspection import LayerReport
+    from autocompress.job.results import Finished, Inspection, Measurement, Result
     from autocompress.targets.verify import Verification
 
 NAMES = {"size": "bytes", "macs": "multiply-accumulates", "bitops": "bit operations", "memory": "peak memory, bytes"}

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 
 import torch
 
-from autocompress.errors import InputError, unknown_name
+from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
-from autocompress_envs.numbers import FloatArray, Labeling, Outcome, Problem
-from autocompress_envs.rewards import REWARDS, RewardContext, compute
-from autocompress_envs.tables import is_within
+from autocompress.registry import Registry
+from autocompress_envs import rewards
+from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome, Problem
+from autocompress_envs.problem.tables import is_within
+from autocompress_envs.rewards import Reward, RewardContext, compute
 
 Evaluate = Callable[[Labeling], Outcome]
+
+REWARDS: Registry[Reward] = Registry("reward", rewards.REWARDS)
+"""The environment's own table: what is registered here, the environment knows too."""
 
 # Plans seen before are free, so an agent that has converged, or has seen all that its actions can reach, would go on
 # for ever: this many of them in a row end the search.
@@ -32,7 +37,7 @@ class SearchSettings:
     Attributes:
         agent: name in `agents.AGENTS`; used by the method `rl` only.
         action: `price`, `label` or `discrete`: what one step of the environment decides.
-        reward: name in `autocompress_envs.rewards.REWARDS`.
+        reward: name in `REWARDS`.
         episodes: most network evaluations, everything included; at least 1. A plan seen before is free; other work
             on a plan's network counts as the evaluations that it takes as long as.
         seed: of every random choice, at least 0.
@@ -61,8 +66,7 @@ class SearchSettings:
                 raise InputError(f"`{name}` must be at least {least}, got {value}.")
         if not 0 < self.price_scale < 20:
             raise InputError(f"`price_scale` must be above 0 and below 20, got {self.price_scale}.")
-        if self.reward not in REWARDS:
-            raise unknown_name("reward", self.reward, REWARDS)
+        REWARDS.find(self.reward)
 
 
 @dataclass(frozen=True)

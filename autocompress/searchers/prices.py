@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autocompress_envs.numbers import BoolArray, FloatArray
+from autocompress_envs.problem.numbers import BoolArray, FloatArray
 
 PRICE_LIMIT = 4.0  # prices stay in [-4, 4]: a weight of exp(4) = 55 already decides every choice
 

@@ -1,70 +1,95 @@
-"""The one way to run any searcher."""
+"""The search methods by name, and the one way to run any of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-from autocompress.errors import InputError, unknown_name
-from autocompress.searchers.agents import check_agent, search_with_agent
+from autocompress.borrowed import borrowed_random_state
+from autocompress.errors import InputError
+from autocompress.registry import Registry
+from autocompress.searchers.agents import AGENTS, Search, check_agent, search_with_agent
 from autocompress.searchers.base import Evaluated, Recorder, SearchResult, SearchSettings, StopSearch, Task
-from autocompress.searchers.baselines import search_prices, search_random, search_solver, search_uniform
-from autocompress.searchers.black_box import search_cmaes, search_nsga2, search_tpe
-from autocompress.searchers.evolution import search_evolution
-from autocompress.searchers.exact import search_exact, search_measured
-from autocompress.searchers.greedy import search_greedy
+from autocompress.searchers.black_box.evolution import search_evolution
+from autocompress.searchers.black_box.optuna_samplers import search_cmaes, search_nsga2, search_tpe
 from autocompress.searchers.published.amc import search_amc
 from autocompress.searchers.published.galen import search_galen
 from autocompress.searchers.published.haq import search_haq
 from autocompress.searchers.published.releq import search_releq
-from autocompress.searchers.random_state import borrowed_random_state
-from autocompress.searchers.scalars import tensorboard_observer
-from autocompress.searchers.sensitivity import search_measured_prices
+from autocompress.searchers.solvers.baselines import search_prices, search_random, search_solver, search_uniform
+from autocompress.searchers.solvers.exact import search_exact, search_measured
+from autocompress.searchers.solvers.greedy import search_greedy
+from autocompress.searchers.solvers.sensitivity import search_measured_prices
+from autocompress.searchers.tensorboard import tensorboard_observer
 
-Searcher = Callable[[Task, SearchSettings, Recorder], None]
 Observe = Callable[[Evaluated], None]
 
-SEARCHERS: Mapping[str, Searcher] = MappingProxyType(
+
+@dataclass(frozen=True)
+class Searcher:
+    """A search method.
+
+    Attributes:
+        search: how it searches.
+        is_random: whether it makes random choices; else every seed gives the same plans.
+        needs_labels: whether rewards of its own need labels, whatever `SearchSettings.reward` says.
+        needs_original_accuracy: whether one of these compares with the original (`Task.original_accuracy`).
+        has_agent: whether `SearchSettings.agent` and `action` matter to it.
+        needs_outputs: as for `Agent`; of a method with agents, the agent's own counts.
+    """
+
+    search: Search
+    is_random: bool = True
+    needs_labels: bool = False
+    needs_original_accuracy: bool = False
+    has_agent: bool = False
+    needs_outputs: bool = False
+
+    def wants_outputs(self, settings: SearchSettings) -> bool:
+        """Whether it, or its agent, models the network's outputs."""
+        return AGENTS.find(settings.agent).needs_outputs if self.has_agent else self.needs_outputs
+
+
+SEARCHERS: Registry[Searcher] = Registry(
+    "method",
     {
-        "rl": search_with_agent,
-        "uniform": search_uniform,
-        "random": search_random,
-        "solver": search_solver,
-        "local": search_prices("local"),
-        "posterior": search_prices("posterior"),
-        "mixed": search_prices("mixed"),
-        "greedy": search_greedy,
-        "exact": search_exact,
-        "measured": search_measured,
-        "local-measured": search_measured_prices,
-        "evolution": search_evolution,
-        "tpe": search_tpe,
-        "cmaes": search_cmaes,
-        "nsga2": search_nsga2,
-        "amc": search_amc,
-        "haq": search_haq,
-        "galen": search_galen,
-        "releq": search_releq,
-    }
+        "rl": Searcher(search_with_agent, has_agent=True),
+        "uniform": Searcher(search_uniform, is_random=False),
+        "random": Searcher(search_random),
+        "solver": Searcher(search_solver, is_random=False),
+        "local": Searcher(search_prices("local")),
+        "posterior": Searcher(search_prices("posterior")),
+        "mixed": Searcher(search_prices("mixed")),
+        "greedy": Searcher(search_greedy, is_random=False),
+        "exact": Searcher(search_exact, is_random=False),
+        "measured": Searcher(search_measured, is_random=False),
+        "local-measured": Searcher(search_measured_prices),
+        "evolution": Searcher(search_evolution),
+        "tpe": Searcher(search_tpe),
+        "cmaes": Searcher(search_cmaes),
+        "nsga2": Searcher(search_nsga2),
+        "amc": Searcher(search_amc, needs_labels=True),
+        "haq": Searcher(search_haq, needs_labels=True, needs_original_accuracy=True),
+        "galen": Searcher(search_galen, needs_labels=True),
+        "releq": Searcher(search_releq, needs_labels=True, needs_original_accuracy=True),
+    },
 )
 
-SEEDLESS = frozenset({"uniform", "solver", "exact", "greedy", "measured"})
-"""Methods that make no random choice: every seed gives the same plans."""
 
-LABELLED = frozenset({"amc", "haq", "galen", "releq"})
-"""Methods whose own rewards need labels, whatever `settings.reward` says."""
-
-COMPARING = frozenset({"haq", "releq"})
-"""Those of them that compare with the original's accuracy: they need `task.original_accuracy`."""
+def as_searcher(method: str | Search | Searcher) -> Searcher:
+    """The searcher of a name in `SEARCHERS`, of a function, or itself. Raises InputError for an unknown name."""
+    if isinstance(method, Searcher):
+        return method
+    return SEARCHERS.find(method) if isinstance(method, str) else Searcher(method)
 
 
 def run_search(
     task: Task,
     settings: SearchSettings,
     *,
-    method: str | Searcher = "rl",
+    method: str | Search | Searcher = "rl",
     observe: Observe | None = None,
     tensorboard: Path | None = None,
 ) -> SearchResult:
@@ -77,7 +102,7 @@ def run_search(
     Args:
         task: what to search.
         settings: how; `settings.agent` and `settings.action` matter to the method `rl` only.
-        method: name in `SEARCHERS`, or a searcher, such as `amc_searcher(AmcOptions(overshoot=True))`.
+        method: name in `SEARCHERS`, or a searcher, or a function such as `amc_searcher(AmcOptions(overshoot=True))`.
         observe: called after every evaluation.
         tensorboard: folder for TensorBoard scalars.
 
@@ -86,9 +111,8 @@ def run_search(
             or no plan of the method within the limits.
         InfeasibleBudgetError: no plan at all within the limits.
     """
-    if isinstance(method, str) and method not in SEARCHERS:
-        raise unknown_name("method", method, SEARCHERS)
-    if method == "rl":
+    searcher = as_searcher(method)
+    if searcher.has_agent:
         check_agent(settings)
     with ExitStack() as stack:
         observers = [] if observe is None else [observe]
@@ -96,7 +120,7 @@ def run_search(
             observers.append(stack.enter_context(tensorboard_observer(tensorboard, task.limits)))
         recorder = Recorder(task, settings, observers)
         stack.enter_context(borrowed_random_state())
-        reason = _run(SEARCHERS[method] if isinstance(method, str) else method, task, settings, recorder)
+        reason = _run(searcher, task, settings, recorder)
     if recorder.best is None:
         name = method if isinstance(method, str) else "given"
         raise InputError(f"`budget` must admit a plan of the method {name}, got {task.limits}; raise it.")
@@ -104,8 +128,9 @@ def run_search(
 
 
 def _run(searcher: Searcher, task: Task, settings: SearchSettings, recorder: Recorder) -> str:
+    """Why the search ended, in a few words."""
     try:
-        searcher(task, settings, recorder)
+        searcher.search(task, settings, recorder)
     except StopSearch as stop:
         return str(stop)
-    raise AssertionError("a searcher ends by StopSearch")
+    return "the method has no further plan"

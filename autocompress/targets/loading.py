@@ -15,8 +15,8 @@ from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
-from autocompress.run_folder import MODEL
-from autocompress.targets.packed import PackedWeights, load_packed_weights, other_tensors, rebuilt
+from autocompress.run.names import MODEL
+from autocompress.targets.packed.file import PackedWeights, load_packed_weights, other_tensors, rebuilt
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress import __version__
 from autocompress.execute.compressed import Compressed, from_menus, uncompressed
 from autocompress.menus.menus import Menus
 from autocompress.targets.target import Target, lowered_for, target_file
-from autocompress_envs.numbers import CostModel, Labeling, layer_resources
+from autocompress.version import __version__
+from autocompress_envs.problem.numbers import CostModel, Labeling, layer_resources
 
 # Bytes that labels may make longer: lengths, offsets, and the plan itself, which compresses worst where labels differ.
 _SLACK, _SLACK_A_LAYER = 64, 8

@@ -7,12 +7,28 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autocompress.errors import ExportError, InputError, unknown_name
+from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
-from autocompress.run_folder import MODEL, MODEL_ONNX
-from autocompress.targets.lowering import Lowered, lower
-from autocompress.targets.onnx_file import write_onnx
-from autocompress.targets.packed import pack, pack_weights
+from autocompress.registry import Registry
+from autocompress.run.names import MODEL, MODEL_ONNX
+from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.onnxruntime.file import write_onnx
+from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.packed.file import pack, pack_weights
+from autocompress.targets.timing import Session
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What runs a target's file on this machine.
+
+    Attributes:
+        name: name of the runtime.
+        open: loads the content of a file.
+    """
+
+    name: str
+    open: Callable[[bytes], Session]
 
 
 @dataclass(frozen=True)
@@ -20,26 +36,33 @@ class Target:
     """Where the result runs.
 
     Attributes:
-        name: of the target.
-        weight_bits: legal widths of weights, ascending.
-        default_weight_bits: on offer where the user names none.
-        activation_bits: legal widths of layer inputs, ascending.
+        name: name of the target.
+        file_name: name of its file in a run folder; the budget `size` counts this file's bytes.
+        write: makes that file's content.
+        weight_bits: legal widths of weights, ascending: some of 1 to 8, 16 and 32.
+        activation_bits: legal widths of layer inputs, ascending: some of 4 to 8 and 32.
+        default_weight_bits: widths of weights on offer where the user names none; empty: all legal ones.
         only_channels: whether its files store removed single weights as zeros, so that only channels save bytes.
         integer_kernels: whether tensors between layers are rounded too, so that integer kernels run in a row.
-        file_name: in a run folder; the budget `size` counts this file's bytes.
-        write: that file.
         holds_any_network: whether `pack_weights` can take over where torch.export can't follow the network.
+        runtime: what runs the file here: then it is run and timed beside PyTorch whenever a run is verified; or None.
     """
 
     name: str
-    weight_bits: tuple[int, ...]
-    default_weight_bits: tuple[int, ...]
-    activation_bits: tuple[int, ...]
-    only_channels: bool
-    integer_kernels: bool
     file_name: str
     write: Callable[[Lowered], bytes]
-    holds_any_network: bool
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    default_weight_bits: tuple[int, ...] = ()
+    only_channels: bool = True
+    integer_kernels: bool = False
+    holds_any_network: bool = False
+    runtime: Runtime | None = None
+
+    @property
+    def offered_weight_bits(self) -> tuple[int, ...]:
+        """Widths of weights on offer where the user names none."""
+        return self.default_weight_bits or self.weight_bits
 
     def check(self, weight_bits: Iterable[int], activation_bits: Iterable[int], granularity: str) -> None:
         """Raises InputError where a label is not legal here."""
@@ -61,37 +84,33 @@ class Target:
             )
 
 
-TARGETS: dict[str, Target] = {
-    "onnxruntime": Target(
-        name="onnxruntime",
-        weight_bits=(2, 4, 8, 16, 32),
-        default_weight_bits=(2, 4, 8),
-        activation_bits=(8, 32),
-        only_channels=True,
-        integer_kernels=True,
-        file_name=MODEL_ONNX,
-        write=write_onnx,
-        holds_any_network=False,
-    ),
-    "packed": Target(
-        name="packed",
-        weight_bits=(*range(1, 9), 16, 32),
-        default_weight_bits=(2, 3, 4, 5, 6, 8),
-        activation_bits=(*range(4, 9), 32),
-        only_channels=False,
-        integer_kernels=False,
-        file_name=MODEL,
-        write=pack,
-        holds_any_network=True,
-    ),
-}
-
-
-def find_target(name: str) -> Target:
-    """Raises InputError for an unknown name."""
-    if name not in TARGETS:
-        raise unknown_name("target", name, TARGETS)
-    return TARGETS[name]
+TARGETS: Registry[Target] = Registry(
+    "target",
+    {
+        "onnxruntime": Target(
+            name="onnxruntime",
+            weight_bits=(2, 4, 8, 16, 32),
+            default_weight_bits=(2, 4, 8),
+            activation_bits=(8, 32),
+            only_channels=True,
+            integer_kernels=True,
+            file_name=MODEL_ONNX,
+            write=write_onnx,
+            runtime=Runtime("ONNX Runtime", open_session),
+        ),
+        "packed": Target(
+            name="packed",
+            weight_bits=(*range(1, 9), 16, 32),
+            default_weight_bits=(2, 3, 4, 5, 6, 8),
+            activation_bits=(*range(4, 9), 32),
+            only_channels=False,
+            integer_kernels=False,
+            file_name=MODEL,
+            write=pack,
+            holds_any_network=True,
+        ),
+    },
+)
 
 
 def lowered_for(target: Target, compressed: Compressed, inputs: Tensor) -> Lowered | None:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.borrowed import evaluating
 from autocompress.evaluation.measure import Closeness, compare
 from autocompress.execute.compressed import LayerWeights
-from autocompress.modes import evaluating
 from autocompress.network.structure import Network
 from autocompress.plan import Label, Plan
-from autocompress.targets.onnx_runtime import OnnxSession, median_seconds
-from autocompress_envs.numbers import removed_weights
-from autocompress_envs.tables import is_within
+from autocompress.targets.timing import Session, median_seconds
+from autocompress_envs.problem.numbers import removed_weights
+from autocompress_envs.problem.tables import is_within
 
 AGREEMENT = 0.995  # top-1, of the file in its runtime with PyTorch
 CLOSENESS = 0.05  # or at most this difference of outputs, relative to their spread: near ties flip top-1 answers
@@ -90,7 +90,7 @@ class Verification:
 
 
 def outputs_on(
-    original: nn.Module, compressed: nn.Module, session: OnnxSession | None, batches: Iterable[Batch]
+    original: nn.Module, compressed: nn.Module, session: Session | None, batches: Iterable[Batch]
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Outputs (N, classes) of original, compressed and file, and labels (N,), all from one pass over the batches."""
     kept: list[list[Tensor]] = [[], [], [], []]
@@ -121,7 +121,7 @@ def runtime_outcome(
     )
 
 
-def latencies(original: OnnxSession, compressed: OnnxSession, inputs: Tensor) -> dict[int, tuple[float, float]]:
+def latencies(original: Session, compressed: Session, inputs: Tensor) -> dict[int, tuple[float, float]]:
     """Median seconds of one batch, (original, compressed) by batch size; `inputs` (n, …) are repeated to fill it."""
     found = {}
     for size in BATCHES:

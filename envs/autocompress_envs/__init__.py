@@ -3,8 +3,8 @@
 from gymnasium import register
 
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.numbers import CostModel, Labeling, LayerNumbers, Outcome, Problem
-from autocompress_envs.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.problem.numbers import CostModel, Labeling, LayerNumbers, Outcome, Problem
+from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
 
 __all__ = [
     "CostModel",

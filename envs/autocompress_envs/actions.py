@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from autocompress_envs.numbers import BoolArray, FloatArray, IntArray, Labeling
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.tables import Tables
+from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling
+from autocompress_envs.problem.tables import Tables
+from autocompress_envs.solver.pricing import Pricer
 
 
 class Actions(Protocol):

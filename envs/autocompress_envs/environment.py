@@ -12,11 +12,11 @@ from gymnasium import spaces
 
 from autocompress_envs import rewards
 from autocompress_envs.actions import ACTIONS, Actions
-from autocompress_envs.numbers import BoolArray, Labeling, Outcome, Problem
 from autocompress_envs.observation import HIGH, LOW, Observer
-from autocompress_envs.pricing import Pricer
+from autocompress_envs.problem.numbers import BoolArray, Labeling, Outcome, Problem
+from autocompress_envs.problem.tables import checked_limits, is_within
 from autocompress_envs.rewards import REWARDS, RewardContext
-from autocompress_envs.tables import checked_limits, is_within
+from autocompress_envs.solver.pricing import Pricer
 
 Evaluate = Callable[[Labeling], Outcome]
 Info = dict[str, Any]

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from autocompress_envs.numbers import FloatArray, Labeling, layer_resources
-from autocompress_envs.parts import LossParts
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.tables import ADDITIVE, RESOURCES, Tables
+from autocompress_envs.problem.loss_parts import LossParts
+from autocompress_envs.problem.numbers import FloatArray, Labeling, layer_resources
+from autocompress_envs.problem.tables import ADDITIVE, RESOURCES, Tables
+from autocompress_envs.solver.pricing import Pricer
 
 OBSERVATION_VERSION = 2
 KINDS = ("conv", "depthwise", "linear")

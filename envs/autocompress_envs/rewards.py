@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from autocompress_envs.numbers import Outcome
+from autocompress_envs.problem.numbers import Outcome
 
 KL_FLOOR = 1e-4  # nats: differences below it earn next to nothing
 HAQ_SCALE = 0.1
@@ -28,7 +28,23 @@ class RewardContext:
     limits: Mapping[str, int]
 
 
-Reward = Callable[[Outcome, RewardContext], float]
+RewardFunction = Callable[[Outcome, RewardContext], float]
+"""The terminal reward of one measured plan; higher is better. Raises ValueError where it can't be computed."""
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward.
+
+    Attributes:
+        function: what computes it.
+        needs_labels: whether it looks at the outcome's accuracy.
+        needs_original_accuracy: whether it looks at `RewardContext.original_accuracy`.
+    """
+
+    function: RewardFunction
+    needs_labels: bool = True
+    needs_original_accuracy: bool = False
 
 
 def kl(outcome: Outcome, context: RewardContext) -> float:
@@ -70,14 +86,15 @@ def galen(outcome: Outcome, context: RewardContext) -> float:
     return _accuracy(outcome) + GALEN_BETA * sum(misses)
 
 
-REWARDS: Mapping[str, Reward] = {
-    "kl": kl,
-    "accuracy": accuracy,
-    "amc_error": amc_error,
-    "amc_flops": amc_flops,
-    "haq": haq,
-    "galen": galen,
+REWARDS: dict[str, Reward] = {
+    "kl": Reward(kl, needs_labels=False),
+    "accuracy": Reward(accuracy),
+    "amc_error": Reward(amc_error),
+    "amc_flops": Reward(amc_flops),
+    "haq": Reward(haq, needs_original_accuracy=True),
+    "galen": Reward(galen),
 }
+"""Rewards by name; more may be added."""
 
 
 def compute(name: str, outcome: Outcome, context: RewardContext) -> float:
@@ -85,11 +102,14 @@ def compute(name: str, outcome: Outcome, context: RewardContext) -> float:
 
     Raises:
         ValueError: the outcome holds a KL divergence that is negative or not finite, or no accuracy where the
-            reward needs one.
+            reward needs one; or the reward is not finite.
     """
     if not math.isfinite(outcome.kl) or outcome.kl < 0:
         raise ValueError(f"`kl` of an outcome must be finite and at least 0, got {outcome.kl}; check the evaluation.")
-    return float(REWARDS[name](outcome, context))
+    reward = float(REWARDS[name].function(outcome, context))
+    if not math.isfinite(reward):
+        raise ValueError(f"`reward` {name} must give finite numbers, got {reward}.")
+    return reward
 
 
 def _accuracy(outcome: Outcome) -> float:

@@ -12,7 +12,7 @@ from autocompress.comparison.live import SilentComparison
 from autocompress.comparison.pool import run_in_pool
 from autocompress.comparison.results import CellResult, failed
 from autocompress.comparison.suite import Cell
-from autocompress.report.progress import Step
+from autocompress.progress import Step
 
 
 def work(pipe, offset):

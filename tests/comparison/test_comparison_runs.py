@@ -14,16 +14,17 @@ import yaml
 from typer.testing import CliRunner
 
 import autocompress
-from autocompress.cli import app
+from autocompress.cli.main import app
 from autocompress.comparison import session
 from autocompress.comparison.live import PlainComparison
 from autocompress.comparison.results import CellResult
-from autocompress.comparison.session import Session
+from autocompress.comparison.session import Session, requests_of
 from autocompress.comparison.suite import Cell, make_suite, read_suite
 from autocompress.errors import InputError
+from autocompress.job import options
+from autocompress.job.search import stamp
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.policy import PricePolicy
-from autocompress.searching import stamp
+from autocompress.policies.network import PricePolicy
 
 CHANCE = ("seconds", "forward_share", "measured")  # of time, and of who measured a plan first
 
@@ -42,6 +43,11 @@ def suite(tmp_path_factory):
 def whole(suite, tmp_path_factory):
     """The comparison, uninterrupted, in this process."""
     return autocompress.compare(suite, out=tmp_path_factory.mktemp("whole") / "out")
+
+
+def worker(suite, out):
+    """The session of a worker process."""
+    return Session(suite, requests_of(suite), out)
 
 
 def numbers(results):
@@ -101,7 +107,7 @@ def test_evaluations_are_shared_but_counted_for_each(suite, tmp_path):
 
 def test_processes_find_the_same_and_a_killed_comparison_resumes_to_the_same_results(suite, whole, tmp_path):
     path, out = write(tmp_path / "suite.yaml", suite), tmp_path / "out"
-    script = "from autocompress.cli import main; main()"
+    script = "from autocompress.cli.main import main; main()"
     command = [sys.executable, "-c", script, "compare", path, "--out", out, "--jobs", "2", "--quiet"]
     process = subprocess.Popen(list(map(str, command)))
     deadline = time.monotonic() + 200
@@ -211,7 +217,7 @@ def test_another_policy_is_refused_where_cells_have_finished(suite, tmp_path):
     cell = Cell("mine", "size=12%", 0)
     for act in (
         lambda: autocompress.compare(content, out=out, resume=True),
-        lambda: Session(make_suite(content), out).run(cell, None),  # what a worker process does
+        lambda: worker(make_suite(content), out).run(cell, None),
     ):
         with pytest.raises(InputError) as error:
             act()
@@ -250,8 +256,9 @@ class Clock:
 def test_a_cell_s_seconds_are_of_the_search_alone(suite, tmp_path, monkeypatch):
     clock, calls = Clock(), []
     monkeypatch.setattr(session, "time", clock)
-    for name, seconds in [("run_search", 7), ("decided", 100), ("chosen_policy", 1000), ("original_accuracy", 10_000)]:
-        monkeypatch.setattr(session, name, clock.slow(getattr(session, name), seconds, calls))
+    slow = [(session, "run_search", 7), (session, "decided", 100), (session, "original_accuracy", 10_000)]
+    for module, name, seconds in [*slow, (options, "chosen_policy", 1000)]:
+        monkeypatch.setattr(module, name, clock.slow(getattr(module, name), seconds, calls))
     rl = {"name": "rl", "method": "rl", "agent": "posterior-ppo", "reward": "haq", "policy": "default", "episodes": 1}
     done = autocompress.compare({**suite, "methods": [rl], "seeds": 2}, out=tmp_path / "out")
     assert [each.seconds for each in done.results] == [7.0, 7.0]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from autocompress.comparison.run import check
+from autocompress.comparison.session import requests_of
 from autocompress.comparison.suite import Cell, check_continues, make_suite, overridden, read_suite
 from autocompress.errors import InputError
 from autocompress.searchers.search import SEARCHERS
@@ -54,7 +54,7 @@ def test_the_resolved_suite_reads_back_whole():
 @pytest.mark.parametrize("path", sorted(Path("configs/compare").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_suites_pass_every_check(path):
     suite = read_suite(path)
-    check(suite)
+    requests_of(suite)
     assert {method.searcher for method in suite.methods} <= SEARCHERS.keys()
     assert suite.episodes == (60 if path.stem == "resnet56_pareto" else 400)
 
@@ -158,7 +158,7 @@ def test_unknown_options_name_those_that_a_comparison_has():
 )
 def test_names_are_checked_before_anything_is_loaded(changes, message):
     with pytest.raises(InputError) as error:
-        check(make_suite({**SMALL, **changes}))
+        requests_of(make_suite({**SMALL, **changes}))
     assert str(error.value) == message
 
 

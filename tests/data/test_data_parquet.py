@@ -10,7 +10,7 @@ from PIL import Image
 
 import autocompress.data.parquet as parquet
 from autocompress.data import load_data
-from autocompress.policies.zoo import in_memory
+from autocompress.policy_training.zoo import in_memory
 
 
 def png(value):

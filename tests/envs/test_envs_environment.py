@@ -12,8 +12,8 @@ from gymnasium.utils.env_checker import check_env as check_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_stable_baselines
 
 from autocompress_envs import InfeasibleBudgetError, LayerLabelingEnv, Pricer
-from autocompress_envs.numbers import Labeling, Outcome, Problem
-from autocompress_envs.toy import (
+from autocompress_envs.problem.numbers import Labeling, Outcome, Problem
+from autocompress_envs.testing import (
     TOY_LIMITS,
     LayerShape,
     Menu,

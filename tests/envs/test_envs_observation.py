@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.numbers import Labeling, Outcome
 from autocompress_envs.observation import HIGH, LOW, OBSERVATION_VERSION, Observation, Observer
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.toy import TOY_LIMITS, random_problem, toy_problem
+from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.testing import TOY_LIMITS, random_problem, toy_problem
 
 
 def toy_observer() -> tuple[Observer, Labeling]:

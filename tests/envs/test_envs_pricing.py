@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autocompress_envs.numbers import Labeling, Problem
-from autocompress_envs.pricing import InfeasibleBudgetError, Pricer
-from autocompress_envs.tables import Tables
-from autocompress_envs.toy import (
+from autocompress_envs.problem.numbers import Labeling, Problem
+from autocompress_envs.problem.tables import Tables
+from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.testing import (
     TOY_LIMITS,
     LayerShape,
     Menu,

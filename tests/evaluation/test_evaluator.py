@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.data import load_data
 from autocompress.errors import InputError
-from autocompress.evaluation import DTYPES, Evaluator
+from autocompress.evaluation import DTYPES, Evaluator, number_format
 from autocompress.evaluation.measure import compare
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.models import load_model
@@ -95,7 +95,7 @@ def test_plans_seen_before_cost_nothing(digits: Digits, monkeypatch: pytest.Monk
     first = evaluate(at(menus, 1, 1, 1))
     seconds = evaluate.forward_seconds
     assert seconds > 0
-    monkeypatch.setattr("autocompress.evaluation.evaluator._run", None)
+    monkeypatch.setattr("autocompress.evaluation.evaluator.run", None)
     assert evaluate(at(menus, 1, 1, 1)) == first
     assert (evaluate.evaluations, evaluate.forward_seconds) == (1, seconds)
     monkeypatch.undo()
@@ -122,14 +122,14 @@ def test_half_precision_measures_the_same(digits: Digits) -> None:
 def test_faster_dtypes_are_taken_only_where_they_are_true(
     digits: Digits, monkeypatch: pytest.MonkeyPatch, noise: float, expected: str
 ) -> None:
-    original = Evaluator._trial
+    original = number_format._trial
 
-    def trial(self: Evaluator, model: nn.Module, dtype: str, batch: int) -> tuple[float, Tensor]:
-        _, found = original(self, model, dtype, batch)
+    def trial(model: nn.Module, inputs: Tensor, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor]:
+        _, found = original(model, inputs, dtype, device, batch)
         return {"float32": 2.0, "bfloat16": 1.0}[dtype] * (1 if batch == 128 else 3), found
 
-    monkeypatch.setattr(Evaluator, "_trial", trial)
-    monkeypatch.setattr("autocompress.evaluation.evaluator._DTYPE_NOISE", noise)
+    monkeypatch.setattr(number_format, "_trial", trial)
+    monkeypatch.setattr(number_format, "_DTYPE_NOISE", noise)
     evaluate = evaluator(digits, dtype="auto", batch_size=None)
     assert (evaluate.dtype, evaluate.batch_size) == (expected, 128)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
 from autocompress.evaluation.measure import compare, measure
-from autocompress.modes import evaluating
 
 
 class Fixed(nn.Module):

@@ -19,7 +19,7 @@ from autocompress.execute.recalibrate import recalibrate
 from autocompress.execute.rounding_aware import finished, rounding_aware, unrounded
 from autocompress.menus import Menus
 from autocompress.network import fold_batch_norms
-from autocompress.report.progress import Silent
+from autocompress.progress import Silent
 from autocompress_envs import Labeling
 
 ACTIVATIONS = {"sigmoid": nn.Sigmoid(), "gelu": nn.GELU(), "softplus": nn.Softplus()}

@@ -14,7 +14,7 @@ from autocompress.execute.compressed import from_menus
 from autocompress.execute.finetune import FineTuning, Tuned, finetune
 from autocompress.execute.pipeline import Execution, execute, original_weights, recalibration_inputs, tune
 from autocompress.execute.recalibrate import recalibrate
-from autocompress.report.progress import Silent
+from autocompress.progress import Silent
 
 _TUNING = FineTuning(epochs=0.2, batch_size=64, augmentation="none")
 

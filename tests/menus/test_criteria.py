@@ -7,31 +7,25 @@ from torch import Tensor
 
 from autocompress.menus.algebra import expected_loss, refit
 from autocompress.menus.criteria import (
-    CHANNEL_CRITERIA,
-    ELEMENT_CRITERIA,
+    CRITERIA,
     Consumer,
     ElementContext,
     block_mask,
     element_mask,
 )
-from autocompress.menus.settings import CRITERIA
 
 FIELDS = ("weight", "second_moment", "gradient_moment", "columns", "activation")
 
 
-def test_settings_list_the_criteria() -> None:
-    assert set(CRITERIA) == CHANNEL_CRITERIA.keys() == ELEMENT_CRITERIA.keys()
-
-
 @pytest.mark.parametrize("channels", [1, 6, 130])
-@pytest.mark.parametrize("name", CHANNEL_CRITERIA)
+@pytest.mark.parametrize("name", CRITERIA)
 def test_channel_contract(name: str, channels: int) -> None:
     consumers = [consumer(channels, 2, 4, seed=1, extra=3), consumer(channels, 1, 3, seed=2)]
     before = [getattr(each, field).clone() for each in consumers for field in FIELDS]
-    order = CHANNEL_CRITERIA[name](consumers, seeded(5))
+    order = CRITERIA[name].channels(consumers, seeded(5))
     assert order.dtype == torch.int64
     assert order.sort().values.tolist() == list(range(channels))
-    assert torch.equal(order, CHANNEL_CRITERIA[name](consumers, seeded(5)))
+    assert torch.equal(order, CRITERIA[name].channels(consumers, seeded(5)))
     after = [getattr(each, field) for each in consumers for field in FIELDS]
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
@@ -52,7 +46,7 @@ def test_obs_is_the_greedy_order_of_re_fitted_losses() -> None:
     while len(gone) < 5:
         left = [channel for channel in range(5) if channel not in gone]
         gone.append(min(left, key=lambda c: sum(loss_without(each, [*gone, c]) for each in consumers)))
-    assert CHANNEL_CRITERIA["obs"](consumers, seeded(0)).tolist() == gone == [2, 4, 0, 3, 1]
+    assert CRITERIA["obs"].channels(consumers, seeded(0)).tolist() == gone == [2, 4, 0, 3, 1]
 
 
 def test_obs_sees_what_magnitudes_do_not() -> None:
@@ -63,10 +57,10 @@ def test_obs_sees_what_magnitudes_do_not() -> None:
     weight = torch.tensor([[2.0, 2.0, 0.5, 0.0]], dtype=torch.float64)
     one = torch.eye(1, dtype=torch.float64)
     twins = Consumer(weight, x.T @ x / 400, one, torch.arange(3)[:, None], torch.ones(3))
-    order = CHANNEL_CRITERIA["obs"]([twins], seeded(0)).tolist()
+    order = CRITERIA["obs"].channels([twins], seeded(0)).tolist()
     assert order[0] in (0, 1)
     assert order[1:] == [2, 1 - order[0]]
-    assert CHANNEL_CRITERIA["l1"]([twins], seeded(0)).tolist()[0] == 2
+    assert CRITERIA["l1"].channels([twins], seeded(0)).tolist()[0] == 2
 
 
 def test_obs_survives_dead_and_repeated_channels() -> None:
@@ -77,7 +71,7 @@ def test_obs_survives_dead_and_repeated_channels() -> None:
     second_moment = x.T @ x / 50 + 1e-6 * torch.eye(5, dtype=torch.float64)
     weight = torch.tensor([[1.0, 0.1, 2.0, 3.0, 0.0]], dtype=torch.float64)
     one = torch.eye(1, dtype=torch.float64)
-    order = CHANNEL_CRITERIA["obs"]([Consumer(weight, second_moment, one, torch.arange(4)[:, None], x[0])], seeded(0))
+    order = CRITERIA["obs"].channels([Consumer(weight, second_moment, one, torch.arange(4)[:, None], x[0])], seeded(0))
     assert order[0] == 1
     assert order[1] in (2, 3)
 
@@ -94,20 +88,20 @@ def test_orders_by_hand() -> None:
     first = plain([[0.0, 3.0, 2.0, 2.0, -1.0, -1.0, 99.0]], [0.2, 0.5, 0.1])
     second = plain([[0.0, 0.0, 0.0, 0.0, 0.0, 3.0, 99.0]], [0.2, 0.5, 0.9])
     # one consumer: L1 3, 4, 2; squares 9, 8, 2; activations 0.2, 0.5, 0.1; taylor 9, 32, 0.02
-    assert CHANNEL_CRITERIA["l1"]([first], seeded(0)).tolist() == [2, 0, 1]
-    assert CHANNEL_CRITERIA["l2"]([first], seeded(0)).tolist() == [2, 1, 0]
-    assert CHANNEL_CRITERIA["activation"]([first], seeded(0)).tolist() == [2, 0, 1]
-    assert CHANNEL_CRITERIA["taylor"]([first], seeded(0)).tolist() == [2, 0, 1]
+    assert CRITERIA["l1"].channels([first], seeded(0)).tolist() == [2, 0, 1]
+    assert CRITERIA["l2"].channels([first], seeded(0)).tolist() == [2, 1, 0]
+    assert CRITERIA["activation"].channels([first], seeded(0)).tolist() == [2, 0, 1]
+    assert CRITERIA["taylor"].channels([first], seeded(0)).tolist() == [2, 0, 1]
     # both: L1 3, 4, 5; squares 9, 8, 11; activations 0.4, 1, 1 (ties stay in order); taylor 9, 32, 0.11
-    assert CHANNEL_CRITERIA["l1"]([first, second], seeded(0)).tolist() == [0, 1, 2]
-    assert CHANNEL_CRITERIA["l2"]([first, second], seeded(0)).tolist() == [1, 0, 2]
-    assert CHANNEL_CRITERIA["activation"]([first, second], seeded(0)).tolist() == [0, 1, 2]
-    assert CHANNEL_CRITERIA["taylor"]([first, second], seeded(0)).tolist() == [2, 0, 1]
+    assert CRITERIA["l1"].channels([first, second], seeded(0)).tolist() == [0, 1, 2]
+    assert CRITERIA["l2"].channels([first, second], seeded(0)).tolist() == [1, 0, 2]
+    assert CRITERIA["activation"].channels([first, second], seeded(0)).tolist() == [0, 1, 2]
+    assert CRITERIA["taylor"].channels([first, second], seeded(0)).tolist() == [2, 0, 1]
 
 
 def test_random_order_follows_its_generator() -> None:
     consumers = [consumer(130, 1, 2, seed=1)]
-    orders = {tuple(CHANNEL_CRITERIA["random"](consumers, seeded(seed)).tolist()) for seed in (0, 0, 1)}
+    orders = {tuple(CRITERIA["random"].channels(consumers, seeded(seed)).tolist()) for seed in (0, 0, 1)}
     assert len(orders) == 2
 
 
@@ -120,20 +114,20 @@ def context(rows: int, columns: int) -> tuple[ElementContext, Tensor, Tensor]:
     return ElementContext(weight[:, :-1], inverse_diagonal, diagonal, gradients), weight, second_moment
 
 
-@pytest.mark.parametrize("name", ELEMENT_CRITERIA)
+@pytest.mark.parametrize("name", CRITERIA)
 def test_element_contract(name: str) -> None:
     given, _, _ = context(4, 6)
     before = [tensor.clone() for tensor in vars(given).values()]
-    score = ELEMENT_CRITERIA[name](given, seeded(5))
+    score = CRITERIA[name].elements(given, seeded(5))
     assert score.shape == (4, 6)
     assert score.min() >= 0
-    assert torch.equal(score, ELEMENT_CRITERIA[name](given, seeded(5)))
+    assert torch.equal(score, CRITERIA[name].elements(given, seeded(5)))
     assert all(torch.equal(*pair) for pair in zip(before, vars(given).values(), strict=True))
 
 
 def test_element_obs_is_twice_the_re_fitted_loss_of_each_weight() -> None:
     given, weight, second_moment = context(4, 6)
-    found = ELEMENT_CRITERIA["obs"](given, seeded(0)) / 2
+    found = CRITERIA["obs"].elements(given, seeded(0)) / 2
     for row in range(4):
         for column in range(6):
             kept = torch.tensor([c for c in range(7) if c != column])
@@ -160,7 +154,7 @@ def test_element_scores_by_hand() -> None:
         "activation": [[2.0, 2.0], [6.0, 0.5]],
         "taylor": [[4.0, 4.0], [72.0, 0.5]],
     }
-    found = {name: ELEMENT_CRITERIA[name](given, seeded(0)).tolist() for name in expected}
+    found = {name: CRITERIA[name].elements(given, seeded(0)).tolist() for name in expected}
     assert found == expected
 
 

@@ -8,7 +8,6 @@ from menu_toys import moment, randn
 from torch import Tensor
 
 from autocompress.menus.quantizers import QUANTIZERS, Rounded, Rounding, code_range
-from autocompress.menus.settings import QUANTIZERS as NAMES
 
 CASES = [(name, bits) for name in QUANTIZERS for bits in range(1, 9) if name != "binary" or bits == 1]
 
@@ -34,10 +33,6 @@ def output_error(given: Rounding, rounded: Rounded) -> Tensor:
     """(g, r)"""
     difference = change(given, rounded)
     return (difference @ given.second_moment * difference).sum(-1)
-
-
-def test_settings_list_the_quantizers() -> None:
-    assert set(NAMES) == QUANTIZERS.keys()
 
 
 @pytest.mark.parametrize("masked", [False, True])

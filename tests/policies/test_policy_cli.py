@@ -9,12 +9,12 @@ import torch
 from stable_baselines3 import PPO
 from typer.testing import CliRunner
 
-from autocompress.cli import app
+from autocompress.cli.main import app
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.policy import PricePolicy
-from autocompress.run_folder import POLICY, POLICY_WEIGHTS
+from autocompress.policies.network import PricePolicy
+from autocompress.run.names import POLICY, POLICY_WEIGHTS
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.toy import TOY_LIMITS, toy_problem
+from autocompress_envs.testing import TOY_LIMITS, toy_problem
 
 RECORD = {
     "kinds": ["conv", "linear"],
@@ -45,7 +45,7 @@ def invoke(*arguments):
 
 
 def run(*arguments):
-    command = [sys.executable, "-c", "from autocompress.cli import main; main()", "policy", *map(str, arguments)]
+    command = [sys.executable, "-c", "from autocompress.cli.main import main; main()", "policy", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr
 

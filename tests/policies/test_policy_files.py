@@ -12,8 +12,8 @@ import torch
 import autocompress.policies.files as files
 from autocompress.errors import InputError
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.policy import PricePolicy
-from autocompress.run_folder import POLICY, POLICY_WEIGHTS
+from autocompress.policies.network import PricePolicy
+from autocompress.run.names import POLICY, POLICY_WEIGHTS
 from autocompress_envs.observation import HIGH, LOW
 
 RECORD = {"kinds": ["conv", "linear"], "networks": ["resnet20"], "scores": {"mixer": 0.81}, "licence": "Apache-2.0"}

@@ -15,12 +15,12 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.policies.files import SavedPolicy, save_policy
-from autocompress.policies.policy import PricePolicy
+from autocompress.policies.network import PricePolicy
 from autocompress.policies.stable_baselines import import_stable_baselines
-from autocompress.run_folder import POLICY
+from autocompress.run.names import POLICY
 from autocompress_envs.environment import LayerLabelingEnv
 from autocompress_envs.observation import HIGH, LOW
-from autocompress_envs.toy import TOY_LIMITS, toy_problem
+from autocompress_envs.testing import TOY_LIMITS, toy_problem
 
 
 def observations(count, seed=0):

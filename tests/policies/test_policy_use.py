@@ -9,26 +9,26 @@ import pytest
 import torch
 
 import autocompress
-from autocompress.config import make_config
 from autocompress.errors import InputError
-from autocompress.jobs import build_evaluator, load, load_splits, menu_settings, prepare
+from autocompress.job.load import load, load_splits
+from autocompress.job.options import request, search_request
+from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.policy import PricePolicy, walk
-from autocompress.policies.use import chosen_policy, planned
-from autocompress.report.progress import Silent
-from autocompress.run_folder import read_journal
-from autocompress.searchers import model_based
+from autocompress.policies.network import PricePolicy, walk
+from autocompress.policies.use import planned
+from autocompress.progress import Silent
+from autocompress.run.journal import read_journal
 from autocompress.searchers.agents import AGENTS
-from autocompress.searchers.base import Task
+from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.explorers import EXPLORERS
-from autocompress.searchers.foresight import foreseen
+from autocompress.searchers.model_based import search as model_based
+from autocompress.searchers.model_based.foresight import foreseen
 from autocompress.searchers.prices import PriceBelief
 from autocompress.searchers.search import run_search
-from autocompress.searching import search_settings
 from autocompress_envs.observation import KINDS
-from autocompress_envs.parts import LossParts
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.toy import TOY_LIMITS, fair_coins, random_problem, toy_problem
+from autocompress_envs.problem.loss_parts import LossParts
+from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.testing import TOY_LIMITS, fair_coins, random_problem, toy_problem
 
 QUICK = {
     "model": "autocompress.models.small_nets:SmallVgg", "model_args": {"widths": [[12], [12], [12]], "channels": 1},
@@ -60,8 +60,7 @@ class Lazy:
 
 
 def chosen(**options):
-    config = make_config(options)
-    return chosen_policy(config, search_settings(config))
+    return search_request(options=options).policy
 
 
 def refusal(call, *given, **named):
@@ -104,9 +103,8 @@ def zero_shot(quick, mine, tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(quick):
     """The same network, data and menus: (job, config)."""
-    config = make_config(quick)
-    data = load_splits(None, config)
-    return prepare(load(config.model, data, config, Silent()), config, menu_settings(config), Silent()), config
+    asked = request("digits", None, quick)
+    return prepare(load(asked, load_splits(asked), Silent()), asked.menus, asked.config, Silent()), asked.config
 
 
 @pytest.mark.parametrize("agent", BEGINNERS)
@@ -119,7 +117,7 @@ def test_agents_that_act_by_prices_begin_with_the_default_policy(agent):
 
 def test_every_agent_either_begins_with_one_or_does_not():
     beginning = [name for name, spec in AGENTS.items() if chosen(agent=name, action=spec.actions[0]) is not None]
-    assert sorted(["model-based", *beginning]) == sorted(BEGINNERS)
+    assert sorted(beginning) == sorted(BEGINNERS)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +180,7 @@ def toy_walk(agent, prices, episodes=4):
     """Plans (weight bits) in the order of evaluation."""
     problem, evaluate = toy_problem()
     task = Task(problem, dict(TOY_LIMITS), evaluate, 1.0, fair_coins(4), prices)
-    settings = search_settings(make_config({"agent": agent, "episodes": episodes}))
+    settings = SearchSettings(agent=agent, episodes=episodes)
     seen = []
     run_search(task, settings, observe=lambda each: seen.append(each.labeling.weight_bits.tolist()))
     return seen
@@ -242,7 +240,7 @@ def walked(saved, result):
 
 def test_without_evaluations_the_plan_is_what_is_foreseen_under_the_policys_prices(zero_shot, job, mine):
     result, watcher = zero_shot
-    found, evaluator = walked(mine, result), build_evaluator(*job, {})
+    found, evaluator = walked(mine, result), build_evaluator(*job)
     given = result.problem, result.limits, evaluator.probabilities, evaluator.effects()
     assert foreseen(*given, found.prices).key() == result.labeling.key()
     others = found.labeling, foreseen(*given), Pricer(result.problem, result.limits).solve()

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.policy import PricePolicy, nearest_kinds, observations_of, walk
+from autocompress.policies.network import PricePolicy, nearest_kinds, observations_of, walk
 from autocompress.policies.use import decided
-from autocompress.report.progress import Silent
+from autocompress.progress import Silent
 from autocompress.searchers.prices import PRICE_LIMIT
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.numbers import Labeling, Outcome, Problem
 from autocompress_envs.observation import KINDS
-from autocompress_envs.pricing import InfeasibleBudgetError, Pricer
-from autocompress_envs.toy import TOY_LIMITS, random_problem, toy_problem
+from autocompress_envs.problem.numbers import Labeling, Outcome, Problem
+from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.testing import TOY_LIMITS, random_problem, toy_problem
 
 NOTHING_MEASURED = Outcome(0.1, 0.9, 0.9, {})
 PREVIOUS = slice(32, 35)  # the previous action, as documented at `Observation`

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from autocompress.report.data import label_summary, outcome_data
-from autocompress.report.inspection import bit_errors, sparsity_errors
+from autocompress.job.inspection import bit_errors, sparsity_errors
+from autocompress.job.result_data import label_summary, outcome_data
+from autocompress.progress import Step
 from autocompress.report.live import PlainView, TerminalView, best_so_far
-from autocompress.report.progress import Step
-from autocompress_envs.numbers import CostModel, Labeling, LayerNumbers, Problem
+from autocompress_envs.problem.numbers import CostModel, Labeling, LayerNumbers, Problem
 
 
 def make_problem(granularity="channel"):

@@ -3,9 +3,9 @@
 import numpy as np
 from output_toys import effects_of
 
-from autocompress.searchers.cells import Cells
-from autocompress_envs.numbers import Labeling
-from autocompress_envs.toy import LayerShape, Menu, all_labelings, all_resources, build_problem
+from autocompress.searchers.model_based.cells import Cells
+from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.testing import LayerShape, Menu, all_labelings, all_resources, build_problem
 
 KINDS = ["chain", "residual", "concat", "depthwise", "element"]
 UNSURE = np.array([[0.5, 0.5], [0.8, 0.2]])  # two samples, two classes

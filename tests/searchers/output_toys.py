@@ -3,10 +3,10 @@
 import numpy as np
 
 from autocompress.evaluation.effects import Effects
-from autocompress.searchers.cells import Cells
-from autocompress.searchers.output_model import OutputModel
-from autocompress_envs.numbers import Labeling, Outcome
-from autocompress_envs.toy import random_problem
+from autocompress.searchers.model_based.cells import Cells
+from autocompress.searchers.model_based.output_model import OutputModel
+from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.testing import random_problem
 
 
 class LinearNetwork:

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.searchers import exact_model
 from autocompress.searchers.base import SearchSettings, Task
-from autocompress.searchers.exact import GAP, solve_exactly
 from autocompress.searchers.search import run_search
-from autocompress_envs.numbers import Labeling
-from autocompress_envs.pricing import InfeasibleBudgetError, Pricer
-from autocompress_envs.tables import RESOURCES, Tables, is_within
-from autocompress_envs.toy import (
+from autocompress.searchers.solvers import exact_model
+from autocompress.searchers.solvers.exact import GAP, solve_exactly
+from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem.tables import RESOURCES, Tables, is_within
+from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.testing import (
     additive_error,
     all_errors,
     all_labelings,

@@ -8,12 +8,12 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.searchers.base import Evaluated, SearchSettings, Task
-from autocompress.searchers.evolution import MOST_CHANGED, Nursery, genes_of, repaired
+from autocompress.searchers.black_box.evolution import MOST_CHANGED, Nursery, genes_of, repaired
 from autocompress.searchers.search import run_search
-from autocompress_envs.numbers import Labeling, Outcome
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.tables import is_within
-from autocompress_envs.toy import additive_error, random_problem, toy_problem
+from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem.tables import is_within
+from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.testing import additive_error, random_problem, toy_problem
 
 EVOLVING = ["evolution", "tpe", "cmaes", "nsga2"]
 

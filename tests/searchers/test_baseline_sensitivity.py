@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from autocompress.searchers.base import SearchSettings, Task
-from autocompress.searchers.greedy import mildest
 from autocompress.searchers.search import run_search
-from autocompress.searchers.sensitivity import measured_problem
-from autocompress_envs.numbers import Outcome
-from autocompress_envs.toy import LayerShape, Menu, additive_error, build_problem, random_problem, toy_problem
+from autocompress.searchers.solvers.greedy import mildest
+from autocompress.searchers.solvers.sensitivity import measured_problem
+from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.testing import LayerShape, Menu, additive_error, build_problem, random_problem, toy_problem
 
 KINDS = ["chain", "residual", "concat", "depthwise", "element"]
 BASELINE = 0.05

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from autocompress.evaluation.effects import Effects
-from autocompress.searchers.cells import SMALLEST_ERROR, Cells
-from autocompress_envs.toy import all_labelings, random_problem, toy_problem
+from autocompress.searchers.model_based.cells import SMALLEST_ERROR, Cells
+from autocompress_envs.testing import all_labelings, random_problem, toy_problem
 
 KINDS = ["chain", "residual", "concat", "depthwise", "element"]
 

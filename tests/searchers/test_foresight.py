@@ -5,11 +5,11 @@ import pytest
 from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
 from output_toys import LinearNetwork
 
-from autocompress.searchers import foresight
-from autocompress.searchers.cells import Cells
-from autocompress.searchers.foresight import SAMPLES, SHARE, Foresight, foreseen
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.tables import is_within
+from autocompress.searchers.model_based import foresight
+from autocompress.searchers.model_based.cells import Cells
+from autocompress.searchers.model_based.foresight import SAMPLES, SHARE, Foresight, foreseen
+from autocompress_envs.problem.tables import is_within
+from autocompress_envs.solver.pricing import Pricer
 
 
 @pytest.mark.parametrize(

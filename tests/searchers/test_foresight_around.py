@@ -5,10 +5,10 @@ import pytest
 from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
 from output_toys import LinearNetwork, effects_of, softmax
 
-from autocompress.searchers.cells import Cells
-from autocompress.searchers.foresight import SAMPLES, Foresight, Known, foreseen
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.tables import is_within
+from autocompress.searchers.model_based.cells import Cells
+from autocompress.searchers.model_based.foresight import SAMPLES, Foresight, Known, foreseen
+from autocompress_envs.problem.tables import is_within
+from autocompress_envs.solver.pricing import Pricer
 
 HEAD_ROUNDED = [0, 0, 1, 0]
 MOVED = np.array([[0.3, -0.3], [-0.5, 0.0]])  # what that does to the logits

@@ -8,13 +8,14 @@ import pytest
 from output_toys import LinearNetwork, softmax
 
 from autocompress.config import Config
-from autocompress.recording import Recording
-from autocompress.report.progress import Silent
-from autocompress.run_folder import SHIFTS, RunFolder, claim
+from autocompress.job.journaled import JournaledEvaluation
+from autocompress.progress import Silent
+from autocompress.run.folder import RunFolder, claim
+from autocompress.run.names import SHIFTS
+from autocompress.run.shifts import ShiftFile
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import run_search
-from autocompress.shift_file import ShiftFile
-from autocompress_envs.numbers import Outcome
+from autocompress_envs.problem.numbers import Outcome
 
 
 class Bent(LinearNetwork):
@@ -155,7 +156,7 @@ def recorded(path, network, killed_after=math.inf, resume=False):
         RunFolder(claim(config), config, {}, {"network": "n"}) as folder,
         ShiftFile(path / SHIFTS, network.probabilities.shape) as shifts,
     ):
-        recording = Recording(folder, measure, lambda _: NoPlan(), shifts, watched.limits, 40, Silent())
+        recording = JournaledEvaluation(folder, measure, lambda _: NoPlan(), shifts, watched.limits, 40, Silent())
         try:
             watched.run(recording.evaluate, recording.observe)
         except Killed:

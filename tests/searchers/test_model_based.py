@@ -7,11 +7,11 @@ import pytest
 from output_toys import LinearNetwork
 
 from autocompress.searchers.base import SearchSettings, Task
-from autocompress.searchers.foresight import foreseen
+from autocompress.searchers.model_based.foresight import foreseen
 from autocompress.searchers.search import run_search
-from autocompress_envs.numbers import Labeling, Outcome
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.toy import all_labelings, all_resources, coin_shift, fair_coins, layer_errors, random_problem
+from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.testing import all_labelings, all_resources, coin_shift, fair_coins, layer_errors, random_problem
 
 PRICES = np.log([[1.0, 3.0], [0.3, 1.0], [1.0, 0.5], [2.0, 1.0]])
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from output_toys import LinearNetwork, Taught, predicted_by_hand, softmax
 
-from autocompress.searchers.output_model import REFIT, TRUST, OutputModel
-from autocompress.searchers.planning import Planner
-from autocompress_envs.numbers import Labeling
-from autocompress_envs.pricing import Pricer
-from autocompress_envs.tables import is_within
-from autocompress_envs.toy import TOY_LIMITS, fair_coins, toy_problem
+from autocompress.searchers.model_based.output_model import REFIT, TRUST, OutputModel
+from autocompress.searchers.model_based.planning import Planner
+from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem.tables import is_within
+from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.testing import TOY_LIMITS, fair_coins, toy_problem
 
 WRONG_EFFECTS = (0.8, 0.5)  # a slope to be found, and misses that are left for the process to learn
 

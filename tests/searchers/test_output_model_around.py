@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from output_toys import LinearNetwork, Taught, predicted_by_hand, softmax
 
-from autocompress.searchers.output_model import REFIT, OutputModel
+from autocompress.searchers.model_based.output_model import REFIT, OutputModel
 
 
 def moved(missed=0.5, plans=12, more=0):

@@ -3,9 +3,9 @@ import pytest
 
 from autocompress.searchers.explorers import EXPLORERS, LocalExplorer, PosteriorExplorer, Trial
 from autocompress.searchers.prices import PRICE_LIMIT, PriceBelief
-from autocompress_envs.numbers import Labeling
-from autocompress_envs.parts import LossParts
-from autocompress_envs.toy import additive_error, random_problem, toy_problem
+from autocompress_envs.problem.loss_parts import LossParts
+from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.testing import additive_error, random_problem, toy_problem
 
 
 def test_loss_parts_of_the_toy_by_hand():

@@ -2,31 +2,37 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
-from autocompress import searching
-from autocompress.config import Config
 from autocompress.errors import InputError
-from autocompress.jobs import check_labels
-from autocompress.searchers.search import COMPARING, LABELLED, SEARCHERS
+from autocompress.job.load import check_labels
+from autocompress.job.options import search_request
+from autocompress.searchers.search import SEARCHERS
 
 
 @pytest.mark.parametrize("method", ["amc", "haq", "galen", "releq"])
 def test_unlabelled_data_is_refused_before_the_search(method):
     with pytest.raises(InputError) as caught:
-        check_labels(Config(method=method), SimpleNamespace(classes=0, name="pictures"))
+        check_labels(search_request(options={"method": method}), SimpleNamespace(classes=0, name="pictures"))
     assert str(caught.value) == (
         f"`method` {method} needs labelled data for its own reward, got pictures without labels; choose another method."
     )
 
 
-@pytest.mark.parametrize(("method", "accuracy"), [("haq", 0.75), ("releq", 0.75), ("amc", np.nan), ("rl", np.nan)])
-def test_the_original_is_measured_for_those_that_compare_with_it(method, accuracy, monkeypatch):
-    monkeypatch.setattr(searching, "measure", lambda *_: SimpleNamespace(accuracy=0.75))
-    job = SimpleNamespace(model=None, data=SimpleNamespace(search=lambda: None))
-    assert searching.original_accuracy(job, Config(method=method)) == pytest.approx(accuracy, nan_ok=True)
+@pytest.mark.parametrize(
+    ("options", "compares"),
+    [
+        ({"method": "haq"}, True),
+        ({"method": "releq"}, True),
+        ({"method": "amc"}, False),
+        ({"method": "rl"}, False),
+        ({"agent": "ppo", "reward": "haq"}, True),
+    ],
+)
+def test_the_original_is_measured_for_those_that_compare_with_it(options, compares):
+    assert search_request(options=options).compares_with_original is compares
 
 
-def test_they_are_all_methods():
-    assert COMPARING < LABELLED < set(SEARCHERS)
+def test_who_compares_needs_labels():
+    comparing = {name for name, searcher in SEARCHERS.items() if searcher.needs_original_accuracy}
+    assert comparing < {name for name, searcher in SEARCHERS.items() if searcher.needs_labels}

@@ -7,9 +7,9 @@ from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.published.galen import GalenEnv, Standardizer, sensitivities
 from autocompress.searchers.search import run_search
-from autocompress_envs.numbers import Outcome
-from autocompress_envs.tables import Tables
-from autocompress_envs.toy import toy_problem
+from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem.tables import Tables
+from autocompress_envs.testing import toy_problem
 
 SETTINGS = SearchSettings(episodes=50)
 

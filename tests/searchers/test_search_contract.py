@@ -16,14 +16,13 @@ from autocompress.searchers import base
 from autocompress.searchers.agents import AGENTS
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import SEARCHERS, run_search
-from autocompress_envs.numbers import Outcome
-from autocompress_envs.toy import additive_error, coin_shift, fair_coins, layer_errors, random_problem, toy_problem
+from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.testing import additive_error, coin_shift, fair_coins, layer_errors, random_problem, toy_problem
 
 METHODS = sorted(set(SEARCHERS) - {"rl"})
 WAYS = [(method, "", "price") for method in METHODS] + [
     ("rl", name, action) for name, spec in sorted(AGENTS.items()) for action in spec.actions
 ]
-WAYS.append(("rl", "model-based", "price"))
 MEASURING = ("measured", "local-measured")  # also evaluate single changes of the uncompressed network
 LIMITS = {"size": 204}  # optimum 0.512, solver 0.76 nats: see test_toy_optimum
 

@@ -9,10 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from autocompress.errors import InputError
 from autocompress.searchers.base import SearchSettings, Task
-from autocompress.searchers.baselines import uniform_frontier
 from autocompress.searchers.search import SEARCHERS, run_search
-from autocompress_envs.numbers import Labeling
-from autocompress_envs.toy import fair_coins, toy_problem
+from autocompress.searchers.solvers.baselines import uniform_frontier
+from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.testing import fair_coins, toy_problem
 
 OPTIMUM, SOLVER = 0.512, 0.76  # nats at 204 bytes: bits 2 4 2 against 2 2 4, nothing pruned
 

@@ -16,8 +16,8 @@ from autocompress.menus.activations import calibrate_range
 from autocompress.menus.quantizers import code_range
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Label, Plan
-from autocompress.targets.lowering import lower
-from autocompress.targets.packed import load_packed, pack
+from autocompress.targets.graph.lowering import lower
+from autocompress.targets.packed.file import load_packed, pack
 
 
 def by_hand(model, x, bits=(1, 2, 3, 4, 5, 6, 7, 8, 16, 32), activation_bits=(8, 32, 4), granularity="channel"):

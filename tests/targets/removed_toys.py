@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.network import Network, fold_batch_norms, trace
-from autocompress.targets.lowering import Lowered, lower
-from autocompress_envs.numbers import Labeling
+from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress_envs.problem.numbers import Labeling
 
 
 class Blocks(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import fx, nn
 
 from autocompress.errors import ExportError, InputError
-from autocompress.targets.graph_json import graph_from_json, graph_tensors, graph_to_json
-from autocompress.targets.operators import FUNCTIONS, find_operator, operator_name
+from autocompress.targets.graph.operators import FUNCTIONS, find_operator, operator_name
+from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json
 
 aten = torch.ops.aten
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.plan import Plan
-from autocompress.targets.lowering import lower
-from autocompress.targets.pt2 import write_pt2
-from autocompress.targets.rounding_points import ROUND_ACTIVATION, rounding_nodes
+from autocompress.targets.graph.lowering import lower
+from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION, rounding_nodes
+from autocompress.targets.pt2.archive import write_pt2
 
 ATEN = torch.ops.aten
 

@@ -18,10 +18,11 @@ from autocompress.menus import MenuSettings, build_menus
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Plan
-from autocompress.targets.lowering import lower
-from autocompress.targets.onnx_file import write_onnx
-from autocompress.targets.onnx_runtime import median_seconds, open_session
-from autocompress_envs.numbers import Labeling
+from autocompress.targets.graph.lowering import lower
+from autocompress.targets.onnxruntime.file import write_onnx
+from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.timing import median_seconds
+from autocompress_envs.problem.numbers import Labeling
 
 RESIDUAL_KERNELS = {"QLinearConv": 3, "QLinearAdd": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1, "Conv": 0, "Gemm": 0}
 MIXED = (1, 2, 3, 4, 5, 8, 16, 32)

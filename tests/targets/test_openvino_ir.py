@@ -7,9 +7,9 @@ import torch
 from lowering_toys import Plain, Residual, toy
 
 from autocompress.errors import InputError
-from autocompress.targets.lowering import lower
-from autocompress.targets.onnx_file import write_onnx
-from autocompress.targets.openvino_ir import run_openvino, write_openvino
+from autocompress.targets.graph.lowering import lower
+from autocompress.targets.onnxruntime.file import write_onnx
+from autocompress.targets.openvino.ir import run_openvino, write_openvino
 
 
 @pytest.mark.parametrize(("kind", "bits"), [(Residual, (1, 4, 8)), (Plain, (2, 16, 32))])

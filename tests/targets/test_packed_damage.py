@@ -14,10 +14,10 @@ from packed_toys import assert_same_layers, mutated, packed_small, put_together,
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.plan import Plan
-from autocompress.targets.bits import decode_weight, encode_weight
+from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.loading import load
-from autocompress.targets.lowering import Lowered
-from autocompress.targets.packed import load_packed, load_packed_weights, pack, pack_weights
+from autocompress.targets.packed.bits import decode_weight, encode_weight
+from autocompress.targets.packed.file import load_packed, load_packed_weights, pack, pack_weights
 
 OFFERS = {"channel": (1, 2, 3, 5, 8, 16, 32), "element": (1, 3, 8, 16, 32), "2:4": (1, 4, 16, 32)}
 

@@ -28,11 +28,11 @@ from autocompress.menus.activations import ActivationRange
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Label, Plan
-from autocompress.targets.bits import decode_weight, encode_weight, pack_bits, unpack_bits
+from autocompress.targets.graph.lowering import lower
 from autocompress.targets.loading import load, restore
-from autocompress.targets.lowering import lower
-from autocompress.targets.packed import load_packed, pack, pack_weights
-from autocompress_envs.numbers import Labeling, stored_bits
+from autocompress.targets.packed.bits import decode_weight, encode_weight, pack_bits, unpack_bits
+from autocompress.targets.packed.file import load_packed, pack, pack_weights
+from autocompress_envs.problem.numbers import Labeling, stored_bits
 
 OFFERS = {"channel": (1, 2, 3, 5, 8, 16, 32), "element": (1, 3, 8, 16, 32), "2:4": (1, 4, 16, 32)}
 

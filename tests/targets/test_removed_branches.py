@@ -29,14 +29,14 @@ from torch import Tensor, nn
 from autocompress.errors import ExportError
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.plan import Label, Plan
+from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION, rounding_nodes
 from autocompress.targets.loading import load, restore
-from autocompress.targets.lowering import Lowered, lower
-from autocompress.targets.onnx_file import write_onnx
-from autocompress.targets.onnx_runtime import open_session
-from autocompress.targets.openvino_ir import run_openvino, write_openvino
-from autocompress.targets.packed import load_packed, pack, pack_weights
-from autocompress.targets.pt2 import write_pt2
-from autocompress.targets.rounding_points import ROUND_ACTIVATION, rounding_nodes
+from autocompress.targets.onnxruntime.file import write_onnx
+from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.openvino.ir import run_openvino, write_openvino
+from autocompress.targets.packed.file import load_packed, pack, pack_weights
+from autocompress.targets.pt2.archive import write_pt2
 from autocompress.targets.verify import Check, check_layers, finished_resources, kept_channels
 
 ATEN = torch.ops.aten

@@ -11,9 +11,9 @@ from autocompress.execute.compressed import from_menus, uncompressed
 from autocompress.menus import MenuSettings, build_menus
 from autocompress.network import fold_batch_norms, trace
 from autocompress.targets import counted_on_file
-from autocompress.targets.lowering import lower
+from autocompress.targets.graph.lowering import lower
 from autocompress.targets.target import TARGETS
-from autocompress_envs.numbers import Labeling
+from autocompress_envs.problem.numbers import Labeling
 
 SLACK = 64 + 2 * 8  # bytes, of two layers
 

@@ -17,10 +17,10 @@ from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
 from autocompress.targets import counted_on_file
 from autocompress.targets.loading import restore
-from autocompress.targets.onnx_runtime import open_session
-from autocompress.targets.packed import load_packed
-from autocompress.targets.target import TARGETS, find_target, lowered_for, target_file
-from autocompress_envs.numbers import Labeling
+from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.packed.file import load_packed
+from autocompress.targets.target import TARGETS, lowered_for, target_file
+from autocompress_envs.problem.numbers import Labeling
 
 PLANS = {"digits": (2,), "residual": (0,), "depthwise": (1,)}  # seeds; benchmarks/random_plans.py tries many more
 UNUSED = 400  # bytes that may be counted too much, besides 3 %: of codes, names and lengths that a plan does without
@@ -178,13 +178,13 @@ def test_every_target_offers_what_is_legal_there(target):
     assert set(target.default_weight_bits) <= set(target.weight_bits)
     assert 32 in target.weight_bits
     assert 32 in target.activation_bits
-    assert find_target(target.name) is target
+    assert TARGETS.find(target.name) is target
     assert dataclasses.replace(target, only_channels=False).check((), (), "element") is None
 
 
 def test_unknown_target_lists_the_choices():
     with pytest.raises(InputError) as error:
-        find_target("gpu")
+        TARGETS.find("gpu")
     assert str(error.value) == "`target` must be one of onnxruntime, packed, got 'gpu'."
 
 

@@ -15,9 +15,9 @@ from autocompress.menus import MenuSettings, build_menus
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Label, Plan
 from autocompress.targets import verify
-from autocompress.targets.lowering import lower
-from autocompress.targets.onnx_file import write_onnx
-from autocompress.targets.onnx_runtime import open_session
+from autocompress.targets.graph.lowering import lower
+from autocompress.targets.onnxruntime.file import write_onnx
+from autocompress.targets.onnxruntime.session import open_session
 from autocompress.targets.verify import (
     Check,
     RuntimeOutcome,
@@ -32,7 +32,7 @@ from autocompress.targets.verify import (
     outputs_on,
     runtime_outcome,
 )
-from autocompress_envs.numbers import Labeling
+from autocompress_envs.problem.numbers import Labeling
 
 NAMES = ["stem", "inner", "outer", "down", "head"]
 BITS = (4, 2, 4, 8, 4)
@@ -261,7 +261,7 @@ class Clock:
 
 def test_latencies_are_of_both_at_every_batch_size(monkeypatch):
     original, compressed, ticks = Clock(), Clock(), itertools.count()
-    monkeypatch.setattr("autocompress.targets.onnx_runtime.time.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("autocompress.targets.timing.time.perf_counter", lambda: float(next(ticks)))
     assert latencies(original, compressed, torch.zeros(3, 2)) == {1: (1.0, 1.0), 32: (1.0, 1.0)}
     assert original.sizes == compressed.sizes == [1] * 23 + [32] * 23
     assert verify.BATCHES == (1, 32)

@@ -47,10 +47,10 @@ from autocompress.searchers.published.menus import (
 )
 from autocompress.searchers.published.noise import Exploration
 from autocompress_envs.actions import LabelActions
-from autocompress_envs.numbers import BoolArray, FloatArray, IntArray, Labeling
-from autocompress_envs.pricing import Pricer
+from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling
+from autocompress_envs.problem.tables import Tables
 from autocompress_envs.rewards import compute
-from autocompress_envs.tables import Tables
+from autocompress_envs.solver.pricing import Pricer
 
 METHOD = "amc"
 LEAST_PRESERVED = 0.2

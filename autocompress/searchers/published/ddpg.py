@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.searchers.published.noise import Exploration, truncated_normal
-from autocompress_envs.numbers import FloatArray
+from autocompress_envs.problem.numbers import FloatArray
 
 
 @dataclass(frozen=True)

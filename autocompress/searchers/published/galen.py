@@ -36,10 +36,10 @@ from autocompress.searchers.published.features import layer_features
 from autocompress.searchers.published.menus import measured, offer, reward_context
 from autocompress.searchers.published.noise import Exploration
 from autocompress_envs.actions import LabelActions
-from autocompress_envs.numbers import FloatArray, Labeling, LayerNumbers, Problem
-from autocompress_envs.pricing import Pricer
+from autocompress_envs.problem.numbers import FloatArray, Labeling, LayerNumbers, Problem
+from autocompress_envs.problem.tables import Tables
 from autocompress_envs.rewards import compute
-from autocompress_envs.tables import Tables
+from autocompress_envs.solver.pricing import Pricer
 
 METHOD = "galen"
 STATE_SIZE = 47

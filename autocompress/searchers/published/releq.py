@@ -41,8 +41,8 @@ from autocompress.searchers.published.menus import (
     require_reachable,
 )
 from autocompress_envs.actions import LabelActions
-from autocompress_envs.numbers import FloatArray, Problem
-from autocompress_envs.pricing import Pricer
+from autocompress_envs.problem.numbers import FloatArray, Problem
+from autocompress_envs.solver.pricing import Pricer
 
 METHOD = "releq"
 STATE_SIZE = 8

@@ -1,0 +1,108 @@
+"""The command `autocompress compare`: methods x budgets x seeds from one suite file."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from autocompress.cli.shell import Format, Quiet, emit, reported, watching
+from autocompress.config import Config, make_config
+from autocompress.errors import AutocompressError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from autocompress.comparison.live import ComparisonProgress
+    from autocompress.comparison.run import Comparison
+
+Suite = Annotated[Path, typer.Argument(metavar="SUITE", help="YAML file of the comparison.", show_default=False)]
+Weights = Annotated[str | None, typer.Option(metavar="PATH", help="Overrides the suite's base.")]
+Data = Annotated[str | None, typer.Option(metavar="TEXT", help="Overrides the suite's base.")]
+Cache = Annotated[str | None, typer.Option(metavar="PATH", help="Overrides the suite's base.")]
+Methods = Annotated[
+    str | None, typer.Option(metavar="LIST", help="Names of the suite's methods to run, or of other searches.")
+]
+Seeds = Annotated[str | None, typer.Option(metavar="LIST", help="How many, or which: 0,3,4. Overrides the suite's.")]
+Episodes = Annotated[
+    str | None, typer.Option(metavar="N", help="Network evaluations of a cell at most. Overrides the suite's.")
+]
+Out = Annotated[Path | None, typer.Option(metavar="PATH", help="Folder. Default: runs/compare-SUITE.")]
+Jobs = Annotated[str, typer.Option(metavar="N", help="Processes that run cells; threads are divided between them.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue: finished cells are kept, failed ones run again.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace the comparison that lies in the folder.")]
+
+
+def compare(
+    suite: Suite,
+    weights: Weights = None,
+    data: Data = None,
+    cache: Cache = None,
+    methods: Methods = None,
+    seeds: Seeds = None,
+    episodes: Episodes = None,
+    out: Out = None,
+    jobs: Jobs = "1",
+    resume: Resume = False,
+    force: Force = False,
+    format: Format = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods x budgets x seeds on one network: results, summary with intervals, LaTeX table and plots."""
+    from autocompress.comparison import run
+    from autocompress.comparison.report import comparison_data
+
+    folder = out or run.default_folder(suite)
+    with reported() as context:
+        shown = make_config({"format": format, "quiet": quiet, "jobs": jobs})
+        context.how_to_resume = lambda: _how_to_resume(folder)
+        with _view(shown) as view:
+            done = run.compare(
+                suite,
+                out=folder,
+                jobs=shown.jobs or 1,
+                resume=resume,
+                force=force,
+                methods=methods,
+                seeds=seeds,
+                episodes=episodes,
+                progress=view,
+                weights=weights,
+                data=data,
+                cache=cache,
+            )
+        emit(shown, comparison_data(done), lambda console: _print(console, done))
+        _stop_unless_finished(done)
+
+
+def _how_to_resume(folder: Path) -> str:
+    """The folder's own suite holds every option that was given; empty where no comparison was begun."""
+    from autocompress.comparison.folder import SUITE
+
+    suite = folder / SUITE
+    if not suite.is_file():
+        return ""
+    return f" What was evaluated is kept; continue with: autocompress compare {suite} --out {folder} --resume"
+
+
+def _view(config: Config) -> AbstractContextManager[ComparisonProgress]:
+    from autocompress.comparison.live import PlainComparison, SilentComparison, TerminalComparison
+
+    return watching(config, SilentComparison, TerminalComparison, PlainComparison)
+
+
+def _print(console: Console, done: Comparison) -> None:
+    from autocompress.comparison.tables import terminal_tables
+
+    for table in terminal_tables(done.summaries):
+        console.print(table)
+    console.print(f"folder: {done.folder}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _stop_unless_finished(done: Comparison) -> None:
+    """Raises what ends the command with exit code 1 where a cell failed."""
+    if done.failures:
+        listed = "".join(f"\n  {each.cell}: {each.message}" for each in done.failures)
+        raise AutocompressError(f"{len(done.failures)} of {len(done.results)} cells failed:{listed}")

@@ -1,0 +1,296 @@
+"""The command line: a thin shell over `autocompress.api`. Results to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import inspect as python_inspect
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+import typer
+
+from autocompress.cli.compare import compare
+from autocompress.cli.policy import policy_app
+from autocompress.cli.shell import Format, Quiet, emit, reported, watching_progress
+from autocompress.cli.train_policy import train_policy
+from autocompress.config import (
+    OPTIONS,
+    BudgetOptions,
+    Config,
+    ExecutionOptions,
+    MachineOptions,
+    MeasureOptions,
+    MenuOptions,
+    NetworkOptions,
+    OutputOptions,
+    Part,
+    RunOptions,
+    SearchOptions,
+    load_config,
+    make_config,
+    names_of,
+    part_of,
+)
+from autocompress.errors import AutocompressError
+from autocompress.run.folder import default_path
+from autocompress.run.names import CONFIG, JOURNAL
+from autocompress.version import __version__
+
+if TYPE_CHECKING:
+    from autocompress.targets.verify import Verification
+
+app = typer.Typer(
+    help="Automated neural-network compression: a learned policy labels every layer with a sparsity and a bit-width "
+    "under a hard budget.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Entry point of the command `autocompress`."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"autocompress {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def _with_options(*parts: type[Part]) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
+    """Give a command the options of these parts, and report what goes wrong."""
+    names = [name for name in names_of(*parts) if name != "model"]
+
+    def decorate(command: Callable[[Config], None]) -> Callable[..., None]:
+        def run(config_file: str | None, **given: Any) -> None:
+            with reported() as context:
+                config = _load(config_file, given, RunOptions in parts)
+                context.how_to_resume = lambda: _how_to_resume(command.__name__, config)
+                command(config)
+
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.__annotations__ = {}
+        run.__signature__ = python_inspect.Signature([*_common_parameters(), *map(_parameter, names)])  # type: ignore[attr-defined]
+        return run
+
+    return decorate
+
+
+def _common_parameters() -> list[python_inspect.Parameter]:
+    model = typer.Argument(metavar="MODEL", help=_help("model"), show_default=False)
+    config = typer.Option("--config", metavar="FILE", help="YAML file of options; those given here win.")
+    return [_keyword("model", Annotated[str | None, model]), _keyword("config_file", Annotated[str | None, config])]
+
+
+def _parameter(name: str) -> python_inspect.Parameter:
+    """The command-line form of an option. Values stay text: `Config` reads and checks them, with one kind of error."""
+    flag = f"--{name.replace('_', '-')}"
+    extra: dict[str, Any] = {"help": _help(name), "rich_help_panel": part_of(name).TITLE, "show_default": False}
+    annotation = Config.model_fields[name].annotation
+    if annotation is bool:
+        return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **extra)])
+    return _keyword(name, Annotated[str | None, typer.Option(flag, metavar=_metavar(annotation), **extra)])
+
+
+def _keyword(name: str, annotation: Any) -> python_inspect.Parameter:
+    return python_inspect.Parameter(name, python_inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _metavar(annotation: Any) -> str:
+    kinds = [get_origin(kind) or kind for kind in (annotation, *get_args(annotation))]
+    metavars = ((tuple, "LIST"), (Path, "PATH"), (int, "N"), (float, "X"))
+    return next((metavar for kind, metavar in metavars if kind in kinds), "TEXT")
+
+
+def _help(name: str) -> str:
+    field = Config.model_fields[name]
+    text, default = field.description or "", field.default
+    if default in (None, False, {}) or "Default:" in text:
+        return text
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} Default: {shown}."
+
+
+@app.command()
+@_with_options(
+    NetworkOptions,
+    BudgetOptions,
+    MenuOptions,
+    SearchOptions,
+    ExecutionOptions,
+    MachineOptions,
+    RunOptions,
+    OutputOptions,
+)
+def search(config: Config) -> None:
+    """Find the best plan within a budget, make it real, fine-tune, export and verify it."""
+    from autocompress import api
+    from autocompress.job.result_data import result_data
+    from autocompress.report.tables import print_result
+
+    with watching_progress(config) as view:
+        result = api.search(**_arguments(config), progress=view)
+    emit(config, result_data(result), lambda console: print_result(console, result))
+    _stop_unless(result.verification)
+
+
+@app.command()
+@_with_options(NetworkOptions, MenuOptions, MachineOptions, OutputOptions)
+def inspect(config: Config) -> None:
+    """Show layers and channel groups: costs, what may be labelled and why not, and how much each label hurts."""
+    from autocompress import api
+    from autocompress.job.result_data import inspection_data
+    from autocompress.report.tables import print_inspection
+
+    with watching_progress(config) as view:
+        inspection = api.inspect(**_arguments(config), progress=view)
+    emit(config, inspection_data(inspection), lambda console: print_inspection(console, inspection))
+
+
+@app.command()
+@_with_options(NetworkOptions, BudgetOptions, MenuOptions, MeasureOptions, MachineOptions, OutputOptions)
+def evaluate(config: Config) -> None:
+    """Measure a plan, also one edited by hand, beside the original."""
+    from autocompress import api
+    from autocompress.job.result_data import measurement_data
+    from autocompress.report.tables import print_measurement
+
+    with watching_progress(config) as view:
+        measured = api.evaluate(**_arguments(config), progress=view)
+    emit(config, measurement_data(measured), lambda console: print_measurement(console, measured))
+
+
+@app.command()
+@_with_options(
+    NetworkOptions,
+    BudgetOptions,
+    MenuOptions,
+    ExecutionOptions,
+    MeasureOptions,
+    MachineOptions,
+    RunOptions,
+    OutputOptions,
+)
+def apply(config: Config) -> None:
+    """Make a plan real without a search: prune, re-calibrate, fine-tune, export and verify; --out names the folder."""
+    from autocompress import api
+    from autocompress.job.result_data import finished_data
+    from autocompress.report.tables import print_finished
+
+    with watching_progress(config) as view:
+        finished = api.apply(**_arguments(config), progress=view)
+    emit(config, finished_data(finished), lambda console: print_finished(console, finished))
+    _stop_unless(finished.verification)
+
+
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)]
+
+
+@app.command()
+def finetune(
+    run: RunFolder,
+    epochs: Annotated[str, typer.Option(metavar="X", help="Passes over the training samples; fractions are fine.")],
+    learning_rate: Annotated[str | None, typer.Option(metavar="X", help=_help("learning_rate"))] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N", help=_help("batch_size"))] = None,
+    distillation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("distillation"))] = None,
+    labels: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("labels"))] = None,
+    hard_weight: Annotated[str | None, typer.Option(metavar="X", help=_help("hard_weight"))] = None,
+    augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("augmentation"))] = None,
+    mixup: Annotated[str | None, typer.Option(metavar="X", help=_help("mixup"))] = None,
+    format: Format = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a run's network further, export and verify it anew. Interrupted, the same command goes on."""
+    from autocompress import api
+    from autocompress.job.result_data import finished_data
+    from autocompress.report.tables import print_finished
+
+    given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
+    given |= {"hard_weight": hard_weight, "augmentation": augmentation, "mixup": mixup, "batch_size": batch_size}
+    with reported() as context:
+        context.how_to_resume = lambda: " The run is as it was; the same command goes on."
+        config = make_config({"format": format, "quiet": quiet})
+        options = {name: value for name, value in given.items() if value is not None}
+        with watching_progress(config) as view:
+            finished = api.finetune(run, progress=view, **options)
+        emit(config, finished_data(finished), lambda console: print_finished(console, finished))
+        _stop_unless(finished.verification)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    format: Annotated[str, typer.Option("--format", metavar="LIST", help="onnx, packed, openvino or pt2.")],
+    quiet: Quiet = False,
+) -> None:
+    """Write a run's network in another format, into the run's folder."""
+    from autocompress import api
+
+    with reported():
+        with watching_progress(make_config({"quiet": quiet})) as view:
+            files = api.export(run, format, progress=view)
+        for file in files:
+            typer.echo(f"{file}: {file.stat().st_size:,} bytes")
+
+
+@app.command()
+def verify(
+    run: RunFolder,
+    format: Format = "table",
+    quiet: Quiet = False,
+) -> None:
+    """Run a run's files again, and look at everything that its plan and its outcome claim; exit code 1 if one fails."""
+    from autocompress import api
+    from autocompress.job.result_data import verification_data
+    from autocompress.report.tables import print_verification
+
+    with reported():
+        config = make_config({"format": format, "quiet": quiet})
+        with watching_progress(config) as view:
+            verified = api.verify(run, progress=view)
+        emit(config, verification_data(verified), lambda console: print_verification(console, verified))
+        _stop_unless(verified)
+
+
+def _stop_unless(verified: Verification) -> None:
+    """Raises what ends the command with exit code 1 where a claim does not hold."""
+    for line in verified.failures():
+        raise AutocompressError(f"verification failed: {line}")
+
+
+def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool) -> Config:
+    path = None if config_file is None else Path(config_file)
+    if path is None and given.get("resume") and given.get("out"):
+        own = Path(given["out"]) / CONFIG  # a run that is resumed brings its own options
+        path = own if own.is_file() else None
+    config = load_config(path, given)
+    if makes_run and config.out is None and not config.resume:
+        return config.model_copy(update={"out": default_path(config.model, config.budget)})
+    return config
+
+
+def _how_to_resume(command: str, config: Config) -> str:
+    """A sentence or two; empty where no run was begun."""
+    if config.out is None or not (config.out / JOURNAL).is_file():
+        return ""
+    return f" What was evaluated is kept; continue with: autocompress {command} --out {config.out} --resume"
+
+
+def _arguments(config: Config) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in OPTIONS}
+
+
+app.command()(compare)
+app.add_typer(policy_app, name="policy")
+app.command(name="train-policy")(train_policy)

@@ -1,0 +1,171 @@
+"""The commands `autocompress policy …`: look at a policy file, and make one of a Stable-Baselines3 file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from autocompress.cli.shell import Format, Quiet, emit, reported, watching_progress
+from autocompress.config import make_config
+from autocompress.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+policy_app = typer.Typer(help="Look at policies, and make them of other files.", no_args_is_help=True)
+
+Where = Annotated[
+    str,
+    typer.Argument(metavar="FILE", help="`default`, a policy's folder or one of its two files.", show_default=False),
+]
+Source = Annotated[
+    Path, typer.Argument(metavar="FILE", help="Zip file of PPO or A2C with MlpPolicy.", show_default=False)
+]
+Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the policy is written.", show_default=False)]
+PriceScale = Annotated[
+    str, typer.Option(metavar="X", help="Price scale of the environment that it was trained in, in (0, 20).")
+]
+Trust = Annotated[bool, typer.Option("--trust", help="The file is your own: code that it holds may run.")]
+On = Annotated[
+    Path,
+    typer.Option(metavar="PATH", help="YAML file with `networks`: options of search, and budgets.", show_default=False),
+]
+Episodes = Annotated[str, typer.Option(metavar="N", help="Evaluations of a search from the policy; 0: none.")]
+Seed = Annotated[str, typer.Option(metavar="N", help="Of these searches.")]
+
+_ALWAYS_SHOWN = ("networks", "scores", "licence")
+_NOT_RECORDED = "not recorded"
+
+
+@policy_app.command()
+def show(where: Where, format: Format = "table") -> None:
+    """Show what a policy was trained on, its versions, scores, licence and size."""
+    with reported():
+        emit_policy(where, format)
+
+
+@policy_app.command(name="import")
+def import_(
+    file: Source, out: Out, price_scale: PriceScale = "2.0", trust: Trust = False, format: Format = "table"
+) -> None:
+    """Make a policy of a Stable-Baselines3 file, which is read only with --trust: it may hold code."""
+    with reported():
+        make_config({"format": format})
+        from autocompress.policies.stable_baselines import import_stable_baselines
+
+        import_stable_baselines(file, out, _number("price_scale", price_scale), trust=trust)
+        emit_policy(out, format)
+
+
+@policy_app.command(name="eval")
+def eval_(
+    where: Where, on: On, episodes: Episodes = "0", seed: Seed = "0", format: Format = "table", quiet: Quiet = False
+) -> None:
+    """Measure a policy on networks that it was not trained on, zero-shot and after a few evaluations."""
+    with reported():
+        shown = make_config({"format": format, "quiet": quiet, "episodes": episodes, "seed": seed})
+        from autocompress.comparison.results import or_none
+        from autocompress.policies.files import load_policy
+        from autocompress.policy_training.evaluation import evaluate_policy, summarised
+
+        saved = load_policy(where)
+        with watching_progress(shown) as view:
+            scores = evaluate_policy(saved, on, episodes=shown.episodes, seed=shown.seed, progress=view)
+        summary = {name: or_none(value) for name, value in vars(summarised(scores)).items()}
+        rows = [{name: or_none(value) for name, value in vars(score).items()} for score in scores]
+        data = {"policy": saved.name, "summary": summary, "scores": rows}
+        emit(shown, data, lambda console: _print_scores(console, data))
+
+
+def _print_scores(console: Console, data: Mapping[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"KL divergence (nats, search split) of plans by the policy {data['policy']}")
+    for column in ("network", "budget", "solver", "policy, zero-shot", "ratio", "search from the policy", "ratio"):
+        table.add_column(column, justify="left" if column in ("network", "budget") else "right")
+    for row in data["scores"]:
+        few = row["few_shot_kl"]
+        cells = [f"{row['solver_kl']:.4f}", f"{row['policy_kl']:.4f}", _ratio(row["policy_kl"], row["solver_kl"])]
+        cells += ["", ""] if few is None else [f"{few:.4f}", _ratio(few, row["solver_kl"])]
+        table.add_row(row["network"], row["budget"], *cells)
+    console.print(table)
+    summary = data["summary"]
+    line = f"policy over solver: {summary['zero_shot']:.3f} (geometric mean), better in {summary['better']:.0%}"
+    few = "" if summary["few_shot"] is None else f"; search from the policy over solver: {summary['few_shot']:.3f}"
+    console.print(line + few, soft_wrap=True, markup=False, highlight=False)
+
+
+def _ratio(first: float, second: float) -> str:
+    return f"{first / second:.3f}" if second else ""
+
+
+def emit_policy(where: str | Path, format: str) -> None:
+    """Write what is known of a policy to standard output; `where` as for `load_policy`."""
+    config = make_config({"format": format})
+    data = _policy_data(where)
+    emit(config, data, lambda console: _print(console, data))
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"`{name}` must be a number, got {text!r}.") from None
+
+
+def _policy_data(where: str | Path) -> dict[str, Any]:
+    from autocompress.policies.files import ACTION_VERSION, load_policy, policy_files
+    from autocompress_envs.observation import OBSERVATION_VERSION
+
+    saved = load_policy(where)
+    files = policy_files(where)
+    return {
+        "name": saved.name,
+        "folder": str(files[0].parent),
+        "network": saved.policy.network,
+        "members": len(saved.policy.members),
+        "width": saved.policy.width,
+        "parameters": sum(parameter.numel() for parameter in saved.policy.parameters()),
+        "file_bytes": sum(file.stat().st_size for file in files),
+        "observation_version": OBSERVATION_VERSION,  # no other is loaded
+        "action_version": ACTION_VERSION,
+        "record": dict(saved.record),
+    }
+
+
+def _print(console: Console, data: Mapping[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    record = {**dict.fromkeys(_ALWAYS_SHOWN, _NOT_RECORDED), **data["record"]}
+    own = {name.replace("_", " "): value for name, value in data.items() if name != "record"}
+    table = Table(title="Policy", title_justify="left", show_header=False)
+    for name, value in [*own.items(), *_rows(record)]:
+        table.add_row(Text(_printable(name)), Text(_printable(_text(value)), overflow="fold"))
+    console.print(table)
+
+
+def _rows(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Mappings within mappings as one row a value, their names joined by dots."""
+    for name, value in record.items():
+        if isinstance(value, dict) and value:
+            yield from _rows(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and value and not any(isinstance(each, dict | list) for each in value):
+        return ", ".join(map(_text, value))
+    if type(value) is int:
+        return f"{value:,}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _printable(text: str) -> str:
+    """Files come from others: what would steer the terminal or can't be encoded is escaped."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

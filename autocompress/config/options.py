@@ -1,0 +1,351 @@
+"""Every option of autocompress, once, in one small typed part for each part of a job.
+
+The command line, YAML files and the Python API all read these tables. `Config` has the options of all parts, flat, as
+files and command lines have them. A function asks for the parts that it reads, so its signature says which options can
+change what it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from autocompress.budget import Budget
+from autocompress.errors import InputError
+
+
+def _option(default: Any, help_text: str, **rules: Any) -> Any:
+    return Field(default, description=help_text, **rules)
+
+
+class Part(BaseModel):
+    """Options that belong together. Unknown ones are errors; text (from a command line) is read as YAML would be."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    TITLE: ClassVar[str] = ""
+    """Heading of these options in help texts."""
+
+
+class NetworkOptions(Part):
+    """Which network, on which data, and how the data is split."""
+
+    TITLE: ClassVar[str] = "Network and data"
+
+    model: str = _option(
+        "digits",
+        "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, package.module:callable "
+        "or file.py:callable.",
+    )
+    weights: Path | None = _option(None, "Trained weights: .safetensors, .pt or .pth.")
+    model_args: dict[str, Any] = _option({}, "Keyword arguments of the network, as YAML or JSON.")
+    data: str | None = _option(
+        None,
+        "Data: digits, parquet:FOLDER, imagefolder:FOLDER, npz:FILE, package.module:callable or file.py:callable. "
+        "Default: digits with the network digits.",
+    )
+    data_args: dict[str, Any] = _option({}, "Keyword arguments of a data callable, as YAML or JSON.")
+    image_size: int | None = _option(None, "Edge in pixels that images are resized to.", ge=1)
+    mean: tuple[float, ...] | None = _option(
+        None, "Mean of every channel on [0, 1] pixels. Default: ImageNet's for RGB."
+    )
+    std: tuple[float, ...] | None = _option(
+        None, "Standard deviation of every channel on [0, 1] pixels. Default: ImageNet's for RGB."
+    )
+    search_samples: int = _option(
+        1000, "Training samples set aside to compare plans on; at most half of the training data.", ge=1
+    )
+    calibration_samples: int = _option(
+        512, "Training samples that the menus are calibrated on; at most a third of the training data.", ge=1
+    )
+    seed: int = _option(0, "Seed of the splits, of the menus and of the search.", ge=0)
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return _as_tuple(value)
+
+    @field_validator("model_args", "data_args", mode="before")
+    @classmethod
+    def _read_mapping(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value  # the type check that follows reports it
+
+    def required_data(self) -> str:
+        """The data spec. Raises InputError where none is given and the network has no data of its own."""
+        if self.data is None and self.model != "digits":
+            raise InputError(f"`data` must be given for the network {self.model}, such as --data parquet:FOLDER.")
+        return self.data or "digits"
+
+
+class BudgetOptions(Part):
+    """What the result may cost at most."""
+
+    TITLE: ClassVar[str] = "Budget"
+
+    budget: str | None = _option(
+        None,
+        "Upper bounds: size, macs, bitops or memory, as a fraction of the original or absolute, "
+        "such as size=0.1 or size=40kB,macs=50%.",
+    )
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _check_budget(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            value = [f"{resource}={amount}" for resource, amount in value.items()]
+        text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else value
+        if isinstance(text, str):
+            Budget.parse(text)
+        return text
+
+    def required_budget(self) -> Budget:
+        """Raises InputError where no budget is given."""
+        if self.budget is None:
+            raise InputError("`budget` must be given, such as --budget size=0.1 (a tenth of the original's bytes).")
+        return Budget.parse(self.budget)
+
+
+class MenuOptions(Part):
+    """Which labels every layer may get, and how the weights of each label are made."""
+
+    TITLE: ClassVar[str] = "Menus"
+
+    criterion: str = _option(
+        "obs", "Pruning criterion, which says what is removed first: obs (second order), l1, l2, activation, taylor or "
+        "random."
+    )  # fmt: skip
+    quantizer: str = _option("gptq", "How weights are rounded: gptq, nearest, mse, fixed-point or binary.")
+    granularity: str = _option(
+        "channel", "What is pruned: channel (whole channels), element (single weights) or n:m such as 2:4."
+    )
+    weight_bits: tuple[int, ...] | None = _option(
+        None, "Weight bit-widths on offer: 1 to 8, 16, 32. Default: 2,4,8; with the target packed 2,3,4,5,6,8."
+    )
+    activation_bits: tuple[int, ...] = _option((8,), "Bit-widths of layer inputs on offer: 4 to 8, 32.")
+    sparsity_levels: int = _option(8, "Sparsities on offer: 0, 1/levels, 2/levels, …; 1: no pruning.", ge=1)
+    remove_branches: bool = _option(
+        False,
+        "Also offer sparsity 1, which removes a residual branch whole: it saves time where thinner layers do not.",
+    )
+    target: str = _option(
+        "onnxruntime",
+        "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx) or packed "
+        "(model.safetensors alone).",
+    )
+
+    @field_validator("weight_bits", "activation_bits", mode="before")
+    @classmethod
+    def _split_bits(cls, value: Any) -> Any:
+        return _as_tuple(value)
+
+
+class SearchOptions(Part):
+    """Who writes plans, and how many of them are evaluated."""
+
+    TITLE: ClassVar[str] = "Search"
+
+    method: str = _option(
+        "rl",
+        "Search method: rl (an agent); without learning solver, exact, greedy, measured, uniform, random, "
+        "local, local-measured, posterior, mixed, evolution, tpe, cmaes or nsga2; as published amc, haq, galen or "
+        "releq.",
+    )
+    agent: str = _option(
+        "model-based",
+        "Agent of the method rl: model-based (learns how plans change the network's outputs, and plans in that model); "
+        "ppo, a2c, ddpg, td3, sac or maskable-ppo (with discrete actions); agents that learn offsets from the prices "
+        "that an explorer proposes: anchored-ppo, anchored-td3, posterior-ppo or posterior-td3.",
+    )
+    policy: str | None = _option(
+        None,
+        "Policy that the agent begins with: default (shipped with the package, trained on other networks), none, or a "
+        "folder written by train-policy. Default: default, for agents that act by prices.",
+    )
+    action: str = _option(
+        "price",
+        "What the agent decides at a layer: price (how much the layer's expected loss weighs), label, or discrete "
+        "(one label by its number).",
+    )
+    reward: str = _option(
+        "kl",
+        "What the agent maximises: kl (a low divergence from the original), accuracy, or a published reward: "
+        "amc_error, amc_flops, haq, galen.",
+    )
+    episodes: int = _option(
+        200,
+        "Most plans to evaluate; first-order effects around a plan count as the evaluations that they take as long as. "
+        "0: the policy's own plan, without any evaluation.",
+        ge=0,
+    )
+    selection_samples: int = _option(
+        1000,
+        "Unused training samples on which the plans that led the search are compared at the end. 0: the search split "
+        "decides, as it does where fewer samples are left than that split has.",
+        ge=0,
+    )
+    patience: int = _option(0, "Stop after this many evaluations without a better plan; 0: never.", ge=0)
+    environments: int = _option(
+        0, "Environments that a Stable-Baselines3 agent acts in side by side; 0: as many as suit the agent.", ge=0
+    )
+    price_scale: float = _option(
+        2.0,
+        "Range of price actions: an action of 1 multiplies a layer's expected loss by e to this power, an action of -1 "
+        "divides it by as much.",
+        gt=0,
+    )
+
+
+class ExecutionOptions(Part):
+    """How a plan is made real: re-calibration, fine-tuning, stages."""
+
+    TITLE: ClassVar[str] = "Execution"
+
+    recalibration_samples: int = _option(
+        1024, "Training samples, used without labels, for fitting the finished plan's layers again; 0: none.", ge=0
+    )
+    finetune: float = _option(0.0, "Epochs of fine-tuning; 0: calibration only.", ge=0)
+    stages: int = _option(
+        1, "Number of steps in which the budget is reached; every step has its own search and fine-tuning.", ge=1
+    )
+    l1_epochs: float = _option(0.0, "Epochs of fine-tuning with an L1 penalty before pruning.", ge=0)
+    l1_weight: float = _option(1e-5, "Weight of that penalty, the sum of all weights' magnitudes, in the loss.", ge=0)
+    distillation: Literal["standard", "weak", "strong"] = _option(
+        "standard",
+        "How the original teaches: standard (on all training samples), weak (on the calibration split only), "
+        "strong (starts from the original's own weights, and also matches outputs of inner layers).",
+    )
+    learning_rate: float = _option(
+        5e-3, "Peak learning rate of fine-tuning (Adam), relative to the size of each layer's weights.", gt=0
+    )
+    batch_size: int = _option(128, "Batch size of fine-tuning.", ge=1)
+    labels: Literal["data", "teacher"] = _option(
+        "data", "Source of the hard labels in fine-tuning: the data, or the original's predictions (teacher)."
+    )
+    soft_weight: float = _option(
+        1.0, "Weight of the divergence from the original's predictions in fine-tuning's loss.", ge=0
+    )
+    hard_weight: float | None = _option(
+        None, "Weight of the cross-entropy with hard labels in that loss. Default: 0.5 where there are labels.", ge=0
+    )
+    features_weight: float = _option(0.0, "Weight of the difference of inner layers' outputs in that loss.", ge=0)
+    temperature: float = _option(2.0, "Temperature that softens predictions in fine-tuning.", gt=0)
+    augmentation: Literal["none", "shift", "shift+flip"] = _option(
+        "shift", "Augmentation of images in fine-tuning: shift (by up to an eighth), flip (left and right)."
+    )
+    mixup: float = _option(
+        0.0,
+        "Largest share of another sample that is blended into each sample in fine-tuning; the original labels the "
+        "blends.",
+        ge=0,
+        le=0.5,
+    )
+    clip: float = _option(1.0, "Largest norm of the gradient in fine-tuning.", gt=0)
+
+
+class MeasureOptions(Part):
+    """Which plan is measured, and on which samples."""
+
+    TITLE: ClassVar[str] = "Measure"
+
+    plan: Path | None = _option(None, "The plan to measure: plan.yaml of a run, or your own.")
+    split: Literal["test", "search"] = _option(
+        "test", "Samples to measure on: test, or search while you edit a plan by hand."
+    )
+
+
+class MachineOptions(Part):
+    """Where and how fast a job runs; nothing here changes what is asked for."""
+
+    TITLE: ClassVar[str] = "Machine"
+
+    device: str = _option("cpu", "Torch device, such as cpu or cuda.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+        "auto", "Floating-point type of evaluations; auto picks the fastest that leaves the outputs as they are."
+    )
+    jobs: int | None = _option(None, "Threads that build menus. Default: one for each core.", ge=1)
+    cache: Path | None = _option(
+        None, "Folder of the menu cache. Default: $AUTOCOMPRESS_CACHE or ~/.cache/autocompress."
+    )
+
+
+class RunOptions(Part):
+    """The folder that a run is kept in."""
+
+    TITLE: ClassVar[str] = "Run"
+
+    out: Path | None = _option(None, "Run folder. Default: runs/MODEL-BUDGET.")
+    force: bool = _option(False, "Replace the run that lies in the run folder.")
+    resume: bool = _option(False, "Continue the interrupted run in the run folder given by --out.")
+
+
+class OutputOptions(Part):
+    """What a command prints."""
+
+    TITLE: ClassVar[str] = "Output"
+
+    quiet: bool = _option(False, "No progress, only the result.")
+    format: Literal["table", "json"] = _option("table", "Form of the result on standard output: table or json.")
+
+
+PARTS: tuple[type[Part], ...] = (
+    NetworkOptions,
+    BudgetOptions,
+    MenuOptions,
+    SearchOptions,
+    ExecutionOptions,
+    MeasureOptions,
+    MachineOptions,
+    RunOptions,
+    OutputOptions,
+)
+
+
+class Config(
+    OutputOptions,
+    RunOptions,
+    MachineOptions,
+    MeasureOptions,
+    ExecutionOptions,
+    SearchOptions,
+    MenuOptions,
+    BudgetOptions,
+    NetworkOptions,
+):
+    """The options of all parts, flat. (Pydantic lists the fields of the last base first.)"""
+
+    def to_yaml(self) -> str:
+        """Every option with its value, as a file that `--config` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def names_of(*parts: type[Part]) -> tuple[str, ...]:
+    """Names of the options of some parts, in their order.
+
+    >>> names_of(BudgetOptions, OutputOptions)
+    ('budget', 'quiet', 'format')
+    """
+    return tuple(name for part in parts for name in part.model_fields)
+
+
+OPTIONS = names_of(*PARTS)
+"""Names of all options."""
+
+
+def part_of(option: str) -> type[Part]:
+    """The part that an option belongs to."""
+    return next(part for part in PARTS if option in part.model_fields)
+
+
+def _as_tuple(value: Any) -> Any:
+    """`2,4` from a command line, or a single number, as several."""
+    if isinstance(value, str):
+        return tuple(value.split(","))
+    return (value,) if isinstance(value, (int, float)) else value

@@ -1,0 +1,96 @@
+"""Reading options: from YAML files, command lines and keyword arguments, with one kind of error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from autocompress.config.options import (
+    OPTIONS,
+    BudgetOptions,
+    Config,
+    ExecutionOptions,
+    MenuOptions,
+    NetworkOptions,
+    SearchOptions,
+    names_of,
+)
+from autocompress.errors import InputError
+from autocompress.files import read_yaml
+
+_AFTER_THE_SEARCH = ("finetune", "recalibration_samples")
+
+
+def make_config(options: Mapping[str, Any], where: str = "the options") -> Config:
+    """Check options.
+
+    Args:
+        options: by name, with dashes or underscores.
+        where: what an error about unknown names calls their source.
+
+    Raises:
+        InputError: an unknown option, or a value that breaks a rule.
+    """
+    named = {str(name).replace("-", "_"): value for name, value in options.items()}
+    unknown = sorted(set(named) - set(OPTIONS))
+    if unknown:
+        raise InputError(f"Unknown {', '.join(unknown)} in {where}; known: {', '.join(OPTIONS)}.")
+    try:
+        return Config(**named)
+    except ValidationError as error:
+        raise InputError(one_line(error)) from None
+
+
+def load_config(path: str | Path | None, overrides: Mapping[str, Any]) -> Config:
+    """The options of a YAML file, overridden by those of `overrides` that are not None.
+
+    Raises:
+        InputError: the file can't be read, is no mapping, or holds an unknown option or a value that breaks a rule.
+    """
+    from_file = {} if path is None else read_options(Path(path))
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return make_config({**from_file, **given}, "the options" if path is None else str(path))
+
+
+def read_options(path: Path) -> dict[str, Any]:
+    """The options that a YAML file gives, unchecked but for their form, by name with underscores."""
+    content = read_yaml("config", path)
+    if not isinstance(content, Mapping | None):
+        raise InputError(f"`config` must be a mapping of options, got {path}, which holds a {type(content).__name__}.")
+    return {str(name).replace("-", "_"): value for name, value in (content or {}).items()}
+
+
+def first_difference(before: Config, now: Config) -> str | None:
+    """The first option that changes what is searched and differs between a run and its resumption, or None."""
+    for option in _compared(before):
+        if getattr(before, option) != getattr(now, option):
+            return option
+    return None
+
+
+def _compared(config: Config) -> tuple[str, ...]:
+    """Options of everything that comes before the last search; stages and an L1 penalty fine-tune before it."""
+    parts = (NetworkOptions, BudgetOptions, MenuOptions, SearchOptions, ExecutionOptions)
+    machine = ("device", "dtype")  # they decide the last bits of every measurement
+    left_out: set[str] = set()
+    if config.stages == 1:
+        left_out = set(_AFTER_THE_SEARCH)  # an L1 penalty has its own epochs, and no re-calibration
+        if not config.l1_epochs:
+            left_out |= set(names_of(ExecutionOptions)) - {"stages", "l1_epochs", "l1_weight"}
+    return tuple(name for name in (*names_of(*parts), *machine) if name not in left_out)
+
+
+def one_line(error: ValidationError, depth: int = 1) -> str:
+    """The first thing that is wrong, as our errors say it; named by at most `depth` keys, joined by dots."""
+    first = error.errors()[0]
+    cause, name = first.get("ctx", {}).get("error"), ".".join(map(str, first["loc"][:depth]))
+    if isinstance(cause, InputError):
+        return str(cause)
+    if first["type"] == "missing":  # what was given is all else, and long
+        return f"`{name}` must be given."
+    rule = re.sub(r"^Input should be", "must be", re.sub(r", (unable|got) .*", "", first["msg"]))
+    return f"`{name}` {rule}, got {first['input']!r}."

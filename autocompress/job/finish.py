@@ -1,0 +1,186 @@
+"""The end of a job: a finished network is written to files, and the files are verified in their runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autocompress.data import Data
+from autocompress.evaluation.measure import Closeness, compare
+from autocompress.execute.compressed import Compressed, uncompressed
+from autocompress.execute.pipeline import Executed, Execution, execute
+from autocompress.files import write_atomically
+from autocompress.job.load import Loaded
+from autocompress.job.prepare import Job
+from autocompress.job.results import Finished
+from autocompress.plan import Plan
+from autocompress.progress import Progress
+from autocompress.run.names import CHECKPOINT, OUTCOME
+from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.target import TARGETS, lowered_for, target_file
+from autocompress.targets.timing import Session
+from autocompress.targets.verify import (
+    Verification,
+    check_agreement,
+    check_budget,
+    check_layers,
+    finished_resources,
+    latencies,
+    outputs_on,
+    runtime_outcome,
+)
+from autocompress.version import versions
+from autocompress_envs.problem.numbers import Labeling, Outcome
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """A finished network, written.
+
+    Attributes:
+        contents: by file name: the packed file, and the target's own where that is another.
+        lowered: what they hold; None where torch.export can't follow the network.
+    """
+
+    contents: Mapping[str, bytes]
+    lowered: Lowered | None
+
+
+def write_files(compressed: Compressed, job: Loaded) -> Files:
+    """The files that every run ends with.
+
+    Raises:
+        ExportError: the target can't hold the network.
+    """
+    lowered = lowered_for(job.target, compressed, job.inputs)
+    targets = {target.file_name: target for target in (TARGETS["packed"], job.target)}
+    contents = {name: target_file(target, compressed, lowered, job.inputs) for name, target in targets.items()}
+    return Files(contents, lowered)
+
+
+def execute_and_finish(
+    job: Job,
+    labeling: Labeling,
+    limits: Mapping[str, int],
+    execution: Execution,
+    path: Path,
+    watcher: Progress,
+) -> Finished:
+    """From a plan to verified files in the run folder: `execute`, then `finish`."""
+    executed = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, watcher)
+    return finish(job, executed, labeling, limits, path, watcher)
+
+
+def finish(
+    job: Job,
+    executed: Executed,
+    labeling: Labeling,
+    limits: Mapping[str, int],
+    path: Path,
+    watcher: Progress,
+) -> Finished:
+    """Make a finished network's files, verify them, and write them into a run folder.
+
+    They are written last: until then the files of a run that is fine-tuned further stay as they are.
+
+    Raises:
+        ExportError: the target can't hold the network.
+    """
+    files = write_files(executed.compressed, job)
+    split = split_used(job.data, "test", watcher)
+    finished = files.lowered or executed.compressed
+    verified = verify_files(job, executed.compressed.plan, finished, files.contents, limits, split, watcher)
+    for name, content in files.contents.items():
+        write_atomically(path / name, content)
+    return Finished(
+        plan=executed.compressed.plan,
+        model=executed.compressed.rounded(),
+        outcome=_outcome(verified.pytorch, verified.resources),
+        original_outcome=Outcome(0.0, verified.pytorch.original_accuracy, 1.0, dict(job.original)),
+        split=split,
+        limits=limits,
+        network=job.network,
+        problem=job.problem,
+        labeling=labeling,
+        run_folder=path,
+        executed=executed,
+        verification=verified,
+    )
+
+
+def write_outcome(path: Path, outcome: Mapping[str, Any]) -> None:
+    """The last file of a run; what an interrupted run would have needed to go on, goes."""
+    text = json.dumps({**outcome, "versions": versions()}, indent=1, allow_nan=False) + "\n"
+    write_atomically(path / OUTCOME, text)
+    (path / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _outcome(closeness: Closeness, resources: Mapping[str, int]) -> Outcome:
+    return Outcome(closeness.kl, closeness.accuracy, closeness.agreement, dict(resources))
+
+
+def split_used(data: Data, wanted: str, watcher: Progress) -> str:
+    """The split to measure on."""
+    if wanted == "test" and data.test is None:
+        watcher.note("the data has no test split; measured on the search split, which chose the plan")
+        return "search"
+    return wanted
+
+
+def verify_files(
+    job: Loaded,
+    plan: Plan,
+    compressed: Compressed | Lowered,
+    contents: Mapping[str, bytes],
+    limits: Mapping[str, int],
+    split: str,
+    watcher: Progress,
+) -> Verification:
+    """Run the files and look at every claim; the only place where a finished network meets the test split.
+
+    Args:
+        job: the original, its data and the target.
+        plan: labels that the files are claimed to have.
+        compressed: the finished network.
+        contents: content of its files by name.
+        limits: absolute upper bounds by resource; empty without a budget.
+        split: `test` or `search`.
+        watcher: told what happens.
+    """
+    watcher.stage(f"verification: the files in their runtime and the original on the {split} split")
+    module = compressed.graph if isinstance(compressed, Lowered) else compressed.rounded()
+    opened = _opened(job, contents)
+    session = None if opened is None else opened.compressed
+    batches = job.data.test_batches() if split == "test" else iter([job.data.search()])
+    reference, pytorch, runtime, labels = outputs_on(job.model, module, session, batches)
+    resources = finished_resources(job.network, plan, compressed.layers, len(contents[job.target.file_name]))
+    checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(limits, resources)]
+    found = None
+    if opened is not None and runtime is not None:
+        found = runtime_outcome(opened.runtime, reference, pytorch, runtime, labels)
+        checks.append(check_agreement(found))
+        found = replace(found, seconds=latencies(opened.original, opened.compressed, job.inputs))
+    sizes = {name: len(content) for name, content in contents.items()}
+    return Verification(tuple(checks), compare(reference, pytorch, labels), found, sizes, resources)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The finished network and the original in float32, both loaded in a runtime of that name."""
+
+    runtime: str
+    compressed: Session
+    original: Session
+
+
+def _opened(job: Loaded, contents: Mapping[str, bytes]) -> _Opened | None:
+    """In the runtime of the job's target, else in that of another target whose file is there; None without any."""
+    for target in (job.target, *TARGETS.values()):
+        if target.runtime is not None and target.file_name in contents:
+            original = target.write(lower(uncompressed(job.teacher, job.network), job.inputs, integer=False))
+            sessions = (target.runtime.open(content) for content in (contents[target.file_name], original))
+            return _Opened(target.runtime.name, *sessions)
+    return None

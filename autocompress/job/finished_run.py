@@ -1,0 +1,266 @@
+"""What can be done with a finished run: fine-tune it further, export it to other formats, verify it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.config import Config, load_config
+from autocompress.errors import InputError, unknown_name
+from autocompress.evaluation import DTYPES
+from autocompress.execute.pipeline import Executed, Execution, original_weights, tune
+from autocompress.files import write_atomically
+from autocompress.job.finish import finish, split_used, verify_files, write_outcome
+from autocompress.job.load import Loaded, load, load_splits
+from autocompress.job.options import DataLike, ModelLike, Request, fine_tuning, request
+from autocompress.job.prepare import prepare, tuning_dtype
+from autocompress.job.result_data import finished_data
+from autocompress.job.results import Finished
+from autocompress.plan import Plan
+from autocompress.progress import Progress, Silent
+from autocompress.run.names import CHECKPOINT, CONFIG, EXPORTED, MODEL, MODEL_ONNX, MODEL_PT2, OUTCOME, PLAN
+from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.loading import check_network, restore, restored
+from autocompress.targets.onnxruntime.file import write_onnx
+from autocompress.targets.openvino.ir import write_openvino
+from autocompress.targets.packed.file import load_packed, load_packed_weights, rebuilt
+from autocompress.targets.pt2.archive import write_pt2
+from autocompress.targets.target import TARGETS
+from autocompress.targets.verify import Check, Verification
+
+_ACCURACY_SLACK = 0.002  # by which an accuracy may miss the one that was written down: other machines round otherwise
+
+
+def finetune(
+    run: str | Path,
+    model: ModelLike | None = None,
+    data: DataLike | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Finished:
+    """Fine-tune a run's network further, export and verify it anew.
+
+    Args:
+        run: folder of a finished run; its files are replaced when everything has gone well.
+        model: the original, where the run was made with a module and not a spec string.
+        data: the same for the data.
+        progress: told what happens.
+        **options: that differ from the run's; `finetune` is the number of epochs.
+
+    Raises:
+        InputError: the folder holds no finished run, or an option breaks a rule.
+    """
+    path, watcher = Path(run), progress or Silent()
+    asked = _asked(path, model, data, options)
+    plan, before = Plan.load(path / PLAN), _outcome_of(path)
+    loaded = load(asked, load_splits(asked), watcher)
+    config = asked.config
+    tuning = fine_tuning(config, config.seed, has_labels=bool(loaded.data.classes))
+    if tuning is None:
+        raise InputError("`epochs` must be above 0, got 0; pass --epochs 2.")
+    job = prepare(loaded, asked.menus, config, watcher)
+    labeling = job.menus.labeling(plan)
+    compressed = restore(path / MODEL, job.model, job.network)
+    settings = Execution(0, tuning, config.device, DTYPES[tuning_dtype(job, config)], path / CHECKPOINT)
+    watcher.stage(f"fine-tuning: {tuning.epochs:g} epochs, learning from the original")
+    kept = original_weights(job.menus, labeling)
+    tuned = tune(compressed, job.teacher, job.data, settings, tuning, kept, watcher)
+    executed = Executed(tuned.compressed, bool(before.get("recalibrated")), tuned)
+    finished = finish(job, executed, labeling, _limits_of(before), path, watcher)
+    write_outcome(path, {**before, **finished_data(finished)})
+    _remove_stale(path, job.target.file_name, watcher)
+    return finished
+
+
+def verify(
+    run: str | Path,
+    model: ModelLike | None = None,
+    data: DataLike | None = None,
+    *,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Verification:
+    """Run a run's files again and look at every claim: the plan's, the budget's, and those of outcome.json.
+
+    Args:
+        run: folder of a finished run; nothing in it is changed.
+        model: the original, where the run was made with a module and not a spec string.
+        data: the same for the data.
+        progress: told what happens.
+        **options: that differ from the run's.
+
+    Raises:
+        InputError: the folder holds no finished run, or its files are damaged.
+    """
+    path, watcher = Path(run), progress or Silent()
+    asked = _asked(path, model, data, options)
+    plan, claims = Plan.load(path / PLAN), _outcome_of(path)
+    loaded = load(asked, load_splits(asked), watcher)
+    weights = load_packed_weights(path / MODEL)
+    check_network(weights, loaded.network)
+    has_graph = weights.graph is not None
+    found = rebuilt(weights, path / MODEL) if has_graph else restored(weights, loaded.model, loaded.network)
+    files = dict.fromkeys([MODEL, MODEL_ONNX, loaded.target.file_name])
+    names = [name for name in files if (path / name).is_file()]
+    if loaded.target.file_name not in names:
+        raise InputError(f"`run` must hold {loaded.target.file_name}, got {path} without it; export it again.")
+    contents = {name: (path / name).read_bytes() for name in names}
+    split = split_used(loaded.data, str(claims.get("split", "test")), watcher)
+    verified = verify_files(loaded, found.plan, found, contents, _limits_of(claims), split, watcher)
+    checks = (*verified.checks, *_claimed(claims, verified, found.plan, plan))
+    return Verification(checks, verified.pytorch, verified.runtime, verified.file_bytes, verified.resources)
+
+
+def export(
+    run: str | Path,
+    formats: str,
+    model: ModelLike | None = None,
+    data: DataLike | None = None,
+    *,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """Write a run's network in another format, into the run's folder.
+
+    Args:
+        run: folder of a finished run.
+        formats: `onnx`, `packed`, `openvino` or `pt2`; several with commas between.
+        model: the original, where the run was made with a module and not a spec string.
+        data: the same for the data.
+        progress: told what happens.
+
+    Returns:
+        The files.
+
+    Raises:
+        InputError: the folder holds no finished run, or a format is unknown.
+        ExportError: the format can't hold the network.
+    """
+    path, watcher = Path(run), progress or Silent()
+    wanted = formats.split(",")
+    for name in wanted:
+        if name not in EXPORTS:
+            raise unknown_name("format", name, EXPORTS)
+    target = TARGETS.find(_config_of(path, {}).target)
+
+    def load_original() -> Loaded:
+        asked = _asked(path, model, data, {})
+        return load(asked, load_splits(asked), watcher)
+
+    source = _Source(path, target.integer_kernels, load_original)
+    return [file for name in wanted for file in EXPORTS[name](source)]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A run to export from; the original is loaded only where the format needs another graph than the run has."""
+
+    path: Path
+    has_integer_kernels: bool
+    load: Callable[[], Loaded]
+
+    def as_run(self) -> Lowered:
+        return load_packed(self.path / MODEL)
+
+    def for_integer_kernels(self) -> Lowered:
+        if self.has_integer_kernels:
+            return self.as_run()
+        loaded = self.load()
+        return lower(restore(self.path / MODEL, loaded.model, loaded.network), loaded.inputs, integer=True)
+
+
+def _export_onnx(source: _Source) -> list[Path]:
+    write_atomically(source.path / MODEL_ONNX, write_onnx(source.for_integer_kernels()))
+    return [source.path / MODEL_ONNX]
+
+
+def _export_openvino(source: _Source) -> list[Path]:
+    return list(write_openvino(write_onnx(source.for_integer_kernels()), source.path))
+
+
+def _export_pt2(source: _Source) -> list[Path]:
+    write_atomically(source.path / MODEL_PT2, write_pt2(source.as_run()))
+    return [source.path / MODEL_PT2]
+
+
+def _export_packed(source: _Source) -> list[Path]:
+    load_packed_weights(source.path / MODEL)  # every run has it; what is damaged must not pass for exported
+    return [source.path / MODEL]
+
+
+EXPORTS: Mapping[str, Callable[[_Source], list[Path]]] = {
+    "onnx": _export_onnx,
+    "packed": _export_packed,
+    "openvino": _export_openvino,
+    "pt2": _export_pt2,
+}
+
+
+def _asked(path: Path, model: ModelLike | None, data: DataLike | None, options: Mapping[str, Any]) -> Request:
+    """What the run was asked for, with other options where some are given; the menus offer what its plan has.
+
+    Raises:
+        InputError: the folder holds no finished run, or an option breaks a rule.
+    """
+    config = _config_of(path, options)
+    return request(config.model if model is None else model, data, vars(config), plan=Plan.load(path / PLAN))
+
+
+def _config_of(path: Path, options: Mapping[str, Any]) -> Config:
+    """The options of a finished run, with others where some are given. Raises InputError where there is no run."""
+    for name in (CONFIG, PLAN, MODEL, OUTCOME):
+        if not (path / name).is_file():
+            raise InputError(f"`run` must be the folder of a finished run, got {path}, which has no {name}.")
+    return load_config(path / CONFIG, {**options, "out": path})
+
+
+def _outcome_of(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / OUTCOME).read_text())
+    except ValueError as error:
+        raise InputError(f"{path / OUTCOME} must be JSON, got a damaged file: {error}.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path / OUTCOME} must be a mapping, got a {type(found).__name__}.")
+    return found
+
+
+def _limits_of(outcome: Mapping[str, Any]) -> dict[str, int]:
+    budget = outcome.get("budget")
+    return dict(budget["limits"]) if budget else {}
+
+
+def _claimed(claims: Mapping[str, Any], verified: Verification, found: Plan, plan: Plan) -> list[Check]:
+    """What outcome.json and plan.yaml say, against what was found."""
+    checks = [_same_labels(plan, found)]
+    for name, claimed in (claims.get("file_bytes") or {}).items():
+        size = verified.file_bytes.get(name, 0)
+        checks.append(Check("bytes", size == claimed, f"{name} has {size:,} bytes, {OUTCOME} says {claimed:,}"))
+    pairs = [("PyTorch", claims.get("compressed"), verified.pytorch.accuracy)]
+    if verified.runtime is not None:
+        pairs.append((verified.runtime.runtime, claims.get("runtime"), verified.runtime.closeness.accuracy))
+    for where, claim, accuracy in pairs:
+        said = (claim or {}).get("accuracy")
+        if said is not None:
+            detail = f"{100 * accuracy:.2f} % in {where}, {OUTCOME} says {100 * said:.2f} %"
+            checks.append(Check("accuracy", abs(accuracy - said) <= _ACCURACY_SLACK, detail))
+    return checks
+
+
+def _same_labels(plan: Plan, found: Plan) -> Check:
+    names = sorted({*plan.labels, *found.labels})
+    differing = [name for name in names if plan.labels.get(name) != found.labels.get(name)]
+    if differing:
+        return Check("plan", False, f"{PLAN} and {MODEL} hold other labels for {', '.join(differing)}")
+    return Check("plan", True, f"{PLAN} and {MODEL} hold the same labels")
+
+
+def _remove_stale(path: Path, kept: str, watcher: Progress) -> None:
+    """Other formats hold the network as it was before."""
+    stale = [name for name in EXPORTED if name not in (MODEL, kept) and (path / name).is_file()]
+    for name in stale:
+        (path / name).unlink()
+    if stale:
+        watcher.note(f"{', '.join(stale)} held the network before fine-tuning, so they were removed; export them again")

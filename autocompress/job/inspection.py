@@ -1,0 +1,108 @@
+"""What `inspect` says of every layer: what it costs, what may be labelled, and how much each label should hurt."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocompress.network import Layer, Network
+from autocompress_envs.problem.numbers import LayerNumbers, Problem
+
+SHOWN_SPARSITIES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer.
+
+    Attributes:
+        name: as in `named_modules()`.
+        kind: `conv`, `depthwise` or `linear`.
+        weight_shape: of the PyTorch weight.
+        input_shape: of one sample.
+        output_shape: of one sample.
+        parameters: of the weight.
+        macs: multiply-accumulates for one sample.
+        group: index of the channel group that its output belongs to, or None.
+        labels: what may be labelled here, such as `sparsity, bits`.
+        reason: why no sparsity may be chosen here; empty where one may.
+        bit_errors: expected loss (nats of KL divergence a sample) by weight bits, most bits first.
+        sparsity_errors: the same by sparsity, at the most bits on offer, summed over all that read the channels.
+    """
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    group: int | None
+    labels: str
+    reason: str
+    bit_errors: Mapping[int, float]
+    sparsity_errors: Mapping[float, float]
+
+
+def report_layers(network: Network, problem: Problem) -> tuple[LayerReport, ...]:
+    """One report a layer, in network order."""
+    return tuple(_report(network, problem, index) for index in range(len(network.layers)))
+
+
+def _report(network: Network, problem: Problem, index: int) -> LayerReport:
+    layer, numbers = network.layers[index], problem.layers[index]
+    may_prune = len(numbers.sparsities) > 1
+    return LayerReport(
+        layer.name,
+        layer.kind,
+        layer.weight_shape,
+        layer.input_shape,
+        layer.output_shape,
+        layer.parameters,
+        layer.macs,
+        layer.writes,
+        "sparsity, bits" if may_prune else "bits",
+        "" if may_prune else _reason(network, layer),
+        bit_errors(numbers),
+        sparsity_errors(problem, index),
+    )
+
+
+def _reason(network: Network, layer: Layer) -> str:
+    if layer.writes is None:
+        return layer.fixed_reason
+    owner = network.groups[layer.writes].owner
+    return "no sparsity on offer" if owner == layer.name else f"follows {owner}"
+
+
+def bit_errors(numbers: LayerNumbers) -> dict[int, float]:
+    """Expected loss by weight bits, with no channel removed and the most activation bits."""
+    errors = numbers.errors[0, :, -1]
+    return {int(bits): float(error) for bits, error in zip(numbers.weight_bits[::-1], errors[::-1], strict=True)}
+
+
+def sparsity_errors(problem: Problem, index: int) -> dict[float, float]:
+    """Expected loss by sparsity of layer `index`, for the sparsities on offer next to 25, 50 and 75 %, and for 100 %.
+
+    It is what removal adds, at the most bits on offer, summed over all layers that read what is removed.
+    """
+    offered = problem.layers[index].sparsities
+    if len(offered) < 2:
+        return {}
+    added = sum((_added_by(index, reader) for reader in problem.layers), np.zeros(len(offered)))
+    shown = {1 + int(np.abs(offered[1:] - wanted).argmin()) for wanted in SHOWN_SPARSITIES}
+    shown |= set(np.flatnonzero(offered == 1).tolist())
+    return {float(offered[level]): float(added[level]) for level in sorted(shown)}
+
+
+def _added_by(owner: int, reader: LayerNumbers) -> np.ndarray:
+    """(S,) loss that the owner's sparsities add in one reader; a single 0 where it reads nothing of the owner's."""
+    added = np.zeros(1)
+    if reader.source == owner:
+        added = reader.errors[:, -1, -1] - reader.errors[0, -1, -1]
+    for source, errors in reader.extra_sources:
+        if source == owner:
+            added = added + errors
+    return added

@@ -1,0 +1,102 @@
+"""Between a search and its run folder: answers from the journal, times, writes, and tells whoever watches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+from autocompress.plan import Plan
+from autocompress.progress import Progress, Step
+from autocompress.run.folder import RunFolder
+from autocompress.run.journal import Entry, Indices
+from autocompress.run.names import PLAN
+from autocompress.run.shifts import ShiftFile
+from autocompress.searchers.base import Evaluated
+from autocompress_envs.problem.numbers import Labeling, Outcome
+
+
+class JournaledEvaluation:
+    """The `evaluate` and the `observe` of a search that is kept in a run folder.
+
+    A plan that the journal of a resumed run knows costs nothing. `plan.yaml` is the best plan at any moment; a replay
+    leaves it alone until it comes to the journal's best.
+
+    Args:
+        folder: of the run.
+        measure: measures a plan that the journal doesn't know.
+        make_plan: gives the plan of a labelling.
+        shifts: what the plans of the journal did to the outputs; a plan without a record is measured again.
+        limits: of the budget, absolute.
+        total: evaluations at most.
+        progress: told of every evaluated plan.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        measure: Callable[[Labeling], Outcome],
+        make_plan: Callable[[Labeling], Plan],
+        shifts: ShiftFile,
+        limits: Mapping[str, int],
+        total: int,
+        progress: Progress,
+    ) -> None:
+        self._folder = folder
+        self._measure = measure
+        self._make_plan = make_plan
+        self._shifts = shifts
+        self._limits = limits
+        self._total = total
+        self._progress = progress
+        self._known = {entry.labels: entry for entry in folder.replayed}
+        self._replayed_best = max((entry.index for entry in folder.replayed if entry.best), default=0)
+        self._seconds = 0.0
+        self._best: Evaluated | None = None
+
+    def evaluate(self, labeling: Labeling) -> Outcome:
+        """From the journal where it stands there, else measured."""
+        started = time.perf_counter()
+        entry = self._known.get(_indices(labeling))
+        shift = None if entry is None else self._shifts.read(entry.index)
+        if entry is not None and shift is not None:
+            return Outcome(entry.kl, entry.accuracy, entry.agreement, dict(entry.resources), shift)
+        outcome = self._measure(labeling)
+        self._seconds = time.perf_counter() - started
+        return outcome
+
+    def observe(self, evaluated: Evaluated) -> None:
+        """Write one evaluated plan down and tell of it."""
+        outcome = evaluated.outcome
+        if outcome.shift is not None:
+            self._shifts.write(evaluated.index, outcome.shift)  # before the journal, which says how many there are
+        self._folder.append(
+            Entry(
+                evaluated.index,
+                _indices(evaluated.labeling),
+                outcome.kl,
+                outcome.accuracy,
+                outcome.agreement,
+                outcome.resources,
+                evaluated.reward,
+                evaluated.is_best,
+                round(self._seconds, 4),
+            )
+        )
+        if evaluated.is_best:
+            self._best = evaluated
+            if evaluated.index >= self._replayed_best:
+                self._folder.write(PLAN, self._make_plan(evaluated.labeling).to_yaml())
+        self._progress.step(step_of(evaluated, self._best, self._total, self._limits))
+
+
+def step_of(evaluated: Evaluated, best: Evaluated | None, total: int, limits: Mapping[str, int]) -> Step:
+    """How a search of at most `total` evaluations stands; a search may begin with plans beyond the limits, no best."""
+    shown = (best or evaluated).outcome
+    return Step(evaluated.used - 1, total, evaluated.is_best, shown.kl, shown.accuracy, shown.resources, limits)
+
+
+def _indices(labeling: Labeling) -> Indices:
+    sparsity, weight_bits, activation_bits = (
+        tuple(map(int, indices)) for indices in (labeling.sparsity, labeling.weight_bits, labeling.activation_bits)
+    )
+    return sparsity, weight_bits, activation_bits

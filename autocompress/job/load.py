@@ -1,0 +1,138 @@
+"""Loading: the network of a job, its data, and what tracing says of the network."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from autocompress.config import NetworkOptions
+from autocompress.data import Data, from_tensors, load_data
+from autocompress.data.sources import TensorSource
+from autocompress.errors import InputError
+from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
+from autocompress.models import check_classes, has_random_weights, load_model
+from autocompress.network import Network, fold_batch_norms, trace
+from autocompress.progress import Progress
+from autocompress.searchers.base import REWARDS
+from autocompress.targets import Target
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network and its data.
+
+    Attributes:
+        model: the original: it teaches, and every result is measured against it.
+        base: what is compressed: the original, or what earlier stages made of it; of the same architecture.
+        folded: the base with its norms folded, float32.
+        teacher: the original with its norms folded, float32.
+        data: the data with its splits.
+        inputs: inputs (N, …) of the calibration split.
+        target: where the result runs.
+        network: what tracing found.
+    """
+
+    model: nn.Module
+    base: nn.Module
+    folded: nn.Module
+    teacher: nn.Module
+    data: Data
+    inputs: Tensor
+    target: Target
+    network: Network
+
+
+def loaded_fields(loaded: Loaded) -> dict[str, Any]:
+    """What of a job does not depend on its menus, by name."""
+    return {field.name: getattr(loaded, field.name) for field in dataclasses.fields(Loaded)}
+
+
+def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
+    """Load the network, check that it fits the data, and trace it.
+
+    Raises:
+        InputError: the network can't be loaded or traced, or does not fit the data.
+    """
+    module = _load_model(asked.model, asked.config, data, watcher)
+    _check_test_shape(data)
+    inputs, _ = data.calibration()
+    check_classes(module, inputs[:2], data.classes)
+    network = trace(module, inputs[:1])
+    _tell_network(network, asked.config.model, data, watcher)
+    folded = fold_batch_norms(module, network).cpu().float().eval()
+    return Loaded(module, module, folded, folded, data, inputs, asked.target, network)
+
+
+def load_splits(asked: Request) -> Data:
+    """The data, split. Raises InputError where it can't be read or is too little."""
+    return asked.data if isinstance(asked.data, Data) else _splits(asked.data, asked.config)
+
+
+def _splits(data: DataLike | None, options: NetworkOptions) -> Data:
+    cut: dict[str, Any] = {
+        "seed": options.seed,
+        "search_samples": options.search_samples,
+        "calibration_samples": options.calibration_samples,
+    }
+    if isinstance(data, tuple):
+        train, test = data if isinstance(data[0], tuple) else (data, None)
+        return from_tensors(train, test, mean=options.mean, std=options.std, **cut)
+    return load_data(
+        options.required_data(),
+        image_size=options.image_size,
+        mean=options.mean,
+        std=options.std,
+        data_args=options.data_args,
+        **cut,
+    )
+
+
+def check_labels(asked: Request, data: Data) -> None:
+    """Raises InputError where something needs labels that the data lacks: now rather than after the search."""
+    if data.classes:
+        return
+    config = asked.config
+    if config.finetune + config.l1_epochs and config.hard_weight and config.labels == "data":
+        raise InputError(
+            f"`hard_weight` needs labelled data, got {data.name} without labels; pass --labels teacher or leave it out."
+        )
+    if not isinstance(asked, SearchRequest):
+        return
+    if REWARDS[config.reward].needs_labels:
+        raise InputError(f"`reward` {config.reward} needs labelled data, got {data.name} without labels; choose kl.")
+    if asked.searcher.needs_labels:
+        raise InputError(
+            f"`method` {config.method} needs labelled data for its own reward, got {data.name} without labels; "
+            "choose another method."
+        )
+
+
+def _load_model(model: ModelLike, options: NetworkOptions, data: Data, watcher: Progress) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    loaded = load_model(model, options.weights, options.model_args, len(data.classes) or None)
+    if has_random_weights(model, options.weights):
+        watcher.note(f"{model} has random weights; pass --weights FILE for trained ones")
+    return loaded
+
+
+def _tell_network(network: Network, name: str, data: Data, watcher: Progress) -> None:
+    parameters = sum(layer.parameters for layer in network.layers)
+    samples = f"{len(data.search_indices)} search and {len(data.calibration_indices)} calibration samples"
+    watcher.stage(
+        f"network: {name}, {len(network.layers)} layers, {len(network.groups)} channel groups, "
+        f"{parameters:,} weights; data: {data.name}, {samples}"
+    )
+    for operator, calls in network.unknown_operators.items():
+        watcher.note(f"operator {operator} ({calls} calls) is in no cost table; its cost counts as 0")
+
+
+def _check_test_shape(data: Data) -> None:
+    """The test split is measured at the very end: what can't be measured must not be searched. Reads no image file."""
+    if isinstance(data.train, TensorSource) and isinstance(data.test, TensorSource):
+        train, test = (tuple(source.inputs.shape[1:]) for source in (data.train, data.test))
+        if train != test:
+            raise InputError(f"`data` must have test inputs of train's shape {train}, got {test} in {data.name}.")

@@ -1,0 +1,37 @@
+"""Measuring a plan: the menus' weights beside the original."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from autocompress.evaluation import Evaluator, measure
+from autocompress.job.finish import split_used
+from autocompress.job.prepare import Job
+from autocompress.job.results import Measurement
+from autocompress.progress import Progress
+from autocompress_envs import Labeling, Outcome
+
+
+def measure_plan(
+    job: Job, evaluator: Evaluator, labeling: Labeling, limits: Mapping[str, int], split: str, watcher: Progress
+) -> Measurement:
+    """Measure the menus' weights of a plan and the original together.
+
+    Args:
+        job: the network with its menus.
+        evaluator: stitches the plan.
+        labeling: the plan.
+        limits: absolute upper bounds by resource; empty without a budget.
+        split: `test` or `search`.
+        watcher: told what happens.
+    """
+    split = split_used(job.data, split, watcher)
+    watcher.stage(f"measuring the original and the plan on the {split} split")
+    compressed = evaluator.stitched(labeling)
+    batches = job.data.test_batches() if split == "test" else [job.data.search()]
+    measured = measure(job.model, compressed, batches)
+    resources = job.problem.resources(labeling)
+    outcome = Outcome(measured.kl, measured.accuracy, measured.agreement, resources)
+    original = Outcome(0.0, measured.original_accuracy, 1.0, dict(job.original))
+    plan = job.menus.plan(labeling)
+    return Measurement(plan, compressed, outcome, original, split, limits, job.network, job.problem, labeling)

@@ -1,0 +1,237 @@
+"""From options to what a job is made of. Every option is checked here, once, before anything is loaded.
+
+A `Request` holds the options as they were given and the parts that are made of them; the parts travel on, and nobody
+below makes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from autocompress.budget import Budget
+from autocompress.config import Config, ExecutionOptions, MenuOptions, SearchOptions, make_config
+from autocompress.data import Data
+from autocompress.errors import InputError
+from autocompress.evaluation import torch_device
+from autocompress.execute.distillation import Objective
+from autocompress.execute.finetune import FineTuning
+from autocompress.menus import MenuSettings
+from autocompress.models import check_spec
+from autocompress.plan import Plan
+from autocompress.policies.files import SavedPolicy
+from autocompress.policies.use import chosen_policy
+from autocompress.searchers.agents import check_agent
+from autocompress.searchers.base import REWARDS, SearchSettings
+from autocompress.searchers.search import Searcher, as_searcher
+from autocompress.targets import TARGETS, Target
+
+Pair = tuple[Tensor, Tensor | None]
+ModelLike = str | nn.Module
+DataLike = str | Data | Pair | tuple[Pair, Pair]
+
+_HARD_WEIGHT = 0.5  # of hard labels, where nothing else is said and there are any
+_STRONG_FEATURES = 0.1  # weight of matched features in strong distillation, where none is given
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What a job was asked for.
+
+    Attributes:
+        config: the options as they were given.
+        model: the network, or its spec string.
+        data: the data in memory, or None where the options name it.
+        target: where the result runs.
+        menus: settings of the menus.
+    """
+
+    config: Config
+    model: ModelLike
+    data: DataLike | None
+    target: Target
+    menus: MenuSettings
+
+
+@dataclass(frozen=True, eq=False)
+class SearchRequest(Request):
+    """What a job with a search was asked for.
+
+    Attributes:
+        searcher: the search method.
+        settings: settings of the search.
+        policy: the policy that the search begins with, or None.
+    """
+
+    searcher: Searcher
+    settings: SearchSettings
+    policy: SavedPolicy | None
+
+    @property
+    def compares_with_original(self) -> bool:
+        """Whether the reward, or one of the method's own, needs the original's accuracy."""
+        return self.searcher.needs_original_accuracy or REWARDS[self.settings.reward].needs_original_accuracy
+
+
+def request(
+    model: ModelLike = "digits",
+    data: DataLike | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    budget: str | Budget | None = None,
+    plan: Plan | None = None,
+) -> Request:
+    """What a job was asked for, checked.
+
+    Args:
+        model: the network, or its spec string.
+        data: the data, or its spec string.
+        options: all other options by name.
+        budget: in place of the option of that name.
+        plan: a plan whose labels the menus must offer, besides those of the options.
+
+    Raises:
+        InputError: an option breaks a rule.
+    """
+    config = _config(model, data, options or {}, budget)
+    target, menus = _menus(config, config.seed, plan)
+    return Request(config, model, None if isinstance(data, str) else data, target, menus)
+
+
+def search_request(
+    model: ModelLike = "digits",
+    data: DataLike | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    budget: str | Budget | None = None,
+) -> SearchRequest:
+    """The same for a search.
+
+    Args:
+        model: the network, or its spec string.
+        data: the data, or its spec string.
+        options: all other options by name; the method may be a function.
+        budget: in place of the option of that name.
+
+    Raises:
+        InputError: an option breaks a rule, or the policy can't be read.
+    """
+    method = (options or {}).get("method")
+    asked = request(model, data, options, budget=budget)
+    _check_stages(asked.config)
+    searcher = as_searcher(method if callable(method) else asked.config.method)
+    settings = search_settings(asked.config, asked.config.seed)
+    if searcher.has_agent:
+        check_agent(settings)
+    policy = chosen_policy(asked.config, settings, searcher)
+    return SearchRequest(**vars(asked), searcher=searcher, settings=settings, policy=policy)
+
+
+def _config(model: ModelLike, data: DataLike | None, options: Mapping[str, Any], budget: str | Budget | None) -> Config:
+    if not isinstance(model, (str, nn.Module)):
+        raise InputError(f"`model` must be a torch.nn.Module or a spec string, got {type(model).__name__}.")
+    if isinstance(model, str):
+        check_spec(model)
+    if not isinstance(data, (str, Data, tuple, type(None))):
+        raise InputError(
+            f"`data` must be a spec string, a Data, or a tuple (inputs, labels), got {type(data).__name__}."
+        )
+    given = {
+        "model": model if isinstance(model, str) else type(model).__name__,
+        "data": data.name if isinstance(data, Data) else "tensors" if isinstance(data, tuple) else data,
+        "budget": str(budget) if isinstance(budget, Budget) else budget,
+    }
+    config = make_config({**options, **{name: value for name, value in given.items() if value is not None}})
+    torch_device(config.device)  # now rather than after minutes of menus
+    return config
+
+
+def _menus(options: MenuOptions, seed: int, plan: Plan | None) -> tuple[Target, MenuSettings]:
+    """What the menus offer; the labels of a plan are added. Raises InputError where the target does not allow one."""
+    target = TARGETS.find(options.target)
+    labels = [] if plan is None else plan.labels.values()
+    weight_bits = options.weight_bits or target.offered_weight_bits
+    settings = MenuSettings(
+        criterion=options.criterion,
+        quantizer=options.quantizer,
+        granularity=options.granularity if plan is None else plan.granularity,
+        weight_bits=tuple(sorted({*weight_bits, *(label.weight_bits for label in labels)})),
+        activation_bits=tuple(sorted({*options.activation_bits, *(label.activation_bits for label in labels)})),
+        sparsity_levels=options.sparsity_levels,
+        remove_branches=options.remove_branches or any(label.sparsity == 1 for label in labels),
+        seed=seed,
+    )
+    target.check(settings.weight_bits, settings.activation_bits, settings.granularity)
+    return target, settings
+
+
+def search_settings(options: SearchOptions, seed: int) -> SearchSettings:
+    """Settings of a search; without episodes there is none, and the policy decides alone."""
+    return SearchSettings(
+        agent=options.agent,
+        action=options.action,
+        reward=options.reward,
+        episodes=max(1, options.episodes),
+        seed=seed,
+        patience=options.patience,
+        environments=options.environments,
+        price_scale=options.price_scale,
+    )
+
+
+def fine_tuning(
+    options: ExecutionOptions, seed: int, *, has_labels: bool, epochs: float | None = None
+) -> FineTuning | None:
+    """Settings of fine-tuning; None for 0 epochs.
+
+    Args:
+        options: options of the execution.
+        seed: seed of the order of samples and of their augmentation.
+        has_labels: whether the data has labels.
+        epochs: in place of those of the options.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+    epochs = options.finetune if epochs is None else epochs
+    if epochs == 0:
+        return None
+    return FineTuning(
+        epochs=epochs,
+        learning_rate=options.learning_rate,
+        batch_size=options.batch_size,
+        labels=options.labels,
+        objective=Objective(
+            soft=options.soft_weight,
+            hard=_hard_weight(options, has_labels),
+            features=options.features_weight or (_STRONG_FEATURES if options.distillation == "strong" else 0.0),
+            temperature=options.temperature,
+        ),
+        augmentation=options.augmentation,
+        mixup=options.mixup,
+        clip=options.clip,
+        seed=seed,
+        method=options.distillation,
+    )
+
+
+def _hard_weight(options: ExecutionOptions, has_labels: bool) -> float:
+    if options.hard_weight is not None:
+        return options.hard_weight
+    return _HARD_WEIGHT if has_labels or options.labels == "teacher" else 0.0
+
+
+def _check_stages(options: ExecutionOptions) -> None:
+    if options.stages > 1 and options.finetune == 0:
+        raise InputError(f"`stages` above 1 need fine-tuning between them, got {options.stages}; pass --finetune 1.")
+
+
+def given_plan(plan: Plan | str | Path | None) -> Plan:
+    """A plan, or that in a file. Raises InputError where there is none, or it can't be read."""
+    if plan is None:
+        raise InputError("`plan` must be given, such as --plan runs/demo/plan.yaml.")
+    return plan if isinstance(plan, Plan) else Plan.load(plan)

@@ -1,0 +1,130 @@
+"""Preparing: the menus of a loaded network, its costs on the target's file, and what measures plans of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from autocompress.budget import RESOURCES, Budget
+from autocompress.config import MachineOptions
+from autocompress.errors import ExportError, InputError
+from autocompress.evaluation import Evaluator, choose_dtype
+from autocompress.job.load import Loaded, loaded_fields
+from autocompress.menus import Menus, MenuSettings, build_menus
+from autocompress.menus.store import content_key, default_cache
+from autocompress.progress import Progress
+from autocompress.targets import counted_on_file
+from autocompress_envs import InfeasibleBudgetError, Pricer, Problem
+
+
+@dataclass(frozen=True)
+class Job(Loaded):
+    """A network with its menus.
+
+    Attributes:
+        menus: menus of the network; their `size` is counted on the target's file.
+        problem: the menus in numbers.
+        original: every resource of the original; `size` is that of its float32 file.
+    """
+
+    menus: Menus
+    problem: Problem
+    original: Mapping[str, int]
+
+
+def prepare(
+    loaded: Loaded, settings: MenuSettings, machine: MachineOptions, watcher: Progress, *, must_export: bool = True
+) -> Job:
+    """Build the menus, and count `size` on the target's file.
+
+    Args:
+        loaded: the network and its data.
+        settings: settings of the menus.
+        machine: threads that build them, and where they are kept.
+        watcher: told what happens.
+        must_export: whether a network that the target can't hold is an error; else its `size` is counted on weights.
+
+    Raises:
+        ExportError: the target can't hold the network.
+    """
+    menus = build_menus(
+        loaded.base,
+        loaded.network,
+        loaded.inputs,
+        settings,
+        data_fingerprint=loaded.data.fingerprint,
+        cache=machine.cache or default_cache(),
+        jobs=machine.jobs,
+        progress=watcher.advance,
+    )
+    try:
+        menus, original_bytes = counted_on_file(loaded.target, menus, loaded.folded, loaded.inputs)
+    except ExportError as error:
+        if must_export:
+            raise
+        watcher.note(f"{error} Until then `size` counts the weights alone")
+        original_bytes = menus.problem().original()["size"]
+    problem = menus.problem()
+    original = problem.original() | {"size": original_bytes}
+    return Job(**{**loaded_fields(loaded), "network": menus.network}, menus=menus, problem=problem, original=original)
+
+
+def build_evaluator(job: Job, machine: MachineOptions, before: Mapping[str, Any] | None = None) -> Evaluator:
+    """The evaluator of a job on the search split.
+
+    Args:
+        job: the network with its menus.
+        machine: device and dtype.
+        before: `dtype` and `batch_size` of the run that is resumed, in place of those that a measurement would pick.
+    """
+    inputs, labels = job.data.search()
+    settled = before or {}
+    return Evaluator(
+        job.base,
+        job.network,
+        job.menus,
+        inputs,
+        labels,
+        reference=job.model,
+        device=machine.device,
+        dtype=settled.get("dtype", machine.dtype),
+        batch_size=settled.get("batch_size"),
+    )
+
+
+def tuning_dtype(loaded: Loaded, machine: MachineOptions) -> str:
+    """The dtype of fine-tuning where nothing has been evaluated: `auto` picks as an evaluator would."""
+    if machine.dtype != "auto":
+        return machine.dtype
+    return choose_dtype(loaded.folded, loaded.data.search()[0], loaded.model, machine.device)
+
+
+def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, int]:
+    """Absolute limits. Raises InputError where no plan can meet them, before a run folder is made."""
+    limits = budget.resolve(job.original)
+    try:
+        Pricer(job.problem, limits)
+    except InfeasibleBudgetError as error:
+        raise InputError(str(error)) from error
+    for name, limit in limits.items():
+        if limit >= job.original[name]:
+            amounts = f"{limit:,} {RESOURCES[name]}, of which the original has {job.original[name]:,}"
+            watcher.note(f"the {name} budget limits nothing: {amounts}")
+    return limits
+
+
+def limits_to_check(budget: str | None, job: Job) -> dict[str, int]:
+    """Absolute limits of a budget that a given plan may break; empty without one."""
+    return Budget.parse(budget).resolve(job.original) if budget else {}
+
+
+def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
+    """What a resumed run must find again."""
+    return {
+        "network": job.network.fingerprint,
+        "data": job.data.fingerprint,
+        "menus": content_key(job.base, job.network.fingerprint, job.data.fingerprint, job.menus.settings),
+        "dtype": evaluator.dtype,
+        "batch_size": evaluator.batch_size,
+    }

@@ -1,0 +1,147 @@
+"""Results as plain data for programs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autocompress_envs.problem.numbers import Labeling, Outcome, Problem, removed_weights
+
+if TYPE_CHECKING:
+    from autocompress.execute.finetune import Tuned
+    from autocompress.job.results import Finished, Inspection, Measurement, Result
+    from autocompress.targets.verify import Verification
+
+
+def label_summary(problem: Problem, labeling: Labeling) -> dict[str, Any]:
+    """What a plan does to the weights, counted on those of the compressed network.
+
+    Returns:
+        `removed`: fraction of the original's weights that is gone; `mean_weight_bits`: of the weights that stay;
+        `share_by_weight_bits`: fraction of the weights that stay, by bit-width, ascending.
+    """
+    picked = zip(problem.layers, labeling.weight_bits, labeling.sparsity, strict=True)
+    bits, sparsity = np.array([(layer.weight_bits[b], layer.sparsities[s]) for layer, b, s in picked]).T
+    kept, total = (_weights(problem, channels) for channels in (problem.kept(labeling), problem.costs.group_width))
+    if problem.costs.granularity != "channel":
+        kept = kept - removed_weights(kept, sparsity)
+    share = {int(width): float(kept[bits == width].sum() / kept.sum()) for width in sorted(set(bits))}
+    return {
+        "removed": float(1 - kept.sum() / total.sum()),
+        "mean_weight_bits": float((kept * bits).sum() / kept.sum()),
+        "share_by_weight_bits": share,
+    }
+
+
+def _weights(problem: Problem, kept: Any) -> Any:
+    fan_in, out = problem.costs.widths(kept)
+    return fan_in * out
+
+
+def measurement_data(measured: Measurement) -> dict[str, Any]:
+    """A measurement as plain data, ready for JSON."""
+    original, compressed = measured.original_outcome, measured.outcome
+    fractions = {name: compressed.resources[name] / amount for name, amount in original.resources.items() if amount}
+    return {
+        "split": measured.split,
+        "original": outcome_data(original),
+        "compressed": outcome_data(compressed),
+        "fraction_of_original": fractions,
+        "budget": {"limits": dict(measured.limits), "met": measured.meets_budget} if measured.limits else None,
+        "labels": label_summary(measured.problem, measured.labeling),
+    }
+
+
+def finished_data(finished: Finished) -> dict[str, Any]:
+    """A plan made real as plain data; `measured_in` says where each number comes from."""
+    verified, tuned = finished.verification, finished.executed.tuned
+    return {
+        **measurement_data(finished),
+        "measured_in": {"compressed": "PyTorch", "size": "file", "runtime": _runtime_name(verified)},
+        "runtime": runtime_data(verified),
+        "file_bytes": dict(verified.file_bytes),
+        "recalibrated": finished.executed.recalibrated,
+        "finetuning": None if tuned is None else tuning_data(tuned),
+        "checks": [vars(check) for check in verified.checks],
+        "verified": verified.passed,
+        "run_folder": str(finished.run_folder),
+    }
+
+
+def result_data(result: Result) -> dict[str, Any]:
+    """The result of a search as plain data, ready for JSON."""
+    return {
+        **finished_data(result),
+        "search": None if result.search_outcome is None else outcome_data(result.search_outcome),
+        "evaluations": result.evaluations,
+        "stopped_because": result.stopped_because,
+    }
+
+
+def tuning_data(tuned: Tuned) -> dict[str, Any]:
+    """What fine-tuning did."""
+    fields = ("steps", "best_step", "seconds", "diverged")
+    return {name: getattr(tuned, name) for name in fields}
+
+
+def runtime_data(verified: Verification) -> dict[str, Any] | None:
+    """What was measured in the runtime."""
+    found = verified.runtime
+    if found is None:
+        return None
+    seconds = {str(batch): {"original": a, "compressed": b} for batch, (a, b) in found.seconds.items()}
+    return {
+        "name": found.runtime,
+        "accuracy": None if math.isnan(found.closeness.accuracy) else found.closeness.accuracy,
+        "kl": found.closeness.kl,
+        "agreement_with_pytorch": found.agreement,
+        "difference_from_pytorch": found.difference,
+        "median_seconds_by_batch": seconds,
+    }
+
+
+def verification_data(verified: Verification) -> dict[str, Any]:
+    """A verification as plain data."""
+    accuracy = verified.pytorch.accuracy
+    return {
+        "verified": verified.passed,
+        "checks": [vars(check) for check in verified.checks],
+        "pytorch": {"accuracy": None if math.isnan(accuracy) else accuracy, "kl": verified.pytorch.kl},
+        "runtime": runtime_data(verified),
+        "file_bytes": dict(verified.file_bytes),
+        "resources": dict(verified.resources),
+    }
+
+
+def _runtime_name(verified: Verification) -> str:
+    return "PyTorch" if verified.runtime is None else verified.runtime.runtime
+
+
+def outcome_data(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as plain data; None for the accuracy of data without labels."""
+    accuracy = None if math.isnan(outcome.accuracy) else outcome.accuracy
+    return {"accuracy": accuracy, "kl": outcome.kl, "agreement": outcome.agreement, "resources": outcome.resources}
+
+
+def inspection_data(inspection: Inspection) -> dict[str, Any]:
+    """An inspection as plain data, ready for JSON."""
+    network = inspection.network
+    return {
+        "fingerprint": network.fingerprint,
+        "input_shape": list(network.input_shape),
+        "original": dict(inspection.original),
+        "unknown_operators": dict(network.unknown_operators),
+        "layers": [dict(vars(layer)) for layer in inspection.layers],
+        "groups": [
+            {
+                "index": index,
+                "owner": group.owner,
+                "width": group.width,
+                "producers": list(group.producers),
+                "consumers": list(group.consumers),
+            }
+            for index, group in enumerate(network.groups)
+        ],
+    }

@@ -1,0 +1,98 @@
+"""What the package gives back: plain data, and the compressed network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from autocompress.execute.pipeline import Executed
+from autocompress.job.inspection import LayerReport
+from autocompress.network import Network
+from autocompress.plan import Plan
+from autocompress.targets.verify import Verification
+from autocompress_envs import Labeling, Outcome, Problem
+from autocompress_envs.problem.tables import is_within
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A plan beside the original, measured together.
+
+    Attributes:
+        plan: the labels.
+        model: the compressed network in float32: the plan's weights, and activations rounded as the plan says.
+        outcome: of the compressed network.
+        original_outcome: of the original.
+        split: what both were measured on: `test` or `search`.
+        limits: of the budget, absolute; empty without one.
+        network: as traced.
+        problem: the network's menus in numbers.
+        labeling: the plan in indices into the menus.
+    """
+
+    plan: Plan
+    model: nn.Module
+    outcome: Outcome
+    original_outcome: Outcome
+    split: str
+    limits: Mapping[str, int]
+    network: Network
+    problem: Problem
+    labeling: Labeling
+
+    @property
+    def meets_budget(self) -> bool:
+        return is_within(self.outcome.resources, self.limits)
+
+
+@dataclass(frozen=True)
+class Finished(Measurement):
+    """A plan made real: its files lie in a run folder and were verified in their runtime.
+
+    `outcome` is of the finished network in PyTorch, its `size` the bytes of the target's file.
+
+    Attributes:
+        run_folder: where the files are.
+        executed: what re-calibration and fine-tuning did.
+        verification: the files in their runtime, and every claim that was looked at.
+    """
+
+    run_folder: Path
+    executed: Executed
+    verification: Verification
+
+
+@dataclass(frozen=True)
+class Result(Finished):
+    """What a search found: its best plan, made real, and how it came to it.
+
+    Attributes:
+        search_outcome: of the best plan on the search split with the menus' weights, by which it was chosen; None
+            where a policy decided without an evaluation.
+        evaluations: different plans evaluated.
+        stopped_because: in a few words.
+    """
+
+    search_outcome: Outcome | None
+    evaluations: int
+    stopped_because: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What can be compressed, what it costs, and how much each label is expected to hurt.
+
+    Attributes:
+        network: as traced.
+        problem: the network's menus in numbers.
+        original: every resource of the original.
+        layers: one report a layer, in network order.
+    """
+
+    network: Network
+    problem: Problem
+    original: Mapping[str, int]
+    layers: tuple[LayerReport, ...]

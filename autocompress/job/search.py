@@ -1,0 +1,141 @@
+"""From a budget to a plan: the policy's plan, and the search that goes on from there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from autocompress.evaluation import Evaluator, measure
+from autocompress.job.journaled import JournaledEvaluation
+from autocompress.job.options import SearchRequest
+from autocompress.job.prepare import Job
+from autocompress.job.select import select
+from autocompress.models.weights import weights_bytes
+from autocompress.policies.files import SavedPolicy
+from autocompress.policies.use import decided, known_effects, planned
+from autocompress.progress import Progress
+from autocompress.run.folder import RunFolder
+from autocompress.run.names import PLAN, POLICY, POLICY_WEIGHTS, SHIFTS, TENSORBOARD
+from autocompress.run.shifts import ShiftFile
+from autocompress.searchers.base import Evaluated, SearchResult, Task
+from autocompress.searchers.search import run_search
+from autocompress.version import versions
+from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome
+
+
+@dataclass(frozen=True)
+class Found:
+    """The plan of a search.
+
+    Attributes:
+        labeling: the plan.
+        outcome: what was measured for it on the search split; None where nothing was evaluated.
+        evaluations: number of different plans evaluated.
+        stopped_because: why the search ended, in a few words.
+        policy_state: parameters of the agent's own policy; None for agents without one.
+    """
+
+    labeling: Labeling
+    outcome: Outcome | None
+    evaluations: int
+    stopped_because: str
+    policy_state: Mapping[str, Tensor] | None = None
+
+
+def find(
+    job: Job,
+    evaluator: Evaluator,
+    asked: SearchRequest,
+    limits: Mapping[str, int],
+    folder: RunFolder,
+    watcher: Progress,
+) -> Found:
+    """The policy's plan, and what a search makes of it; every evaluated plan is written down.
+
+    Args:
+        job: the network with its menus.
+        evaluator: measures plans of the job.
+        asked: the search that was asked for.
+        limits: absolute upper bounds by resource.
+        folder: folder of the run.
+        watcher: told what happens.
+    """
+    watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
+    if not asked.config.episodes:
+        assert asked.policy is not None, "chosen_policy asks for one"
+        labeling = planned(asked.policy, job.problem, limits, evaluator, watcher)
+        folder.write(PLAN, job.menus.plan(labeling).to_yaml())
+        return Found(labeling, None, 0, "the policy decided alone")
+    prices = None if asked.policy is None else decided(asked.policy, job.problem, limits, watcher).prices
+    found, leaders = _searched(job, evaluator, asked, prices, limits, folder, watcher)
+    selection = select(job, evaluator, asked, leaders, limits, watcher)
+    best = selection.chosen
+    folder.write(PLAN, job.menus.plan(best.labeling).to_yaml())
+    why = f"{found.stopped_because}{selection}"
+    return Found(best.labeling, best.outcome, found.evaluations, why, found.policy_state)
+
+
+def _searched(
+    job: Job,
+    evaluator: Evaluator,
+    asked: SearchRequest,
+    prices: FloatArray | None,
+    limits: Mapping[str, int],
+    folder: RunFolder,
+    watcher: Progress,
+) -> tuple[SearchResult, list[Evaluated]]:
+    """What the search found, and the plans that were its best so far, in that order."""
+    leaders: list[Evaluated] = []
+    with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
+        journaled = JournaledEvaluation(
+            folder, evaluator, job.menus.plan, shifts, limits, asked.config.episodes, watcher
+        )
+
+        def observe(evaluated: Evaluated) -> None:
+            journaled.observe(evaluated)
+            if evaluated.is_best:
+                leaders.append(evaluated)
+
+        task = Task(
+            job.problem,
+            dict(limits),
+            journaled.evaluate,
+            original_accuracy(job) if asked.compares_with_original else math.nan,
+            evaluator.probabilities,
+            prices,
+            effects=lambda around: known_effects(evaluator, watcher, around),
+        )
+        log = folder.path / TENSORBOARD
+        found = run_search(task, asked.settings, method=asked.searcher, observe=observe, tensorboard=log)
+    return found, leaders
+
+
+def stamp(policy: SavedPolicy | None) -> dict[str, Any]:
+    """What of the policy a resumed run must find again."""
+    if policy is None:
+        return {"policy": None}
+    return {"policy": hashlib.sha256(weights_bytes(policy.policy.state_dict())).hexdigest()[:16]}
+
+
+def original_accuracy(job: Job) -> float:
+    """Accuracy of the original on the search split."""
+    return measure(job.model, job.model, [job.data.search()]).accuracy
+
+
+def write_policy(folder: RunFolder, asked: SearchRequest, policy: Mapping[str, Tensor] | None) -> None:
+    """Write the trained agent's own policy into the run folder, where there is one."""
+    if policy is None:
+        return
+    made_with = asked.config.model_dump(mode="json", include={"model", "budget", "agent", "action", "reward", "seed"})
+    folder.write(POLICY_WEIGHTS, weights_bytes(policy))
+    folder.write(POLICY, json.dumps({"version": 1, **made_with, "versions": versions()}, indent=1) + "\n")
+
+
+def _described(limits: Mapping[str, int], original: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} at most {limit:,} of {original[name]:,}" for name, limit in limits.items())

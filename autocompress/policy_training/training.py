@@ -1,0 +1,303 @@
+"""Training a policy: build the zoo, explore every network of it in every task, and fit the policy to all episodes."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import shutil
+import time
+from collections import UserDict
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from autocompress.data import Data, load_data
+from autocompress.errors import InputError
+from autocompress.evaluation import Evaluator
+from autocompress.files import write_atomically
+from autocompress.job.load import load
+from autocompress.job.options import request
+from autocompress.job.prepare import Job, build_evaluator, prepare
+from autocompress.menus.store import default_cache
+from autocompress.policies.files import SavedPolicy, save_policy
+from autocompress.policy_training.episode_files import load_episodes, save_episodes
+from autocompress.policy_training.episodes import MOST_LOSS, Budgeted, BudgetRange, episodes
+from autocompress.policy_training.fitting import fit
+from autocompress.policy_training.recipe import Recipe, ZooNetwork, ZooTask, read_recipe
+from autocompress.policy_training.zoo import in_memory, trained, weights_file
+from autocompress.progress import Progress, Silent
+from autocompress.run.names import POLICY, TENSORBOARD
+from autocompress.version import versions
+from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
+
+RECIPE, EPISODES = "recipe.yaml", "episodes"
+SETTLED = "settled.json"  # beside the episodes
+LICENCE = "Apache-2.0"
+_TOLD = 50  # steps of fitting between two reports
+
+Gathered = Mapping[tuple[str, str], list[Budgeted]]
+"""Episodes by names of network and task."""
+Scores = Mapping[tuple[str, str], Mapping[str, float]]
+"""What they say in short, likewise."""
+
+
+def train_policy(
+    recipe: str | Path | Recipe,
+    out: str | Path,
+    *,
+    data: Mapping[str, str] | None = None,
+    cache: Path | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> SavedPolicy:
+    """Train a policy and write it into a folder, with its recipe, its episodes and TensorBoard scalars.
+
+    The zoo's weights and menus are kept in the cache. A killed training loses at most the episodes of one network in
+    one task.
+
+    Args:
+        recipe: file or content.
+        out: folder.
+        data: spec strings that replace those of the recipe, by name.
+        cache: of menus and zoo; the default one where None.
+        device: where networks are evaluated.
+        resume: go on in a folder that holds a training by the same recipe.
+        force: train anew in a folder that holds one; episodes of the same recipe are made anew as well.
+        progress: told what happens.
+
+    Raises:
+        InputError: the recipe breaks a rule, or the folder holds another training.
+    """
+    watcher, folder = progress or Silent(), Path(out)
+    wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
+    splits = load_all(wanted)  # what can't be read must not leave a folder behind
+    _claim(folder, wanted, resume=resume, force=force)
+    started = time.monotonic()
+    gathered, scores = gather(wanted, splits, folder / EPISODES, cache or default_cache(), device, watcher)
+    watcher.stage(f"fitting the policy to {sum(map(_count, gathered.values())):,} episodes")
+    with _scalars(folder / TENSORBOARD) as log:
+        for (network, task), score in scores.items():
+            log.add_scalar(f"explored/{task}", score["best_of_solver"], list(scores).index((network, task)))
+
+        def told(step: int, loss: float) -> None:
+            if step % _TOLD == 0 or step == wanted.fitting.steps - 1:
+                log.add_scalar("fitting/loss", loss, step)
+                watcher.advance(step + 1, wanted.fitting.steps, "fitting steps")
+
+        policy = fit(list(gathered.values()), wanted.fitting, told)
+    record = _record(wanted, gathered, scores, time.monotonic() - started)
+    save_policy(folder, policy, record)
+    return SavedPolicy(policy, record, str(folder))
+
+
+def load_all(recipe: Recipe) -> dict[str, Data]:
+    """The data of the recipe by name. Raises InputError where some can't be read."""
+    seed, samples = recipe.seed, recipe.search_samples
+    return {name: load_data(spec, seed=seed, search_samples=samples) for name, spec in recipe.data.items()}
+
+
+def gather(
+    recipe: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path, device: str, watcher: Progress
+) -> tuple[Gathered, Scores]:
+    """The episodes of all networks in all tasks, and what they say in short; only those not on disk yet are made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settled = _Settled(folder / SETTLED)
+    gathered: dict[tuple[str, str], list[Budgeted]] = {}
+    scores = {}
+    for number, zoo in enumerate(recipe.networks):
+        watcher.stage(f"network {number + 1} of {len(recipe.networks)}: {zoo.name}")
+        home = Home(recipe, zoo, splits[zoo.data], cache, device, watcher, settled)
+        for task in recipe.tasks:
+            file, made_for = folder / f"{zoo.name}--{task.name}.npz", _made_for(recipe, zoo, task, home.data)
+            found = load_episodes(file, made_for)
+            if found is None:
+                found = _explored(recipe, task, home, watcher)
+                save_episodes(file, made_for, found)
+            if found:
+                gathered[zoo.name, task.name] = found
+                scores[zoo.name, task.name] = _score(found)
+    if not gathered:
+        raise InputError(
+            f"`tasks` must have budgets under which the solver's plan loses at most {MOST_LOSS:g} nats, "
+            "got none for any network; raise `low` and `high`."
+        )
+    return gathered, scores
+
+
+class _Settled(UserDict[str, Any]):
+    """What a stopwatch picked, by name, in a JSON file: a training that is resumed goes on with the same."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self._file = file
+        if file.is_file():
+            self.data = _read_settled(file)
+
+    def __setitem__(self, name: str, pick: Any) -> None:
+        super().__setitem__(name, pick)
+        write_atomically(self._file, json.dumps(self.data, indent=1) + "\n")
+
+
+def _read_settled(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"`resume` must find a whole {SETTLED}, got {file}, which is damaged; remove it to pick anew.")
+    return content
+
+
+class Home:
+    """A network of the zoo while it is explored. What is not needed, because it is on disk, is never built.
+
+    Args:
+        recipe: of the training.
+        zoo: the network.
+        data: its own.
+        cache: of menus and weights.
+        device: where the network is evaluated.
+        watcher: told when the network is trained.
+        settled: dtypes and batch sizes that were picked before; takes those that are picked now.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        zoo: ZooNetwork,
+        data: Data,
+        cache: Path,
+        device: str,
+        watcher: Progress,
+        settled: MutableMapping[str, Any] | None = None,
+    ) -> None:
+        self._recipe, self._zoo, self._cache, self._device, self._watcher = recipe, zoo, cache, device, watcher
+        self._settled = {} if settled is None else settled
+        self.data = data
+        self._model: nn.Module | None = None
+        self._built: dict[str, tuple[Job, Evaluator]] = {}
+
+    def job(self, task: ZooTask) -> tuple[Job, Evaluator]:
+        """With the task's menus; tasks with the same share one."""
+        key = json.dumps(task.options, sort_keys=True)
+        if key not in self._built:
+            self._built.clear()  # one at a time is enough memory
+            options = {**task.options, "cache": self._cache, "device": self._device, "seed": self._recipe.seed}
+            asked = request(self.model(), self.data, options)
+            loaded = load(asked, self.data, Silent())
+            job = prepare(loaded, asked.menus, asked.config, Silent(), must_export=False)
+            pick = f"evaluating {self._zoo.name} {key}"
+            evaluator = build_evaluator(job, asked.config, self._settled.get(pick))
+            self._settled[pick] = {"dtype": evaluator.dtype, "batch_size": evaluator.batch_size}
+            self._built[key] = job, evaluator
+        return self._built[key]
+
+    def model(self) -> nn.Module:
+        if self._model is None:
+            folder = self._cache / "zoo"
+            kept = weights_file(self._zoo, self.data, folder).is_file()
+            if not kept:
+                self._watcher.stage(f"training {self._zoo.name}: {self._zoo.epochs:g} epochs")
+            self._model = trained(self._zoo, self.data if kept else in_memory(self.data), folder, self._settled)
+        return self._model
+
+
+def _explored(recipe: Recipe, task: ZooTask, home: Home, watcher: Progress) -> list[Budgeted]:
+    job, evaluator = home.job(task)
+    budgets = BudgetRange(task.resource, task.low, task.high)
+    found: list[Budgeted] = []
+    for under in episodes(job.problem, evaluator, budgets, recipe.budgets, recipe.episodes, recipe.seed):
+        found.append(under)
+        evaluator.forget()
+        watcher.advance(len(found), recipe.budgets, f"budgets of {task.name}")
+    return found
+
+
+def _made_for(recipe: Recipe, zoo: ZooNetwork, task: ZooTask, data: Data) -> str:
+    """Hash of all that the episodes of a network in a task depend on."""
+    network = weights_file(zoo, data, Path()).stem.rpartition("-")[2]
+    counts = [recipe.budgets, recipe.episodes, recipe.search_samples, recipe.seed, OBSERVATION_VERSION]
+    content = json.dumps([network, task.model_dump(mode="json", exclude={"name"}), counts], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _score(found: list[Budgeted]) -> dict[str, float]:
+    """How many budgets and episodes, the solver's median loss, and how far below it the best episodes were."""
+    solver = np.array([max(under.losses[0], 1e-9) for under in found])
+    best = np.array([max(under.losses.min(), 1e-9) for under in found])
+    return {
+        "budgets": len(found),
+        "episodes": _count(found),
+        "solver_kl": round(float(np.median(solver)), 6),
+        "best_of_solver": round(float(np.exp(np.log(best / solver).mean())), 4),
+    }
+
+
+def _count(found: list[Budgeted]) -> int:
+    return sum(len(under.losses) for under in found)
+
+
+def _record(recipe: Recipe, gathered: Gathered, scores: Scores, seconds: float) -> dict[str, Any]:
+    kinds = np.max([under.observations[:, : len(KINDS)].max(0) for found in gathered.values() for under in found], 0)
+    of_task = {
+        task.name: [score["best_of_solver"] for (_, name), score in scores.items() if name == task.name]
+        for task in recipe.tasks
+    }
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "licence": LICENCE,
+        "versions": versions(),
+        "kinds": [kind for kind, seen in zip(KINDS, kinds, strict=True) if seen],
+        "networks": list(dict.fromkeys(network for network, _ in gathered)),
+        "tasks": [f"{task.name}: {task.resource}, {task.low:g} to {task.high:g}" for task in recipe.tasks],
+        "episodes": sum(map(_count, gathered.values())),
+        "seconds_of_last_run": round(seconds, 1),
+        "recipe_sha256": _digest(recipe),
+        "scores": {
+            "explored_best_kl_over_solver": {
+                name: round(float(np.exp(np.log(values).mean())), 4) for name, values in of_task.items() if values
+            }
+        },
+    }
+
+
+def _digest(recipe: Recipe) -> str:
+    """Of all but where the data lies."""
+    content = recipe.model_dump(mode="json", exclude={"data"})
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _scalars(folder: Path) -> Any:
+    from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
+
+    return SummaryWriter(str(folder))
+
+
+def _claim(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
+    """Write the recipe into the folder, if it is free or the training in it may be gone on with or replaced."""
+    if resume and force:
+        raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
+    file, content = folder / RECIPE, recipe.to_yaml()
+    if file.is_file() and not (resume or force):
+        raise InputError(
+            f"`out` must be a new folder, got {folder}, which holds a training; pass --resume to go on with it or "
+            "--force to replace it."
+        )
+    if resume and not file.is_file():
+        raise InputError(f"`resume` needs the folder of a training, got {folder}, which has no {RECIPE}.")
+    if resume and file.read_text() != content:
+        raise InputError(f"`resume` must go on by the recipe in {file}, got another; choose another --out or --force.")
+    if not file.is_file() and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"`out` must be a new or empty folder, got {folder}, which holds other files.")
+    folder.mkdir(parents=True, exist_ok=True)
+    if force:
+        for old in (*(folder / EPISODES).glob("*.npz"), folder / EPISODES / SETTLED, folder / POLICY):
+            old.unlink(missing_ok=True)
+        shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+    write_atomically(file, content)

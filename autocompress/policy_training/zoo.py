@@ -1,0 +1,124 @@
+"""The zoo: small networks, trained from scratch when first asked for and kept, that policies are trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import MutableMapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from autocompress.data import Data
+from autocompress.data.pixels import Normalization
+from autocompress.data.sources import TensorSource
+from autocompress.data.training import TrainingBatches, trained_on
+from autocompress.errors import InputError
+from autocompress.evaluation import DTYPES
+from autocompress.files import write_atomically
+from autocompress.models.registry import load_model
+from autocompress.models.weights import load_weights_
+from autocompress.policy_training.recipe import ZooNetwork
+
+_CLIP = 2.0  # largest norm of the gradient: mixers need one
+_SMOOTHING = 0.1  # of labels
+_WARM_UP = 0.2  # share of all steps
+_VERSION = 1  # of the recipe below: weights trained by another are trained anew
+
+
+def weights_file(network: ZooNetwork, data: Data, folder: Path) -> Path:
+    """Where a network's weights are kept: named by everything that they depend on."""
+    recipe = {**network.model_dump(mode="json"), "name": "", "data": data.fingerprint}
+    digest = hashlib.sha256(json.dumps([_VERSION, recipe], sort_keys=True).encode()).hexdigest()
+    return folder / f"{network.name}-{digest[:12]}.safetensors"
+
+
+def trained(
+    network: ZooNetwork, data: Data, folder: Path, settled: MutableMapping[str, Any] | None = None
+) -> nn.Module:
+    """The network with its weights, in eval mode; trained where `folder` does not have them.
+
+    `settled` holds the dtype that the stopwatch picked, or takes it.
+
+    Raises:
+        InputError: the model or its arguments are wrong, or the data has no labels.
+    """
+    if not data.classes:
+        raise InputError(f"`data` must have labels to train {network.name}, got {data.name} without.")
+    file = weights_file(network, data, folder)
+    model = load_model(network.model, None, network.model_args)
+    if file.is_file():
+        load_weights_(model, file)
+        return model.eval()
+    train_(model, data, network, settled=settled)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    return model.eval()
+
+
+def train_(
+    model: nn.Module,
+    data: Data,
+    network: ZooNetwork,
+    batch_size: int = 128,
+    settled: MutableMapping[str, Any] | None = None,
+) -> None:
+    """Train in place, by one cycle of the learning rate (Smith & Topin 2019), in the dtype that is `settled`."""
+    batches = TrainingBatches(data, trained_on(data), batch_size, network.augmentation, network.seed)
+    total = max(1, round(network.epochs * batches.steps_per_epoch))
+    optimizer = _optimizer(model, network.learning_rate)
+    warm_up = _WARM_UP if total * _WARM_UP > 1 else 0.0  # of at most one step there is nothing to raise
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.learning_rate, total, pct_start=warm_up)
+    settled, pick = {} if settled is None else settled, f"training {network.name}"
+    if pick not in settled:
+        settled[pick] = _fastest_dtype(model, next(iter(batches.steps(0, 1)))[0])
+    dtype = DTYPES[settled[pick]]
+    model.train()
+    for inputs, labels in batches.steps(0, total):
+        assert labels is not None, "the data has classes"
+        loss = F.cross_entropy(_forward(model, inputs, dtype), labels, label_smoothing=_SMOOTHING)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+        optimizer.step()
+        schedule.step()
+    model.eval()
+
+
+def in_memory(data: Data) -> Data:
+    """The same data with its training inputs decoded once: small networks train faster than images are decoded."""
+    parts = [data.train.load(piece.tolist()) for piece in torch.arange(len(data.train)).split(4096)]
+    labels = torch.cat([part for _, part in parts if part is not None]) if data.classes else None
+    source = TensorSource(torch.cat([part for part, _ in parts]), labels, Normalization(None, None))
+    return replace(data, train=source)
+
+
+def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    return torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.05)
+
+
+def _forward(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    inputs = inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits: Tensor = model(inputs)
+    return logits.float()
+
+
+def _fastest_dtype(model: nn.Module, inputs: Tensor) -> str:
+    """Of the forward and backward pass: depthwise convolutions are slower in bfloat16, all others faster."""
+    seconds = {}
+    for dtype in ("float32", "bfloat16"):
+        for _ in range(2):  # the first one warms up
+            started = time.perf_counter()
+            _forward(model, inputs, DTYPES[dtype]).sum().backward()  # type: ignore[no-untyped-call]
+            seconds[dtype] = time.perf_counter() - started
+    model.zero_grad()
+    return min(seconds, key=lambda dtype: seconds[dtype])

@@ -1,0 +1,162 @@
+"""The folder of a run: who may use it, how it is made, and how a kill leaves it valid."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from autocompress.config import Config, first_difference, load_config
+from autocompress.errors import InputError
+from autocompress.files import write_atomically
+from autocompress.run.journal import JOURNAL_VERSION, Entry, read_journal
+from autocompress.run.names import CONFIG, JOURNAL, RUN_FILES, STAGE, TENSORBOARD
+
+
+def default_path(model: str, budget: str | None, root: Path = Path("runs")) -> Path:
+    """runs/MODEL-BUDGET, or runs/MODEL-plan without a budget, with -2, -3, … where that exists.
+
+    >>> default_path("torchvision:resnet18", "size=40kB, macs=50%", Path("nowhere")).as_posix()
+    'nowhere/torchvision-resnet18-size=40kB-macs=50'
+    """
+    name = re.sub(r"[^A-Za-z0-9._=]+", "-", f"{model}-{budget or 'plan'}").strip("-.")
+    number, path = 1, root / name
+    while path.exists():
+        number += 1
+        path = root / f"{name}-{number}"
+    return path
+
+
+def claim(config: Config) -> Path:
+    """The folder that a run may use; nothing is written or removed yet.
+
+    Raises:
+        InputError: the folder holds a run and neither `force` nor `resume` is given, or holds other things,
+            or there is nothing to resume, or the run to resume had other options.
+    """
+    if config.force and config.resume:
+        raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
+    if config.resume:
+        return _resumable(config)
+    path = config.out or default_path(config.model, config.budget)
+    if not path.exists():
+        return path
+    if not path.is_dir():
+        raise InputError(f"`out` must be a folder, got {path}, which is a file.")
+    if (path / JOURNAL).exists():
+        if not config.force:
+            raise InputError(
+                f"`out` must be a new folder, got {path}, which holds a run; "
+                "pass --force to replace it or --resume to continue it."
+            )
+    elif any(path.iterdir()):
+        raise InputError(f"`out` must be a new or empty folder, got {path}, which holds files that are no run's.")
+    return path
+
+
+def _resumable(config: Config) -> Path:
+    if config.out is None:
+        raise InputError("`resume` needs the folder of the run to continue, got none; pass --out FOLDER.")
+    if not (config.out / CONFIG).is_file() or not (config.out / JOURNAL).is_file():
+        raise InputError(f"`resume` needs the folder of a run, got {config.out}, which has no {CONFIG} and {JOURNAL}.")
+    before = load_config(config.out / CONFIG, {})
+    option = first_difference(before, config)
+    if option is not None:
+        raise InputError(
+            f"`{option}` must be as in the run to resume, {getattr(before, option)!r}, "
+            f"got {getattr(config, option)!r}; leave it out, or choose another --out."
+        )
+    return config.out
+
+
+def begin(path: Path, config: Config, versions: Mapping[str, str]) -> Config:
+    """Make the folder of a run that can be resumed from now on, though it has not evaluated anything.
+
+    Args:
+        path: from `claim`; a run that lies there is removed.
+        config: of the run.
+        versions: of what computes, by name; written as comments.
+
+    Returns:
+        The options with which the run goes on from here.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    for name in RUN_FILES:
+        (path / name).unlink(missing_ok=True)
+    for folder in (path / TENSORBOARD, *path.glob(f"{STAGE}*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    made_by = "".join(f"# {name} {version}\n" for name, version in versions.items())
+    kept = config.model_copy(update={"force": False, "out": path})
+    write_atomically(path / CONFIG, made_by + kept.to_yaml())
+    (path / JOURNAL).touch()
+    return config.model_copy(update={"force": False, "resume": True})
+
+
+class RunFolder:
+    """The folder of a run that is under way.
+
+    Args:
+        path: from `claim`; a run that lies there is replaced unless `config.resume` is set.
+        config: of the run.
+        versions: of what computes, by name; written as comments.
+        made_on: identifies network, weights, data and settings; has to be the same when the run is resumed.
+    """
+
+    def __init__(self, path: Path, config: Config, versions: Mapping[str, str], made_on: Mapping[str, Any]) -> None:
+        self.path = path
+        header = {"journal": JOURNAL_VERSION, **made_on}
+        if not config.resume:
+            begin(path, config, versions)
+        self.replayed = self._reopen(header)
+        self._journal = (path / JOURNAL).open("ab")
+        if self._journal.tell() == 0:
+            self._write_line(json.dumps(header) + "\n")
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._journal.close()
+
+    def append(self, entry: Entry) -> None:
+        """Add a line to the journal and flush it. An entry that the resumed run had already written is left alone.
+
+        Raises:
+            InputError: the resumed search evaluates another plan than it did before.
+        """
+        if entry.index >= len(self.replayed):
+            self._write_line(entry.to_line())
+        elif self.replayed[entry.index].labels != entry.labels:
+            raise InputError(
+                f"`resume` must repeat the journal of {self.path}, got another plan at evaluation {entry.index}: "
+                "the run was made by other versions or on another machine; start anew with --force."
+            )
+
+    def write(self, name: str, content: str | bytes) -> None:
+        """Write one of the run's files, at once or not at all."""
+        write_atomically(self.path / name, content)
+
+    def _reopen(self, header: Mapping[str, Any]) -> list[Entry]:
+        path = self.path / JOURNAL
+        before, entries = read_journal(path)
+        for name, value in header.items():
+            if before and before.get(name) != value:
+                raise InputError(
+                    f"`resume` must find the same {name} as the run in {self.path}, {before.get(name)}, got {value}; "
+                    "put it back, or start anew with --force."
+                )
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+        shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)  # the replay writes all of it again
+        return entries
+
+    def _write_line(self, line: str) -> None:
+        self._journal.write(line.encode())
+        self._journal.flush()

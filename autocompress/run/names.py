@@ -1,0 +1,12 @@
+"""Names of the files in a run folder."""
+
+from __future__ import annotations
+
+CONFIG, JOURNAL, PLAN, OUTCOME = "config.yaml", "journal.jsonl", "plan.yaml", "outcome.json"
+SHIFTS = "journal.f16"
+MODEL, MODEL_ONNX, CHECKPOINT = "model.safetensors", "model.onnx", "finetune.pt"
+MODEL_PT2 = "model.pt2"
+EXPORTED = (MODEL, MODEL_ONNX, MODEL_PT2, "model.xml", "model.bin")
+POLICY_WEIGHTS, POLICY, TENSORBOARD = "policy.safetensors", "policy.json", "tb"
+RUN_FILES = (CONFIG, JOURNAL, SHIFTS, PLAN, OUTCOME, *EXPORTED, CHECKPOINT, POLICY_WEIGHTS, POLICY)
+STAGE = "stage-"  # a folder for each part before the last search, with its number

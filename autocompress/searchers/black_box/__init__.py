@@ -1,0 +1,1 @@
+"""Black-box optimisers: evolution, and Optuna's samplers."""

@@ -1,0 +1,1 @@
+"""A compressed network as a graph of ATen operators, from which all files are written."""

@@ -1,0 +1,284 @@
+"""The packed file: one safetensors file that a compressed network is rebuilt from, every code at its real width.
+
+Tensors, by layer name: `NAME.weight` (`bits.encode_weight`), `NAME.weight_scale` and `NAME.bias` (float32, one a row),
+`NAME.input_range` (float32: scale, zero point); every other tensor under its own name.
+Metadata: `format`, `version`, and `content`: zlib in base 85, one JSON value a line: first the input's shape, the plan,
+the weights' shapes in the plan's order and a checksum of the tensors; then the graph, where there is one.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save
+from torch import Tensor, fx, nn
+
+from autocompress.errors import InputError
+from autocompress.execute.compressed import Compressed, LayerWeights
+from autocompress.plan import Plan
+from autocompress.targets.graph.lowering import Lowered
+from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
+from autocompress.targets.packed.stored_layers import layer_tensors, take_layer_
+from autocompress_envs.problem.numbers import n_of_m
+
+FORMAT, VERSION = "autocompress", "1"
+_MOST_CONTENT_BYTES = 64_000_000  # of metadata, unpacked
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class PackedWeights:
+    """What a packed file holds.
+
+    Attributes:
+        layers: by name in the plan's order. Ranges have no `noise`: it is NaN.
+        others: tensors of no layer, by name.
+        plan: the labels.
+        input_shape: of one sample.
+        graph: JSON (`graph_json`), or None: only the original's class can run the weights.
+    """
+
+    layers: Mapping[str, LayerWeights]
+    others: Mapping[str, Tensor]
+    plan: Plan
+    input_shape: tuple[int, ...]
+    graph: str | None
+
+
+def pack(lowered: Lowered) -> bytes:
+    """The packed file of a network with its graph; the same bytes for the same network.
+
+    Raises:
+        ExportError: the graph holds something that a file may not hold.
+        InputError: the layers are not what the plan or the graph says.
+    """
+    tensors = graph_tensors(lowered.graph)
+    for name, layer in lowered.layers.items():
+        _check_same(f"{name}.weight", tensors.pop(f"{name}.weight", None), layer.weight())
+        _check_same(f"{name}.bias", tensors.pop(f"{name}.bias", None), layer.bias)
+    graph = graph_to_json(lowered.graph)
+    return _packed(PackedWeights(lowered.layers, tensors, lowered.plan, tuple(lowered.input_shape), graph))
+
+
+def pack_weights(compressed: Compressed, input_shape: Sequence[int]) -> bytes:
+    """The packed file of a network that torch.export can't take: without a graph. `restore` needs the original's class.
+
+    Args:
+        compressed: the network.
+        input_shape: of one sample.
+
+    Raises:
+        InputError: the layers are not what the plan says.
+    """
+    others = dict(other_tensors(compressed.model, compressed.layers))
+    return _packed(PackedWeights(compressed.layers, others, compressed.plan, tuple(input_shape), None))
+
+
+def other_tensors(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+    """The state of a model that belongs to no layer; norms' counts of batches are of no use afterwards."""
+    for name, tensor in model.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        if module not in layers and leaf != "num_batches_tracked":
+            yield name, tensor
+
+
+def load_packed(path: str | Path) -> Lowered:
+    """The network in a packed file, weights and ranges bit for bit.
+
+    Raises:
+        InputError: the file is missing, damaged, of another format or version, or holds no graph.
+    """
+    return rebuilt(load_packed_weights(path), path)
+
+
+def load_packed_weights(path: str | Path) -> PackedWeights:
+    """What a packed file holds, its graph as text.
+
+    Raises:
+        InputError: the file is missing, damaged, or of another format or version.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"`path` must be a packed file, got {path}: {error.strerror}.") from error
+    try:
+        return _unpacked(raw)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def rebuilt(weights: PackedWeights, path: str | Path) -> Lowered:
+    """The network as a graph that runs.
+
+    Args:
+        weights: what the file holds.
+        path: of the file, for messages.
+
+    Raises:
+        InputError: there is no graph, or it is damaged, or does not fit the weights.
+    """
+    if weights.graph is None:
+        raise InputError(
+            f"{path}: the file must hold a graph to run without the original's class, got weights alone; "
+            "pass the original's module as `model`."
+        )
+    try:
+        return _rebuilt(weights, weights.graph)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
+    tensors = dict(weights.others)
+    for name, layer in weights.layers.items():
+        tensors[f"{name}.weight"] = layer.weight()
+        if layer.bias is not None:
+            tensors[f"{name}.bias"] = layer.bias
+    module = graph_from_json(graph, tensors)
+    _check_all_read(module, weights.others)
+    return Lowered(module, weights.layers, weights.plan, weights.input_shape)
+
+
+def _packed(weights: PackedWeights) -> bytes:
+    if weights.layers.keys() != weights.plan.labels.keys():
+        raise InputError("`layers` must be the plan's layers, got others.")
+    tensors: dict[str, Tensor] = {}
+    for name, label in weights.plan.labels.items():
+        tensors |= layer_tensors(name, weights.layers[name], label, weights.plan.granularity)
+    for name, tensor in weights.others.items():
+        if name in tensors:
+            raise InputError(f"A packed file must have each name once, got {name} of a layer and of the graph.")
+        tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    header, data = _parts(save(tensors))
+    first_line = {
+        "input_shape": list(weights.input_shape),
+        "plan": weights.plan.to_dict(),
+        "shapes": [list(weights.layers[name].values.shape) for name in weights.plan.labels],
+        "checksum": _checksum(header, data),
+    }
+    lines = [
+        json.dumps(first_line, separators=(",", ":"), allow_nan=False),
+        *([weights.graph] if weights.graph else []),
+    ]
+    content = base64.b85encode(zlib.compress("\n".join(lines).encode(), 9)).decode()
+    return _joined({"format": FORMAT, "version": VERSION, "content": content}, header, data)
+
+
+def _joined(metadata: Mapping[str, str], header: Mapping[str, Any], data: bytes) -> bytes:
+    """The file with metadata; safetensors itself would write their keys in random order."""
+    text = _json_bytes({"__metadata__": metadata, **header})
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def _parts(raw: bytes) -> tuple[dict[str, Any], bytes]:
+    """The header, parsed, and what follows it, of a file that safetensors has read or written."""
+    end = 8 + int.from_bytes(raw[:8], "little")
+    header: dict[str, Any] = json.loads(raw[8:end])
+    return header, raw[end:]
+
+
+def _checksum(header: Mapping[str, Any], data: bytes) -> int:
+    """Of the tensors with their names, shapes and types."""
+    return zlib.crc32(data, zlib.crc32(_json_bytes(header, sort_keys=True)))
+
+
+def _json_bytes(value: Any, sort_keys: bool = False) -> bytes:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=sort_keys).encode()
+
+
+def _check_same(name: str, found: Tensor | None, value: Tensor | None) -> None:
+    if found is not None and (value is None or not torch.equal(found.detach().cpu(), value)):
+        raise InputError(f"`layers` must hold what the graph runs, got another {name}.")
+
+
+def _check_all_read(graph: fx.GraphModule, others: Mapping[str, Tensor]) -> None:
+    left = sorted(others.keys() - graph_tensors(graph).keys())
+    if left:
+        raise InputError(f"The file must hold the tensors of its layers and graph, got also {left[0]}.")
+
+
+def _unpacked(raw: bytes) -> PackedWeights:
+    tensors = _tensors(raw)
+    first_line, graph = _content(raw)
+    plan = Plan.from_dict(first_line.get("plan"))
+    _check_granularity(plan.granularity)
+    shapes = first_line.get("shapes")
+    if not isinstance(shapes, list) or len(shapes) != len(plan.labels):
+        raise InputError("The file must hold one weight shape for each layer of the plan, got another number.")
+    layers = {
+        name: take_layer_(tensors, name, label, _shape(shape, f"weight of {name}", 0), plan.granularity)
+        for (name, label), shape in zip(plan.labels.items(), shapes, strict=True)
+    }
+    return PackedWeights(layers, tensors, plan, _shape(first_line.get("input_shape"), "input", 1), graph)
+
+
+def _check_granularity(granularity: str) -> None:
+    try:
+        if granularity not in ("channel", "element"):
+            n_of_m(granularity)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _shape(content: Any, what: str, least: int) -> tuple[int, ...]:
+    if isinstance(content, list) and all(type(size) is int and size >= least for size in content):
+        return tuple(content)
+    raise InputError(f"The {what} must have a shape of whole numbers >= {least}, got {str(content)[:80]}.")
+
+
+def _tensors(raw: bytes) -> dict[str, Tensor]:
+    try:
+        found = safetensors.deserialize(raw)
+    except SafetensorError as error:
+        raise InputError(f"The file must be a safetensors file: {error}.") from error
+    tensors = {}
+    for name, entry in found:
+        dtype = _DTYPES.get(entry["dtype"])
+        if dtype is None:
+            raise InputError(f"The tensor {name} must be of {', '.join(_DTYPES)}, got {entry['dtype']}.")
+        values = torch.frombuffer(entry["data"], dtype=dtype) if len(entry["data"]) else torch.empty(0, dtype=dtype)
+        tensors[name] = values.reshape(entry["shape"])
+    return tensors
+
+
+def _content(raw: bytes) -> tuple[dict[str, Any], str | None]:
+    """The first line, parsed, and the second, if any."""
+    header, data = _parts(raw)
+    metadata = header.pop("__metadata__", None) or {}
+    if metadata.get("format") != FORMAT or "content" not in metadata:
+        raise InputError(f"The file must be a packed file of {FORMAT}, got a safetensors file of other content.")
+    if metadata.get("version") != VERSION:
+        raise InputError(f"The `version` of the packed file must be {VERSION}, got {metadata.get('version')!r}.")
+    line, *graph = _inflated(metadata["content"]).split("\n")
+    first_line = parse_json(line, "the metadata")
+    if not isinstance(first_line, dict) or len(graph) > 1:
+        raise InputError("The metadata must be a mapping and a graph, got something else.")
+    if first_line.get("checksum") != _checksum(header, data):
+        raise InputError("The tensors must have the checksum that they were written with, got damaged ones.")
+    return first_line, graph[0] if graph else None
+
+
+def _inflated(content: str) -> str:
+    stream = zlib.decompressobj()
+    try:
+        text = stream.decompress(base64.b85decode(content), _MOST_CONTENT_BYTES)
+        if not stream.eof:
+            raise InputError(f"The metadata must be whole and at most {_MOST_CONTENT_BYTES:,} bytes, got others.")
+        return text.decode()
+    except (ValueError, zlib.error) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"The metadata must be zlib in base 85: {error}.") from error

@@ -1,0 +1,42 @@
+"""Networks that are loaded in a runtime, and how long they take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from statistics import median
+from typing import Protocol
+
+from torch import Tensor
+
+_WARM_UP = 3
+
+
+class Session(Protocol):
+    """A network that is loaded in a runtime."""
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """Outputs (N, classes) of the (N, …) float32 `inputs`, any N."""
+        ...
+
+
+def median_seconds(sessions: Mapping[str, Session], batch: Tensor, rounds: int = 20) -> dict[str, float]:
+    """Median latency of one (N, …) `batch`, by name.
+
+    The sessions take turns, so that a busy machine slows them all alike.
+
+    Args:
+        sessions: by name.
+        batch: what each is given.
+        rounds: measured runs of each, at least 1.
+    """
+    for session in sessions.values():
+        for _ in range(_WARM_UP):
+            session.run(batch)
+    seconds: dict[str, list[float]] = {name: [] for name in sessions}
+    for _ in range(rounds):
+        for name, session in sessions.items():
+            start = time.perf_counter()
+            session.run(batch)
+            seconds[name].append(time.perf_counter() - start)
+    return {name: median(taken) for name, taken in seconds.items()}

@@ -1,0 +1,1 @@
+"""A compression task in numbers: menus, costs, outcomes."""

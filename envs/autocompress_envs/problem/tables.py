@@ -1,0 +1,173 @@
+"""A problem as padded arrays, so that every solver step is one vectorised expression.
+
+Menus of different lengths are padded with their last entry: a padded option is a duplicate of a real one, so minima
+need no masks, and an index beyond a menu's end stands for its last entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, LayerNumbers, Problem, layer_resources
+
+RESOURCES: Mapping[str, str] = {
+    "size": "bytes",
+    "macs": "multiply-accumulates",
+    "bitops": "bit operations",
+    "memory": "bytes of activations at the peak",
+}
+ADDITIVE = ("size", "macs", "bitops")
+
+
+def checked_limits(limits: Mapping[str, int]) -> dict[str, int]:
+    """A copy of `limits`, absolute amounts by resource.
+
+    Raises:
+        ValueError: no limit at all, an unknown resource, or an amount that is no positive whole number.
+    """
+    if not limits:
+        raise ValueError(f"`limits` must hold at least one of {', '.join(RESOURCES)}, got none.")
+    for name, amount in limits.items():
+        if name not in RESOURCES:
+            raise ValueError(f"`limits` must name resources among {', '.join(RESOURCES)}, got {name!r}.")
+        if isinstance(amount, bool) or not isinstance(amount, (int, np.integer)) or amount <= 0:
+            raise ValueError(f"`limits` of {name} must be a positive whole number, got {amount!r}.")
+    return {name: int(limits[name]) for name in RESOURCES if name in limits}
+
+
+def is_within(amounts: Mapping[str, int], limits: Mapping[str, int]) -> bool:
+    """Whether `amounts` meet every limit."""
+    return all(amounts[name] <= limit for name, limit in limits.items())
+
+
+class Tables:
+    """Padded menus of a problem with L layers, at most S sparsities, B weight bits and A activation bits a layer.
+
+    Attributes:
+        problem: the problem itself.
+        counts: (L, 3) real menu lengths: sparsities, weight bits, activation bits.
+        sparsities: (L, S). kept: (L, S) channels left in the layer's own group, 0 where it owns none.
+        weight_bits: (L, B). activation_bits: (L, A).
+        group: (L,) index of the group that a layer owns, -1 for none. owner: (G,) the owning layer, -1 for none.
+        source: (L,) the layer whose sparsity selects the row of `errors`; the layer itself where there is one row.
+        errors: (L, S, B, A) expected loss in nats, rows by the source's sparsity.
+        pruning_errors: (L, S) the part of `errors` that pruning makes: above the unpruned layer, at the most bits.
+        extra_errors: (L, S) by owner: what its sparsity adds at layers that read its group besides another one.
+        own: (L, O) sparsities inside a layer; O = 1 for granularity `channel`, which shrinks widths instead.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        layers, costs = problem.layers, problem.costs
+        self.problem = problem
+        self.counts = np.array([(len(x.sparsities), len(x.weight_bits), len(x.activation_bits)) for x in layers])
+        self.sparsities = _padded([layer.sparsities for layer in layers])
+        self.kept = _padded([layer.kept if layer.group is not None else np.zeros(1) for layer in layers]).astype(int)
+        self.kept = _widened(self.kept, self.sparsities.shape[1])
+        self.weight_bits = _padded([layer.weight_bits for layer in layers]).astype(np.int64)
+        self.activation_bits = _padded([layer.activation_bits for layer in layers]).astype(np.int64)
+        self.group = np.array([-1 if layer.group is None else layer.group for layer in layers])
+        self.owner = np.full(len(costs.group_width), -1)
+        self.owner[self.group[self.group >= 0]] = np.flatnonzero(self.group >= 0)
+        self._owned = np.flatnonzero(self.owner >= 0)
+        self._owners = self.owner[self._owned]
+        self._rows = np.arange(len(layers))
+        self.source = np.array([i if layer.source is None else layer.source for i, layer in enumerate(layers)])
+        shape = (self.sparsities.shape[1], self.weight_bits.shape[1], self.activation_bits.shape[1])
+        self.errors = np.stack([_edge(layer.errors, shape) for layer in layers])
+        self.pruning_errors = self.errors[:, :, -1, -1] - self.errors[:, :1, -1, -1]
+        self.extra_errors = _extra_errors(layers, shape[0])
+        self.by_channel = costs.granularity == "channel"
+        self.own = np.zeros((len(layers), 1)) if self.by_channel else self.sparsities
+        if not self.by_channel and (self.group >= 0).any():
+            raise ValueError(f"A layer may own a group only with granularity channel, got {costs.granularity!r}.")
+
+    @property
+    def layer_count(self) -> int:
+        return len(self.group)
+
+    def errors_by_owner(self) -> FloatArray:
+        """(L, S) what the sparsity of every group's owner adds at all layers that read the group, at the most bits."""
+        total = self.extra_errors.copy()
+        np.add.at(total, self.source, self.pruning_errors)
+        return total
+
+    def kept_channels(self, sparsity: IntArray) -> IntArray:
+        """(..., G) channels left in every group for the sparsity indices (..., L)."""
+        kept = np.empty((*sparsity.shape[:-1], len(self.owner)), dtype=np.int64)
+        kept[...] = self.problem.costs.group_width
+        kept[..., self._owned] = self.kept[self._owners, sparsity[..., self._owners]]
+        return kept
+
+    def resources(self, labeling: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, int]:
+        """The same as `Problem.resources`, without a loop over layers, and only what is asked for."""
+        return {name: int(amount) for name, amount in self.amounts(labeling, names).items()}
+
+    def amounts(self, labelings: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, IntArray]:
+        """The resources (...) of labellings (..., L) at once."""
+        costs, rows, names = self.problem.costs, self._rows, set(names)
+        kept = self.kept_channels(labelings.sparsity)
+        activation_bits = self.activation_bits[rows, labelings.activation_bits]
+        fan_in, out = costs.widths(kept)
+        layers = layer_resources(
+            fan_in,
+            out,
+            costs.positions,
+            costs.has_bias,
+            self.weight_bits[rows, labelings.weight_bits],
+            activation_bits,
+            self.sparsities[rows, labelings.sparsity],
+            costs.granularity,
+        )
+        totals = {name: layers[name].sum(-1) for name in ADDITIVE if name in names}
+        if "size" in names:
+            totals["size"] = totals["size"] + costs.fixed_bytes + kept @ costs.fixed_bytes_coef
+        if "memory" in names:
+            totals["memory"] = costs.memory(kept, activation_bits)
+        return totals
+
+    def option_costs(self, fan_in: IntArray, out: IntArray, first: int = 0) -> dict[str, IntArray]:
+        """Costs of every option of the layers from `first` on, for their widths.
+
+        Args:
+            fan_in: (..., L - first) weight columns. out: (..., L - first) weight rows.
+
+        Returns:
+            `size`, `macs` and `bitops`, each (..., L - first, O, B, A).
+        """
+        costs, wide = self.problem.costs, (..., None, None, None)
+        amounts = layer_resources(
+            fan_in[wide],
+            out[wide],
+            costs.positions[first:][wide],
+            costs.has_bias[first:][wide],
+            self.weight_bits[first:, None, :, None],
+            self.activation_bits[first:, None, None, :],
+            self.own[first:, :, None, None],
+            costs.granularity,
+        )
+        shape = (*fan_in.shape, self.own.shape[1], self.weight_bits.shape[1], self.activation_bits.shape[1])
+        return {name: np.broadcast_to(amount, shape) for name, amount in amounts.items()}
+
+
+def _padded(rows: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.float64]:
+    width = max(len(row) for row in rows)
+    return np.stack([_edge(np.asarray(row, dtype=np.float64), (width,)) for row in rows])
+
+
+def _widened(table: IntArray, width: int) -> IntArray:
+    return np.pad(table, ((0, 0), (0, width - table.shape[1])), mode="edge").astype(np.int64)
+
+
+def _edge(table: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    return np.pad(table, [(0, full - size) for full, size in zip(shape, table.shape, strict=True)], mode="edge")
+
+
+def _extra_errors(layers: tuple[LayerNumbers, ...], width: int) -> FloatArray:
+    totals = np.zeros((len(layers), width))
+    for layer in layers:
+        for owner, error in layer.extra_sources:
+            totals[owner] += _edge(np.asarray(error, dtype=np.float64), (width,))
+    return totals

@@ -1,0 +1,1 @@
+"""The solver: the labels of least weighted loss within exact limits."""

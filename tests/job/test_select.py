@@ -1,0 +1,120 @@
+"""The last choice among the plans that led a search."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import autocompress
+from autocompress.data import from_tensors
+from autocompress.job import select as selection
+from autocompress.job.select import select
+from autocompress.progress import Silent
+from autocompress.searchers.base import Evaluated
+from autocompress_envs.problem.numbers import Labeling, Outcome
+
+
+class Told(Silent):
+    def __init__(self):
+        self.stages = []
+
+    def stage(self, text):
+        self.stages.append(text)
+
+
+def leader(index, kl):
+    bits = np.array([index])
+    return Evaluated(index, Labeling(bits, bits, bits), Outcome(kl, 0.5, 0.5, {"size": 1}), -kl, True)
+
+
+LEADERS = [leader(0, 0.3), leader(4, 0.2), leader(9, 0.1)]
+
+
+def job_of(samples, search=20):
+    split = {"search_samples": search, "calibration_samples": 10, "seed": 0}
+    data = from_tensors((torch.zeros(samples, 3), torch.arange(samples) % 2), None, **split)
+    problem = SimpleNamespace(original=lambda: {"size": 4})
+    return SimpleNamespace(data=data, problem=problem, base=None, model=None, network=None, menus=None)
+
+
+def choose(monkeypatch, fresh, samples=100, wanted=30, leaders=LEADERS, reward="kl"):
+    """Of the leaders, with these (KL, accuracy) on unused samples; and what was told, and the samples looked at."""
+    seen = []
+
+    def evaluator(base, network, menus, inputs, labels, **settings):
+        seen.append((len(inputs), settings))
+        return lambda labeling: Outcome(*fresh[int(labeling.sparsity[0])], 0.5, {"size": 1})
+
+    monkeypatch.setattr(selection, "Evaluator", evaluator)
+    config = SimpleNamespace(selection_samples=wanted, device="cpu")
+    asked = SimpleNamespace(config=config, settings=SimpleNamespace(reward=reward))
+    told = Told()
+    used = SimpleNamespace(dtype="float32", batch_size=64)
+    return select(job_of(samples), used, asked, leaders, {"size": 2}, told), told.stages, seen
+
+
+def test_the_best_on_unused_samples_is_chosen(monkeypatch):
+    found, told, seen = choose(monkeypatch, {0: (0.4, 0.5), 4: (0.2, 0.5), 9: (0.25, 0.5)})
+    assert (found.chosen, found.leaders, found.samples) == (LEADERS[1], 3, 30)
+    assert told == ["selection: 3 plans that led, on 30 unused samples"]
+    assert seen == [(30, {"reference": None, "device": "cpu", "dtype": "float32", "batch_size": 64})]
+    assert str(found) == "; of 3 plans that led, that of evaluation 5 is the best on 30 unused samples"
+
+
+def test_of_equals_the_best_on_the_search_split_is_chosen(monkeypatch):
+    assert choose(monkeypatch, dict.fromkeys((0, 4, 9), (0.2, 0.5)))[0].chosen is LEADERS[2]
+
+
+def test_the_searchs_own_reward_decides(monkeypatch):
+    found = choose(monkeypatch, {0: (0.1, 0.6), 4: (0.2, 0.7), 9: (0.3, 0.5)}, reward="accuracy")[0]
+    assert found.chosen is LEADERS[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"wanted": 0},
+        {"leaders": LEADERS[2:]},
+        {"samples": 49},  # 20 to search, 10 to calibrate, 19 left: fewer than the 20 that chose it
+        {"samples": 30},
+    ],
+)
+def test_the_search_split_decides(monkeypatch, options):
+    found, told, seen = choose(monkeypatch, {}, **options)
+    assert (found.chosen, found.samples, str(found)) == (LEADERS[2], 0, "")
+    assert told == []
+    assert seen == []
+
+
+def test_as_many_as_the_search_split_are_enough(monkeypatch):
+    assert choose(monkeypatch, dict.fromkeys((0, 4, 9), (0.2, 0.5)), samples=50)[0].samples == 20
+
+
+def test_unused_samples_are_of_neither_split():
+    data = job_of(100).data
+    unused = data.unused(1000)
+    assert len(unused) == 70
+    assert set(unused) | set(data.search_indices) | set(data.calibration_indices) == set(range(100))
+    assert data.unused(5) == unused[:5] != tuple(sorted(unused[:5]))
+
+
+def test_a_run_keeps_the_plan_that_was_chosen(tmp_path):
+    """20 of the digits search, 500 of the others choose. Which plan that is depends on the machine's last bits."""
+    quick = {"budget": "size=0.1", "episodes": 30, "search_samples": 20, "calibration_samples": 300, "cache": tmp_path}
+    quick |= {"method": "random", "dtype": "float32"}  # several plans lead, whichever dtype a stopwatch would pick
+    chosen = autocompress.search("digits", "digits", out=tmp_path / "a", **quick, selection_samples=500)
+    said = re.search(
+        r"; of \d plans that led, that of evaluation (\d+) is the best on 500 unused samples$", chosen.stopped_because
+    )
+    assert said, chosen.stopped_because
+    evaluated = map(json.loads, (tmp_path / "a/journal.jsonl").read_text().splitlines()[1:])
+    found = {each["index"] + 1: each["kl"] for each in evaluated}
+    assert chosen.search_outcome.kl == found[int(said[1])]
+    assert (tmp_path / "a/plan.yaml").read_text() == chosen.plan.to_yaml()
+    assert chosen.verification.passed
+    plain = autocompress.search("digits", "digits", out=tmp_path / "b", **quick, selection_samples=0)
+    assert plain.stopped_because == "all 30 evaluations are used"
+    assert plain.search_outcome.kl <= chosen.search_outcome.kl
