@@ -21,7 +21,7 @@ from autocompress.comparison.results import CellResult
 from autocompress.comparison.session import Session, requests_of
 from autocompress.comparison.suite import Cell, make_suite, read_suite
 from autocompress.errors import InputError
-from autocompress.job import options
+from autocompress.job import options as job_options
 from autocompress.job.search import stamp
 from autocompress.policies.files import load_policy, save_policy
 from autocompress.policies.network import PricePolicy
@@ -257,7 +257,7 @@ def test_a_cell_s_seconds_are_of_the_search_alone(suite, tmp_path, monkeypatch):
     clock, calls = Clock(), []
     monkeypatch.setattr(session, "time", clock)
     slow = [(session, "run_search", 7), (session, "decided", 100), (session, "original_accuracy", 10_000)]
-    for module, name, seconds in [*slow, (options, "chosen_policy", 1000)]:
+    for module, name, seconds in [*slow, (job_options, "chosen_policy", 1000)]:
         monkeypatch.setattr(module, name, clock.slow(getattr(module, name), seconds, calls))
     rl = {"name": "rl", "method": "rl", "agent": "posterior-ppo", "reward": "haq", "policy": "default", "episodes": 1}
     done = autocompress.compare({**suite, "methods": [rl], "seeds": 2}, out=tmp_path / "out")

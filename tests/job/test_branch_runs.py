@@ -8,12 +8,12 @@ from run_toys import invoke, refused
 
 import autocompress
 from autocompress import Label, Plan
-from autocompress.config import Config
 from autocompress.data import load_data
 from autocompress.execute.pipeline import Execution, execute
-from autocompress.job.finish import fine_tuning
-from autocompress.job.prepare import configure, load, load_splits, menu_settings, prepare
-from autocompress.job.stages import expanded
+from autocompress.job.base import expanded
+from autocompress.job.load import load, load_splits
+from autocompress.job.options import fine_tuning, request
+from autocompress.job.prepare import prepare
 from autocompress.progress import Silent
 
 LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.conv2", "layer2.0.conv1", "layer2.0.conv2", "layer2.0.shortcut.0",
@@ -121,21 +121,20 @@ def test_options_that_can_not_go_with_it(arguments, got, flags, tmp_path):
 
 
 def test_plans_say_whether_branches_are_on_the_menu():
-    assert not menu_settings(Config()).remove_branches
-    assert menu_settings(Config(remove_branches=True)).remove_branches
-    assert menu_settings(Config(), plan()).remove_branches
-    assert not menu_settings(Config(), Plan(dict.fromkeys(LAYERS, Label(0.875, 8, 8)))).remove_branches
+    assert not request().menus.remove_branches
+    assert request(options={"remove_branches": True}).menus.remove_branches
+    assert request(plan=plan()).menus.remove_branches
+    assert not request(plan=Plan(dict.fromkeys(LAYERS, Label(0.875, 8, 8)))).menus.remove_branches
 
 
 def test_a_base_computes_what_a_stage_without_branches_left(quick):
     """Nothing is rounded here, so the fine-tuned network and its base, all channels back, must agree."""
     options = {**quick, "weight_bits": (32,), "activation_bits": (32,), "sparsity_levels": 2, "finetune": 0.3}
-    config = configure("digits", None, options)
-    loaded = load("digits", load_splits(None, config), config, Silent())
     wanted = Plan(dict.fromkeys(LAYERS, Label()) | {"layer1.0.conv1": Label(1.0), "layer2.1.conv1": Label(1.0)})
-    job = prepare(loaded, config, menu_settings(config, wanted), Silent())
+    asked = request("digits", None, options, plan=wanted)
+    job = prepare(load(asked, load_splits(asked), Silent()), asked.menus, asked.config, Silent())
     labeling = job.menus.labeling(wanted)
-    execution = Execution(0, fine_tuning(config, True))
+    execution = Execution(0, fine_tuning(asked.config, 0, has_labels=True))
     tuned = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, Silent()).tuned
     assert tuned.best_step > 0
     after = expanded(job, job.menus, labeling, tuned)

@@ -10,8 +10,8 @@ from run_toys import contents, invoke, refused
 import autocompress
 from autocompress import InputError, api
 from autocompress.data import load_data
-from autocompress.targets import openvino_ir
 from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.openvino import ir as openvino_ir
 
 
 def test_exported_files_load_and_agree(packed_run):

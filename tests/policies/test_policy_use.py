@@ -103,7 +103,7 @@ def zero_shot(quick, mine, tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(quick):
     """The same network, data and menus: (job, config)."""
-    asked = request("digits", None, quick)
+    asked = request(quick["model"], None, quick)
     return prepare(load(asked, load_splits(asked), Silent()), asked.menus, asked.config, Silent()), asked.config
 
 
