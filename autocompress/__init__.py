@@ -23,6 +23,7 @@ _HOMES = {
     "Measurement": "autocompress.job.results",
     "Plan": "autocompress.plan",
     "Result": "autocompress.job.results",
+    "Runtime": "autocompress.targets.target",
     "Target": "autocompress.targets.target",
     "apply": "autocompress.api",
     "compare": "autocompress.comparison.run",
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     from autocompress.job.results import Finished, Inspection, Measurement, Result
     from autocompress.plan import Label, Plan
     from autocompress.targets.loading import load
-    from autocompress.targets.target import Target
+    from autocompress.targets.target import Runtime, Target
 
 __all__ = [
     "Budget",
@@ -89,6 +90,7 @@ __all__ = [
     "Measurement",
     "Plan",
     "Result",
+    "Runtime",
     "Target",
     "__version__",
     "apply",

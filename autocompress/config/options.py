@@ -202,6 +202,13 @@ class SearchOptions(Part):
         gt=0,
     )
 
+    @field_validator("method", mode="before")
+    @classmethod
+    def _name_function(cls, value: Any) -> Any:
+        """A function that is given as the method goes by its name in files and messages."""
+        named = callable(value) and hasattr(value, "__qualname__")
+        return f"{value.__module__}:{value.__qualname__}" if named else value
+
 
 class ExecutionOptions(Part):
     """How a plan is made real: re-calibration, fine-tuning, stages."""

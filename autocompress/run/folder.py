@@ -15,7 +15,7 @@ from autocompress.config import Config, first_difference, load_config
 from autocompress.errors import InputError
 from autocompress.files import write_atomically
 from autocompress.run.journal import JOURNAL_VERSION, Entry, read_journal
-from autocompress.run.names import CONFIG, JOURNAL, RUN_FILES, STAGE, TENSORBOARD
+from autocompress.run.names import CONFIG, JOURNAL, OUTCOME, RUN_FILES, STAGE, TENSORBOARD
 
 
 def default_path(model: str, budget: str | None, root: Path = Path("runs")) -> Path:
@@ -86,7 +86,7 @@ def begin(path: Path, config: Config, versions: Mapping[str, str]) -> Config:
         The options with which the run goes on from here.
     """
     path.mkdir(parents=True, exist_ok=True)
-    for name in RUN_FILES:
+    for name in (*RUN_FILES, *_written_files(path)):
         (path / name).unlink(missing_ok=True)
     for folder in (path / TENSORBOARD, *path.glob(f"{STAGE}*")):
         shutil.rmtree(folder, ignore_errors=True)
@@ -95,6 +95,15 @@ def begin(path: Path, config: Config, versions: Mapping[str, str]) -> Config:
     write_atomically(path / CONFIG, made_by + kept.to_yaml())
     (path / JOURNAL).touch()
     return config.model_copy(update={"force": False, "resume": True})
+
+
+def _written_files(path: Path) -> tuple[str, ...]:
+    """Names of the files that the run in `path` says it wrote; targets from outside have names of their own."""
+    try:
+        names = json.loads((path / OUTCOME).read_text()).get("file_bytes", {})
+    except (OSError, ValueError, AttributeError):
+        return ()
+    return tuple(name for name in names if name == Path(name).name)
 
 
 class RunFolder:
