@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from autocompress.config import make_config
 from autocompress.data import load_data
 from autocompress.evaluation import measure
-from autocompress.job.prepare import build_evaluator, load, menu_settings, prepare
+from autocompress.job.load import load
+from autocompress.job.options import request
+from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.models import load_model
 from autocompress.policies.files import load_policy
 from autocompress.policies.network import walk
@@ -36,9 +37,9 @@ def main() -> None:
     arguments = parser.parse_args()
     model = load_model(arguments.network, arguments.shared / f"models/{arguments.network}-cifar10-jpeg.safetensors")
     data = load_data(f"parquet:{arguments.shared / 'data/cifar10-jpeg'}")
-    config = make_config({"model": arguments.network})
-    job = prepare(load(model, data, config, Silent()), config, menu_settings(config), Silent())
-    evaluator, saved = build_evaluator(job, config, {}), load_policy(arguments.policy)
+    asked = request(model, data)
+    job = prepare(load(asked, data, Silent()), asked.menus, asked.config, Silent())
+    evaluator, saved = build_evaluator(job, asked.config), load_policy(arguments.policy)
     accuracies, walks, plans = [], [], []
     for share in np.geomspace(arguments.low, arguments.high, BUDGETS):
         limits = {arguments.resource: int(job.original[arguments.resource] * share)}

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.config import make_config
 from autocompress.data import Data, load_data
-from autocompress.job.prepare import build_evaluator, load, menu_settings, prepare
+from autocompress.job.load import load
+from autocompress.job.options import request
+from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.menus.store import default_cache
 from autocompress.models import load_model
 from autocompress.policies.files import SavedPolicy
@@ -105,9 +106,9 @@ def _budgets(problem, task: ZooTask) -> Iterator[dict[str, int]]:  # type: ignor
 def _shared_job(name: str, task: ZooTask, cache: Path, shared: Path):  # type: ignore[no-untyped-def]
     model = load_model(name, shared / f"models/{name}-cifar10-jpeg.safetensors")
     data = load_data(f"parquet:{shared / 'data/cifar10-jpeg'}")
-    config = make_config({"model": name, **task.options, "cache": cache})
-    job = prepare(load(model, data, config, Silent()), config, menu_settings(config), Silent(), must_export=False)
-    return job, build_evaluator(job, config, {})
+    asked = request(model, data, {**task.options, "cache": cache})
+    job = prepare(load(asked, data, Silent()), asked.menus, asked.config, Silent(), must_export=False)
+    return job, build_evaluator(job, asked.config)
 
 
 def _report(rows: list[dict[str, Any]], seeds: int) -> None:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from autocompress.config import make_config
 from autocompress.data import Data, load_data
 from autocompress.data.dataset import Split, make_data
 from autocompress.data.pixels import Normalization
@@ -26,7 +25,9 @@ from autocompress.data.sources import TensorSource
 from autocompress.errors import AutocompressError
 from autocompress.execute import Execution, execute
 from autocompress.job.finish import finish
-from autocompress.job.prepare import load, menu_settings, prepare
+from autocompress.job.load import load
+from autocompress.job.options import request
+from autocompress.job.prepare import prepare
 from autocompress.progress import Silent
 from autocompress_envs.problem.numbers import Labeling, Problem
 
@@ -64,8 +65,8 @@ def main() -> None:
         options["weights"] = arguments.shared / f"models/{arguments.network}-cifar10-jpeg.safetensors"
         data = load_data(f"parquet:{arguments.shared / 'data/cifar10-jpeg'}", search_samples=64, calibration_samples=64)
     data = replace(data, test=None)  # 64 samples tell whether a file computes what PyTorch does
-    config = make_config({"model": arguments.network, **options})
-    job = prepare(load(arguments.network, data, config, Silent()), config, menu_settings(config), Silent())
+    asked = request(arguments.network, data, options)
+    job = prepare(load(asked, data, Silent()), asked.menus, asked.config, Silent())
     rng, failures, started = np.random.default_rng(arguments.seed), [], time.perf_counter()
     agreements, differences = [], []
     for _ in range(arguments.plans):
