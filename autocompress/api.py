@@ -54,9 +54,10 @@ def search(
         model: a trained network, which is left as it is, or a spec string.
         data: a `Data`, a spec string, (inputs, labels), or a pair of such pairs: for training and for test. The test
             split is read once, at the end; without one, the result is measured on the search split, and says so.
-        budget: such as `size=0.1` or `size=40kB,macs=50%`.
-        progress: told what happens.
-        **options: every other option of the command line, by name; see `autocompress.config.Config`.
+        budget: upper bounds such as `size=0.1` or `size=40kB,macs=50%`.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: every other option of the command line, by name; see `autocompress.config.Config`. The option
+            `method` may also be a function (task, settings, recorder); see `autocompress.register_searcher`.
 
     Raises:
         InputError: an option, the model, the data or the budget breaks a rule. Nothing on disk is changed then.
@@ -96,10 +97,10 @@ def inspect(
     """What of a network can be compressed, what it costs, and how much each label is expected to hurt.
 
     Args:
-        model: as for `search`.
-        data: as for `search`; the test split is not read.
-        progress: told what happens.
-        **options: as for `search`.
+        model: a trained network, or a spec string, as for `search`.
+        data: data, or a spec string, as for `search`; the test split is not read.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options by name, as for `search`.
 
     Raises:
         InputError: an option, the model or the data breaks a rule.
@@ -121,11 +122,11 @@ def evaluate(
     """Measure a plan, also one edited by hand. Bit-widths that the plan uses are added to those on offer.
 
     Args:
-        model: as for `search`.
-        data: as for `search`.
+        model: a trained network, or a spec string, as for `search`.
+        data: data, or a spec string, as for `search`.
         plan: a plan or its file.
-        progress: told what happens.
-        **options: as for `search`; `split` says what to measure on, and a `budget` is checked.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options by name, as for `search`; `split` says what to measure on, and a `budget` is checked.
 
     Raises:
         InputError: an option, the model, the data or the plan breaks a rule.
@@ -150,11 +151,11 @@ def apply(
     """Make a plan real without a search: remove channels, re-calibrate, fine-tune, export, verify; into a run folder.
 
     Args:
-        model: as for `search`.
-        data: as for `search`.
+        model: a trained network, or a spec string, as for `search`.
+        data: data, or a spec string, as for `search`.
         plan: a plan or its file. Bit-widths that it uses are added to those on offer.
-        progress: told what happens.
-        **options: as for `search`; a `budget` is checked.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options by name, as for `search`; a `budget` is checked.
 
     Raises:
         InputError: an option, the model, the data or the plan breaks a rule.

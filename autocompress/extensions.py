@@ -109,7 +109,7 @@ def register_data(name: str, load: Callable[..., Any]) -> None:
     """Add a source of data (`--data NAME:PLACE`).
 
     Args:
-        name: what stands before the colon.
+        name: name of the source, the part of a spec before the colon.
         load: takes the place and the keyword arguments of `--data-args`; returns (train, test) or (train, test, class
             names), both of them a map-style dataset or a pair of tensors (inputs, labels).
 

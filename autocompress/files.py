@@ -17,7 +17,7 @@ def read_yaml(what: str, path: str | Path) -> Any:
 
     Args:
         what: the option that names the file, for errors.
-        path: of the file.
+        path: path of the file.
 
     Raises:
         InputError: the file can't be read or is not YAML.

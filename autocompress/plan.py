@@ -50,8 +50,8 @@ class Plan:
 
     Attributes:
         labels: one `Label` per layer, in network order.
-        granularity: what a sparsity removes: `channel`, `element`, or `n:m` such as `2:4`.
-        fingerprint: of the network the plan was made for; empty if unknown.
+        granularity: unit that a sparsity removes: `channel`, `element`, or `n:m` such as `2:4`.
+        fingerprint: fingerprint of the network that the plan was made for; empty if unknown.
     """
 
     labels: Mapping[str, Label]

@@ -12,13 +12,13 @@ class Step:
     """One evaluated plan, as it happened.
 
     Attributes:
-        index: from 0; other work that counts as evaluations is counted.
+        index: number of evaluations before this one; other work that counts as evaluations is counted.
         total: evaluations at most.
         is_best: whether it is the best so far.
         best_kl: nats, of the best plan so far.
-        best_accuracy: in [0, 1] on the search split, of the best plan so far; NaN without labels.
-        resources: of the best plan so far, every resource.
-        limits: of the budget, absolute, by resource.
+        best_accuracy: accuracy in [0, 1] of the best plan so far on the search split; NaN without labels.
+        resources: every resource of the best plan so far.
+        limits: absolute upper bounds by resource.
     """
 
     index: int

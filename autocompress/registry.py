@@ -31,7 +31,7 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
     autocompress.errors.InputError: `colour` must have a name of its own, got 'red', which is built in.
 
     Args:
-        kind: what an entry is, such as `criterion`; errors call it so.
+        kind: kind of entry, such as `criterion`, for errors.
         entries: the built-in entries; a mapping that is given is kept, and entries from outside are added to it.
         check: raises InputError where an entry from outside is not what it has to be.
     """

@@ -29,8 +29,8 @@ def make_config(options: Mapping[str, Any], where: str = "the options") -> Confi
     """Check options.
 
     Args:
-        options: by name, with dashes or underscores.
-        where: what an error about unknown names calls their source.
+        options: values by the options' names, with dashes or underscores.
+        where: name of their source, for errors about unknown options.
 
     Raises:
         InputError: an unknown option, or a value that breaks a rule.

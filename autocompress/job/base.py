@@ -37,9 +37,9 @@ def expanded(loaded: Loaded, menus: Menus, labeling: Labeling, tuned: Tuned) -> 
 
     Args:
         loaded: the network that was compressed.
-        menus: of its base.
+        menus: menus of its base.
         labeling: the stage's plan.
-        tuned: what the plan became.
+        tuned: the fine-tuned network that the plan became.
     """
     folded = fold_batch_norms(loaded.base, loaded.network).cpu().float().eval()
     with torch.no_grad():

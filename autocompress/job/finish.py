@@ -41,8 +41,8 @@ class Files:
     """A finished network, written.
 
     Attributes:
-        contents: by file name: the packed file, and the target's own where that is another.
-        lowered: what they hold; None where torch.export can't follow the network.
+        contents: content of every file by its name: the packed file, and the target's own where that is another.
+        lowered: the network that the files hold; None where torch.export can't follow it.
     """
 
     contents: Mapping[str, bytes]
@@ -148,7 +148,7 @@ def verify_files(
         contents: content of its files by name.
         limits: absolute upper bounds by resource; empty without a budget.
         split: `test` or `search`.
-        watcher: told what happens.
+        watcher: observer that is told of stages, notes and evaluations.
     """
     watcher.stage(f"verification: the files in their runtime and the original on the {split} split")
     module = compressed.graph if isinstance(compressed, Lowered) else compressed.rounded()

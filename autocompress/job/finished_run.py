@@ -46,17 +46,17 @@ def finetune(
 
     Args:
         run: folder of a finished run; its files are replaced when everything has gone well.
-        model: the original, where the run was made with a module and not a spec string.
-        data: the same for the data.
-        progress: told what happens.
-        **options: that differ from the run's; `finetune` is the number of epochs.
+        model: original network, where the run was made with a module and not a spec string.
+        data: data of the run, where the run was made with tensors and not a spec string.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options that differ from the run's; `finetune` is the number of epochs.
 
     Raises:
         InputError: the folder holds no finished run, or an option breaks a rule.
     """
     path, watcher = Path(run), progress or Silent()
-    asked = _asked(path, model, data, options)
-    plan, before = Plan.load(path / PLAN), _outcome_of(path)
+    asked, plan = _asked(path, model, data, options)
+    before = _outcome_of(path)
     loaded = load(asked, load_splits(asked), watcher)
     config = asked.config
     tuning = fine_tuning(config, config.seed, has_labels=bool(loaded.data.classes))
@@ -88,17 +88,17 @@ def verify(
 
     Args:
         run: folder of a finished run; nothing in it is changed.
-        model: the original, where the run was made with a module and not a spec string.
-        data: the same for the data.
-        progress: told what happens.
-        **options: that differ from the run's.
+        model: original network, where the run was made with a module and not a spec string.
+        data: data of the run, where the run was made with tensors and not a spec string.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options that differ from the run's.
 
     Raises:
         InputError: the folder holds no finished run, or its files are damaged.
     """
     path, watcher = Path(run), progress or Silent()
-    asked = _asked(path, model, data, options)
-    plan, claims = Plan.load(path / PLAN), _outcome_of(path)
+    asked, plan = _asked(path, model, data, options)
+    claims = _outcome_of(path)
     loaded = load(asked, load_splits(asked), watcher)
     weights = load_packed_weights(path / MODEL)
     check_network(weights, loaded.network)
@@ -128,9 +128,9 @@ def export(
     Args:
         run: folder of a finished run.
         formats: `onnx`, `packed`, `openvino` or `pt2`; several with commas between.
-        model: the original, where the run was made with a module and not a spec string.
-        data: the same for the data.
-        progress: told what happens.
+        model: original network, where the run was made with a module and not a spec string.
+        data: data of the run, where the run was made with tensors and not a spec string.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
 
     Returns:
         The files.
@@ -147,7 +147,7 @@ def export(
     target = TARGETS.find(_config_of(path, {}).target)
 
     def load_original() -> Loaded:
-        asked = _asked(path, model, data, {})
+        asked, _ = _asked(path, model, data, {})
         return load(asked, load_splits(asked), watcher)
 
     source = _Source(path, target.integer_kernels, load_original)
@@ -199,14 +199,16 @@ EXPORTS: Mapping[str, Callable[[_Source], list[Path]]] = {
 }
 
 
-def _asked(path: Path, model: ModelLike | None, data: DataLike | None, options: Mapping[str, Any]) -> Request:
-    """What the run was asked for, with other options where some are given; the menus offer what its plan has.
+def _asked(
+    path: Path, model: ModelLike | None, data: DataLike | None, options: Mapping[str, Any]
+) -> tuple[Request, Plan]:
+    """What the run was asked for, with other options where some are given, and its plan, which the menus offer.
 
     Raises:
         InputError: the folder holds no finished run, or an option breaks a rule.
     """
-    config = _config_of(path, options)
-    return request(config.model if model is None else model, data, vars(config), plan=Plan.load(path / PLAN))
+    config, plan = _config_of(path, options), Plan.load(path / PLAN)
+    return request(config.model if model is None else model, data, vars(config), plan=plan), plan
 
 
 def _config_of(path: Path, options: Mapping[str, Any]) -> Config:

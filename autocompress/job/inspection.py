@@ -20,13 +20,13 @@ class LayerReport:
     Attributes:
         name: as in `named_modules()`.
         kind: `conv`, `depthwise` or `linear`.
-        weight_shape: of the PyTorch weight.
-        input_shape: of one sample.
-        output_shape: of one sample.
-        parameters: of the weight.
+        weight_shape: shape of the PyTorch weight.
+        input_shape: shape of the layer's input for one sample.
+        output_shape: shape of the layer's output for one sample.
+        parameters: number of weights, biases left out.
         macs: multiply-accumulates for one sample.
         group: index of the channel group that its output belongs to, or None.
-        labels: what may be labelled here, such as `sparsity, bits`.
+        labels: kinds of label that the layer may get, such as `sparsity, bits`.
         reason: why no sparsity may be chosen here; empty where one may.
         bit_errors: expected loss (nats of KL divergence a sample) by weight bits, most bits first.
         sparsity_errors: the same by sparsity, at the most bits on offer, summed over all that read the channels.

@@ -22,13 +22,13 @@ class JournaledEvaluation:
     leaves it alone until it comes to the journal's best.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         measure: measures a plan that the journal doesn't know.
         make_plan: gives the plan of a labelling.
-        shifts: what the plans of the journal did to the outputs; a plan without a record is measured again.
-        limits: of the budget, absolute.
+        shifts: changes of the outputs by the journal's plans; a plan without a record is measured again.
+        limits: absolute upper bounds by resource.
         total: evaluations at most.
-        progress: told of every evaluated plan.
+        progress: observer that is told of every evaluated plan.
     """
 
     def __init__(

@@ -26,13 +26,13 @@ class Loaded:
 
     Attributes:
         model: the original: it teaches, and every result is measured against it.
-        base: what is compressed: the original, or what earlier stages made of it; of the same architecture.
+        base: the network that is compressed: the original, or what earlier stages made of it, of the same architecture.
         folded: the base with its norms folded, float32.
         teacher: the original with its norms folded, float32.
         data: the data with its splits.
         inputs: inputs (N, …) of the calibration split.
-        target: where the result runs.
-        network: what tracing found.
+        target: target that the result runs on.
+        network: layers, groups and costs that tracing found.
     """
 
     model: nn.Module

@@ -23,7 +23,7 @@ def measure_plan(
         labeling: the plan.
         limits: absolute upper bounds by resource; empty without a budget.
         split: `test` or `search`.
-        watcher: told what happens.
+        watcher: observer that is told of stages, notes and evaluations.
     """
     split = split_used(job.data, split, watcher)
     watcher.stage(f"measuring the original and the plan on the {split} split")

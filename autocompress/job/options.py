@@ -46,7 +46,7 @@ class Request:
         config: the options as they were given.
         model: the network, or its spec string.
         data: the data in memory, or None where the options name it.
-        target: where the result runs.
+        target: target that the result runs on.
         menus: settings of the menus.
     """
 
@@ -91,7 +91,7 @@ def request(
         model: the network, or its spec string.
         data: the data, or its spec string.
         options: all other options by name.
-        budget: in place of the option of that name.
+        budget: upper bounds, in place of the option of that name.
         plan: a plan whose labels the menus must offer, besides those of the options.
 
     Raises:
@@ -115,7 +115,7 @@ def search_request(
         model: the network, or its spec string.
         data: the data, or its spec string.
         options: all other options by name; the method may be a function.
-        budget: in place of the option of that name.
+        budget: upper bounds, in place of the option of that name.
 
     Raises:
         InputError: an option breaks a rule, or the policy can't be read.
@@ -192,7 +192,7 @@ def fine_tuning(
         options: options of the execution.
         seed: seed of the order of samples and of their augmentation.
         has_labels: whether the data has labels.
-        epochs: in place of those of the options.
+        epochs: number of epochs, in place of that of the options.
 
     Raises:
         InputError: a value is out of range.

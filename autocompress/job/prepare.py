@@ -42,7 +42,7 @@ def prepare(
         loaded: the network and its data.
         settings: settings of the menus.
         machine: threads that build them, and where they are kept.
-        watcher: told what happens.
+        watcher: observer that is told of stages, notes and evaluations.
         must_export: whether a network that the target can't hold is an error; else its `size` is counted on weights.
 
     Raises:

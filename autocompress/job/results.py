@@ -24,10 +24,10 @@ class Measurement:
     Attributes:
         plan: the labels.
         model: the compressed network in float32: the plan's weights, and activations rounded as the plan says.
-        outcome: of the compressed network.
-        original_outcome: of the original.
-        split: what both were measured on: `test` or `search`.
-        limits: of the budget, absolute; empty without one.
+        outcome: measurement of the compressed network.
+        original_outcome: measurement of the original.
+        split: split that both were measured on: `test` or `search`.
+        limits: absolute upper bounds by resource; empty without a budget.
         network: as traced.
         problem: the network's menus in numbers.
         labeling: the plan in indices into the menus.
@@ -55,8 +55,8 @@ class Finished(Measurement):
     `outcome` is of the finished network in PyTorch, its `size` the bytes of the target's file.
 
     Attributes:
-        run_folder: where the files are.
-        executed: what re-calibration and fine-tuning did.
+        run_folder: folder of the files.
+        executed: result of re-calibration and fine-tuning.
         verification: the files in their runtime, and every claim that was looked at.
     """
 
@@ -70,10 +70,10 @@ class Result(Finished):
     """What a search found: its best plan, made real, and how it came to it.
 
     Attributes:
-        search_outcome: of the best plan on the search split with the menus' weights, by which it was chosen; None
-            where a policy decided without an evaluation.
-        evaluations: different plans evaluated.
-        stopped_because: in a few words.
+        search_outcome: measurement of the plan on the search split with the menus' weights, by which it was chosen;
+            None where a policy decided without an evaluation.
+        evaluations: number of different plans evaluated.
+        stopped_because: reason why the search ended, in a few words.
     """
 
     search_outcome: Outcome | None

@@ -35,7 +35,7 @@ class Found:
 
     Attributes:
         labeling: the plan.
-        outcome: what was measured for it on the search split; None where nothing was evaluated.
+        outcome: measurement of the plan on the search split; None where nothing was evaluated.
         evaluations: number of different plans evaluated.
         stopped_because: why the search ended, in a few words.
         policy_state: parameters of the agent's own policy; None for agents without one.
@@ -64,7 +64,7 @@ def find(
         asked: the search that was asked for.
         limits: absolute upper bounds by resource.
         folder: folder of the run.
-        watcher: told what happens.
+        watcher: observer that is told of stages, notes and evaluations.
     """
     watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
     if not asked.config.episodes:

@@ -24,8 +24,8 @@ class Selection:
 
     Attributes:
         chosen: one of the leaders, with its outcome on the search split.
-        leaders: how many there were.
-        samples: unused ones that they were compared on; 0 where the search split decided.
+        leaders: number of leaders.
+        samples: number of unused samples that they were compared on; 0 where the search split decided.
     """
 
     chosen: Evaluated
@@ -58,7 +58,7 @@ def select(
         asked: the search that was asked for.
         leaders: the plans that were the best so far at some time, in that order; at least one.
         limits: absolute upper bounds by resource.
-        watcher: told what happens.
+        watcher: observer that is told of stages, notes and evaluations.
     """
     wanted = asked.config.selection_samples
     unused = job.data.unused(wanted)

@@ -42,7 +42,7 @@ def through_stages(
         tuning: settings of the fine-tuning between stages.
         limits: absolute upper bounds by resource, of the last stage.
         path: folder of the run; each stage has a folder in it.
-        watcher: told what happens.
+        watcher: observer that is told of stages, notes and evaluations.
     """
     config = asked.config
     current: Loaded = job
@@ -107,8 +107,8 @@ def sparsified(loaded: Loaded, l1_weight: float, tuning: FineTuning, settings: E
         loaded: the network.
         l1_weight: weight of the penalty in the loss.
         tuning: all other settings of the fine-tuning.
-        settings: where and how it runs.
-        watcher: told what happens.
+        settings: device, dtype and checkpoint of the fine-tuning.
+        watcher: observer that is told of stages, notes and evaluations.
     """
     watcher.stage(f"fine-tuning with an L1 penalty before pruning: {tuning.epochs:g} epochs")
     penalised = replace(tuning, objective=replace(tuning.objective, l1=l1_weight))

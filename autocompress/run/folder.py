@@ -78,9 +78,9 @@ def begin(path: Path, config: Config, versions: Mapping[str, str]) -> Config:
     """Make the folder of a run that can be resumed from now on, though it has not evaluated anything.
 
     Args:
-        path: from `claim`; a run that lies there is removed.
-        config: of the run.
-        versions: of what computes, by name; written as comments.
+        path: folder from `claim`; a run that lies there is removed.
+        config: options of the run.
+        versions: versions of the software by name; written as comments.
 
     Returns:
         The options with which the run goes on from here.
@@ -110,10 +110,10 @@ class RunFolder:
     """The folder of a run that is under way.
 
     Args:
-        path: from `claim`; a run that lies there is replaced unless `config.resume` is set.
-        config: of the run.
-        versions: of what computes, by name; written as comments.
-        made_on: identifies network, weights, data and settings; has to be the same when the run is resumed.
+        path: folder from `claim`; a run that lies there is replaced unless `config.resume` is set.
+        config: options of the run.
+        versions: versions of the software by name; written as comments.
+        made_on: identity of network, weights, data and settings, which has to be the same when the run is resumed.
     """
 
     def __init__(self, path: Path, config: Config, versions: Mapping[str, str], made_on: Mapping[str, Any]) -> None:

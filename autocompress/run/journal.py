@@ -23,15 +23,15 @@ class Entry:
     """One evaluated plan.
 
     Attributes:
-        index: from 0, in the order of evaluation.
-        labels: for every layer, index of its sparsity, weight bits and activation bits in its menu; () for none.
+        index: place in the order of evaluation, from 0.
+        labels: index of every layer's sparsity, weight bits and activation bits in its menu.
         kl: nats.
-        accuracy: in [0, 1], NaN without labels.
-        agreement: in [0, 1].
+        accuracy: accuracy in [0, 1]; NaN without labels.
+        agreement: share of samples with the original's answer, in [0, 1].
         resources: every resource, absolute.
-        reward: that the agent got.
+        reward: reward that the agent got, higher is better.
         best: whether no plan before was better.
-        seconds: that the evaluation took.
+        seconds: duration of the evaluation.
     """
 
     index: int

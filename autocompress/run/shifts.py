@@ -15,8 +15,8 @@ class ShiftFile:
     """Records of float16 (N, K), `Outcome.shift`, in the order of evaluation. A torn record is as good as none.
 
     Args:
-        path: of the file; made where there is none.
-        shape: (N, K) of every record.
+        path: path of the file, which is made where there is none.
+        shape: (N, K), the shape of every record.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:

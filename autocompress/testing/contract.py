@@ -14,9 +14,9 @@ def require(holds: bool, rule: str, found: object) -> None:
     """Raises ContractError where a rule does not hold.
 
     Args:
-        holds: whether it does.
-        rule: a sentence without its full stop, such as "`order` must be a permutation".
-        found: what was found instead.
+        holds: whether the rule holds.
+        rule: the rule, a sentence without its full stop, such as "`order` must be a permutation".
+        found: value that was found instead.
     """
     if not holds:
         raise ContractError(f"{rule}, got {found}.")

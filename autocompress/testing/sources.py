@@ -25,7 +25,7 @@ def check_data(load: Callable[..., Any], place: str = "", **arguments: Any) -> N
 
     Args:
         load: as for `autocompress.register_data`.
-        place: what a spec has behind the colon.
+        place: place in a spec, the part behind the colon.
         **arguments: keyword arguments, as those of `--data-args`.
 
     Raises:
