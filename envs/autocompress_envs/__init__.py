@@ -3,8 +3,8 @@
 from gymnasium import register
 
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.problem.numbers import CostModel, Labeling, LayerNumbers, Outcome, Problem
-from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Outcome, Problem
+from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
 __all__ = [
     "CostModel",
@@ -13,8 +13,8 @@ __all__ = [
     "LayerLabelingEnv",
     "LayerNumbers",
     "Outcome",
-    "Pricer",
     "Problem",
+    "Solver",
 ]
 
 register(id="autocompress/LayerLabeling-v0", entry_point="autocompress_envs.environment:LayerLabelingEnv")

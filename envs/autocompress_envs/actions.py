@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling
 from autocompress_envs.problem.tables import Tables
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 
 class Actions(Protocol):
@@ -46,8 +46,8 @@ class PriceActions:
     weight exp(price_scale * a[1]) of its quantization error. 0 everywhere is exactly the Lagrangian solution.
     """
 
-    def __init__(self, pricer: Pricer, reference: Labeling, price_scale: float) -> None:
-        self._pricer, self._reference, self._scale = pricer, reference, price_scale
+    def __init__(self, solver: Solver, reference: Labeling, price_scale: float) -> None:
+        self._solver, self._reference, self._scale = solver, reference, price_scale
         self.start()
 
     @staticmethod
@@ -55,7 +55,7 @@ class PriceActions:
         return spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def start(self) -> None:
-        self._exponents = np.zeros((self._pricer.tables.layer_count, 2))
+        self._exponents = np.zeros((self._solver.tables.layer_count, 2))
         self._last = np.zeros(3)
 
     def apply(self, index: int, action: Any) -> Any:
@@ -72,7 +72,7 @@ class PriceActions:
 
     def finish(self) -> Labeling:
         sparsity_weights, bits_weights = np.exp(self._scale * self._exponents).T
-        return self._pricer.solve(sparsity_weights, bits_weights)
+        return self._solver.solve(sparsity_weights, bits_weights)
 
     def mask(self, index: int) -> BoolArray:
         raise ValueError("`action` must be discrete for action masks, got price.")
@@ -81,8 +81,8 @@ class PriceActions:
 class _Walk:
     """Labels chosen one layer at a time, always such that the rest can still meet every limit."""
 
-    def __init__(self, pricer: Pricer) -> None:
-        self._tables, self._reach = pricer.tables, pricer.reach
+    def __init__(self, solver: Solver) -> None:
+        self._tables, self._reach = solver.tables, solver.reach
         self.start()
 
     def start(self) -> None:
@@ -175,12 +175,12 @@ class DiscreteActions(_Walk):
         return mask
 
 
-ACTIONS: Mapping[str, Callable[[Pricer, Labeling, float], Actions]] = {
+ACTIONS: Mapping[str, Callable[[Solver, Labeling, float], Actions]] = {
     "price": PriceActions,
-    "label": lambda pricer, reference, price_scale: LabelActions(pricer),
-    "discrete": lambda pricer, reference, price_scale: DiscreteActions(pricer),
+    "label": lambda solver, reference, price_scale: LabelActions(solver),
+    "discrete": lambda solver, reference, price_scale: DiscreteActions(solver),
 }
-"""By name: made from the pricer, its solution, and the price scale, both of which only `price` needs."""
+"""By name: made from the solver, its solution, and the price scale, both of which only `price` needs."""
 
 
 def checked_box_action(action: Any, size: int) -> FloatArray:

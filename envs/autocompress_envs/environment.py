@@ -13,10 +13,10 @@ from gymnasium import spaces
 from autocompress_envs import rewards
 from autocompress_envs.actions import ACTIONS, Actions
 from autocompress_envs.observation import HIGH, LOW, Observer
-from autocompress_envs.problem.numbers import BoolArray, Labeling, Outcome, Problem
+from autocompress_envs.problem import BoolArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import checked_limits, is_within
 from autocompress_envs.rewards import REWARDS, RewardContext
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 Evaluate = Callable[[Labeling], Outcome]
 Info = dict[str, Any]
@@ -66,7 +66,7 @@ class LayerLabelingEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
         self._limits: dict[str, int] = {}
         self._set_limits(limits)
         self.observation_space = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32), dtype=np.float32)
-        self.action_space = self._actions.space(self._pricer.tables)
+        self.action_space = self._actions.space(self._solver.tables)
         self._step = len(problem.layers)
 
     @property
@@ -124,11 +124,11 @@ class LayerLabelingEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
         limits = checked_limits(limits)
         if limits == self._limits:
             return
-        self._pricer = Pricer(self.problem, limits)
+        self._solver = Solver(self.problem, limits)
         self._limits = limits
-        self._reference = self._pricer.solve()
-        self._observer = Observer(self._pricer, self._reference)
-        self._actions: Actions = ACTIONS[self._action](self._pricer, self._reference, self._price_scale)
+        self._reference = self._solver.solve()
+        self._observer = Observer(self._solver, self._reference)
+        self._actions: Actions = ACTIONS[self._action](self._solver, self._reference, self._price_scale)
 
     def _observe(self) -> npt.NDArray[np.float32]:
         actions = self._actions

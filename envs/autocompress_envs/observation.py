@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autocompress_envs.problem import FloatArray, Labeling, layer_resources
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import FloatArray, Labeling, layer_resources
 from autocompress_envs.problem.tables import ADDITIVE, RESOURCES, Tables
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 OBSERVATION_VERSION = 2
 KINDS = ("conv", "depthwise", "linear")
@@ -109,24 +109,24 @@ class Observer:
     """Builds observations for one budget; all that does not change within an episode is computed once.
 
     Args:
-        pricer: the solver for the budget. reference: its labels at price action 0.
+        solver: the solver for the budget. reference: its labels at price action 0.
     """
 
-    def __init__(self, pricer: Pricer, reference: Labeling) -> None:
-        self._tables, self._reference = pricer.tables, reference
-        original = pricer.problem.original()
-        self._limits = np.array([pricer.limits.get(name, original[name]) for name in RESOURCES], dtype=np.float64)
+    def __init__(self, solver: Solver, reference: Labeling) -> None:
+        self._tables, self._reference = solver.tables, reference
+        original = solver.problem.original()
+        self._limits = np.array([solver.limits.get(name, original[name]) for name in RESOURCES], dtype=np.float64)
         self._limits = np.maximum(self._limits, 1.0)
         self._budget = self._limits / np.maximum([original[name] for name in RESOURCES], 1)
-        self._budget[[name not in pricer.limits for name in RESOURCES]] = 1.0
-        total = max(pricer.error(reference), SMALLEST_ERROR)
-        self._kind = np.array([[layer.kind == kind for kind in KINDS] for layer in pricer.problem.layers], dtype=float)
+        self._budget[[name not in solver.limits for name in RESOURCES]] = 1.0
+        total = max(solver.error(reference), SMALLEST_ERROR)
+        self._kind = np.array([[layer.kind == kind for kind in KINDS] for layer in solver.problem.layers], dtype=float)
         self._shares = _shares(self._tables, reference)
         self._widths = np.log2(np.maximum(self._tables.problem.costs.widths(original_kept(self._tables)), 1)).T / 16
         self._bits_errors = _bits_errors(self._tables, total)
         self._sparsity_errors = _sparsity_errors(self._tables, total)
         self._reference_label = _reference_label(self._tables, reference)
-        parts = LossParts(pricer.problem, self._tables)(reference)
+        parts = LossParts(solver.problem, self._tables)(reference)
         self._reference_errors = _log_error(parts, total)
         self._reference_loss = _log_error(np.array([total]), 1.0)
         self._depth = np.log2([self._tables.layer_count]) / 16

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem import Outcome
 
 KL_FLOOR = 1e-4  # nats: differences below it earn next to nothing
 HAQ_SCALE = 0.1

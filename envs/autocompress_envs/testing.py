@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from autocompress_envs.problem.numbers import CostModel, FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
+from autocompress_envs.problem import CostModel, FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
 
 TOY_INTERACTION = 0.5  # nats that the first two layers lose together where both have 2 bits
 TOY_LIMITS = {"bitops": 512}  # 8 weight bits in all over three layers of 8 weights that read 8-bit activations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Problem
+from autocompress_envs.problem.arrays import FloatArray
+from autocompress_envs.problem.problem import Labeling, Problem
 from autocompress_envs.problem.tables import Tables
 
 

@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, LayerNumbers, Problem, layer_resources
+from autocompress_envs.problem.arrays import FloatArray, IntArray
+from autocompress_envs.problem.costs import layer_resources
+from autocompress_envs.problem.problem import Labeling, LayerNumbers, Problem
 
 RESOURCES: Mapping[str, str] = {
     "size": "bytes",

@@ -14,7 +14,7 @@ from itertools import chain, permutations
 
 import numpy as np
 
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling, layer_resources
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling, layer_resources
 from autocompress_envs.problem.tables import ADDITIVE, RESOURCES, Tables, is_within
 
 FAVOUR = 1e6  # how much more than the others the favoured resource weighs

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, layer_resources
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, layer_resources
 from autocompress_envs.problem.tables import ADDITIVE, Tables, is_within
 from autocompress_envs.solver.lagrangian import Choice, Errors, Lagrangian, labeling_of, pair_widths
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress_envs.problem.numbers import BIAS_BYTES, RANGE_BYTES, SCALE_BYTES, FloatArray, IntArray, Labeling
+from autocompress_envs.problem import BIAS_BYTES, RANGE_BYTES, SCALE_BYTES, FloatArray, IntArray, Labeling
 from autocompress_envs.problem.tables import ADDITIVE, Tables
 
 SWEEPS = 4

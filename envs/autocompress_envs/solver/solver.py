@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Problem
+from autocompress_envs.problem import FloatArray, Labeling, Problem
 from autocompress_envs.problem.tables import ADDITIVE, Tables, checked_limits, is_within
 from autocompress_envs.solver.feasibility import InfeasibleBudgetError, Reach
 from autocompress_envs.solver.fill import Filler
@@ -24,7 +24,7 @@ from autocompress_envs.solver.lagrangian import (
     weighted_errors,
 )
 
-__all__ = ["InfeasibleBudgetError", "Pricer"]
+__all__ = ["InfeasibleBudgetError", "Solver"]
 
 BISECTIONS = 25
 BRACKETINGS = 40
@@ -33,7 +33,7 @@ ROUNDS = 5  # of re-weighing several limited resources
 TIGHT = 0.9995  # share of a budget at which bisection stops; `Filler` spends the rest
 
 
-class Pricer:
+class Solver:
     """Solves `minimise sum of weighted errors subject to all limits`, many times for the same problem.
 
     One price per unit of every resource's limit is bisected until the budget is met, then what is left of the budget
@@ -145,13 +145,13 @@ class Pricer:
 class _Bisection:
     """Finds the smallest common price that meets all limits, for fixed relative prices."""
 
-    def __init__(self, pricer: Pricer, errors: Errors, relative: Mapping[str, float]) -> None:
-        self._pricer, self._errors = pricer, errors
-        scaled = {name: relative[name] / pricer.limits[name] for name in relative}
+    def __init__(self, solver: Solver, errors: Errors, relative: Mapping[str, float]) -> None:
+        self._solver, self._errors = solver, errors
+        scaled = {name: relative[name] / solver.limits[name] for name in relative}
         self._prices = Prices({k: v for k, v in scaled.items() if k in ADDITIVE}, scaled.get("memory", 0.0))
-        self._cost = pricer.lagrangian.single_cost(self._prices)
-        self._at = self.best = choice_of(pricer.tables, pricer.reach.cheapest)
-        self.usage = pricer.usage(self.best)
+        self._cost = solver.lagrangian.single_cost(self._prices)
+        self._at = self.best = choice_of(solver.tables, solver.reach.cheapest)
+        self.usage = solver.usage(self.best)
         self.beyond: Choice | None = None
         self._least = np.inf
 
@@ -173,7 +173,7 @@ class _Bisection:
 
     def _slope(self) -> float:
         """Error that the cheapest labels cost, as a first guess of the price of the whole budget."""
-        return max(self._errors.total(self._pricer.tables, self.best), 1e-12)
+        return max(self._errors.total(self._solver.tables, self.best), 1e-12)
 
     def _bracket(self, price: float) -> tuple[float, float]:
         if self._fits(price):
@@ -191,12 +191,12 @@ class _Bisection:
         return price, high
 
     def _fits(self, price: float) -> bool:
-        self._at = self._pricer.lagrangian.minimise(self._errors, self._prices, price, self._cost, self._at)
-        usage = self._pricer.usage(self._at)
+        self._at = self._solver.lagrangian.minimise(self._errors, self._prices, price, self._cost, self._at)
+        usage = self._solver.usage(self._at)
         if max(usage.values()) > 1.0:
             self.beyond = self._at
             return False
-        total = self._errors.total(self._pricer.tables, self._at)
+        total = self._errors.total(self._solver.tables, self._at)
         if total < self._least:
             self.best, self.usage, self._least = self._at, usage, total
         return True
