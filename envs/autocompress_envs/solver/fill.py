@@ -9,7 +9,8 @@ import numpy as np
 
 from autocompress_envs.problem import BoolArray, FloatArray, IntArray, layer_resources
 from autocompress_envs.problem.tables import ADDITIVE, Tables, is_within
-from autocompress_envs.solver.lagrangian import Choice, Errors, Lagrangian, labeling_of, pair_widths
+from autocompress_envs.solver.dependencies import pair_widths
+from autocompress_envs.solver.lagrangian import Choice, Errors, Lagrangian, labeling_of
 
 MEMORY_CHUNK = 16  # moves whose peak memory is computed at a time, best first
 SMALLEST_GAIN = 1e-12  # relative to the total error: below it, rounding could go round in circles
