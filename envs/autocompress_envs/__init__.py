@@ -1,4 +1,7 @@
-"""The Gymnasium environment of autocompress: NumPy and Gymnasium only."""
+"""The Gymnasium environment of autocompress, its Lagrangian solver, and small problems to test both.
+
+Imports NumPy, Gymnasium and the standard library only.
+"""
 
 from gymnasium import register
 

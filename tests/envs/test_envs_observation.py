@@ -21,15 +21,19 @@ def toy_observer() -> tuple[Observer, Labeling]:
     return Observer(solver, reference), reference
 
 
-def test_documented_indices_are_the_real_ones() -> None:
+def test_documented_indices_and_bounds_are_the_real_ones() -> None:
     observer, reference = toy_observer()
     seen = observer.observe(0, reference, np.zeros(3))
-    rows = re.findall(r"\| (\d+)(?:-(\d+))? +\| (\w+) ", Observation.__doc__ or "")
-    documented = {name: (int(first), int(last or first)) for first, last, name in rows}
+    row = r"^ *\| (\d+)(?:-(\d+))? +\| (\w+) .*\| (-?\d) +\| (-?\d) +\|$"
+    rows = re.findall(row, Observation.__doc__ or "", re.MULTILINE)
+    documented = {name: (int(first), int(last or first), int(low), int(high)) for first, last, name, low, high in rows}
     start, real = 0, {}
     for name, field in seen._asdict().items():
-        real[name] = (start, start + len(field) - 1)
-        start += len(field)
+        end = start + len(field)
+        low, high = set(LOW[start:end]), set(HIGH[start:end])
+        assert len(low) == len(high) == 1, name
+        real[name] = (start, end - 1, *low, *high)
+        start = end
     assert documented == real
     assert (OBSERVATION_VERSION, start, LOW.shape, HIGH.shape) == (2, 46, (46,), (46,))
 

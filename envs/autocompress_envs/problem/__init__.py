@@ -1,4 +1,4 @@
-"""A compression task in numbers: the layers' menus, the costs of a labelling, and measured outcomes. NumPy only."""
+"""A compression task in numbers: the layers' menus, the costs of a labelling, and measured outcomes."""
 
 from autocompress_envs.problem.arrays import BoolArray, FloatArray, IntArray
 from autocompress_envs.problem.costs import (

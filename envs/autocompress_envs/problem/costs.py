@@ -39,15 +39,16 @@ class CostModel:
         out_coef: (L, G) weight rows per kept channel of each group.
         positions: (L,) multiply-accumulates per weight and sample: the output positions.
         has_bias: (L,) whether the layer has a bias once batch norms are folded into it.
-        fixed_bytes: bytes of the file besides the layers: headers, norms that can't be folded, other parameters.
+        fixed_bytes: bytes of the file besides the layers: headers, norms that can't be folded, other
+            parameters.
         fixed_bytes_coef: (G,) further such bytes per kept channel.
         tensor_const: (T,) elements of every activation tensor that belong to no group, for one sample.
         tensor_coef: (T, G) elements per kept channel of each group, for one sample.
         tensor_readers: (T, L) which layers read the tensor. It is held with the most activation bits of these
             layers, and with 32 bits where no layer reads it.
         alive: (P, T) which tensors are alive at which moment.
-        granularity: `channel`, `element`, or `n:m` such as `2:4`. The last two leave widths as they are and shrink
-            the storage of weights.
+        granularity: `channel`, `element`, or `n:m` such as `2:4`. The last two leave widths as they are and
+            shrink the storage of weights.
     """
 
     group_width: IntArray
@@ -85,12 +86,12 @@ class CostModel:
             kept: (..., G) channels left in every group.
             weight_bits: (..., L) bits of every layer's weights.
             activation_bits: (..., L) bits of every layer's input.
-            sparsity: (..., L) fraction of the weights removed inside every layer, in [0, 1). It has no effect with
-                granularity `channel`. 0 by default.
+            sparsity: (..., L) fraction of the weights removed inside every layer, in [0, 1). It has no effect
+                with granularity `channel`. 0 by default.
 
         Returns:
-            `size` (bytes of the file), `macs` (multiply-accumulates a sample), `bitops` (bit operations a sample) and
-            `memory` (bytes of activations at the peak, for one sample), each of shape (...).
+            `size` (bytes of the file), `macs` (multiply-accumulates a sample), `bitops` (bit operations a
+            sample) and `memory` (bytes of activations at the peak, for one sample), each of shape (...).
         """
         fan_in, out = self.widths(kept)
         layers = layer_resources(
@@ -120,7 +121,7 @@ class CostModel:
 
 
 def _product(first: IntArray, second: IntArray) -> IntArray:
-    """The matrix product of whole numbers, by way of floats where it is large: exact, as sums stay below 2^53."""
+    """The matrix product of whole numbers, in floats where it is large; exact, as sums stay below 2^53."""
     if first.ndim < 2:
         return first @ second
     return (first.astype(np.float64) @ second.astype(np.float64)).astype(np.int64)
@@ -140,7 +141,8 @@ def layer_resources(
 
     Multiply-accumulates with zero weights count unless whole channels are gone: dense kernels execute them.
 
-    A layer of 100 columns and 10 rows at 4 bits takes 500 bytes of weights, 40 of scales, 40 of biases and 8 of range:
+    A layer of 100 columns and 10 rows at 4 bits takes 500 bytes of weights, 40 of scales, 40 of biases and 8
+    of range:
 
     >>> amounts = layer_resources(*map(np.array, (100, 10, 1, True, 4, 8)), sparsity=0.0, granularity="channel")
     >>> {name: int(amount) for name, amount in amounts.items()}
@@ -169,7 +171,7 @@ def layer_resources(
 
 
 def stored_bits(weights: IntArray, weight_bits: IntArray, sparsity: FloatArray | float, granularity: str) -> IntArray:
-    """Bits that weights take in a file: codes, plus a bitmap (`element`) or indices (`n:m`) where any are removed.
+    """Bits that weights take in a file: codes, and a bitmap (`element`) or indices (`n:m`) where sparse.
 
     >>> int(stored_bits(np.array(1_000), np.array(4), 0.5, "element"))  # 500 codes of 4 bits, 1,000 bits of bitmap
     3000

@@ -1,4 +1,4 @@
-"""The expected loss of a plan, split by layer into pruning and quantization: the parts that price actions weigh."""
+"""The expected loss of a plan, split by layer into the parts that price actions weigh: pruning and quantization."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class LossParts:
         tables: padded menus of the same problem; built from it by default.
 
     Attributes:
-        active: (L, 2) whether the menu has a choice of sparsity, and of bits: where not, a price has no effect.
+        active: (L, 2) whether the menu has a choice of sparsity, and of bits: where not, a price has no
+            effect.
     """
 
     def __init__(self, problem: Problem, tables: Tables | None = None) -> None:
@@ -29,8 +30,9 @@ class LossParts:
     def __call__(self, labeling: Labeling) -> FloatArray:
         """(L, 2) expected losses of a labelling in nats, at least 0.
 
-        Column 0 holds the pruning losses of the group that the layer owns, summed over all layers that read it.
-        Column 1 holds the layer's own quantization loss. All together are the expected loss of the labelling.
+        Column 0 holds the pruning losses of the group that the layer owns, summed over all layers that read
+        it. Column 1 holds the layer's own quantization loss. All together are the expected loss of the
+        labelling.
         """
         tables = self._tables
         rows = np.arange(tables.layer_count)

@@ -1,4 +1,4 @@
-"""One compression task in numbers: the layers' menus with their expected losses, labellings, and measured outcomes.
+"""One compression task in numbers: menus with their expected losses, labellings, and measured outcomes.
 
 This is all that the environment, the solver and the policies know of a network.
 """
@@ -18,22 +18,24 @@ from autocompress_envs.problem.costs import CostModel
 class LayerNumbers:
     """One layer's menu in numbers: S sparsities, B weight bits and A activation bits to choose from.
 
-    A group of channels is removed by the layer that owns it (the one that writes it), but the loss arises at the
-    layers that read it. So a layer's expected losses depend on the sparsity chosen at its source.
+    A group of channels is removed by the layer that owns it (the one that writes it), but the loss arises at
+    the layers that read it. So a layer's expected losses depend on the sparsity chosen at its source.
 
     Attributes:
         name: the layer's name, as in `named_modules()`.
         kind: `conv`, `depthwise` or `linear`.
-        sparsities: (S,) sparsities to choose from, ascending, the first one 0; (0.0,) where there is no choice.
+        sparsities: (S,) sparsities to choose from, ascending, the first one 0; (0.0,) where there is no
+            choice.
         kept: (S,) channels left in the owned group for each sparsity; empty where the layer owns no group.
         group: index of the group that the layer owns, or None.
         weight_bits: (B,) weight bits to choose from, ascending.
         activation_bits: (A,) activation bits to choose from, ascending.
-        source: index of the layer whose sparsity selects the row of `errors`: the owner of the group that this
-            layer reads, or the layer itself where the granularity is not `channel`. None where there is one row.
+        source: index of the layer whose sparsity selects the row of `errors`: the owner of the group that
+            this layer reads, or the layer itself where the granularity is not `channel`. None where there is
+            one row.
         errors: (S of the source or 1, B, A) expected losses in nats of KL divergence a sample, at least 0.
-        extra_sources: owners of the further groups that this layer reads (concatenations), each with the expected
-            losses (S,) in nats that its sparsity adds here.
+        extra_sources: owners of the further groups that this layer reads (concatenations), each with the
+            expected losses (S,) in nats that its sparsity adds here.
     """
 
     name: str
@@ -88,7 +90,7 @@ class Problem:
         return kept
 
     def resources(self, labeling: Labeling) -> dict[str, int]:
-        """The amount of every resource that a labelling takes, exactly as it is counted on the finished file."""
+        """The amount of every resource that a labelling takes, as it is counted on the finished file."""
         picked = zip(self.layers, labeling.sparsity, labeling.weight_bits, labeling.activation_bits, strict=True)
         chosen = np.array([(at.sparsities[s], at.weight_bits[w], at.activation_bits[a]) for at, s, w, a in picked])
         bits = chosen[:, 1:].astype(np.int64)
@@ -96,7 +98,7 @@ class Problem:
         return {name: int(amount) for name, amount in totals.items()}
 
     def original(self) -> dict[str, int]:
-        """The amount of every resource that the uncompressed network takes: all channels, 32 bits everywhere."""
+        """The amount of every resource that the original takes: all channels, 32 bits everywhere."""
         full = np.full(len(self.layers), 32)
         totals = self.costs.resources(self.costs.group_width, full, full)
         return {name: int(amount) for name, amount in totals.items()}
@@ -107,12 +109,13 @@ class Outcome:
     """Measurements of one plan.
 
     Attributes:
-        kl: mean Kullback-Leibler divergence from the original's outputs to the plan's, in nats a sample, at least 0.
+        kl: mean Kullback-Leibler divergence from the original's outputs to the plan's, in nats a sample, at
+            least 0.
         accuracy: task metric in [0, 1], such as top-1 accuracy; NaN without labels.
         agreement: fraction of samples on which the plan has the original's top-1 answer.
         resources: amount of every resource.
-        shift: (N, K) float16 changes of the log-probability of each of K classes on each of N samples, plan minus
-            original; None where only the numbers above were kept. Not compared and not printed.
+        shift: (N, K) float16 changes of the log-probability of each of K classes on each of N samples, plan
+            minus original; None where only the numbers above were kept. Not compared and not printed.
     """
 
     kl: float

@@ -1,7 +1,7 @@
 """A problem as padded arrays, so that every solver step is one vectorised expression.
 
-Menus of different lengths are padded with their last entry. A padded option is then a duplicate of a real one: minima
-need no masks, and an index beyond a menu's end stands for its last entry.
+Menus of different lengths are padded with their last entry. A padded option is then a duplicate of a real
+one: minima need no masks, and an index beyond a menu's end stands for its last entry.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def is_within(amounts: Mapping[str, int], limits: Mapping[str, int]) -> bool:
 
 
 class Tables:
-    """Padded menus of a problem with L layers, at most S sparsities, B weight bits and A activation bits a layer.
+    """Padded menus of L layers, each with at most S sparsities, B weight bits and A activation bits.
 
     Args:
         problem: the layers' menus and the cost model, with G groups.
@@ -66,12 +66,13 @@ class Tables:
         activation_bits: (L, A) activation bits to choose from.
         group: (L,) index of the group that a layer owns, -1 for none.
         owner: (G,) index of the layer that owns a group, -1 for none.
-        source: (L,) index of the layer whose sparsity selects the row of `errors`; the layer itself where there is
-            one row.
+        source: (L,) index of the layer whose sparsity selects the row of `errors`; the layer itself where
+            there is one row.
         errors: (L, S, B, A) expected losses in nats, rows by the source's sparsity.
-        pruning_errors: (L, S) the pruning part of `errors`: what it is above the unpruned layer, at the most bits.
-        extra_errors: (L, S) expected losses that an owner's sparsity adds at layers that read its group besides
-            another one.
+        pruning_errors: (L, S) the pruning part of `errors`: what it is above the unpruned layer, at the most
+            bits.
+        extra_errors: (L, S) expected losses that an owner's sparsity adds at layers that read its group
+            besides another one.
         by_channel: whether the granularity is `channel`.
         own: (L, O) sparsities inside a layer. O = 1 for granularity `channel`, which shrinks widths instead.
 
@@ -110,7 +111,7 @@ class Tables:
         return len(self.group)
 
     def errors_by_owner(self) -> FloatArray:
-        """(L, S) expected losses that an owner's sparsity adds at all layers that read its group, at the most bits."""
+        """(L, S) expected losses that an owner's sparsity adds at all readers of its group, at the most bits."""
         total = self.extra_errors.copy()
         np.add.at(total, self.source, self.pruning_errors)
         return total
@@ -123,7 +124,7 @@ class Tables:
         return kept
 
     def resources(self, labeling: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, int]:
-        """The amounts of the named resources that a labelling takes: `Problem.resources` without a loop over layers.
+        """The amounts of the named resources that a labelling takes: `Problem.resources` in array operations.
 
         Args:
             labeling: indices (L,) into the menus.

@@ -1,7 +1,8 @@
 """Which sparsities a layer depends on, and which of them may move at the same time.
 
-A `decider` of a layer is a layer whose chosen sparsity changes the first one's expected loss or cost: the owner of a
-group of channels that the layer reads or writes. Without groups a layer with sparsities to choose is its own decider.
+A `decider` of a layer is a layer whose chosen sparsity changes the first one's expected loss or cost: the
+owner of a group of channels that the layer reads or writes. Without groups a layer with sparsities to choose
+is its own decider.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Pairs:
 
 
 def pair_widths(tables: Tables, pairs: Pairs, sparsity: IntArray) -> tuple[IntArray, IntArray]:
-    """Weight columns and rows of the n pairs' layers, each (n, S): by the decider's sparsity, all others as they are.
+    """Weight columns and rows of the pairs' layers, each (n, S), for every sparsity of the decider alone.
 
     Widths are linear in the kept channels, so only the change of the decider's channels has to be added.
     """
@@ -56,7 +57,8 @@ def pair_widths(tables: Tables, pairs: Pairs, sparsity: IntArray) -> tuple[IntAr
 def dependencies(tables: Tables) -> tuple[Pairs, list[frozenset[int]]]:
     """All pairs of a layer and one of its deciders, and the set of deciders of every layer.
 
-    In the toy the first layer owns the group that it writes and the second one reads; the third reads no group.
+    In the toy the first layer owns the group that it writes and the second one reads; the third reads no
+    group.
 
     >>> from autocompress_envs.testing import toy_problem
     >>> pairs, deciders_of = dependencies(Tables(toy_problem()[0]))

@@ -3,16 +3,17 @@
 The question: given the labels of the first d layers, is there a labelling x that begins with them and has
 C_r(x) <= limit_r for every limited resource r? It is answered by the cheapest completion.
 
-- Every cost grows with every width. So whatever the bits are, the rest is cheapest with each undecided group at its
-  fewest channels.
-- For fixed widths, `size`, `macs` and `bitops` are sums over layers, so each layer's cheapest bits can be chosen
-  alone. Peak memory is least with the fewest activation bits at every layer.
+- Every cost grows with every width. So whatever the bits are, the rest is cheapest with each undecided group
+  at its fewest channels.
+- For fixed widths, `size`, `macs` and `bitops` are sums over layers, so each layer's cheapest bits can be
+  chosen alone. Peak memory is least with the fewest activation bits at every layer.
 
-With one limit the answer is exact. With several, one layer's cheapest label may differ between resources: 16-bit
-weights need no scales and 32-bit activations no ranges, which saves a few bytes. Then completions are tried that
-weigh all limited resources alike, that favour each in turn, and mixtures of these. So a label (or a budget within
-these bytes of the smallest) may be refused that only some other mixture completes. A label that is allowed can
-always be completed. An episode never ends up without a legal label: it remembers one completion (`actions`).
+With one limit the answer is exact. With several, one layer's cheapest label may differ between resources:
+16-bit weights need no scales and 32-bit activations no ranges, which saves a few bytes. Then completions are
+tried that weigh all limited resources alike, that favour each in turn, and mixtures of these. So a label (or
+a budget within these bytes of the smallest) may be refused that only some other mixture completes. A label
+that is allowed can always be completed. An episode never ends up without a legal label: it remembers one
+completion (`actions`).
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ class InfeasibleBudgetError(ValueError):
 class Reach:
     """Feasibility of completions under given limits.
 
-    An example with the toy: three layers of 8 weights that read 8 bits, so that b weight bits cost 64 b bit operations.
-    The first one owns a group; removing half of it leaves 4 weights in the first and in the second layer. At 2 bits
-    the cheapest labelling costs 64 + 64 + 128 = 256. Under a limit of 512 the first layer cannot have 8 bits unpruned:
-    512 + 128 + 128 is too much. It can when pruned: 256 + 64 + 128 = 448.
+    An example with the toy: three layers of 8 weights that read 8 bits, so that b weight bits cost 64 b bit
+    operations. The first one owns a group; removing half of it leaves 4 weights in the first and in the
+    second layer. At 2 bits the cheapest labelling costs 64 + 64 + 128 = 256. Under a limit of 512 the first
+    layer cannot have 8 bits unpruned: 512 + 128 + 128 is too much. It can when pruned: 256 + 64 + 128 = 448.
 
     >>> from autocompress_envs.testing import toy_problem
     >>> reach = Reach(Tables(toy_problem()[0]), {"bitops": 512})
@@ -103,8 +104,8 @@ class Reach:
     def allowed(self, labeling: Labeling, index: int) -> BoolArray:
         """Which labels of one layer leave every limit within reach, given the labels before it.
 
-        A label is allowed where the costs of the layers before it, its own, and those of the cheapest rest are
-        together within all limits.
+        A label is allowed where the costs of the layers before it, its own, and those of the cheapest rest
+        are together within all limits.
 
         Args:
             labeling: labels, of which the first `index` count.
@@ -139,7 +140,7 @@ class Reach:
         return np.concatenate([sparsity[:decided], self._fewest[decided:]])
 
     def _before(self, labeling: Labeling, index: int, kept: IntArray) -> dict[str, IntArray]:
-        """(S,) amounts by resource of the layers before `index` and of the fixed bytes, for S channel counts."""
+        """(S,) amounts by resource of the layers before `index` and of the fixed bytes, for channels (S, G)."""
         costs, rows = self.tables.problem.costs, np.arange(index)
         fan_in, out = costs.widths(kept)
         amounts = layer_resources(
@@ -157,7 +158,7 @@ class Reach:
         return totals
 
     def _here(self, index: int, kept: IntArray) -> dict[str, IntArray]:
-        """(S, B, A) amounts by resource of the options of layer `index`, for channels (S, G) by its own sparsity."""
+        """(S, B, A) amounts by resource of the options of layer `index`; `kept` (S, G) follows its sparsity."""
         fan_in, out = self.tables.problem.costs.widths(kept)
         options = self.tables.option_costs(fan_in[:, index:], out[:, index:], index)
         count = len(kept)
@@ -168,7 +169,8 @@ class Reach:
         """Cheap options for the R layers from `first` on, for channels (S, G).
 
         Yields:
-            Amounts (S,) by resource, activation bits (S, R), and whether no other options need less of any resource.
+            Amounts (S,) by resource, activation bits (S, R), and whether no other options need less of any
+            resource.
         """
         choices, options = self._choices(kept, first, self.limits)
         least = {name: amount.min(-1).sum(-1) for name, amount in options.items()}
@@ -185,9 +187,9 @@ class Reach:
     ) -> tuple[list[IntArray], dict[str, IntArray]]:
         """The cheapest option of each of the R layers from `first` on, by several scores.
 
-        The score of an option is its sum over limited resources of amount / limit. With several limits, further
-        scores weigh each resource 1,000,000 times as much in turn. Peak memory is no sum over layers; the bits of
-        the tensors that a layer reads stand for it, as they order its options by activation bits.
+        The score of an option is its sum over limited resources of amount / limit. With several limits,
+        further scores weigh each resource 1,000,000 times as much in turn. Peak memory is no sum over layers;
+        the bits of the tensors that a layer reads stand for it, as they order its options by activation bits.
 
         Args:
             kept: (S, G) channels left in every group.
@@ -216,7 +218,7 @@ class Reach:
         return [name for name in RESOURCES if name in limits]
 
     def _split(self, choice: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Indices of sparsity inside the layer, weight bits and activation bits, each of the shape of `choice`."""
+        """Indices of sparsity inside the layer, weight bits and activation bits, each shaped as `choice`."""
         shape = (self.tables.own.shape[1], self.tables.weight_bits.shape[1], self.tables.activation_bits.shape[1])
         own, bits, activations = np.unravel_index(choice, shape)
         return own, bits, activations
@@ -241,7 +243,7 @@ class Reach:
     def _completions(
         self, labeling: Labeling, decided: int, limits: Mapping[str, int] | None = None
     ) -> Iterator[Labeling]:
-        """Cheap labellings that begin with the first `decided` labels, one a score; whether they fit is not checked."""
+        """Cheap labellings that begin with the first `decided` labels, one a score; they may break limits."""
         sparsity = self._with_fewest(labeling.sparsity, decided)
         kept = self.tables.kept_channels(sparsity)[None]  # (1, G)
         choices, _ = self._choices(kept, decided, self.limits if limits is None else limits)

@@ -1,9 +1,11 @@
 """From a relaxed solution to the edge of the budget, by single changes.
 
-A single change gives one layer other bits, or one owner another sparsity. Relaxed solutions lie on the convex hull of
-cost and loss and so leave part of the budget unused. `Filler.fill` spends it as one fills a knapsack: again and again
-the change that saves most loss per share of what is left. `Filler.trim` goes the other way, from labels beyond the
-limits: again and again the change that adds least loss per excess removed. Costs are exact here, rounding included.
+A single change gives one layer other bits, or one owner another sparsity. Relaxed solutions lie on the convex
+hull of cost and loss and so leave part of the budget unused. `Filler.fill` spends it as one fills a knapsack:
+again and again the change that saves most loss per share of what is left. `Filler.trim` goes the other way,
+from labels beyond the
+limits: again and again the change that adds least loss per excess removed. Costs are exact here, rounding
+    included.
 """
 
 from __future__ import annotations
@@ -58,9 +60,10 @@ class _Moves:
 class Filler:
     """Greedy single changes within exact limits.
 
-    An example: two layers cost 1,600 bit operations at 2 bits and 3,200 at 4 bits. Going from 2 to 4 bits saves 0.72
-    nats at the first one and 0.36 at the second one. The limit is 5,000. From (2, 2) bits there is room for one change:
-    the first layer's, which saves more. From (4, 4) bits 1,400 have to go: the second layer's change loses less.
+    An example: two layers cost 1,600 bit operations at 2 bits and 3,200 at 4 bits. Going from 2 to 4 bits
+    saves 0.72 nats at the first one and 0.36 at the second one. The limit is 5,000. From (2, 2) bits there is
+    room for one change: the first layer's, which saves more. From (4, 4) bits 1,400 have to go: the second
+    layer's change loses less.
 
     >>> from autocompress_envs.solver.lagrangian import weighted_errors
     >>> from autocompress_envs.testing import LayerShape, Menu, build_problem
@@ -108,16 +111,16 @@ class Filler:
     def trim(self, errors: Errors, choice: Choice) -> Choice | None:
         """A choice within the limits, from one beyond them.
 
-        The excess is the sum over resources of max(spent / limit - 1, 0). Every step takes the change of least added
-        loss per excess removed.
+        The excess is the sum over resources of max(spent / limit - 1, 0). Every step takes the change of
+        least added loss per excess removed.
 
         Args:
             errors: weighted expected losses of all options.
             choice: any labels; those within the limits come back as they are.
 
         Returns:
-            The choice, or None where single changes lead nowhere. Peak memory is no part of the excess: it is checked
-            at the end only.
+            The choice, or None where single changes lead nowhere. Peak memory is no part of the excess: it is
+            checked at the end only.
         """
         limits = np.array([self._limits[name] for name in self._additive], dtype=np.float64)  # (K,)
         spent = self._spent(choice)  # (K,)
@@ -143,8 +146,8 @@ class Filler:
     def _best(self, moves: _Moves, slack: FloatArray, choice: Choice) -> int | None:
         """The move that fits and has the most gain per share of the slack; None where none fits.
 
-        The share of a move is the largest over resources of cost / slack. Peak memory is costly to compute: only the
-        moves of most gain per share are checked, 16 at a time, until one fits.
+        The share of a move is the largest over resources of cost / slack. Peak memory is costly to compute:
+        only the moves of most gain per share are checked, 16 at a time, until one fits.
 
         Args:
             moves: all moves with a gain.
@@ -204,7 +207,7 @@ class Filler:
         return loss_now - losses, amounts - amounts_now[:, None]
 
     def _of_sparsity(self, errors: Errors, choice: Choice) -> tuple[FloatArray, FloatArray]:
-        """Gains (L, S) and costs (K, L, S) of another sparsity at one owner, over all layers that it decides."""
+        """Gains (L, S) and costs (K, L, S) of another sparsity at one owner, summed over its layers."""
         tables, lagrangian, pairs = self._tables, self._lagrangian, self._lagrangian.pairs
         fan_in, out = pair_widths(tables, pairs, choice.sparsity)  # (n, S)
         bits = choice.bits[pairs.layer]  # (n,)

@@ -8,20 +8,24 @@ has no budgets:
 
 Here m >= 0 is the common multiplier, and w_r are the relative multipliers of the resources.
 
-It helps because of Everett (1963): if x minimises E + m C, then x has the least loss of all labellings that cost
-no more than C(x). For if C(y) <= C(x), then E(x) <= E(y) + m (C(y) - C(x)) <= E(y). So it is enough to find the m
-at which C(x) just meets the budget, which `Solver` does. Shoham & Gersho (1988) chose the bits of quantizers so.
+It helps because of Everett (1963): if x minimises E + m C, then x has the least loss of all labellings that
+cost no more than C(x). For if C(y) <= C(x), then E(x) <= E(y) + m (C(y) - C(x)) <= E(y). So it is enough to
+find the m at which C(x) just meets the budget, which `Solver` does. Shoham & Gersho (1988) chose the bits of
+quantizers so.
 
-It is easy because E and C are sums over layers. The deciders of a layer (`solver.dependencies`) are the layers
-whose chosen sparsity changes its loss or cost. There are two cases.
+It is easy because E and C are sums over layers. The deciders of a layer (`solver.dependencies`) are the
+layers whose chosen sparsity changes its loss or cost. There are two cases.
 
-- A layer with at most one decider (inside a residual block, or where only bits are chosen) is solved exactly. For
-  every sparsity of the decider its best bits are looked up in a table, and these minima are added up by decider.
-- A layer with several deciders (in chains and concatenations) couples their sparsities, as its cost is a product
-  of widths. Coupled sparsities are found by coordinate descent; those that share no layer move together.
+- A layer with at most one decider (inside a residual block, or where only bits are chosen) is solved exactly.
+  For every sparsity of the decider its best bits are looked up in a table, and these minima are added up by
+  decider.
+- A layer with several deciders (in chains and concatenations) couples their sparsities, as its cost is a
+  product of widths. Coupled sparsities are found by coordinate descent; those that share no layer move
+  together.
 
-Shapes: L layers; S sparsities, B weight bits and A activation bits on the longest menus; G groups of channels;
-T activation tensors, alive in P moments. Bits are flat: option b * A + a has weight bits b, activation bits a.
+Shapes: L layers; S sparsities, B weight bits and A activation bits on the longest menus; G groups of
+channels; T activation tensors, alive in P moments. Bits are flat: option b * A + a has weight bits b,
+activation bits a.
 """
 
 from __future__ import annotations
@@ -90,8 +94,8 @@ class WeightedCosts:
 
     Attributes:
         multipliers: the relative multipliers w_r.
-        layers: (B*A, L, S) cost of a layer with at most one decider, by its bits and that decider's sparsity; 0 for
-            layers with several deciders.
+        layers: (B*A, L, S) cost of a layer with at most one decider, by its bits and that decider's sparsity;
+            0 for layers with several deciders.
         owners: (L, S) cost of the bytes that belong to a group and to no layer, by the owner's sparsity.
     """
 
@@ -195,7 +199,7 @@ class Lagrangian:
         self._positions = tables.problem.costs.positions.astype(np.float64)
 
     def weighted_costs(self, multipliers: Multipliers) -> WeightedCosts:
-        """The costs of all options for the given relative multipliers; computed once for many common multipliers."""
+        """The costs of all options for given relative multipliers, once for many common multipliers."""
         layers = np.zeros(next(iter(self._costs.values())).shape)
         for name, weight in multipliers.additive.items():
             layers += weight * self._costs[name]
@@ -204,12 +208,13 @@ class Lagrangian:
     def minimise(self, errors: Errors, costs: WeightedCosts, multiplier: float, start: Choice) -> Choice:
         """The labels x that minimise E(x) + multiplier C(x).
 
-        Exact where no layer has several deciders and memory has no weight. Otherwise a local minimum near `start`:
-        coupled sparsities are moved one after the other, and peak memory is linearised at `start`.
+        Exact where no layer has several deciders and memory has no weight. Otherwise a local minimum near
+        `start`: coupled sparsities are moved one after the other, and peak memory is linearised at `start`.
 
-        The toy below has three layers of 8 weights that read 8 bits: b bits cost 64 b bit operations. Going from 2 to 4
-        bits costs 128 and saves 0.09, 0.108 and 0.36 nats; going from 4 to 8 costs 256 and saves 0.01, 0.012 and 0.04.
-        Removing half of the group costs 0.6 nats and, at 2 bits, saves 128 bit operations. So:
+        The toy below has three layers of 8 weights that read 8 bits: b bits cost 64 b bit operations. Going
+        from 2 to 4 bits costs 128 and saves 0.09, 0.108 and 0.36 nats; going from 4 to 8 costs 256 and saves
+        0.01, 0.012 and 0.04. Removing half of the group costs 0.6 nats and, at 2 bits, saves 128 bit
+        operations. So:
 
         - at 0.01 nats a bit operation, 128 are worth 1.28 nats: 2 bits everywhere, and the group is pruned;
         - at 0.001, 128 are worth 0.128 nats: only the last layer goes to 4 bits, and nothing is pruned;
@@ -253,11 +258,12 @@ class Lagrangian:
 
         One move sets the sparsity of a decider d to the s that minimises
 
-            by_owner[d, s] + sum over coupled layers l of d: min over bits of (table[bits, l, source] + cost(bits, l))
+            by_owner[d, s] + sum over coupled layers l of d: min over bits of (table[bits, l, source] +
+            cost(bits, l))
 
-        with the other sparsities as they are. Deciders of one colour share no layer, so their sums have no term in
-        common and they move together. A move never raises the objective; the descent ends when nothing moves, or after
-        `SWEEPS` passes.
+        with the other sparsities as they are. Deciders of one colour share no layer, so their sums have no
+        term in common and they move together. A move never raises the objective; the descent ends when
+        nothing moves, or after `SWEEPS` passes.
 
         Args:
             table: (B*A, L, S) weighted expected losses by the source's sparsity.
@@ -315,14 +321,15 @@ class Lagrangian:
     def _memory_costs(self, weight: float, at: Choice) -> tuple[FloatArray, FloatArray]:
         """Weighted peak memory, linearised at a choice.
 
-        The peak max over p of M_p is no sum over layers: M_p = sum over tensors t alive at p of elements_t bits_t / 8.
-        So it is smoothed to a norm over moments, whose gradient by the bytes of tensor t is (up to a common factor,
-        which the multiplier absorbs)
+        The peak max over p of M_p is no sum over layers: M_p = sum over tensors t alive at p of elements_t
+        bits_t / 8. So it is smoothed to a norm over moments, whose gradient by the bytes of tensor t is (up
+        to a common factor, which the multiplier absorbs)
 
             slope_t = sum over p of (M_p / max M)^(q - 1) alive[p, t]      with q = PEAK_POWER
 
-        A tensor that is alive at the peak has a slope of at least 1, one that is alive at 3/4 of it 0.13. The bytes of
-        a tensor are then shared out evenly among the layers that read it, and charged to the owners of its channels.
+        A tensor that is alive at the peak has a slope of at least 1, one that is alive at 3/4 of it 0.13. The
+        bytes of a tensor are then shared out evenly among the layers that read it, and charged to the owners
+        of its channels.
 
         Returns:
             (B*A, L) costs by a reader's bits, and (L, S) costs by an owner's kept channels.
@@ -346,10 +353,10 @@ class Lagrangian:
         return by_bits, by_kept
 
     def _single_costs(self) -> dict[str, FloatArray]:
-        """(B*A, L, S) amounts by resource of layers with at most one decider, by its sparsity; 0 for coupled layers.
+        """(B*A, L, S) amounts by resource of layers with at most one decider; 0 for coupled layers.
 
-        Row s gives every layer its sparsity s at once. A layer with one decider depends on no other sparsity, so it
-        costs in that row what it costs when its decider alone has sparsity s.
+        Row s gives every layer its sparsity s at once. A layer with one decider depends on no other sparsity,
+        so it costs in that row what it costs when its decider alone has sparsity s.
         """
         tables = self.tables
         options = np.minimum(np.arange(tables.kept.shape[1])[:, None], tables.counts[:, 0] - 1)  # (S, L)

@@ -43,19 +43,22 @@ class Solver:
         minimise  E(x) = sum over layers of (sparsity weight * pruning loss + bits weight * quantization loss)
         subject to  C_r(x) <= limit_r  for every limited resource r
 
-    It is solved in three steps, after Everett (1963, generalised Lagrange multipliers) and Shoham & Gersho (1988):
+    It is solved in three steps, after Everett (1963, generalised Lagrange multipliers) and Shoham & Gersho
+    (1988):
 
-    1. Relax: for a common multiplier m, `Lagrangian` minimises E(x) + m sum_r w_r C_r(x) / limit_r layer by layer.
-    2. Bisect: the larger m is, the less the solution costs. The smallest m whose solution meets every limit gives
-       the least loss. With several limits the relative multipliers w_r are corrected in up to 5 rounds.
+    1. Relax: for a common multiplier m, `Lagrangian` minimises E(x) + m sum_r w_r C_r(x) / limit_r layer by
+        layer.
+    2. Bisect: the larger m is, the less the solution costs. The smallest m whose solution meets every limit
+       gives the least loss. With several limits the relative multipliers w_r are corrected in up to 5 rounds.
     3. Fill: relaxed solutions jump over part of the budget, as they lie on the convex hull of (C, E) only.
        `Filler` spends what is left on the single changes of most gain per cost.
 
-    An example: two layers of 100 weights that read 8 bits, at 2 or 4 weight bits, cost 1,600 or 3,200 bit operations
-    each. They lose 0.8 and 0.4 nats at 2 bits, and a tenth of that at 4. At multiplier m (nats a bit operation) a
-    layer takes 4 bits where that saves more than 1,600 m: the first one below m = 0.72 / 1,600, the second one below
-    m = 0.36 / 1,600. So 3,200 bit operations buy (2, 2) bits, 4,800 buy (4, 2) and 6,400 buy (4, 4). If the second
-    layer's loss weighs 3 times as much, 4,800 buy (2, 4), as 3 * 0.36 > 0.72.
+    An example: two layers of 100 weights that read 8 bits, at 2 or 4 weight bits, cost 1,600 or 3,200 bit
+    operations each. They lose 0.8 and 0.4 nats at 2 bits, and a tenth of that at 4. At multiplier m (nats a
+    bit operation) a layer takes 4 bits where that saves more than 1,600 m: the first one below m = 0.72 /
+    1,600, the second one below m = 0.36 / 1,600. So 3,200 bit operations buy (2, 2) bits, 4,800 buy (4, 2)
+    and 6,400 buy (4, 4). If the second layer's loss weighs 3 times as much, 4,800 buy (2, 4), as 3 * 0.36 >
+    0.72.
 
     >>> from autocompress_envs.testing import LayerShape, Menu, build_problem
     >>> shape = LayerShape("linear", reads=(), writes=None, columns=1, fixed=(10, 10), positions=1)
@@ -104,8 +107,8 @@ class Solver:
         The result is near the optimum, not always at it; it always meets every limit.
 
         Args:
-            sparsity_weights: (L,) positive factors of the pruning losses, by the owner of the pruned group: the weight
-                applies to the losses of all layers that read the group. Ones by default.
+            sparsity_weights: (L,) positive factors of the pruning losses, by the owner of the pruned group:
+                the weight applies to the losses of all layers that read the group. Ones by default.
             bits_weights: (L,) positive factors of the layers' own quantization losses. Ones by default.
 
         Raises:
@@ -121,11 +124,13 @@ class Solver:
     def repair(self, labeling: Labeling) -> Labeling | None:
         """A labelling within the limits that is near the given one.
 
-        Where it breaks a limit, it is trimmed by the single changes of least expected loss per excess removed. Then the
-        room that is left is filled by the single changes that save most expected loss per cost.
+        Where it breaks a limit, it is trimmed by the single changes of least expected loss per excess
+        removed. Then the room that is left is filled by the single changes that save most expected loss per
+        cost.
 
         Returns:
-            The labelling, or None where single changes lead nowhere: peak memory beyond its limit is not trimmed.
+            The labelling, or None where single changes lead nowhere: peak memory beyond its limit is not
+            trimmed.
         """
         errors = weighted_errors(self.tables, self._ones, self._ones)
         trimmed = self._filler.trim(errors, choice_of(self.tables, labeling))
@@ -164,7 +169,7 @@ class Solver:
         )
 
     def _checked(self, name: str, weights: npt.ArrayLike | None) -> FloatArray:
-        """(L,) the weights as an array, or ones; a ValueError that calls them `name` where they are malformed."""
+        """(L,) the weights as an array, ones by default; a ValueError where they are malformed."""
         if weights is None:
             return self._ones
         array = np.asarray(weights, dtype=np.float64)
@@ -175,13 +180,13 @@ class Solver:
     def _relaxed(self, errors: Errors) -> list[Choice]:
         """One or two choices within the limits, from which to fill.
 
-        The first one has the least loss of all relaxed solutions within the limits that were found in any round. The
-        second one is the relaxed solution just beyond the limits of the same round, trimmed to them; it is left out
-        where the first one already uses the whole budget.
+        The first one has the least loss of all relaxed solutions within the limits that were found in any
+        round. The second one is the relaxed solution just beyond the limits of the same round, trimmed to
+        them; it is left out where the first one already uses the whole budget.
 
-        At the optimum a resource that is not used up has multiplier 0 (complementary slackness). So after each round
-        a relative multiplier is scaled by the cube of the share of its limit that was used: where a half was used, it
-        falls to an eighth.
+        At the optimum a resource that is not used up has multiplier 0 (complementary slackness). So after
+        each round a relative multiplier is scaled by the cube of the share of its limit that was used: where
+        a half was used, it falls to an eighth.
         """
         relative = dict.fromkeys(self.limits, 1.0)
         best, beyond, least = choice_of(self.tables, self.reach.cheapest), None, np.inf
@@ -206,9 +211,9 @@ class Solver:
 class _Bisection:
     """Search for the smallest common multiplier whose relaxed solution meets all limits.
 
-    If x minimises E + m C and y minimises E + n C with m < n, then adding the two inequalities
-    E(x) + m C(x) <= E(y) + m C(y) and E(y) + n C(y) <= E(x) + n C(x) gives (n - m) (C(y) - C(x)) <= 0: a larger
-    multiplier never costs more, so bisection works. Multipliers span magnitudes; so it halves their logarithm.
+    If x minimises E + m C and y minimises E + n C with m < n, then adding the two inequalities E(x) + m C(x)
+    <= E(y) + m C(y) and E(y) + n C(y) <= E(x) + n C(x) gives (n - m) (C(y) - C(x)) <= 0: a larger multiplier
+    never costs more, so bisection works. Multipliers span magnitudes; so it halves their logarithm.
     `Lagrangian.minimise` may be inexact; so the best choice of all that were tried is kept.
 
     Args:
@@ -236,8 +241,8 @@ class _Bisection:
         """The smallest common multiplier found whose relaxed solution meets the limits; sets the attributes.
 
         Args:
-            guess: where to begin, such as the multiplier of another round. None begins at 0, then at the loss of the
-                cheapest labels.
+            guess: where to begin, such as the multiplier of another round. None begins at 0, then at the loss
+                of the cheapest labels.
         """
         if guess is None and self._fits(0.0):
             return 0.0
@@ -274,7 +279,7 @@ class _Bisection:
         return multiplier, high
 
     def _fits(self, multiplier: float) -> bool:
-        """Whether the relaxed solution at a multiplier meets the limits; it is remembered as `best` or `beyond`."""
+        """Whether the relaxed solution at a multiplier meets the limits; it updates `best` or `beyond`."""
         lagrangian, tables = self._solver.lagrangian, self._solver.tables
         self._at = lagrangian.minimise(self._errors, self._costs, multiplier, self._at)
         usage = self._solver.usage(self._at)
