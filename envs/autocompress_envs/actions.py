@@ -39,7 +39,7 @@ class Actions(Protocol):
         """
 
     def coordinates(self) -> FloatArray:
-        """(3,) coordinates of the last executed action in [-1, 1], for the observation; zeros before the first."""
+        """(3,) the last executed action as the observation shows it, in [-1, 1]; zeros before the first."""
 
     def so_far(self) -> Labeling:
         """Labels, of which those before the current layer are decided (or expected, with `price`)."""
@@ -60,13 +60,13 @@ class PriceActions:
 
     The actions are Box(-1, 1, (2,)). With action a at layer l, the solver weighs
 
-    | index | price              | weighs the                                                         |
-    | ----- | ------------------ | ------------------------------------------------------------------ |
-    | 0     | exp(c a[0])        | expected pruning loss of the group that layer l owns               |
-    | 1     | exp(c a[1])        | expected quantization loss of layer l                              |
+    | index | price       | weighs the                                           |
+    | ----- | ----------- | ---------------------------------------------------- |
+    | 0     | exp(c a[0]) | expected pruning loss of the group that layer l owns |
+    | 1     | exp(c a[1]) | expected quantization loss of layer l                |
 
     where c is `price_scale`. Prices of 1 (action 0 everywhere) give exactly the solver's own plan. A layer
-    with a higher price gets more bits or keeps more channels, at the expense of others.
+    with a higher price tends to get more bits, or to keep more channels, at the expense of the others.
 
     Args:
         solver: solver of the problem under its budget.
@@ -244,7 +244,7 @@ def checked_box_action(action: Any, size: int) -> FloatArray:
 
     Args:
         action: numbers, as an array or a sequence.
-        size: how many numbers there must be.
+        size: number of numbers that there must be.
 
     Raises:
         ValueError: the shape is wrong or a number is NaN.

@@ -45,7 +45,7 @@ class Observation(NamedTuple):
     | 35-38 | budget           | limits                                  | limit / original    | 0   | 1    |
     | 39-41 | reference_label  | sparsity, weight bits, activation bits  | fraction, log2 / 5  | 0   | 1    |
     | 42-43 | reference_errors | the layer's pruning and quantization    | log10(part / E) / 6 | -1  | 0    |
-    | 44    | reference_loss   | E in nats  | log10(E) / 6        | -1  | 1    |
+    | 44    | reference_loss   | E in nats                               | log10(E) / 6        | -1  | 1    |
     | 45    | depth            | L                                       | log2(L) / 16        | 0   | 1    |
 
     Values beyond the bounds are clipped to them.
@@ -65,7 +65,7 @@ class Observation(NamedTuple):
     - `reference_label`: sparsity as the fraction removed, and log2 / 5 of both bits.
     - `reference_errors`: expected losses of pruning the group that the layer owns, and of quantizing the
       layer, as in `problem.loss_parts`.
-    - `reference_loss`: low where the budget is mild, high where it is cruel.
+    - `reference_loss`: low where the budget is mild, high where it is strict.
     """
 
     kind: FloatArray

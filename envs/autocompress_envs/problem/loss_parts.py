@@ -1,4 +1,4 @@
-"""The expected loss of a plan, split by layer into the parts that price actions weigh: pruning and quantization."""
+"""The expected loss of a plan by layer, split into what price actions weigh: pruning and quantization."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ class Tables:
         return len(self.group)
 
     def errors_by_owner(self) -> FloatArray:
-        """(L, S) expected losses that an owner's sparsity adds at all readers of its group, at the most bits."""
+        """(L, S) expected losses that a sparsity adds at all readers of the owned group, at the most bits."""
         total = self.extra_errors.copy()
         np.add.at(total, self.source, self.pruning_errors)
         return total

@@ -140,7 +140,7 @@ class Reach:
         return np.concatenate([sparsity[:decided], self._fewest[decided:]])
 
     def _before(self, labeling: Labeling, index: int, kept: IntArray) -> dict[str, IntArray]:
-        """(S,) amounts by resource of the layers before `index` and of the fixed bytes, for channels (S, G)."""
+        """(S,) amounts by resource of layers before `index` and of fixed bytes, for channels (S, G)."""
         costs, rows = self.tables.problem.costs, np.arange(index)
         fan_in, out = costs.widths(kept)
         amounts = layer_resources(
@@ -158,7 +158,7 @@ class Reach:
         return totals
 
     def _here(self, index: int, kept: IntArray) -> dict[str, IntArray]:
-        """(S, B, A) amounts by resource of the options of layer `index`; `kept` (S, G) follows its sparsity."""
+        """(S, B, A) amounts by resource of the options of layer `index`, for channels (S, G)."""
         fan_in, out = self.tables.problem.costs.widths(kept)
         options = self.tables.option_costs(fan_in[:, index:], out[:, index:], index)
         count = len(kept)

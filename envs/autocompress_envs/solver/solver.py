@@ -241,7 +241,7 @@ class _Bisection:
         """The smallest common multiplier found whose relaxed solution meets the limits; sets the attributes.
 
         Args:
-            guess: where to begin, such as the multiplier of another round. None begins at 0, then at the loss
+            guess: multiplier to begin at, such as that of another round. None begins at 0, then at the loss
                 of the cheapest labels.
         """
         if guess is None and self._fits(0.0):
