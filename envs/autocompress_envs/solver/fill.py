@@ -20,7 +20,7 @@ from autocompress_envs.problem.tables import ADDITIVE, Tables, is_within
 from autocompress_envs.solver.dependencies import pair_widths
 from autocompress_envs.solver.lagrangian import Choice, Errors, Lagrangian, labeling_of
 
-MEMORY_CHUNK = 16  # moves whose peak memory is computed at a time, best first
+MEMORY_CHUNK = 16  # number of moves whose peak memory is computed at a time, best first
 SMALLEST_GAIN = 1e-12  # relative to the total loss: below it, rounding could go round in circles
 LEAST_SHARE = 1e-9  # share of the budget that a move costs at least, so that free moves have a finite gain per cost
 

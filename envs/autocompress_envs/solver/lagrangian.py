@@ -13,8 +13,8 @@ cost no more than C(x). For if C(y) <= C(x), then E(x) <= E(y) + m (C(y) - C(x))
 find the m at which C(x) just meets the budget, which `Solver` does. Shoham & Gersho (1988) chose the bits of
 quantizers so.
 
-It is easy because E and C are sums over layers. The deciders of a layer (`solver.dependencies`) are the
-layers whose chosen sparsity changes its loss or cost. There are two cases.
+It is easy because E and C are sums over layers (peak memory is made one). The deciders of a layer
+(`solver.dependencies`) are the layers whose chosen sparsity changes its loss or cost. There are two cases.
 
 - A layer with at most one decider (inside a residual block, or where only bits are chosen) is solved exactly.
   For every sparsity of the decider its best bits are looked up in a table, and these minima are added up by
@@ -258,18 +258,17 @@ class Lagrangian:
 
         One move sets the sparsity of a decider d to the s that minimises
 
-            by_owner[d, s] + sum over coupled layers l of d: min over bits of (table[bits, l, source] +
-            cost(bits, l))
+            by_owner[d, s] + sum over l of min over bits of (table[bits, l, source of l] + cost(bits, l))
 
-        with the other sparsities as they are. Deciders of one colour share no layer, so their sums have no
-        term in common and they move together. A move never raises the objective; the descent ends when
-        nothing moves, or after `SWEEPS` passes.
+        over the coupled layers l that d decides, with the other sparsities as they are. Deciders of one
+        colour share no layer, so their sums have no term in common and they move together. A move never
+        raises the objective; the descent ends when nothing moves, or after `SWEEPS` passes.
 
         Args:
             table: (B*A, L, S) weighted expected losses by the source's sparsity.
             by_owner: (L, S) all of the objective that depends on one sparsity alone.
             terms: costs of the layers as linear functions of their widths.
-            sparsity: (L,) where to begin; changed in place.
+            sparsity: (L,) sparsities to begin from, changed in place.
         """
         tables, options = self.tables, np.arange(self.tables.kept.shape[1])
         gathered = [terms.of(pairs.layer).by_option() for _, pairs in self._moves]

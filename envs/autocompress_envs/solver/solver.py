@@ -30,8 +30,8 @@ BISECTIONS = 25  # most halvings of the bracket
 BRACKETINGS = 40  # most steps, each by a factor of BRACKET_STEP, in search of a bracket
 BRACKET_STEP = 8
 CLOSE = 1.002  # ratio of the bracketing multipliers at which bisection stops as well
-ROUNDS = 5  # of re-weighing several limited resources
-LEAST_USAGE = 0.05  # of a limit: below it, a resource is re-weighed as if so much were used
+ROUNDS = 5  # bisections with several limits, after each of which the relative multipliers are corrected
+LEAST_USAGE = 0.05  # least share of a limit that counts as used in a correction
 TIGHT = 0.9995  # share of a budget at which bisection stops; `Filler` spends the rest
 
 
@@ -46,18 +46,18 @@ class Solver:
     It is solved in three steps, after Everett (1963, generalised Lagrange multipliers) and Shoham & Gersho
     (1988):
 
-    1. Relax: for a common multiplier m, `Lagrangian` minimises E(x) + m sum_r w_r C_r(x) / limit_r layer by
-        layer.
+    1. Relax: `Lagrangian` minimises E(x) + m C(x) layer by layer. C(x) is the sum over r of u_r C_r(x) /
+       limit_r, m the common Lagrange multiplier and u_r the relative multiplier of resource r.
     2. Bisect: the larger m is, the less the solution costs. The smallest m whose solution meets every limit
-       gives the least loss. With several limits the relative multipliers w_r are corrected in up to 5 rounds.
+       gives the least loss. With several limits the relative multipliers are corrected in up to 5 rounds.
     3. Fill: relaxed solutions jump over part of the budget, as they lie on the convex hull of (C, E) only.
        `Filler` spends what is left on the single changes of most gain per cost.
 
     An example: two layers of 100 weights that read 8 bits, at 2 or 4 weight bits, cost 1,600 or 3,200 bit
-    operations each. They lose 0.8 and 0.4 nats at 2 bits, and a tenth of that at 4. At multiplier m (nats a
-    bit operation) a layer takes 4 bits where that saves more than 1,600 m: the first one below m = 0.72 /
-    1,600, the second one below m = 0.36 / 1,600. So 3,200 bit operations buy (2, 2) bits, 4,800 buy (4, 2)
-    and 6,400 buy (4, 4). If the second layer's loss weighs 3 times as much, 4,800 buy (2, 4), as 3 * 0.36 >
+    operations each. They lose 0.8 and 0.4 nats at 2 bits, and a tenth of that at 4. If a bit operation costs
+    c nats, a layer takes 4 bits where that saves more than 1,600 c nats: the first one where 1,600 c < 0.72,
+    the second one where 1,600 c < 0.36. So 3,200 bit operations buy (2, 2) bits, 4,800 buy (4, 2), and 6,400
+    buy (4, 4). If the second layer's loss weighs 3 times as much, 4,800 buy (2, 4), as 3 * 0.36 is above
     0.72.
 
     >>> from autocompress_envs.testing import LayerShape, Menu, build_problem
@@ -211,13 +211,16 @@ class Solver:
 class _Bisection:
     """Search for the smallest common multiplier whose relaxed solution meets all limits.
 
-    If x minimises E + m C and y minimises E + n C with m < n, then adding the two inequalities E(x) + m C(x)
-    <= E(y) + m C(y) and E(y) + n C(y) <= E(x) + n C(x) gives (n - m) (C(y) - C(x)) <= 0: a larger multiplier
-    never costs more, so bisection works. Multipliers span magnitudes; so it halves their logarithm.
-    `Lagrangian.minimise` may be inexact; so the best choice of all that were tried is kept.
+    Let x minimise E + m C, and y minimise E + n C, with m < n. Then
+
+        E(x) + m C(x) <= E(y) + m C(y)   and   E(y) + n C(y) <= E(x) + n C(x)
+
+    The sum of both says (n - m) (C(y) - C(x)) <= 0. So a larger multiplier never costs more, and bisection
+    works. It works on logarithms, as multipliers span magnitudes. `Lagrangian.minimise` may be inexact; so
+    the best choice of all that were tried is kept.
 
     Args:
-        solver: the solver whose problem and limits apply.
+        solver: solver of the same problem and limits.
         errors: weighted expected losses of all options.
         relative: relative multipliers by resource, in units of 1 / limit.
 
