@@ -50,7 +50,7 @@ def test_fields_of_the_first_layer() -> None:
     assert seen.position.tolist() == [0]
     assert seen.widths.tolist() == [1 / 16, 2 / 16]  # 2 columns, 4 rows
     total = 0.26
-    # Errors 0.1, 0.01 and 1e-12 (for 0) at 2, 4, 8 bits, straight in logs between.
+    # Expected losses 0.1, 0.01 and 1e-12 (for 0) at 2, 4, 8 bits, straight in logs between.
     logs = [-1, -1.5, -2, -4.5, -7, -12]
     assert seen.bits_errors.tolist() == pytest.approx([(log - math.log10(total)) / 6 for log in logs])
     # Removing half costs 0.6; a quarter lies half way between 1e-12 and that; 0.75 is beyond the menu.

@@ -33,7 +33,7 @@ def tiny_problem(rng: np.random.Generator, kind: str) -> Problem:
 
 
 def separable_problem() -> Problem:
-    """Four linear layers of 10 weights a row and 10 rows, bits 2, 4, 8; convex errors: e, e / 10, 0."""
+    """Four linear layers of 10 weights a row and 10 rows, bits 2, 4, 8; convex expected losses: e, e / 10, 0."""
     shapes = [LayerShape("linear", (), None, 1, (10, 10), 1)] * 4
     at_bits = np.array([1.0, 0.1, 0.0])
     errors = [(scale * at_bits)[None, :, None] for scale in (0.8, 0.4, 0.2, 0.1)]
@@ -79,7 +79,7 @@ def test_sparsity_weight_belongs_to_the_owner() -> None:
     problem, _ = toy_problem()
     solver = Solver(problem, {"bitops": 2_000})
     pruned = Labeling(np.array([1, 0, 0]), np.array([2, 0, 2]), np.array([0, 0, 0]))
-    # conv2's error is 0.6 of pruning (weighed by conv1, the owner) and 0.12 of 2 bits (weighed by conv2).
+    # conv2's expected loss is 0.6 of pruning (weighed by conv1, the owner) and 0.12 of 2 bits (weighed by conv2).
     assert solver.error(pruned) == pytest.approx(0.72)
     assert solver.error(pruned, sparsity_weights=[3.0, 1.0, 1.0]) == pytest.approx(1.92)
     assert solver.error(pruned, sparsity_weights=[1.0, 9.0, 9.0]) == pytest.approx(0.72)
@@ -126,7 +126,7 @@ def test_gap_with_all_limits_tight(kind: str) -> None:
 
 
 def gap_ratios(rng: np.random.Generator, kind: str, limit_count: int) -> list[float]:
-    """Solver's error / optimal error of 10 problems whose limits are the amounts of a random labelling."""
+    """Expected loss over the least one, for 10 problems whose limits are the amounts of a random labelling."""
     ratios = []
     for _ in range(10):
         problem = tiny_problem(rng, kind)
