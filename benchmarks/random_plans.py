@@ -29,7 +29,7 @@ from autocompress.job.load import load
 from autocompress.job.options import request
 from autocompress.job.prepare import prepare
 from autocompress.progress import Silent
-from autocompress_envs.problem.numbers import Labeling, Problem
+from autocompress_envs.problem import Labeling, Problem
 
 PIXELS = 64  # edge of the random images that networks without data are run on
 

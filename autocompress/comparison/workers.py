@@ -16,7 +16,7 @@ from autocompress.comparison.session import Observe, Session, requests_of
 from autocompress.comparison.suite import Cell, Suite
 from autocompress.errors import AutocompressError
 from autocompress.progress import Step
-from autocompress_envs.solver.feasibility import InfeasibleBudgetError
+from autocompress_envs.solver import InfeasibleBudgetError
 
 _SECONDS_BETWEEN_STEPS = 0.25  # a worker tells of its evaluations no more often
 

@@ -1,10 +1,13 @@
-"""The Gymnasium environment of autocompress: NumPy and Gymnasium only."""
+"""The Gymnasium environment of autocompress, its Lagrangian solver, and small problems to test both.
+
+Imports NumPy, Gymnasium and the standard library only.
+"""
 
 from gymnasium import register
 
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.problem.numbers import CostModel, Labeling, LayerNumbers, Outcome, Problem
-from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Outcome, Problem
+from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
 __all__ = [
     "CostModel",
@@ -13,8 +16,8 @@ __all__ = [
     "LayerLabelingEnv",
     "LayerNumbers",
     "Outcome",
-    "Pricer",
     "Problem",
+    "Solver",
 ]
 
 register(id="autocompress/LayerLabeling-v0", entry_point="autocompress_envs.environment:LayerLabelingEnv")

@@ -1,4 +1,8 @@
-"""How actions become labels, by name. One instance serves one budget; `start` begins an episode."""
+"""Action schemes, by name: how the actions of an episode become a labelling.
+
+`price` weighs the expected losses of every layer and leaves the labels to the solver. `label` and `discrete`
+choose every layer's label directly. One instance serves one problem and budget; `start` begins an episode.
+"""
 
 from __future__ import annotations
 
@@ -8,46 +12,71 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import spaces
 
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling
 from autocompress_envs.problem.tables import Tables
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 
 class Actions(Protocol):
-    """What the environment asks of an action scheme."""
+    """Interface of an action scheme, as the environment uses it."""
 
     @staticmethod
     def space(tables: Tables) -> spaces.Space[Any]:
-        """All actions that the scheme takes."""
+        """The space of all actions that the scheme takes, for the menus of a problem."""
 
     def start(self) -> None:
-        """Begin an episode."""
+        """Begin an episode: no layer has an action."""
 
     def apply(self, index: int, action: Any) -> Any:
-        """Take the action for layer `index`; returns what was executed, an element of the action space."""
+        """Take the action of layer `index`.
+
+        Returns:
+            The action that was executed, an element of the action space. It differs from the given one where
+            that was out of bounds or against the limits.
+
+        Raises:
+            ValueError: the action is malformed or not legal.
+        """
 
     def coordinates(self) -> FloatArray:
-        """(3,) the last executed action in [-1, 1], for the observation; zeros before the first."""
+        """(3,) the last executed action as the observation shows it, in [-1, 1]; zeros before the first."""
 
     def so_far(self) -> Labeling:
-        """Labels of which those before the current layer are decided (or expected, where none is decided yet)."""
+        """Labels, of which those before the current layer are decided (or expected, with `price`)."""
 
     def finish(self) -> Labeling:
-        """All labels, after the last layer."""
+        """The labelling of the episode, after the last layer; it meets every limit."""
 
     def mask(self, index: int) -> BoolArray:
-        """(n,) which of n discrete actions are legal at layer `index`."""
+        """(n,) which of the n discrete actions are legal at layer `index`.
+
+        Raises:
+            ValueError: the actions of this scheme are not discrete.
+        """
 
 
 class PriceActions:
-    """`price`: how much a layer's errors weigh; after the last layer one solver run labels all layers.
+    """The scheme `price`: two log-prices per layer, from which one solver run labels all layers in the end.
 
-    Box(-1, 1, (2,)): the weight exp(price_scale * a[0]) of the pruning error of the group that the layer owns, and the
-    weight exp(price_scale * a[1]) of its quantization error. 0 everywhere is exactly the Lagrangian solution.
+    The actions are Box(-1, 1, (2,)). With action a at layer l, the solver weighs
+
+    | index | price       | weighs the                                           |
+    | ----- | ----------- | ---------------------------------------------------- |
+    | 0     | exp(c a[0]) | expected pruning loss of the group that layer l owns |
+    | 1     | exp(c a[1]) | expected quantization loss of layer l                |
+
+    where c is `price_scale`. Prices of 1 (action 0 everywhere) give exactly the solver's own plan. A layer
+    with a higher price tends to get more bits, or to keep more channels, at the expense of the others.
+
+    Args:
+        solver: solver of the problem under its budget.
+        reference: the solver's labelling at action 0, which stands for the labels until the end of the
+            episode.
+        price_scale: natural logarithm of the price at action 1, above 0.
     """
 
-    def __init__(self, pricer: Pricer, reference: Labeling, price_scale: float) -> None:
-        self._pricer, self._reference, self._scale = pricer, reference, price_scale
+    def __init__(self, solver: Solver, reference: Labeling, price_scale: float) -> None:
+        self._solver, self._reference, self._scale = solver, reference, price_scale
         self.start()
 
     @staticmethod
@@ -55,7 +84,7 @@ class PriceActions:
         return spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def start(self) -> None:
-        self._exponents = np.zeros((self._pricer.tables.layer_count, 2))
+        self._exponents = np.zeros((self._solver.tables.layer_count, 2))
         self._last = np.zeros(3)
 
     def apply(self, index: int, action: Any) -> Any:
@@ -72,17 +101,24 @@ class PriceActions:
 
     def finish(self) -> Labeling:
         sparsity_weights, bits_weights = np.exp(self._scale * self._exponents).T
-        return self._pricer.solve(sparsity_weights, bits_weights)
+        return self._solver.solve(sparsity_weights, bits_weights)
 
     def mask(self, index: int) -> BoolArray:
         raise ValueError("`action` must be discrete for action masks, got price.")
 
 
-class _Walk:
-    """Labels chosen one layer at a time, always such that the rest can still meet every limit."""
+class _SequentialLabels:
+    """Labels chosen one layer at a time, always such that the rest can still meet every limit.
 
-    def __init__(self, pricer: Pricer) -> None:
-        self._tables, self._reach = pricer.tables, pricer.reach
+    A completion within the limits is remembered throughout. Its label is always allowed, so no episode gets
+    stuck.
+
+    Args:
+        solver: solver of the problem under its budget; its tables and its `reach` are used.
+    """
+
+    def __init__(self, solver: Solver) -> None:
+        self._tables, self._reach = solver.tables, solver.reach
         self.start()
 
     def start(self) -> None:
@@ -93,7 +129,7 @@ class _Walk:
         self._last = np.zeros(3)
 
     def allowed(self, index: int) -> BoolArray:
-        """(S, B, A) labels of layer `index` that leave the limits within reach."""
+        """(S, B, A) which labels of layer `index` leave every limit within reach."""
         if self._allowed is None or self._allowed[0] != index:
             allowed = self._reach.allowed(self.so_far(), index)
             allowed[label_at(self._witness, index)] = True
@@ -101,6 +137,7 @@ class _Walk:
         return self._allowed[1]
 
     def choose(self, index: int, label: tuple[int, int, int]) -> None:
+        """Give layer `index` an allowed label: indices of sparsity, weight bits and activation bits."""
         self._chosen[:, index] = label
         completion = self._reach.complete(self.so_far(), index + 1)
         if completion is None:
@@ -119,11 +156,22 @@ class _Walk:
         return Labeling(*self._chosen.copy())
 
 
-class LabelActions(_Walk):
-    """`label`: Box(-1, 1, (3,)) sparsity, weight bits and activation bits, each linear over the layer's menu.
+class LabelActions(_SequentialLabels):
+    """The scheme `label`: a continuous action per layer, of which the nearest legal label is taken.
 
-    The nearest label (sum of distances) among those that leave every limit within reach is taken. The executed
-    action differs from the given one only where the limits moved it.
+    The actions are Box(-1, 1, (3,)), each linear from the lowest to the highest entry of the layer's menu:
+
+    | index | -1                       | 1                         |
+    | ----- | ------------------------ | ------------------------- |
+    | 0     | sparsity 0               | highest sparsity          |
+    | 1     | fewest weight bits       | most weight bits          |
+    | 2     | fewest activation bits   | most activation bits      |
+
+    The nearest label, by the sum of the three distances, among those that leave every limit within reach is
+    taken. The executed action differs from the given one only in the coordinates that the limits moved.
+
+    Args:
+        solver: solver of the problem under its budget.
     """
 
     @staticmethod
@@ -136,7 +184,7 @@ class LabelActions(_Walk):
         menu = menu_coordinates(self._tables, index)
         distances = np.abs(menu - wanted[:, None])  # (3, longest menu)
         axes = [distances[axis, :count] for axis, count in enumerate(counts)]
-        total = axes[0][:, None, None] + axes[1][:, None] + axes[2]
+        total = axes[0][:, None, None] + axes[1][:, None] + axes[2]  # (S, B, A)
         total = np.where(self.allowed(index), total, np.inf)
         first, second, third = np.unravel_index(int(total.argmin()), total.shape)
         label = int(first), int(second), int(third)
@@ -148,8 +196,16 @@ class LabelActions(_Walk):
         raise ValueError("`action` must be discrete for action masks, got label.")
 
 
-class DiscreteActions(_Walk):
-    """`discrete`: Discrete(n), an index into the product of the layer's menus (sparsity slowest)."""
+class DiscreteActions(_SequentialLabels):
+    """The scheme `discrete`: the index of a label.
+
+    The actions are Discrete(n), with n the most labels of any layer. Action (s * B + b) * A + a stands for
+    sparsity s, weight bits b and activation bits a of a layer with B weight bits and A activation bits on its
+    menu.
+
+    Args:
+        solver: solver of the problem under its budget.
+    """
 
     @staticmethod
     def space(tables: Tables) -> spaces.Discrete:
@@ -175,16 +231,20 @@ class DiscreteActions(_Walk):
         return mask
 
 
-ACTIONS: Mapping[str, Callable[[Pricer, Labeling, float], Actions]] = {
+ACTIONS: Mapping[str, Callable[[Solver, Labeling, float], Actions]] = {
     "price": PriceActions,
-    "label": lambda pricer, reference, price_scale: LabelActions(pricer),
-    "discrete": lambda pricer, reference, price_scale: DiscreteActions(pricer),
+    "label": lambda solver, reference, price_scale: LabelActions(solver),
+    "discrete": lambda solver, reference, price_scale: DiscreteActions(solver),
 }
-"""By name: made from the pricer, its solution, and the price scale, both of which only `price` needs."""
+"""Factories of action schemes by name, from the solver, its labelling at price 1 and the price scale."""
 
 
 def checked_box_action(action: Any, size: int) -> FloatArray:
-    """The action as (size,) float32 within [-1, 1]; beyond it is clipped.
+    """(size,) float32 copy of a continuous action, clipped to [-1, 1].
+
+    Args:
+        action: numbers, as an array or a sequence.
+        size: number of numbers that there must be.
 
     Raises:
         ValueError: the shape is wrong or a number is NaN.
@@ -197,9 +257,16 @@ def checked_box_action(action: Any, size: int) -> FloatArray:
 
 
 def menu_coordinates(tables: Tables, index: int) -> FloatArray:
-    """(3, longest menu) every menu entry of a layer on [-1, 1]: sparsity from 0, bits from the lowest.
+    """The menu entries of a layer on the scale of the actions.
 
-    Menus of one entry lie at 0.
+    Args:
+        tables: padded menus of the problem.
+        index: the layer.
+
+    Returns:
+        (3, longest menu) sparsities, weight bits and activation bits, each linear from -1 at the lowest entry
+        to 1 at the highest. The entry of a menu of one lies at 0, and so does what is beyond the end of a
+        shorter row.
     """
     menus = (tables.sparsities[index], tables.weight_bits[index], tables.activation_bits[index])
     coordinates = np.zeros((3, max(len(menu) for menu in menus)))
@@ -211,7 +278,7 @@ def menu_coordinates(tables: Tables, index: int) -> FloatArray:
 
 
 def label_at(labeling: Labeling, index: int) -> tuple[int, int, int]:
-    """The indices of one layer's label."""
+    """The label of layer `index`: indices of sparsity, weight bits and activation bits."""
     return (
         int(labeling.sparsity[index]),
         int(labeling.weight_bits[index]),

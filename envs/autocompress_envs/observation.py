@@ -1,4 +1,4 @@
-"""What the agent sees before it labels a layer: dimensionless numbers, so that a policy carries over to any network."""
+"""The observation of the environment: dimensionless numbers, so that a policy carries over to any network."""
 
 from __future__ import annotations
 
@@ -7,51 +7,65 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from autocompress_envs.problem import FloatArray, Labeling, layer_resources
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import FloatArray, Labeling, layer_resources
 from autocompress_envs.problem.tables import ADDITIVE, RESOURCES, Tables
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 OBSERVATION_VERSION = 2
+"""Version of the fields and their order; a policy is loaded only where it was trained on the same version."""
+
 KINDS = ("conv", "depthwise", "linear")
-BITS_GRID = (2, 3, 4, 5, 6, 8)
-SPARSITY_GRID = (0.25, 0.5, 0.75)
+"""Kinds of layers, in the order of the observation's one-hot code."""
+
+BITS_GRID = (2, 3, 4, 5, 6, 8)  # weight bits of the field `bits_errors`
+SPARSITY_GRID = (0.25, 0.5, 0.75)  # sparsities of the field `sparsity_errors`
 SMALLEST_ERROR = 1e-12  # nats; stands for 0 in logarithms
 
 
 class Observation(NamedTuple):
-    """The observation before labelling layer l of L. Resources stand in the order size, macs, bitops, memory.
+    """The observation before layer l of L is labelled: 46 dimensionless numbers.
 
-    | index | field             | meaning                                                              | bounds   |
-    | ----- | ----------------- | -------------------------------------------------------------------- | -------- |
-    | 0-2   | kind              | one-hot: conv, depthwise, linear                                     | [0, 1]   |
-    | 3-6   | shares            | log10 / 6 of the layer's share of parameters and macs of the         | [-1, 0]  |
-    |       |                   | original, of bytes and bitops under the reference labels             |          |
-    | 7     | position          | l / L                                                                | [0, 1]   |
-    | 8-9   | widths            | log2 / 16 of the original's weight columns and rows                  | [0, 1]   |
-    | 10-15 | bits_errors       | log10 / 6 of the layer's error at 2, 3, 4, 5, 6, 8 bits, relative to | [-1, 1]  |
-    |       |                   | the error of the reference labels of the whole network               |          |
-    | 16-18 | sparsity_errors   | the same at sparsity 0.25, 0.5, 0.75, summed over all layers that    | [-1, 1]  |
-    |       |                   | read the group; 0 where the layer has no sparsity to choose          |          |
-    | 19    | chooses_sparsity  | 1 where the layer has a sparsity to choose (owns a group)            | [0, 1]   |
-    | 20-23 | spent             | share of every limit that the labels so far use                      | [0, 1]   |
-    | 24-27 | remaining         | 1 - spent                                                            | [0, 1]   |
-    | 28-31 | cheapest_rest     | share of every limit that the rest needs at least                    | [0, 1]   |
-    | 32-34 | previous_action   | the action executed at the layer before (see below)                  | [-1, 1]  |
-    | 35-38 | budget            | limit / original, 1 for resources without a limit                    | [0, 1]   |
-    | 39-41 | reference_label   | sparsity, log2(weight bits) / 5, log2(activation bits) / 5           | [0, 1]   |
-    | 42-43 | reference_errors  | log10 / 6 of the share of the reference labels' error that the layer | [-1, 0]  |
-    |       |                   | makes: pruning of the group that it owns, and rounding               |          |
-    | 44    | reference_loss    | log10 / 6 of the error (nats) of the reference labels of the whole   | [-1, 1]  |
-    |       |                   | network: whether the budget is mild or cruel                         |          |
-    | 45    | depth             | log2 / 16 of L                                                       | [0, 1]   |
+    Resources stand in the order size, macs, bitops, memory. The reference is the solver's labelling for the
+    same budget, its loss E the expected loss of the whole network in nats.
 
-    Values beyond the bounds are clipped to them. Reference labels are the solver's at price action 0 for the same
-    budget. Resources without a limit are measured against the original. `spent` counts what no label changes from
-    the start, and for memory the peak of the tensors that labelled layers read. With `price` actions no label is
-    known before the end: the reference labels stand for those so far. Errors are interpolated over the layer's menu
-    (in logs, at the highest other bits), flat beyond its ends. `previous_action` is on the scale of the action
-    spaces: (pruning, bits, 0) for `price`, else (sparsity, weight bits, activation bits) of the label on its menu.
+    | index | field            | elements in order                       | unit                | low | high |
+    | ----- | ---------------- | --------------------------------------- | ------------------- | --- | ---- |
+    | 0-2   | kind             | conv, depthwise, linear                 | 1 for its kind      | 0   | 1    |
+    | 3-6   | shares           | parameters, macs, bytes, bitops         | log10(share) / 6    | -1  | 0    |
+    | 7     | position         | l                                       | l / L               | 0   | 1    |
+    | 8-9   | widths           | weight columns, weight rows             | log2 / 16           | 0   | 1    |
+    | 10-15 | bits_errors      | loss at 2, 3, 4, 5, 6, 8 weight bits    | log10(loss / E) / 6 | -1  | 1    |
+    | 16-18 | sparsity_errors  | loss at sparsity 0.25, 0.5, 0.75        | log10(loss / E) / 6 | -1  | 1    |
+    | 19    | chooses_sparsity | whether the menu has several sparsities | 0 or 1              | 0   | 1    |
+    | 20-23 | spent            | resources that the labels so far take   | share of the limit  | 0   | 1    |
+    | 24-27 | remaining        | resources that are left                 | 1 - spent           | 0   | 1    |
+    | 28-31 | cheapest_rest    | resources that the rest needs at least  | share of the limit  | 0   | 1    |
+    | 32-34 | previous_action  | the action executed before              | that of the action  | -1  | 1    |
+    | 35-38 | budget           | limits                                  | limit / original    | 0   | 1    |
+    | 39-41 | reference_label  | sparsity, weight bits, activation bits  | fraction, log2 / 5  | 0   | 1    |
+    | 42-43 | reference_errors | the layer's pruning and quantization    | log10(part / E) / 6 | -1  | 0    |
+    | 44    | reference_loss   | E in nats                               | log10(E) / 6        | -1  | 1    |
+    | 45    | depth            | L                                       | log2(L) / 16        | 0   | 1    |
+
+    Values beyond the bounds are clipped to them.
+
+    - `shares`: shares of the network's total. Parameters and macs are the original's, bytes and bitops the
+      reference's. `widths` are the original's.
+    - `bits_errors`: expected loss of the unpruned layer at its highest activation bits. `sparsity_errors`:
+      expected loss summed over all layers that read the owned group, at the highest bits; 0 where there is no
+      sparsity to choose. Both are interpolated over the layer's menu, linearly in the logarithm, and flat
+      beyond its ends.
+    - `spent` holds what no label can change from the start; for memory it is the peak of the tensors that
+      labelled layers read. With `price` actions no label is known before the end, and the reference stands
+      for those so far.
+    - Resources without a limit are measured against the original, and their `budget` is 1.
+    - `previous_action`: (pruning, quantization, 0) for `price`; otherwise sparsity, weight bits and
+      activation bits of the label, on the scale of `actions.menu_coordinates`. Zeros before the first action.
+    - `reference_label`: sparsity as the fraction removed, and log2 / 5 of both bits.
+    - `reference_errors`: expected losses of pruning the group that the layer owns, and of quantizing the
+      layer, as in `problem.loss_parts`.
+    - `reference_loss`: low where the budget is mild, high where it is strict.
     """
 
     kind: FloatArray
@@ -72,13 +86,12 @@ class Observation(NamedTuple):
     depth: FloatArray
 
     def vector(self) -> npt.NDArray[np.float32]:
-        """All fields in order, clipped to the bounds: (46,) float32."""
+        """(46,) float32 all fields in order, clipped to the bounds."""
         return np.clip(np.concatenate(self), LOW, HIGH).astype(np.float32)
 
 
-def _bounds(value_of_signed: float, value_of_share: float, value_of_log_share: float) -> FloatArray:
-    """One bound of every field, by what kind of number it is."""
-    signed, share, log_share = value_of_signed, value_of_share, value_of_log_share
+def _bounds(signed: float, share: float, log_share: float) -> FloatArray:
+    """(46,) lower or upper bounds, from that of signed numbers, of shares, and of logarithms of shares."""
     return np.concatenate(
         Observation(
             kind=np.full(len(KINDS), share),
@@ -101,43 +114,49 @@ def _bounds(value_of_signed: float, value_of_share: float, value_of_log_share: f
     )
 
 
-LOW: FloatArray = _bounds(-1.0, 0.0, -1.0)
-HIGH: FloatArray = _bounds(1.0, 1.0, 0.0)
+LOW: FloatArray = _bounds(signed=-1.0, share=0.0, log_share=-1.0)
+"""(46,) lower bounds of the observation."""
+
+HIGH: FloatArray = _bounds(signed=1.0, share=1.0, log_share=0.0)
+"""(46,) upper bounds of the observation."""
 
 
 class Observer:
-    """Builds observations for one budget; all that does not change within an episode is computed once.
+    """Builder of observations for one budget; all that does not change within an episode is computed once.
 
     Args:
-        pricer: the solver for the budget. reference: its labels at price action 0.
+        solver: solver of the problem under its budget.
+        reference: the solver's labelling at price action 0.
     """
 
-    def __init__(self, pricer: Pricer, reference: Labeling) -> None:
-        self._tables, self._reference = pricer.tables, reference
-        original = pricer.problem.original()
-        self._limits = np.array([pricer.limits.get(name, original[name]) for name in RESOURCES], dtype=np.float64)
+    def __init__(self, solver: Solver, reference: Labeling) -> None:
+        self._tables, self._reference = solver.tables, reference
+        original = solver.problem.original()
+        self._limits = np.array([solver.limits.get(name, original[name]) for name in RESOURCES], dtype=np.float64)
         self._limits = np.maximum(self._limits, 1.0)
         self._budget = self._limits / np.maximum([original[name] for name in RESOURCES], 1)
-        self._budget[[name not in pricer.limits for name in RESOURCES]] = 1.0
-        total = max(pricer.error(reference), SMALLEST_ERROR)
-        self._kind = np.array([[layer.kind == kind for kind in KINDS] for layer in pricer.problem.layers], dtype=float)
+        self._budget[[name not in solver.limits for name in RESOURCES]] = 1.0
+        total = max(solver.error(reference), SMALLEST_ERROR)
+        self._kind = np.array([[layer.kind == kind for kind in KINDS] for layer in solver.problem.layers], dtype=float)
         self._shares = _shares(self._tables, reference)
         self._widths = np.log2(np.maximum(self._tables.problem.costs.widths(original_kept(self._tables)), 1)).T / 16
         self._bits_errors = _bits_errors(self._tables, total)
         self._sparsity_errors = _sparsity_errors(self._tables, total)
         self._reference_label = _reference_label(self._tables, reference)
-        parts = LossParts(pricer.problem, self._tables)(reference)
+        parts = LossParts(solver.problem, self._tables)(reference)
         self._reference_errors = _log_error(parts, total)
         self._reference_loss = _log_error(np.array([total]), 1.0)
         self._depth = np.log2([self._tables.layer_count]) / 16
         self._expected: dict[int, tuple[FloatArray, FloatArray]] = {}
 
     def observe(self, step: int, so_far: Labeling, previous_action: FloatArray) -> Observation:
-        """What is seen at `step` (0 to L; at L the episode is over and the last layer is shown again).
+        """The observation after `step` layers were labelled.
 
         Args:
-            step: how many layers are labelled. so_far: labels, of which the first `step` count.
-            previous_action: (3,) in [-1, 1].
+            step: number of labelled layers, 0 to L. At L the episode is over, and the last layer is shown
+                again.
+            so_far: labels, of which the first `step` count.
+            previous_action: (3,) coordinates of the last executed action, in [-1, 1].
         """
         layer = min(step, self._tables.layer_count - 1)
         spent, rest = self._progress(step, so_far)
@@ -172,7 +191,18 @@ class Observer:
 
 
 def progress(tables: Tables, so_far: Labeling, decided: int) -> tuple[FloatArray, FloatArray]:
-    """(4,) amounts spent by the first `decided` labels, and (4,) the least that all layers together will need."""
+    """Amounts of all resources that the first labels take, and that the whole network needs at least.
+
+    Undecided groups count with their fewest channels, undecided layers with their cheapest bits.
+
+    Args:
+        tables: padded menus of the problem.
+        so_far: labels, of which the first `decided` count.
+        decided: number of labelled layers, 0 to L.
+
+    Returns:
+        (4,) amounts spent, and (4,) least amounts of all layers together, in the order of `RESOURCES`.
+    """
     costs, rows = tables.problem.costs, np.arange(decided)
     sparsity = np.concatenate([so_far.sparsity[:decided], tables.kept.argmin(1)[decided:]])
     kept = tables.kept_channels(sparsity)
@@ -203,17 +233,18 @@ def progress(tables: Tables, so_far: Labeling, decided: int) -> tuple[FloatArray
 
 
 def original_kept(tables: Tables) -> npt.NDArray[np.int64]:
-    """(G,) all channels."""
+    """(G,) channels of every group in the original."""
     return tables.problem.costs.group_width
 
 
 def _log_share(amounts: FloatArray) -> FloatArray:
+    """(L,) log10 / 6 of the layers' shares of a total, at least -1, from amounts (L,)."""
     shares = amounts / max(float(amounts.sum()), 1.0)
     return np.asarray(np.log10(np.maximum(shares, 1e-6)) / 6)
 
 
 def _shares(tables: Tables, reference: Labeling) -> FloatArray:
-    """(L, 4)."""
+    """(L, 4) the field `shares` of all layers."""
     costs, rows = tables.problem.costs, np.arange(tables.layer_count)
     fan_in, out = costs.widths(original_kept(tables))
     kept_fan_in, kept_out = costs.widths(tables.kept_channels(reference.sparsity))
@@ -233,24 +264,25 @@ def _shares(tables: Tables, reference: Labeling) -> FloatArray:
 
 
 def _log_error(errors: FloatArray, total: float) -> FloatArray:
+    """log10(loss / total) / 6 of expected losses of any shape, in nats."""
     return np.asarray(np.log10(np.maximum(errors, SMALLEST_ERROR) / total) / 6)
 
 
 def _bits_errors(tables: Tables, total: float) -> FloatArray:
-    """(L, 6): unpruned, at the highest activation bits."""
+    """(L, 6) the field `bits_errors` of all layers: unpruned, at the highest activation bits."""
     curves = _log_error(tables.errors[:, 0, :, -1], total)
     return np.stack([np.interp(BITS_GRID, bits, curve) for bits, curve in zip(tables.weight_bits, curves, strict=True)])
 
 
 def _sparsity_errors(tables: Tables, total: float) -> FloatArray:
-    """(L, 3): what the owner's sparsity adds at all readers, at the highest bits."""
+    """(L, 3) the field `sparsity_errors` of all layers: losses at all readers, at the highest bits."""
     curves = _log_error(tables.errors_by_owner(), total)
     grid = [np.interp(SPARSITY_GRID, menu, curve) for menu, curve in zip(tables.sparsities, curves, strict=True)]
     return np.where(tables.counts[:, :1] > 1, np.stack(grid), 0.0)
 
 
 def _reference_label(tables: Tables, reference: Labeling) -> FloatArray:
-    """(L, 3)."""
+    """(L, 3) the field `reference_label` of all layers."""
     rows = np.arange(tables.layer_count)
     return np.stack(
         [

@@ -1,4 +1,4 @@
-"""Terminal rewards by name: of one measured plan, in its context."""
+"""Terminal rewards, by name: how good one measured plan is."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem import Outcome
 
 KL_FLOOR = 1e-4  # nats: differences below it earn next to nothing
-HAQ_SCALE = 0.1
-GALEN_BETA = -3.0
+HAQ_SCALE = 0.1  # reward per percentage point of accuracy (HAQ, equation 5)
+GALEN_BETA = -3.0  # reward per relative miss of a target (Galen)
 
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What a reward may compare an outcome with.
+    """Numbers of the task that a reward may compare an outcome with.
 
     Attributes:
         original_accuracy: task metric of the uncompressed network in [0, 1], NaN where unknown.
-        original: resources of the uncompressed network.
-        limits: absolute limits of the episode by resource.
+        original: amounts by resource of the uncompressed network.
+        limits: absolute upper bounds of the episode by resource.
     """
 
     original_accuracy: float
@@ -29,17 +29,17 @@ class RewardContext:
 
 
 RewardFunction = Callable[[Outcome, RewardContext], float]
-"""The terminal reward of one measured plan; higher is better. Raises ValueError where it can't be computed."""
+"""Function that computes the reward of one measured plan; higher is better. It may raise a ValueError."""
 
 
 @dataclass(frozen=True)
 class Reward:
-    """A reward.
+    """Entry of the registry of rewards.
 
     Attributes:
-        function: what computes it.
-        needs_labels: whether it looks at the outcome's accuracy.
-        needs_original_accuracy: whether it looks at `RewardContext.original_accuracy`.
+        function: function that computes the reward.
+        needs_labels: whether the reward reads the outcome's accuracy; true by default.
+        needs_original_accuracy: whether it reads `RewardContext.original_accuracy`; false by default.
     """
 
     function: RewardFunction
@@ -48,27 +48,31 @@ class Reward:
 
 
 def kl(outcome: Outcome, context: RewardContext) -> float:
-    """-log10(KL + 1e-4): about 4 for a perfect plan, 0 at one nat. Well scaled over magnitudes."""
+    """-log10(KL + 1e-4): 4 for a perfect plan, about 1 at a tenth of a nat, about 0 at one nat."""
     return -math.log10(outcome.kl + KL_FLOOR)
 
 
 def accuracy(outcome: Outcome, context: RewardContext) -> float:
-    """The task metric itself, in [0, 1]."""
+    """The outcome's task metric itself, in [0, 1]."""
     return _accuracy(outcome)
 
 
 def amc_error(outcome: Outcome, context: RewardContext) -> float:
-    """R_Err = -Error (AMC, He et al. 2018), with the error in [0, 1]."""
+    """R_Err = -Error (AMC, He et al. 2018), with the error 1 - accuracy in [0, 1]."""
     return -(1.0 - _accuracy(outcome))
 
 
 def amc_flops(outcome: Outcome, context: RewardContext) -> float:
-    """R_FLOPs = -Error * log(FLOPs) (AMC, He et al. 2018); FLOPs as multiply-accumulates."""
+    """R_FLOPs = -Error * ln(FLOPs) (AMC, He et al. 2018), with multiply-accumulates for the FLOPs."""
     return -(1.0 - _accuracy(outcome)) * math.log(outcome.resources["macs"])
 
 
 def haq(outcome: Outcome, context: RewardContext) -> float:
-    """0.1 * (accuracy - original accuracy), both in percent (HAQ, Wang et al. 2019, equation 5)."""
+    """0.1 * (accuracy - original accuracy), both in percent (HAQ, Wang et al. 2019, equation 5).
+
+    Raises:
+        ValueError: the original accuracy is not known.
+    """
     if math.isnan(context.original_accuracy):
         raise ValueError(
             "`reward` haq needs the original network's accuracy, got NaN; measure it with labels, or use `kl`."
@@ -77,10 +81,10 @@ def haq(outcome: Outcome, context: RewardContext) -> float:
 
 
 def galen(outcome: Outcome, context: RewardContext) -> float:
-    """accuracy - 3 * |cost / target - 1|, summed over the limited resources.
+    """accuracy - 3 * sum over the limited resources of |amount / limit - 1|.
 
-    The absolute reward of TuNAS (Bender et al. 2020) as Galen uses it (Krieger et al. 2022, arXiv 2212.07818, with
-    latency for the cost). It also punishes what stays below the target.
+    The absolute reward of TuNAS (Bender et al. 2020) as Galen uses it (Krieger et al. 2022, arXiv 2212.07818,
+    with latency as the only cost). Amounts below the limit are punished as well.
     """
     misses = [abs(outcome.resources[name] / limit - 1.0) for name, limit in context.limits.items()]
     return _accuracy(outcome) + GALEN_BETA * sum(misses)
@@ -94,11 +98,16 @@ REWARDS: dict[str, Reward] = {
     "haq": Reward(haq, needs_original_accuracy=True),
     "galen": Reward(galen),
 }
-"""Rewards by name; more may be added."""
+"""Rewards by name; more may be added under other names."""
 
 
 def compute(name: str, outcome: Outcome, context: RewardContext) -> float:
-    """The named reward.
+    """The named reward of one measured plan.
+
+    Args:
+        name: name in `REWARDS`.
+        outcome: measurements of the plan.
+        context: numbers of the task to compare with.
 
     Raises:
         ValueError: the outcome holds a KL divergence that is negative or not finite, or no accuracy where the
@@ -113,6 +122,7 @@ def compute(name: str, outcome: Outcome, context: RewardContext) -> float:
 
 
 def _accuracy(outcome: Outcome) -> float:
+    """The outcome's accuracy, or a ValueError where it is none."""
     if not 0.0 <= outcome.accuracy <= 1.0:
         raise ValueError(f"The reward needs an accuracy in [0, 1], got {outcome.accuracy}; use `kl` without labels.")
     return outcome.accuracy

@@ -1,4 +1,4 @@
-"""Small problems built by hand or at random, for tests of solvers and agents."""
+"""Small problems, built by hand or at random, for tests of solvers and agents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from autocompress_envs.problem.numbers import CostModel, FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
+from autocompress_envs.problem import CostModel, FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
 
 TOY_INTERACTION = 0.5  # nats that the first two layers lose together where both have 2 bits
 TOY_LIMITS = {"bitops": 512}  # 8 weight bits in all over three layers of 8 weights that read 8-bit activations
@@ -16,15 +16,17 @@ TOY_LIMITS = {"bitops": 512}  # 8 weight bits in all over three layers of 8 weig
 
 @dataclass(frozen=True)
 class LayerShape:
-    """How one layer of a made-up network hangs together with the others.
+    """Shape of one layer of a made-up network, and how it hangs together with the others.
 
     Attributes:
         kind: `conv`, `depthwise` or `linear`.
-        reads: groups whose channels are its columns. writes: the group of its rows, or None.
-        columns: columns per channel read (kernel area). fixed: columns or rows that stay where no group is read or
-            written: (fan_in, out).
-        positions: output positions.
-        owns: whether its own label decides the width of the group it writes.
+        reads: groups whose channels are the layer's columns.
+        writes: group whose channels are the layer's rows, or None.
+        columns: weight columns per channel read (the kernel area).
+        fixed: weight columns where no group is read, and weight rows where none is written.
+        positions: output positions: multiply-accumulates per weight and sample.
+        owns: whether the layer's own sparsity decides the width of the group that it writes; false by
+            default.
     """
 
     kind: str
@@ -38,7 +40,13 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Menu:
-    """Menus shared by all layers of a made-up network."""
+    """Menus that all layers of a made-up network share.
+
+    Attributes:
+        sparsities: sparsities to choose from, ascending, the first one 0; only owners of groups have them.
+        weight_bits: weight bits to choose from, ascending.
+        activation_bits: activation bits to choose from, ascending.
+    """
 
     sparsities: tuple[float, ...]
     weight_bits: tuple[int, ...]
@@ -46,15 +54,15 @@ class Menu:
 
 
 def toy_problem() -> tuple[Problem, Callable[[Labeling], Outcome]]:
-    """Three layers, one group, and an `evaluate` whose optimum differs from that of the additive layer errors.
+    """A problem of three layers, and an `evaluate` whose optimum is not that of the expected loss.
 
-    conv1 (2 -> 4 channels, owns the group) -> conv2 (4 -> 2) -> fc (2 -> 4): 8 weights each, used once, no biases;
-    sparsities 0 and 0.5, weight bits 2, 4 and 8. Layers lose 0.10, 0.12 and 0.40 nats at 2 bits, a tenth of it at 4
-    and nothing at 8; removing half of the group loses 0.6 at conv2. On top of the sum, conv1 and conv2 lose
-    `TOY_INTERACTION` nats where both have 2 bits. The measured accuracy is exp(-kl).
+    conv1 (2 -> 4 channels, owns the group) -> conv2 (4 -> 2) -> fc (2 -> 4): 8 weights each, used once, no
+    biases; sparsities 0 and 0.5, weight bits 2, 4 and 8. Layers lose 0.10, 0.12 and 0.40 nats at 2 bits, a
+    tenth of it at 4 and nothing at 8; removing half of the group loses 0.6 at conv2. On top of the sum, conv1
+    and conv2 lose `TOY_INTERACTION` nats where both have 2 bits. The measured accuracy is exp(-kl).
 
-    Within `TOY_LIMITS` (no more than 8 bits over three unpruned layers) the least sum is 0.26 at (2, 2, 4) bits,
-    where 0.76 is measured; the best measured is 0.512 at (2, 4, 2) bits.
+    Within `TOY_LIMITS` (no more than 8 bits over three unpruned layers) the least sum is 0.26 at (2, 2, 4)
+    bits, where 0.76 is measured; the best measured is 0.512 at (2, 4, 2) bits.
 
     >>> problem, evaluate = toy_problem()
     >>> none = np.zeros(3, dtype=np.int64)
@@ -88,12 +96,12 @@ def toy_problem() -> tuple[Problem, Callable[[Labeling], Outcome]]:
 
 
 def additive_error(problem: Problem, labeling: Labeling) -> float:
-    """The sum of the layer errors of a labelling, in nats."""
+    """The expected loss of a labelling in nats: the sum over its layers."""
     return float(layer_errors(problem, labeling).sum())
 
 
 def layer_errors(problem: Problem, labeling: Labeling) -> FloatArray:
-    """(L,) the error that a labelling makes at every layer, in nats."""
+    """(L,) expected losses of a labelling at every layer, in nats."""
     errors = np.zeros(len(problem.layers))
     for index, layer in enumerate(problem.layers):
         row = 0 if layer.source is None else labeling.sparsity[layer.source]
@@ -103,19 +111,22 @@ def layer_errors(problem: Problem, labeling: Labeling) -> FloatArray:
 
 
 def fair_coins(samples: int) -> FloatArray:
-    """(samples, 2) the predictions of a made-up network that knows nothing: one half for either class."""
+    """(samples, 2) predictions of a made-up network that knows nothing: one half for either class."""
     return np.full((samples, 2), 0.5)
 
 
 def coin_shift(losses: FloatArray) -> npt.NDArray[np.float16]:
-    """(N, 2) a shift of the log-probabilities of `fair_coins` that loses `losses` (N,) nats in the sum over samples.
+    """(N, 2) float16 change of the log-probabilities of `fair_coins` that diverges by sum(losses) nats.
 
-    Sample i alone loses N losses[i] of its own, so that the mean over samples is the sum of the losses. With the logits
-    apart by 2 x, KL((1/2, 1/2) || q) = log cosh x.
+    Sample i diverges by N losses[i] nats, so that the mean over the N samples is the sum of the losses. For
+    logits x and -x, KL((1/2, 1/2) || q) = log cosh x; so x = arccosh(exp(N losses[i])).
 
     >>> shift = coin_shift(np.array([0.1, 0.3]))
     >>> round(float(-(0.5 * shift.astype(float)).sum(1).mean()), 3)  # the mean divergence of two samples
     0.4
+
+    Args:
+        losses: (N,) losses in nats, at least 0.
     """
     apart = np.arccosh(np.exp(len(losses) * losses))
     logits = np.stack([apart, -apart], axis=1)
@@ -124,7 +135,11 @@ def coin_shift(losses: FloatArray) -> npt.NDArray[np.float16]:
 
 
 def all_labelings(problem: Problem) -> Labeling:
-    """Every labelling of a tiny problem, stacked: each field (N, L)."""
+    """All N labellings of a tiny problem, stacked: each field (N, L).
+
+    Raises:
+        ValueError: there are more than 1,000,000.
+    """
     sizes = [size for x in problem.layers for size in (len(x.sparsities), len(x.weight_bits), len(x.activation_bits))]
     count = int(np.prod(sizes))
     if count > 10**6:
@@ -134,7 +149,7 @@ def all_labelings(problem: Problem) -> Labeling:
 
 
 def all_resources(problem: Problem, labelings: Labeling) -> dict[str, IntArray]:
-    """Every resource (N,) of stacked labellings."""
+    """Amounts (N,) by resource of N stacked labellings."""
     layers = problem.layers
     kept = np.repeat(problem.costs.group_width[None], len(labelings.sparsity), axis=0)
     for index, layer in enumerate(layers):
@@ -150,7 +165,7 @@ def all_resources(problem: Problem, labelings: Labeling) -> dict[str, IntArray]:
 
 
 def all_errors(problem: Problem, labelings: Labeling) -> FloatArray:
-    """The sum of the layer errors (N,) of stacked labellings."""
+    """(N,) expected losses in nats of N stacked labellings."""
     total = np.zeros(len(labelings.sparsity))
     for index, layer in enumerate(problem.layers):
         row = 0 if layer.source is None else labelings.sparsity[:, layer.source]
@@ -163,14 +178,17 @@ def all_errors(problem: Problem, labelings: Labeling) -> FloatArray:
 def build_problem(
     shapes: list[LayerShape], widths: IntArray, menu: Menu, errors: list[FloatArray], has_bias: bool = True
 ) -> Problem:
-    """A problem of the given layers, `channel` granularity; one activation tensor before every layer.
+    """A problem of the given layers, with granularity `channel` and one activation tensor before every layer.
+
+    A layer that reads several groups has half of its first group's pruning loss for each of the others.
 
     Args:
-        shapes: (L) layers in order; the owner of a group stands before all its readers.
+        shapes: L layers in order; the owner of a group stands before all its readers.
         widths: (G,) channels of every group.
-        menu: of all layers; only owners have sparsities to choose.
-        errors: of every layer, (S or 1, B, A).
-        has_bias: of all layers.
+        menu: menus that all layers share; only owners have sparsities to choose.
+        errors: expected losses of every layer in nats, (S, B, A) where it reads an owned group, else (1, B,
+            A).
+        has_bias: whether all layers have a bias; true by default.
     """
     owner = {shape.writes: index for index, shape in enumerate(shapes) if shape.owns}
     kept = np.array([[max(1, round(width * (1 - s))) for s in menu.sparsities] for width in widths], dtype=np.int64)
@@ -200,9 +218,10 @@ def random_problem(rng: np.random.Generator, layers: int = 6, kind: str | None =
     """A valid random problem.
 
     Args:
-        rng: source of randomness.
-        layers: how many layers, at least 3.
-        kind: `chain`, `residual`, `concat`, `depthwise` or `element`; drawn where None.
+        rng: generator of all random numbers.
+        layers: number of layers, at least 3; 6 by default.
+        kind: structure of the network: `chain`, `residual`, `concat`, `depthwise` or `element`. Drawn by
+            default.
     """
     kind = str(rng.choice(["chain", "residual", "concat", "depthwise", "element"])) if kind is None else kind
     shapes = {"chain": _chain, "residual": _residual, "concat": _concat, "depthwise": _depthwise, "element": _plain}[
@@ -223,7 +242,13 @@ def random_problem(rng: np.random.Generator, layers: int = 6, kind: str | None =
 
 
 def random_errors(rng: np.random.Generator, menu: Menu, has_rows: bool) -> FloatArray:
-    """(S or 1, B, A) errors that fall about fourfold a bit and grow with sparsity."""
+    """(S or 1, B, A) random expected losses: fourfold less a bit, growing with the square of the sparsity.
+
+    Args:
+        rng: generator of all random numbers.
+        menu: menus of the layer and of its source.
+        has_rows: whether there is a row per sparsity; otherwise there is one row.
+    """
     scale = 10 ** rng.uniform(-3, 0)
     bits, activations = np.array(menu.weight_bits, dtype=float), np.array(menu.activation_bits, dtype=float)
     base = scale * (4.0 ** -bits[:, None] + 4.0**-activations) * rng.uniform(0.5, 2.0, (len(bits), len(activations)))
@@ -233,7 +258,10 @@ def random_errors(rng: np.random.Generator, menu: Menu, has_rows: bool) -> Float
 
 
 def _costs(shapes: list[LayerShape], widths: IntArray, has_bias: bool) -> CostModel:
-    """Tensor t is what layer t reads, the last one what the last layer writes; two neighbours are alive at a time."""
+    """The cost model: tensor t is what layer t reads, the last one what the last layer writes.
+
+    Two neighbours are alive at a time.
+    """
     count, groups = len(shapes), len(widths)
     fan_in_coef, out_coef = np.zeros((count, groups), dtype=np.int64), np.zeros((count, groups), dtype=np.int64)
     tensor_coef, tensor_const = np.zeros((count + 1, groups), dtype=np.int64), np.zeros(count + 1, dtype=np.int64)
@@ -271,7 +299,7 @@ def _costs(shapes: list[LayerShape], widths: IntArray, has_bias: bool) -> CostMo
 
 
 def _chain(rng: np.random.Generator, count: int) -> list[LayerShape]:
-    """Every layer but the last owns the group that the next one reads (VGG)."""
+    """Layers of which all but the last own the group that the next one reads (VGG)."""
     middle = [
         LayerShape("conv", (i - 1,) if i else (), i, 9 if i else 1, (27, 0), int(rng.integers(1, 65)), owns=True)
         for i in range(count - 1)
@@ -280,7 +308,7 @@ def _chain(rng: np.random.Generator, count: int) -> list[LayerShape]:
 
 
 def _residual(rng: np.random.Generator, count: int) -> list[LayerShape]:
-    """Pairs whose inner group is prunable and whose outer width 16 is not (ResNet), between a stem and a head."""
+    """Pairs of layers whose inner group can be pruned and whose outer width of 16 can't (ResNet)."""
     shapes = [LayerShape("conv", (), None, 1, (27, 16), int(rng.integers(1, 65)))]
     for block in range((count - 2) // 2):
         positions = int(rng.integers(1, 65))
@@ -291,7 +319,7 @@ def _residual(rng: np.random.Generator, count: int) -> list[LayerShape]:
 
 
 def _concat(rng: np.random.Generator, count: int) -> list[LayerShape]:
-    """Every layer reads the groups of all layers before it (DenseNet)."""
+    """Layers that read the groups of all layers before them (DenseNet)."""
     shapes = [
         LayerShape("conv", tuple(range(i)), i, 9, (27, 0), int(rng.integers(1, 65)), owns=True)
         for i in range(count - 1)
@@ -300,7 +328,7 @@ def _concat(rng: np.random.Generator, count: int) -> list[LayerShape]:
 
 
 def _depthwise(rng: np.random.Generator, count: int) -> list[LayerShape]:
-    """Expand, depthwise, project (MobileNetV2): all three share one group; filled up with plain layers."""
+    """Blocks of expand, depthwise and project (MobileNetV2) that share one group, then plain layers."""
     shapes: list[LayerShape] = []
     for block in range(count // 3):
         positions = int(rng.integers(1, 65))
@@ -313,7 +341,7 @@ def _depthwise(rng: np.random.Generator, count: int) -> list[LayerShape]:
 
 
 def _plain(rng: np.random.Generator, count: int) -> list[LayerShape]:
-    """No groups at all."""
+    """Linear layers of random widths without any groups."""
     return [
         LayerShape("linear", (), None, 1, (int(rng.integers(4, 65)), int(rng.integers(4, 65))), int(rng.integers(1, 9)))
         for _ in range(count)
@@ -321,7 +349,7 @@ def _plain(rng: np.random.Generator, count: int) -> list[LayerShape]:
 
 
 def _by_element(problem: Problem, menu: Menu) -> Problem:
-    """The same with sparsities inside every layer."""
+    """The same problem with granularity `element`: sparsities inside every layer."""
     layers = tuple(
         replace(layer, sparsities=np.array(menu.sparsities), source=index) for index, layer in enumerate(problem.layers)
     )

@@ -10,26 +10,30 @@ import pytest
 
 from autocompress_envs.environment import LayerLabelingEnv
 from autocompress_envs.observation import HIGH, LOW, OBSERVATION_VERSION, Observation, Observer
-from autocompress_envs.problem.numbers import Labeling, Outcome
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import Labeling, Outcome
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import TOY_LIMITS, random_problem, toy_problem
 
 
 def toy_observer() -> tuple[Observer, Labeling]:
-    pricer = Pricer(toy_problem()[0], TOY_LIMITS)
-    reference = pricer.solve()
-    return Observer(pricer, reference), reference
+    solver = Solver(toy_problem()[0], TOY_LIMITS)
+    reference = solver.solve()
+    return Observer(solver, reference), reference
 
 
-def test_documented_indices_are_the_real_ones() -> None:
+def test_documented_indices_and_bounds_are_the_real_ones() -> None:
     observer, reference = toy_observer()
     seen = observer.observe(0, reference, np.zeros(3))
-    rows = re.findall(r"\| (\d+)(?:-(\d+))? +\| (\w+) ", Observation.__doc__ or "")
-    documented = {name: (int(first), int(last or first)) for first, last, name in rows}
+    row = r"^ *\| (\d+)(?:-(\d+))? +\| (\w+) .*\| (-?\d) +\| (-?\d) +\|$"
+    rows = re.findall(row, Observation.__doc__ or "", re.MULTILINE)
+    documented = {name: (int(first), int(last or first), int(low), int(high)) for first, last, name, low, high in rows}
     start, real = 0, {}
     for name, field in seen._asdict().items():
-        real[name] = (start, start + len(field) - 1)
-        start += len(field)
+        end = start + len(field)
+        low, high = set(LOW[start:end]), set(HIGH[start:end])
+        assert len(low) == len(high) == 1, name
+        real[name] = (start, end - 1, *low, *high)
+        start = end
     assert documented == real
     assert (OBSERVATION_VERSION, start, LOW.shape, HIGH.shape) == (2, 46, (46,), (46,))
 
@@ -46,7 +50,7 @@ def test_fields_of_the_first_layer() -> None:
     assert seen.position.tolist() == [0]
     assert seen.widths.tolist() == [1 / 16, 2 / 16]  # 2 columns, 4 rows
     total = 0.26
-    # Errors 0.1, 0.01 and 1e-12 (for 0) at 2, 4, 8 bits, straight in logs between.
+    # Expected losses 0.1, 0.01 and 1e-12 (for 0) at 2, 4, 8 bits, straight in logs between.
     logs = [-1, -1.5, -2, -4.5, -7, -12]
     assert seen.bits_errors.tolist() == pytest.approx([(log - math.log10(total)) / 6 for log in logs])
     # Removing half costs 0.6; a quarter lies half way between 1e-12 and that; 0.75 is beyond the menu.

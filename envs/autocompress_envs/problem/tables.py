@@ -1,7 +1,7 @@
 """A problem as padded arrays, so that every solver step is one vectorised expression.
 
-Menus of different lengths are padded with their last entry: a padded option is a duplicate of a real one, so minima
-need no masks, and an index beyond a menu's end stands for its last entry.
+Menus of different lengths are padded with their last entry. A padded option is then a duplicate of a real
+one: minima need no masks, and an index beyond a menu's end stands for its last entry.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, LayerNumbers, Problem, layer_resources
+from autocompress_envs.problem.arrays import FloatArray, IntArray
+from autocompress_envs.problem.costs import layer_resources
+from autocompress_envs.problem.problem import Labeling, LayerNumbers, Problem
 
 RESOURCES: Mapping[str, str] = {
     "size": "bytes",
@@ -19,11 +21,17 @@ RESOURCES: Mapping[str, str] = {
     "bitops": "bit operations",
     "memory": "bytes of activations at the peak",
 }
+"""Units of the resources by name, in the order in which all arrays over resources have them."""
+
 ADDITIVE = ("size", "macs", "bitops")
+"""The resources that are sums over layers; peak memory is none."""
 
 
 def checked_limits(limits: Mapping[str, int]) -> dict[str, int]:
-    """A copy of `limits`, absolute amounts by resource.
+    """A checked copy of limits, in the order of `RESOURCES`.
+
+    Args:
+        limits: absolute upper bounds by resource.
 
     Raises:
         ValueError: no limit at all, an unknown resource, or an amount that is no positive whole number.
@@ -39,24 +47,37 @@ def checked_limits(limits: Mapping[str, int]) -> dict[str, int]:
 
 
 def is_within(amounts: Mapping[str, int], limits: Mapping[str, int]) -> bool:
-    """Whether `amounts` meet every limit."""
+    """Whether amounts by resource meet every limit; a resource without a limit may be missing."""
     return all(amounts[name] <= limit for name, limit in limits.items())
 
 
 class Tables:
-    """Padded menus of a problem with L layers, at most S sparsities, B weight bits and A activation bits a layer.
+    """Padded menus of L layers, each with at most S sparsities, B weight bits and A activation bits.
+
+    Args:
+        problem: the layers' menus and the cost model, with G groups.
 
     Attributes:
-        problem: the problem itself.
+        problem: the problem that was given.
         counts: (L, 3) real menu lengths: sparsities, weight bits, activation bits.
-        sparsities: (L, S). kept: (L, S) channels left in the layer's own group, 0 where it owns none.
-        weight_bits: (L, B). activation_bits: (L, A).
-        group: (L,) index of the group that a layer owns, -1 for none. owner: (G,) the owning layer, -1 for none.
-        source: (L,) the layer whose sparsity selects the row of `errors`; the layer itself where there is one row.
-        errors: (L, S, B, A) expected loss in nats, rows by the source's sparsity.
-        pruning_errors: (L, S) the part of `errors` that pruning makes: above the unpruned layer, at the most bits.
-        extra_errors: (L, S) by owner: what its sparsity adds at layers that read its group besides another one.
-        own: (L, O) sparsities inside a layer; O = 1 for granularity `channel`, which shrinks widths instead.
+        sparsities: (L, S) sparsities to choose from.
+        kept: (L, S) channels left in the layer's own group, 0 where it owns none.
+        weight_bits: (L, B) weight bits to choose from.
+        activation_bits: (L, A) activation bits to choose from.
+        group: (L,) index of the group that a layer owns, -1 for none.
+        owner: (G,) index of the layer that owns a group, -1 for none.
+        source: (L,) index of the layer whose sparsity selects the row of `errors`; the layer itself where
+            there is one row.
+        errors: (L, S, B, A) expected losses in nats, rows by the source's sparsity.
+        pruning_errors: (L, S) the pruning part of `errors`: what it is above the unpruned layer, at the most
+            bits.
+        extra_errors: (L, S) expected losses that an owner's sparsity adds at layers that read its group
+            besides another one.
+        by_channel: whether the granularity is `channel`.
+        own: (L, O) sparsities inside a layer. O = 1 for granularity `channel`, which shrinks widths instead.
+
+    Raises:
+        ValueError: a layer owns a group although the granularity is not `channel`.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -86,27 +107,41 @@ class Tables:
 
     @property
     def layer_count(self) -> int:
+        """The number L of layers."""
         return len(self.group)
 
     def errors_by_owner(self) -> FloatArray:
-        """(L, S) what the sparsity of every group's owner adds at all layers that read the group, at the most bits."""
+        """(L, S) expected losses that a sparsity adds at all readers of the owned group, at the most bits."""
         total = self.extra_errors.copy()
         np.add.at(total, self.source, self.pruning_errors)
         return total
 
     def kept_channels(self, sparsity: IntArray) -> IntArray:
-        """(..., G) channels left in every group for the sparsity indices (..., L)."""
+        """(..., G) channels left in every group, for sparsity indices (..., L)."""
         kept = np.empty((*sparsity.shape[:-1], len(self.owner)), dtype=np.int64)
         kept[...] = self.problem.costs.group_width
         kept[..., self._owned] = self.kept[self._owners, sparsity[..., self._owners]]
         return kept
 
     def resources(self, labeling: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, int]:
-        """The same as `Problem.resources`, without a loop over layers, and only what is asked for."""
+        """The amounts of the named resources that a labelling takes: `Problem.resources` in array operations.
+
+        Args:
+            labeling: indices (L,) into the menus.
+            names: resources to count, all by default.
+        """
         return {name: int(amount) for name, amount in self.amounts(labeling, names).items()}
 
     def amounts(self, labelings: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, IntArray]:
-        """The resources (...) of labellings (..., L) at once."""
+        """The amounts of the named resources that many labellings take.
+
+        Args:
+            labelings: indices (..., L) into the menus.
+            names: resources to count, all by default.
+
+        Returns:
+            Amounts of shape (...) by resource.
+        """
         costs, rows, names = self.problem.costs, self._rows, set(names)
         kept = self.kept_channels(labelings.sparsity)
         activation_bits = self.activation_bits[rows, labelings.activation_bits]
@@ -129,10 +164,12 @@ class Tables:
         return totals
 
     def option_costs(self, fan_in: IntArray, out: IntArray, first: int = 0) -> dict[str, IntArray]:
-        """Costs of every option of the layers from `first` on, for their widths.
+        """The amounts of the additive resources that every option takes, at the layers from `first` on.
 
         Args:
-            fan_in: (..., L - first) weight columns. out: (..., L - first) weight rows.
+            fan_in: (..., L - first) weight columns.
+            out: (..., L - first) weight rows.
+            first: index of the first of these layers, 0 by default.
 
         Returns:
             `size`, `macs` and `bitops`, each (..., L - first, O, B, A).
@@ -153,19 +190,23 @@ class Tables:
 
 
 def _padded(rows: Sequence[npt.NDArray[np.generic]]) -> npt.NDArray[np.float64]:
+    """(n, longest) the n rows, padded with their last entries."""
     width = max(len(row) for row in rows)
     return np.stack([_edge(np.asarray(row, dtype=np.float64), (width,)) for row in rows])
 
 
 def _widened(table: IntArray, width: int) -> IntArray:
+    """(n, width) the table (n, m), its rows padded with their last entries."""
     return np.pad(table, ((0, 0), (0, width - table.shape[1])), mode="edge").astype(np.int64)
 
 
 def _edge(table: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """The table, padded to `shape` with its last entries along every axis."""
     return np.pad(table, [(0, full - size) for full, size in zip(shape, table.shape, strict=True)], mode="edge")
 
 
 def _extra_errors(layers: tuple[LayerNumbers, ...], width: int) -> FloatArray:
+    """(L, width) expected losses of `extra_sources`, summed by owner."""
     totals = np.zeros((len(layers), width))
     for layer in layers:
         for owner, error in layer.extra_sources:

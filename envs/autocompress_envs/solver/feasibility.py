@@ -1,10 +1,19 @@
-"""What can still be reached: which labels of a layer leave room for the rest, and the cheapest rest itself.
+"""Feasibility: which labels of a layer leave the rest of the network able to meet every limit.
 
-Costs grow with every width, so the rest is cheapest with every undecided group at its fewest channels; for these
-widths each layer's cheapest bits follow one by one. With one limit that is exact. With several, one layer's cheapest
-label may differ between resources (16-bit weights need no scales, activations at 32 bits no ranges, a few bytes each);
-then completions that favour each resource in turn are tried. So a label, and a budget within these bytes of the
-smallest, may be refused that only some other mixture completes; never the reverse, and never every label.
+The question: given the labels of the first d layers, is there a labelling x that begins with them and has
+C_r(x) <= limit_r for every limited resource r? It is answered by the cheapest completion.
+
+- Every cost grows with every width. So whatever the bits are, the rest is cheapest with each undecided group
+  at its fewest channels.
+- For fixed widths, `size`, `macs` and `bitops` are sums over layers, so each layer's cheapest bits can be
+  chosen alone. Peak memory is least with the fewest activation bits at every layer.
+
+With one limit the answer is exact. With several, one layer's cheapest label may differ between resources:
+16-bit weights need no scales and 32-bit activations no ranges, which saves a few bytes. Then completions are
+tried that weigh all limited resources alike, that favour each in turn, and mixtures of these. So a label (or
+a budget within these bytes of the smallest) may be refused that only some other mixture completes. A label
+that is allowed can always be completed. An episode never ends up without a legal label: it remembers one
+completion (`actions`).
 """
 
 from __future__ import annotations
@@ -14,18 +23,40 @@ from itertools import chain, permutations
 
 import numpy as np
 
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling, layer_resources
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling, layer_resources
 from autocompress_envs.problem.tables import ADDITIVE, RESOURCES, Tables, is_within
 
-FAVOUR = 1e6  # how much more than the others the favoured resource weighs
+FAVOUR = 1e6  # weight of the favoured resource beside all others at 1
 
 
 class InfeasibleBudgetError(ValueError):
-    """No labelling meets the limits."""
+    """Error that no labelling meets the limits; the message names the smallest possible budget."""
 
 
 class Reach:
-    """Feasibility of completions under `limits` (absolute amounts by resource).
+    """Feasibility of completions under given limits.
+
+    An example with the toy: three layers of 8 weights that read 8 bits, so that b weight bits cost 64 b bit
+    operations. The first one owns a group; removing half of it leaves 4 weights in the first and in the
+    second layer. At 2 bits the cheapest labelling costs 64 + 64 + 128 = 256. Under a limit of 512 the first
+    layer cannot have 8 bits unpruned: 512 + 128 + 128 is too much. It can when pruned: 256 + 64 + 128 = 448.
+
+    >>> from autocompress_envs.testing import toy_problem
+    >>> reach = Reach(Tables(toy_problem()[0]), {"bitops": 512})
+    >>> blank = Labeling(*np.zeros((3, 3), dtype=np.int64))
+    >>> reach.smallest(blank, 0)["bitops"]
+    256
+    >>> reach.allowed(blank, 0)[..., 0].tolist()  # rows: sparsity 0 and 0.5; columns: 2, 4 and 8 bits
+    [[True, True, False], [True, True, True]]
+
+    Args:
+        tables: padded menus of the problem.
+        limits: absolute upper bounds by resource.
+
+    Attributes:
+        tables: the tables that were given.
+        limits: a copy of the limits.
+        cheapest: a labelling that meets all limits.
 
     Raises:
         InfeasibleBudgetError: no labelling meets the limits.
@@ -35,13 +66,18 @@ class Reach:
         self.tables = tables
         self.limits = dict(limits)
         self._fewest = np.argmin(tables.kept, axis=1)  # (L,) sparsity index that leaves the fewest channels
-        self._read_elements = tables.problem.costs.tensor_readers.T @ tables.problem.costs.tensor_const
-        self._read_elements = np.maximum(self._read_elements, 1)
+        read_elements = tables.problem.costs.tensor_readers.T @ tables.problem.costs.tensor_const  # (L,)
+        self._read_elements = np.maximum(read_elements, 1)
         empty = np.zeros(tables.layer_count, dtype=np.int64)
         self.cheapest = self.complete(Labeling(empty, empty, empty), 0) or self._refuse()
 
     def complete(self, labeling: Labeling, decided: int) -> Labeling | None:
-        """A labelling within the limits that starts with the first `decided` labels, or None where none was found."""
+        """A labelling within the limits that begins with given labels, or None where none was found.
+
+        Args:
+            labeling: labels, of which the first `decided` count.
+            decided: number of layers whose labels are fixed, 0 to L.
+        """
         candidates = list(self._completions(labeling, decided))
         mixtures = (
             _spliced(first, second, index)
@@ -54,43 +90,57 @@ class Reach:
         return None
 
     def smallest(self, labeling: Labeling, decided: int) -> dict[str, int]:
-        """The smallest amount of every resource, each on its own, that the first `decided` labels leave possible."""
+        """The smallest possible amount of every resource on its own, given the labels of the first layers.
+
+        Args:
+            labeling: labels, of which the first `decided` count.
+            decided: number of layers whose labels are fixed, 0 to L.
+        """
         return {
             name: min(self.tables.resources(plan)[name] for plan in self._completions(labeling, decided, {name: 1}))
             for name in RESOURCES
         }
 
     def allowed(self, labeling: Labeling, index: int) -> BoolArray:
-        """Labels of layer `index` after which the limits can still be met, given the labels before it.
+        """Which labels of one layer leave every limit within reach, given the labels before it.
+
+        A label is allowed where the costs of the layers before it, its own, and those of the cheapest rest
+        are together within all limits.
+
+        Args:
+            labeling: labels, of which the first `index` count.
+            index: the layer.
 
         Returns:
-            (sparsities, weight bits, activation bits) of that layer's own menu.
+            (S, B, A) true where allowed, on that layer's own menus (without padding).
         """
         count, bits, activations = self.tables.counts[index]
         sparsity = np.repeat(self._with_fewest(labeling.sparsity, index)[None], count, axis=0)  # (S, L)
         sparsity[:, index] = np.arange(count)
-        kept = self.tables.kept_channels(sparsity)
-        before = self._before(labeling, index, kept)
-        here = self._here(index, kept)
+        kept = self.tables.kept_channels(sparsity)  # (S, G)
+        before = self._before(labeling, index, kept)  # (S,) each
+        here = self._here(index, kept)  # (S, B, A) each
         allowed = np.zeros((count, bits, activations), dtype=bool)
         for rest, rest_bits, is_least in self._rests(kept, index + 1):
             fits = np.ones_like(allowed)
             for name in set(self.limits) & set(ADDITIVE):
-                total = here[name] + (before[name] + rest[name])[:, None, None]
+                elsewhere = before[name] + rest[name]  # (S,)
+                total = here[name] + elsewhere[:, None, None]
                 fits &= (total <= self.limits[name])[:, :bits, :activations]
             if "memory" in self.limits:
-                memory = self._memory(labeling, index, kept, rest_bits)
+                memory = self._memory(labeling, index, kept, rest_bits)  # (S, A)
                 fits &= (memory <= self.limits["memory"])[:, None, :]
             allowed |= fits
             if is_least:
-                break
+                break  # no other rest is cheaper in any resource
         return allowed
 
     def _with_fewest(self, sparsity: IntArray, decided: int) -> IntArray:
+        """(L,) the first `decided` sparsities, then those that leave the fewest channels."""
         return np.concatenate([sparsity[:decided], self._fewest[decided:]])
 
     def _before(self, labeling: Labeling, index: int, kept: IntArray) -> dict[str, IntArray]:
-        """(S,) fixed costs and costs of the layers before `index`."""
+        """(S,) amounts by resource of layers before `index` and of fixed bytes, for channels (S, G)."""
         costs, rows = self.tables.problem.costs, np.arange(index)
         fan_in, out = costs.widths(kept)
         amounts = layer_resources(
@@ -108,7 +158,7 @@ class Reach:
         return totals
 
     def _here(self, index: int, kept: IntArray) -> dict[str, IntArray]:
-        """(S, B, A) costs of the options of layer `index`."""
+        """(S, B, A) amounts by resource of the options of layer `index`, for channels (S, G)."""
         fan_in, out = self.tables.problem.costs.widths(kept)
         options = self.tables.option_costs(fan_in[:, index:], out[:, index:], index)
         count = len(kept)
@@ -116,11 +166,17 @@ class Reach:
         return {name: amount[np.arange(count), 0, own] for name, amount in options.items()}
 
     def _rests(self, kept: IntArray, first: int) -> Iterator[tuple[dict[str, IntArray], IntArray, bool]]:
-        """Cheap choices for the layers from `first` on: their cost (S,), activation bits (S, R), least in all?"""
+        """Cheap options for the R layers from `first` on, for channels (S, G).
+
+        Yields:
+            Amounts (S,) by resource, activation bits (S, R), and whether no other options need less of any
+            resource.
+        """
         choices, options = self._choices(kept, first, self.limits)
         least = {name: amount.min(-1).sum(-1) for name, amount in options.items()}
         for choice in choices:
-            amounts = {n: np.take_along_axis(a, choice[..., None], -1)[..., 0].sum(-1) for n, a in options.items()}
+            picked = {n: np.take_along_axis(amount, choice[..., None], -1)[..., 0] for n, amount in options.items()}
+            amounts = {name: amount.sum(-1) for name, amount in picked.items()}
             bits = self.tables.activation_bits[np.arange(first, self.tables.layer_count), self._split(choice)[2]]
             is_least = all((amounts[name] == least[name]).all() for name in self._scored(self.limits))
             amounts.update({name: amounts.get(name, np.zeros(len(kept), dtype=np.int64)) for name in ADDITIVE})
@@ -129,34 +185,56 @@ class Reach:
     def _choices(
         self, kept: IntArray, first: int, limits: Mapping[str, int]
     ) -> tuple[list[IntArray], dict[str, IntArray]]:
-        """Flat option indices (S, R) that favour all limited resources alike, then each; and the option costs."""
-        fan_in, out = self.tables.problem.costs.widths(kept)
-        raw = self.tables.option_costs(fan_in[:, first:], out[:, first:], first)
-        flat = (*fan_in[:, first:].shape, -1)
-        shape = (*flat[:2], *raw["size"].shape[2:])
+        """The cheapest option of each of the R layers from `first` on, by several scores.
+
+        The score of an option is its sum over limited resources of amount / limit. With several limits,
+        further scores weigh each resource 1,000,000 times as much in turn. Peak memory is no sum over layers;
+        the bits of the tensors that a layer reads stand for it, as they order its options by activation bits.
+
+        Args:
+            kept: (S, G) channels left in every group.
+            first: the first undecided layer.
+            limits: amounts by which resources are scored.
+
+        Returns:
+            Flat option indices (S, R), one array a score; and amounts (S, R, O*B*A) by resource.
+        """
+        fan_in, out = self.tables.problem.costs.widths(kept)  # (S, L)
+        raw = self.tables.option_costs(fan_in[:, first:], out[:, first:], first)  # (S, R, O, B, A) each
+        shape = raw["size"].shape
+        flat = (*shape[:2], int(np.prod(shape[2:])))
         memory = self._read_elements[first:, None, None, None] * self.tables.activation_bits[first:, None, None, :]
-        options = {name: amount.reshape(*flat[:2], int(np.prod(shape[2:]))) for name, amount in raw.items()}
-        options["memory"] = np.broadcast_to(memory, shape).reshape(options["size"].shape)
+        options = {name: amount.reshape(flat) for name, amount in raw.items()}
+        options["memory"] = np.broadcast_to(memory, shape).reshape(flat)
         scored = {name: options[name] / limits[name] for name in self._scored(limits)}
-        alike: FloatArray = np.sum(list(scored.values()), axis=0)
-        scores = [alike] + ([alike + FAVOUR * score for score in scored.values()] if len(scored) > 1 else [])
+        alike: FloatArray = np.sum(list(scored.values()), axis=0)  # (S, R, O*B*A)
+        favouring = [alike + FAVOUR * score for score in scored.values()] if len(scored) > 1 else []
+        scores = [alike, *favouring]
         return [score.argmin(-1) for score in scores], options
 
     @staticmethod
     def _scored(limits: Mapping[str, int]) -> list[str]:
+        """The limited resources, in their usual order."""
         return [name for name in RESOURCES if name in limits]
 
     def _split(self, choice: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-        """Own sparsity, weight bits and activation bits of flat option indices."""
+        """Indices of sparsity inside the layer, weight bits and activation bits, each shaped as `choice`."""
         shape = (self.tables.own.shape[1], self.tables.weight_bits.shape[1], self.tables.activation_bits.shape[1])
         own, bits, activations = np.unravel_index(choice, shape)
         return own, bits, activations
 
     def _memory(self, labeling: Labeling, index: int, kept: IntArray, rest_bits: IntArray) -> IntArray:
-        """(S, A) peak memory for the options of layer `index`."""
+        """(S, A) bytes of peak memory for the options of layer `index`.
+
+        Args:
+            labeling: labels, of which the first `index` count.
+            index: the layer.
+            kept: (S, G) channels left in every group, by the layer's sparsity.
+            rest_bits: (S, R) activation bits of the layers after it.
+        """
         activations = self.tables.counts[index, 2]
         rows = np.arange(index)
-        bits = np.empty((len(kept), activations, self.tables.layer_count), dtype=np.int64)
+        bits = np.empty((len(kept), activations, self.tables.layer_count), dtype=np.int64)  # (S, A, L)
         bits[..., :index] = self.tables.activation_bits[rows, labeling.activation_bits[:index]]
         bits[..., index] = self.tables.activation_bits[index, :activations]
         bits[..., index + 1 :] = rest_bits[:, None]
@@ -165,8 +243,9 @@ class Reach:
     def _completions(
         self, labeling: Labeling, decided: int, limits: Mapping[str, int] | None = None
     ) -> Iterator[Labeling]:
+        """Cheap labellings that begin with the first `decided` labels, one a score; they may break limits."""
         sparsity = self._with_fewest(labeling.sparsity, decided)
-        kept = self.tables.kept_channels(sparsity)[None]
+        kept = self.tables.kept_channels(sparsity)[None]  # (1, G)
         choices, _ = self._choices(kept, decided, self.limits if limits is None else limits)
         for choice in choices:
             own, bits, activations = self._split(choice[0])
@@ -178,6 +257,7 @@ class Reach:
             )
 
     def _refuse(self) -> Labeling:
+        """Raise the error that no labelling meets the limits, with the smallest budget that would do."""
         empty = np.zeros(self.tables.layer_count, dtype=np.int64)
         blank = Labeling(empty, empty, empty)
         smallest, why = self.smallest(blank, 0), "the smallest plan of this network"
@@ -194,7 +274,7 @@ class Reach:
 
 
 def _spliced(first: Labeling, second: Labeling, index: int) -> Labeling:
-    """The first labelling up to layer `index`, the second from there on."""
+    """A labelling: the first one before layer `index`, the second one from there on."""
     return Labeling(
         np.concatenate([first.sparsity[:index], second.sparsity[index:]]),
         np.concatenate([first.weight_bits[:index], second.weight_bits[index:]]),
