@@ -1,7 +1,6 @@
 """The house: folders are floors, and imports go down only. Read from the sources, imports inside functions included."""
 
 import ast
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,18 +89,6 @@ def test_no_modules_import_each_other_in_a_circle(arrows):
     while free := {module for module, targets in left.items() if not targets & left.keys()}:
         left = {module: targets for module, targets in left.items() if module not in free}
     assert {module: sorted(targets & left.keys()) for module, targets in left.items()} == {}
-
-
-def test_the_environment_needs_numpy_and_gymnasium_only():
-    allowed = {"numpy", "gymnasium", "autocompress_envs"}
-    names = set()
-    for path in PACKAGES["autocompress_envs"].rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                names.add((node.module or "").partition(".")[0])
-    assert names - set(sys.stdlib_module_names) == allowed
 
 
 def test_a_wrong_arrow_is_found(arrows):

@@ -11,7 +11,7 @@ from autocompress.searchers.agents import AGENTS, Agent, Search
 from autocompress.searchers.base import Evaluated, SearchSettings, Task
 from autocompress.searchers.search import Searcher, run_search
 from autocompress.testing.contract import require
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.rewards import RewardContext, RewardFunction
 from autocompress_envs.testing import fair_coins, toy_problem

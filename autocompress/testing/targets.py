@@ -14,7 +14,7 @@ from autocompress.network import fold_batch_norms, trace
 from autocompress.targets import Target, counted_on_file
 from autocompress.targets.target import lowered_for, target_file
 from autocompress.testing.contract import require
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 AGREEMENT = 0.95  # of samples with the same answer; on 64 samples of random weights, near ties flip a few
 CLOSENESS = 0.02  # root mean square difference of outputs, relative to their standard deviation

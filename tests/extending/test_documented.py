@@ -70,7 +70,7 @@ def test_the_documented_entries_pass_their_checks(module):
 
 def test_a_whole_search_with_all_of_them(module, cache, tmp_path):
     result = autocompress.search(
-        budget="size=0.2", criterion="largest-weight", method="one-bit-less", target="boxed", out=tmp_path / "run",
+        budget="size=0.06", criterion="largest-weight", method="one-bit-less", target="boxed", out=tmp_path / "run",
         cache=cache, **QUICK,
     )  # fmt: skip
     assert result.evaluations == 4
@@ -84,7 +84,7 @@ def test_a_whole_search_with_all_of_them(module, cache, tmp_path):
 
 def test_a_function_is_a_method(module, cache, tmp_path):
     """The same plans as under its registered name; the run says which function it was."""
-    options = {**QUICK, "budget": "size=0.2", "target": "packed", "cache": cache}
+    options = {**QUICK, "budget": "size=0.06", "target": "packed", "cache": cache}
     by_name = autocompress.search(method="one-bit-less", out=tmp_path / "a", **options)
     by_function = autocompress.search(method=module.one_bit_less, out=tmp_path / "b", **options)
     assert by_function.plan == by_name.plan
@@ -96,7 +96,7 @@ def test_a_function_is_a_method(module, cache, tmp_path):
 def test_the_command_line_finds_them(site, cache, tmp_path):
     """In a process of its own, where nobody imported the module."""
     command = [
-        sys.executable, "-m", "autocompress", "search", "--budget", "size=0.2", "--criterion", "largest-weight",
+        sys.executable, "-m", "autocompress", "search", "--budget", "size=0.06", "--criterion", "largest-weight",
         "--agent", "posterior-ppo", "--reward", "frugal", "--target", "boxed", "--out", str(tmp_path / "run"),
         "--cache", str(cache), "--format", "json", "--quiet",
         *(part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", str(value))),

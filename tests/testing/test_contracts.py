@@ -29,7 +29,7 @@ from autocompress.testing import (
     check_searcher,
     check_target,
 )
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 
 @pytest.fixture(autouse=True)
