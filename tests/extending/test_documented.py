@@ -64,13 +64,13 @@ def test_each_block_is_under_sixty_lines():
 def test_the_documented_entries_pass_their_checks(module):
     check_criterion(module.by_largest_weight)
     check_reward(module.frugal)
-    check_searcher(module.one_bit_less)
+    check_searcher(module.random_weights)
     check_target(TARGETS["boxed"])
 
 
 def test_a_whole_search_with_all_of_them(module, cache, tmp_path):
     result = autocompress.search(
-        budget="size=0.06", criterion="largest-weight", method="one-bit-less", target="boxed", out=tmp_path / "run",
+        budget="size=0.1", criterion="largest-weight", method="random-weights", target="boxed", out=tmp_path / "run",
         cache=cache, **QUICK,
     )  # fmt: skip
     assert result.evaluations == 4
@@ -84,19 +84,19 @@ def test_a_whole_search_with_all_of_them(module, cache, tmp_path):
 
 def test_a_function_is_a_method(module, cache, tmp_path):
     """The same plans as under its registered name; the run says which function it was."""
-    options = {**QUICK, "budget": "size=0.06", "target": "packed", "cache": cache}
-    by_name = autocompress.search(method="one-bit-less", out=tmp_path / "a", **options)
-    by_function = autocompress.search(method=module.one_bit_less, out=tmp_path / "b", **options)
+    options = {**QUICK, "budget": "size=0.1", "target": "packed", "cache": cache}
+    by_name = autocompress.search(method="random-weights", out=tmp_path / "a", **options)
+    by_function = autocompress.search(method=module.random_weights, out=tmp_path / "b", **options)
     assert by_function.plan == by_name.plan
-    assert "method: my_compression:one_bit_less\n" in (tmp_path / "b" / "config.yaml").read_text()
-    resumed = autocompress.search(method=module.one_bit_less, out=tmp_path / "b", resume=True, **options)
+    assert "method: my_compression:random_weights\n" in (tmp_path / "b" / "config.yaml").read_text()
+    resumed = autocompress.search(method=module.random_weights, out=tmp_path / "b", resume=True, **options)
     assert resumed.plan == by_name.plan
 
 
 def test_the_command_line_finds_them(site, cache, tmp_path):
     """In a process of its own, where nobody imported the module."""
     command = [
-        sys.executable, "-m", "autocompress", "search", "--budget", "size=0.06", "--criterion", "largest-weight",
+        sys.executable, "-m", "autocompress", "search", "--budget", "size=0.1", "--criterion", "largest-weight",
         "--agent", "posterior-ppo", "--reward", "frugal", "--target", "boxed", "--out", str(tmp_path / "run"),
         "--cache", str(cache), "--format", "json", "--quiet",
         *(part for name, value in QUICK.items() for part in (f"--{name.replace('_', '-')}", str(value))),
