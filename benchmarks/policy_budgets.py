@@ -17,8 +17,8 @@ from autocompress.evaluation import measure
 from autocompress.job.prepare import build_evaluator, load, menu_settings, prepare
 from autocompress.models import load_model
 from autocompress.policies.files import load_policy
-from autocompress.policies.network import walk
-from autocompress.policies.use import planned
+from autocompress.policies.network import plan_in_one_pass
+from autocompress.policies.use import zero_shot_plan
 from autocompress.progress import Silent
 from autocompress_envs.solver.pricing import Pricer
 
@@ -43,10 +43,10 @@ def main() -> None:
     for share in np.geomspace(arguments.low, arguments.high, BUDGETS):
         limits = {arguments.resource: int(job.original[arguments.resource] * share)}
         started = time.perf_counter()
-        walk(saved.policy, job.problem, limits)
+        plan_in_one_pass(saved.policy, job.problem, limits)
         walks.append(time.perf_counter() - started)
         started = time.perf_counter()
-        labeling = planned(saved, job.problem, limits, evaluator, Silent())
+        labeling = zero_shot_plan(saved, job.problem, limits, evaluator, Silent())
         plans.append(time.perf_counter() - started)
         solver = evaluator(Pricer(job.problem, limits).solve())
         found = measure(model, evaluator.stitched(labeling), data.test_batches())

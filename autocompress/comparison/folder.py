@@ -58,7 +58,7 @@ def begin(
     path: Path,
     suite: Suite,
     versions: Mapping[str, str],
-    settled: Mapping[str, Mapping[str, Any]],
+    conditions: Mapping[str, Mapping[str, Any]],
     policies: Mapping[str, str | None],
     *,
     resume: bool,
@@ -69,7 +69,7 @@ def begin(
         path: from `claim`; what an earlier comparison left there is removed, unless `resume` is set.
         suite: what is run.
         versions: of what computes, by name; written as comments.
-        settled: what every job was made on, by its key.
+        conditions: what every job was made on, by its key.
         policies: stamps of those that the methods begin with, by the methods' names.
         resume: whether an earlier comparison goes on.
     """
@@ -83,12 +83,12 @@ def begin(
     write_atomically(path / SUITE, made_by + suite.to_yaml())
     for folder in (CELLS, EVALUATIONS):
         (path / folder).mkdir(exist_ok=True)
-    for key, made_on in settled.items():
+    for key, made_on in conditions.items():
         write_atomically(path / EVALUATIONS / f"{key}.json", json.dumps(made_on, indent=1) + "\n")
     write_atomically(path / POLICIES, json.dumps(policies, indent=1) + "\n")
 
 
-def read_settled(path: Path) -> dict[str, dict[str, Any]]:
+def read_conditions(path: Path) -> dict[str, dict[str, Any]]:
     """What the jobs of the comparison in `path` were made on, by their keys."""
     return {file.stem: json.loads(file.read_text()) for file in (path / EVALUATIONS).glob("*.json")}
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from autocompress.comparison.plots import X_PROGRESS, Y_PROGRESS
-from autocompress.comparison.series import Curve, Look, Pareto
+from autocompress.comparison.series import Curve, Pareto, Style
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PANELS_A_ROW = 2
 
 
-def pareto_html(plot: Pareto, looks: Mapping[str, Look]) -> str:
+def pareto_html(plot: Pareto, styles: Mapping[str, Style]) -> str:
     """Accuracy against budget: means, with their intervals as error bars; click a method to hide it."""
     from plotly import graph_objects
 
@@ -30,7 +30,7 @@ def pareto_html(plot: Pareto, looks: Mapping[str, Look]) -> str:
             name=escape(points.method, quote=False),
             customdata=points.seeds,
             hovertemplate="%{y:.4g}, seeds: %{customdata}",
-            **_style(looks[points.method]),
+            **_style(styles[points.method]),
         )
     if not math.isnan(plot.original):
         figure.add_hline(y=plot.original, line={"color": "#777777", "dash": "dot", "width": 1})
@@ -42,7 +42,7 @@ def pareto_html(plot: Pareto, looks: Mapping[str, Look]) -> str:
     return _page(figure, 560, "Accuracy against budget")
 
 
-def progress_html(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look]) -> str:
+def progress_html(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Style]) -> str:
     """Best-so-far KL against evaluations: means and intervals as bands, one panel a budget."""
     from plotly.subplots import make_subplots
 
@@ -53,7 +53,7 @@ def progress_html(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Loo
     for index, curves in enumerate(panels.values()):
         at = {"row": index // columns + 1, "col": index % columns + 1}
         for curve in curves:
-            _add_curve(figure, curve, looks[curve.method], at, first=curve.method not in named)
+            _add_curve(figure, curve, styles[curve.method], at, first=curve.method not in named)
             named.add(curve.method)
         scale = "log" if all((curve.mean > 0).all() for curve in curves) else "linear"
         figure.update_yaxes(type=scale, title=Y_PROGRESS if at["col"] == 1 else None, **at)
@@ -61,15 +61,15 @@ def progress_html(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Loo
     return _page(figure, 520 * rows, "Best plan so far against evaluations")
 
 
-def _add_curve(figure: Figure, curve: Curve, look: Look, at: Mapping[str, int], *, first: bool) -> None:
+def _add_curve(figure: Figure, curve: Curve, style: Style, at: Mapping[str, int], *, first: bool) -> None:
     """A line and its band, which the legend hides together."""
     group = {"legendgroup": curve.method, **at}
-    style = _style(look)
+    style = _style(style)
     style["line"] |= {"shape": "hv"}
     if len(curve.low):
         band: dict[str, Any] = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", **group}
         edge = {"width": 0, "shape": "hv"}
-        fill = f"rgba({', '.join(str(int(look.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.15)"
+        fill = f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.15)"
         x, low, high = (values.tolist() for values in (curve.evaluations, curve.low, curve.high))
         figure.add_scatter(x=x, y=low, line=edge, **band)
         figure.add_scatter(x=x, y=high, line=edge, fill="tonexty", fillcolor=fill, **band)
@@ -85,8 +85,8 @@ def _add_curve(figure: Figure, curve: Curve, look: Look, at: Mapping[str, int], 
     )
 
 
-def _style(look: Look) -> dict[str, Any]:
-    return {"line": {"color": look.color, "dash": look.dash}, "marker": {"symbol": look.symbol, "size": 9}}
+def _style(style: Style) -> dict[str, Any]:
+    return {"line": {"color": style.color, "dash": style.dash}, "marker": {"symbol": style.symbol, "size": 9}}
 
 
 def _page(figure: Figure, height: int, title: str) -> str:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autocompress.comparison.series import Curve, Look, Pareto
+from autocompress.comparison.series import Curve, Pareto, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,18 +19,18 @@ _TOP = 100.0  # the best method is drawn above the others
 X_PROGRESS, Y_PROGRESS = "network evaluations", "KL of the best plan so far, nats (search split)"
 
 
-def pareto_png(plot: Pareto, looks: Mapping[str, Look]) -> bytes:
+def pareto_png(plot: Pareto, styles: Mapping[str, Style]) -> bytes:
     """Accuracy against budget: means, with their intervals as error bars."""
     figure, ((axes,),) = _figure(1, 1)
     for rank, points in enumerate(plot.points):
-        look = looks[points.method]
+        style = styles[points.method]
         axes.errorbar(
             points.x,
             points.mean,
             yerr=(points.below, points.above),
-            color=look.color,
-            marker=look.marker,
-            linestyle=look.line,
+            color=style.color,
+            marker=style.marker,
+            linestyle=style.line,
             linewidth=1.2,
             markersize=6,
             capsize=3,
@@ -53,13 +53,13 @@ def pareto_png(plot: Pareto, looks: Mapping[str, Look]) -> bytes:
     return _png(figure)
 
 
-def progress_png(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look]) -> bytes:
+def progress_png(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Style]) -> bytes:
     """Best-so-far KL against evaluations: means and intervals as bands, one panel a budget."""
     columns = min(_PANELS_A_ROW, len(panels))
     figure, grid = _figure(-(-len(panels) // columns), columns)
     flat = [axes for row in grid for axes in row]
     for axes, (budget, curves) in zip(flat, panels.items(), strict=False):
-        _draw_curves(axes, curves, looks)
+        _draw_curves(axes, curves, styles)
         axes.set_title(budget)
         axes.set_xlabel(X_PROGRESS)
     for row in grid:
@@ -69,19 +69,19 @@ def progress_png(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look
     return _png(figure)
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, Look]) -> None:
+def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: Mapping[str, Style]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for rank, curve in enumerate(curves):
-        look = looks[curve.method]
+        style = styles[curve.method]
         every = max(1, len(curve.mean) // 8)
         axes.plot(
             curve.evaluations,
             curve.mean,
             drawstyle="steps-post",
-            color=look.color,
-            linestyle=look.line,
-            marker=look.marker,
+            color=style.color,
+            linestyle=style.line,
+            marker=style.marker,
             markevery=every,
             markersize=5,
             linewidth=1.4,
@@ -90,7 +90,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, Look])
         )
         if len(curve.low):
             axes.fill_between(
-                curve.evaluations, curve.low, curve.high, step="post", color=look.color, alpha=0.15, linewidth=0
+                curve.evaluations, curve.low, curve.high, step="post", color=style.color, alpha=0.15, linewidth=0
             )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if all((curve.mean > 0).all() for curve in curves):

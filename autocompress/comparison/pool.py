@@ -26,7 +26,7 @@ def run_in_pool(
     count: int,
     work: Work,
     arguments: tuple[Any, ...],
-    bury: Callable[[Cell, str], CellResult],
+    failed_cell: Callable[[Cell, str], CellResult],
     watcher: ComparisonProgress,
 ) -> Generator[CellResult, None, None]:
     """Run cells in processes; each result as it comes.
@@ -37,7 +37,7 @@ def run_in_pool(
         work: what a process does: called with its end of a pipe and `arguments`. It receives a cell, sends steps and
             then the cell's result, and so on until the pipe ends. To be found by name in a module that it imports.
         arguments: of `work`; they are pickled.
-        bury: makes the result of a cell whose process died, from the cell and what became of the process.
+        failed_cell: makes the result of a cell whose process died, from the cell and what became of the process.
         watcher: told which cells run and how they stand.
     """
     pending = list(reversed(cells))
@@ -52,7 +52,7 @@ def run_in_pool(
                 if isinstance(message, Step):
                     watcher.cell_step(worker.cell, message)
                     continue
-                yield message or bury(worker.cell, worker.epitaph())
+                yield message or failed_cell(worker.cell, worker.exit_message())
                 if message and pending:
                     worker.begin(pending.pop(), watcher)
                     continue
@@ -87,7 +87,7 @@ class _Worker:
         except (EOFError, OSError):  # OSError: it died in the middle of a message
             return None
 
-    def epitaph(self) -> str:
+    def exit_message(self) -> str:
         self.process.join()
         code = self.process.exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

@@ -48,9 +48,9 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
 def _plots(suite: Suite, results: Sequence[CellResult], summaries: Sequence[Summary]) -> dict[str, str | bytes]:
     from autocompress.comparison.interactive import pareto_html, progress_html
     from autocompress.comparison.plots import pareto_png, progress_png
-    from autocompress.comparison.series import curves, looks, pareto
+    from autocompress.comparison.series import curves, pareto, styles
 
-    style = looks([method.name for method in suite.methods])
+    style = styles([method.name for method in suite.methods])
     front = pareto(results, summaries)
     panels = {budget: curves(results, budget) for budget in suite.budgets}
     return {

@@ -111,7 +111,7 @@ def _run(
     results = {cell: result for cell, result in before.items() if result.finished}
     pending = _by_job(suite, [cell for cell in suite.cells() if cell not in results])
     session = _checked(suite, requests, folder, results, pending, watcher, anew=not resume)
-    begin(folder, suite, versions(), session.settled, session.policies, resume=resume)
+    begin(folder, suite, versions(), session.conditions, session.policies, resume=resume)
     total = len(suite.cells())
     if results:
         watcher.note(f"{len(results)} of {total} cells had finished before")

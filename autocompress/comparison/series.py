@@ -1,4 +1,4 @@
-"""What the plots of a comparison show, as plain numbers, and the look of every method."""
+"""What the plots of a comparison show, as plain numbers, and the style of every method."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _DASHES = (("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot"))
 
 
 @dataclass(frozen=True)
-class Look:
+class Style:
     """A method's colour, marker and line; no two methods share all three, and the markers of 12 differ."""
 
     color: str
@@ -92,13 +92,13 @@ class Curve:
     high: Floats
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
+def styles(methods: Sequence[str]) -> dict[str, Style]:
     """By method, in the suite's order, so that all plots of a comparison agree."""
     made = {}
     for index, method in enumerate(methods):
         marker, symbol = _SHAPES[index % len(_SHAPES)]
         line, dash = _DASHES[index // len(_COLORS) % len(_DASHES)]
-        made[method] = Look(_COLORS[index % len(_COLORS)], marker, symbol, line, dash)
+        made[method] = Style(_COLORS[index % len(_COLORS)], marker, symbol, line, dash)
     return made
 
 

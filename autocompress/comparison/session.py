@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autocompress.borrowed import evaluating
 from autocompress.budget import Budget
-from autocompress.comparison.folder import EVALUATIONS, read_policies, read_settled
+from autocompress.comparison.folder import EVALUATIONS, read_conditions, read_policies
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.shared import SharedEvaluations
 from autocompress.comparison.suite import Cell, Suite
@@ -28,8 +28,8 @@ from autocompress.job.journaled import step_of
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.options import SearchRequest, search_request
 from autocompress.job.prepare import Job, build_evaluator, feasible_limits, made_on, prepare
-from autocompress.job.search import original_accuracy, stamp
-from autocompress.policies.use import decided
+from autocompress.job.search import original_accuracy, policy_digest
+from autocompress.policies.use import policy_plan
 from autocompress.progress import Progress, Silent, Step
 from autocompress.searchers.base import Evaluated, Task
 from autocompress.searchers.search import run_search
@@ -108,15 +108,15 @@ class Session:
         anew: whether what the folder holds now is of no interest.
 
     Attributes:
-        settled: what every job was made on, by its key; evaluations of other processes and of a resumed comparison
+        conditions: what every job was made on, by its key; evaluations of other processes and of a resumed comparison
             must be made alike.
-        policies: stamps of those that the methods begin with, by the methods' names; likewise.
+        policies: digests of those that the methods begin with, by the methods' names; likewise.
     """
 
     def __init__(
         self, suite: Suite, requests: Requests, folder: Path, watcher: Progress | None = None, *, anew: bool = False
     ) -> None:
-        self.settled = {} if anew else read_settled(folder)
+        self.conditions = {} if anew else read_conditions(folder)
         self.policies = {} if anew else read_policies(folder)
         self._suite, self._requests = suite, requests
         self._folder = folder
@@ -139,7 +139,7 @@ class Session:
 
     def check_policy(self, method: str) -> None:
         """Raises InputError where the policy that a method's searches begin with is not that of the comparison."""
-        now = stamp(self._requests[method].policy)["policy"]
+        now = policy_digest(self._requests[method].policy)["policy"]
         before = self.policies.setdefault(method, now)
         if now != before:
             raise InputError(
@@ -202,7 +202,7 @@ class Session:
     def _loaded(self, asked: SearchRequest, key: str) -> Prepared:
         loaded = load(asked, load_splits(asked), self._watcher)
         job = prepare(loaded, asked.menus, asked.config, self._watcher)
-        before = self.settled.get(key, {})
+        before = self.conditions.get(key, {})
         evaluator = build_evaluator(job, asked.config, before)
         now = {**made_on(job, evaluator), "search_split": _hash(job.data.search()[0])}
         for name, value in now.items():
@@ -211,7 +211,7 @@ class Session:
                     f"`resume` must find the same {name} as the comparison in {self._folder}, {before.get(name)}, "
                     f"got {value}."
                 )
-        self.settled[key] = now
+        self.conditions[key] = now
         return Prepared(job, evaluator)
 
     def _shared(self, prepared: Prepared) -> SharedEvaluations:
@@ -249,7 +249,7 @@ def _task(prepared: Prepared, shared: SharedEvaluations, asked: SearchRequest, l
         shared.whole if needs_outputs else shared.numbers,
         prepared.original_accuracy() if asked.compares_with_original else math.nan,
         prepared.evaluator.probabilities if needs_outputs else None,
-        None if policy is None else decided(policy, problem, limits, Silent()).prices,
+        None if policy is None else policy_plan(policy, problem, limits, Silent()).prices,
         prepared.evaluator.effects if needs_outputs else None,
     )
 

@@ -47,11 +47,11 @@ def run_in_processes(
         watcher: told which cells run and how they stand.
     """
 
-    def bury(cell: Cell, epitaph: str) -> CellResult:
-        return failed(cell, suite.configs[cell.method].method, epitaph)
+    def failed_cell(cell: Cell, exit_message: str) -> CellResult:
+        return failed(cell, suite.configs[cell.method].method, exit_message)
 
     threads = max(1, torch.get_num_threads() // min(jobs, len(cells)))
-    return run_in_pool(cells, jobs, _work, (suite, folder, threads), bury, watcher)
+    return run_in_pool(cells, jobs, _work, (suite, folder, threads), failed_cell, watcher)
 
 
 def _work(pipe: Connection, suite: Suite, folder: Path, threads: int) -> None:

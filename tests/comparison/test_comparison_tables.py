@@ -13,7 +13,7 @@ from rich.console import Console
 
 from autocompress.comparison.report import write_report
 from autocompress.comparison.results import CellResult, failed
-from autocompress.comparison.series import curves, looks, pareto
+from autocompress.comparison.series import curves, pareto, styles
 from autocompress.comparison.suite import Cell, make_suite
 from autocompress.comparison.summary import Spread, bootstrap, spread, summarise
 from autocompress.comparison.tables import latex, terminal_tables
@@ -195,5 +195,5 @@ def test_accuracy_stands_at_each_budgets_share_of_the_original():
 
 
 def test_no_two_methods_look_alike():
-    shown = looks([f"method {index}" for index in range(25)])
-    assert len({(look.color, look.marker, look.line) for look in shown.values()}) == 25
+    shown = styles([f"method {index}" for index in range(25)])
+    assert len({(style.color, style.marker, style.line) for style in shown.values()}) == 25

@@ -14,8 +14,8 @@ from autocompress.job.load import load, load_splits
 from autocompress.job.options import request, search_request
 from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.network import PricePolicy, walk
-from autocompress.policies.use import planned
+from autocompress.policies.network import PricePolicy, plan_in_one_pass
+from autocompress.policies.use import zero_shot_plan
 from autocompress.progress import Silent
 from autocompress.run.journal import read_journal
 from autocompress.searchers.agents import AGENTS
@@ -235,7 +235,7 @@ def test_the_belief_returns_to_the_policys_prices_where_nothing_is_measured():
 
 
 def walked(saved, result):
-    return walk(load_policy(saved).policy, result.problem, result.limits, ["conv"])
+    return plan_in_one_pass(load_policy(saved).policy, result.problem, result.limits, ["conv"])
 
 
 def test_without_evaluations_the_plan_is_what_is_foreseen_under_the_policys_prices(zero_shot, job, mine):
@@ -255,7 +255,7 @@ def test_without_evaluations_the_plan_is_what_is_foreseen_under_the_policys_pric
 def test_without_effects_and_evaluations_the_plan_is_the_policys_walk(zero_shot, mine):
     """Menus that are built lazily have no effects to give."""
     result, watcher = zero_shot[0], Watcher()
-    found = planned(load_policy(mine), result.problem, result.limits, Lazy(), watcher)
+    found = zero_shot_plan(load_policy(mine), result.problem, result.limits, Lazy(), watcher)
     assert found.key() == walked(mine, result).labeling.key()
     assert found.key() != Pricer(result.problem, result.limits).solve().key()
     assert watcher.notes == zero_shot[1].notes

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.policies.network import NETWORKS, PricePolicy, observations_of, walk
+from autocompress.policies.network import NETWORKS, PricePolicy, observations_of, plan_in_one_pass
 from autocompress.policy_training.episodes import BudgetRange, episodes
 from autocompress.policy_training.fitting import fit
 from autocompress.policy_training.recipe import Fitting
@@ -81,7 +81,7 @@ def rounding_ratio(policy, unseen):
     """How much more a depthwise layer's rounding weighs than another's: geometric mean over problems."""
     apart = []
     for problem, limits in unseen:
-        prices, depthwise = walk(policy, problem, limits).prices[:, 1], is_depthwise(problem)
+        prices, depthwise = plan_in_one_pass(policy, problem, limits).prices[:, 1], is_depthwise(problem)
         apart.append(prices[depthwise].mean() - prices[~depthwise].mean())
     return math.exp(np.mean(apart))
 
@@ -90,7 +90,7 @@ def loss_over_solvers(policy, unseen):
     """Of the policy's plans, one for each problem."""
     ratios = []
     for problem, limits in unseen:
-        labeling = walk(policy, problem, limits).labeling
+        labeling = plan_in_one_pass(policy, problem, limits).labeling
         ratios.append(true_loss(problem, labeling) / true_loss(problem, Pricer(problem, limits).solve()))
     return np.array(ratios)
 
@@ -170,7 +170,7 @@ def test_sequence_network_beats_the_solver_too(tasks, unseen):
 def test_untrained_policy_is_the_solver(network, unseen):
     policy = PricePolicy(network, members=2, seed=3).eval()
     for problem, limits in unseen:
-        found = walk(policy, problem, limits)
+        found = plan_in_one_pass(policy, problem, limits)
         assert not found.prices.any()
         assert found.labeling.key() == Pricer(problem, limits).solve().key()
 

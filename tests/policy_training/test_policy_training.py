@@ -225,10 +225,10 @@ EVALUATING = 'evaluating vgg {"target": "packed"}'
 def test_resuming_picks_no_dtype_and_batch_size_again(copied, recipe, tmp_path, monkeypatch):
     """With an empty cache the zoo is trained again, too."""
     file = copied / "episodes/settled.json"
-    settled = json.loads(file.read_text())
-    assert list(settled) == ["training res", EVALUATING.replace("vgg", "res"), "training vgg", EVALUATING]
+    number_formats = json.loads(file.read_text())
+    assert list(number_formats) == ["training res", EVALUATING.replace("vgg", "res"), "training vgg", EVALUATING]
     wanted = {"training vgg": "bfloat16", EVALUATING: {"dtype": "bfloat16", "batch_size": 3}}
-    file.write_text(json.dumps(settled | wanted))
+    file.write_text(json.dumps(number_formats | wanted))
     (copied / "episodes/vgg--small.npz").unlink()
     built, ran = [], set()
     build, forward = training.build_evaluator, zoo._forward
@@ -246,7 +246,7 @@ def test_resuming_picks_no_dtype_and_batch_size_again(copied, recipe, tmp_path, 
     train_policy(recipe, copied, cache=tmp_path / "empty", resume=True)
     assert ran == {torch.bfloat16}
     assert [(each.dtype, each.batch_size) for each in built] == [("bfloat16", 3)]
-    assert json.loads(file.read_text()) == settled | wanted
+    assert json.loads(file.read_text()) == number_formats | wanted
 
 
 def test_what_was_picked_is_kept_before_it_is_used(tmp_path, recipe, monkeypatch):
