@@ -1,4 +1,4 @@
-"""The plots of a comparison as HTML pages that need no network: Plotly's script is part of each."""
+"""The plots of a comparison as interactive HTML pages, which hold Plotly's script and so work offline."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _PANELS_A_ROW = 2
 
 
 def pareto_html(plot: Pareto, styles: Mapping[str, Style]) -> str:
-    """Accuracy against budget: means, with their intervals as error bars; click a method to hide it."""
+    """Page of accuracy against budget: means, with their intervals as error bars.
+
+    A click on a method in the legend hides it.
+
+    Args:
+        plot: numbers of the plot.
+        styles: style of every method, by name.
+    """
     from plotly import graph_objects
 
     figure = graph_objects.Figure()
@@ -30,7 +37,7 @@ def pareto_html(plot: Pareto, styles: Mapping[str, Style]) -> str:
             name=escape(points.method, quote=False),
             customdata=points.seeds,
             hovertemplate="%{y:.4g}, seeds: %{customdata}",
-            **_style(styles[points.method]),
+            **_plotly_style(styles[points.method]),
         )
     if not math.isnan(plot.original):
         figure.add_hline(y=plot.original, line={"color": "#777777", "dash": "dot", "width": 1})
@@ -43,7 +50,12 @@ def pareto_html(plot: Pareto, styles: Mapping[str, Style]) -> str:
 
 
 def progress_html(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Style]) -> str:
-    """Best-so-far KL against evaluations: means and intervals as bands, one panel a budget."""
+    """Page of the KL of the best plan so far against evaluations: means, with their intervals as bands.
+
+    Args:
+        panels: curves of every method by budget; each budget has its own panel.
+        styles: style of every method, by name.
+    """
     from plotly.subplots import make_subplots
 
     columns = min(_PANELS_A_ROW, len(panels))
@@ -62,10 +74,9 @@ def progress_html(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, St
 
 
 def _add_curve(figure: Figure, curve: Curve, style: Style, at: Mapping[str, int], *, first: bool) -> None:
-    """A line and its band, which the legend hides together."""
+    """Add a line and its band to the panel `at`; a click in the legend hides both."""
     group = {"legendgroup": curve.method, **at}
-    style = _style(style)
-    style["line"] |= {"shape": "hv"}
+    line = {**_plotly_style(style)["line"], "shape": "hv"}
     if len(curve.low):
         band: dict[str, Any] = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", **group}
         edge = {"width": 0, "shape": "hv"}
@@ -79,13 +90,14 @@ def _add_curve(figure: Figure, curve: Curve, style: Style, at: Mapping[str, int]
         mode="lines",
         name=escape(curve.method, quote=False),
         showlegend=first,
-        line=style["line"],
+        line=line,
         hovertemplate="%{y:.4g} after %{x}",
         **group,
     )
 
 
-def _style(style: Style) -> dict[str, Any]:
+def _plotly_style(style: Style) -> dict[str, Any]:
+    """Plotly's arguments for the line and the markers of a method."""
     return {"line": {"color": style.color, "dash": style.dash}, "marker": {"symbol": style.symbol, "size": 9}}
 
 

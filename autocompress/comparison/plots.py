@@ -1,4 +1,4 @@
-"""The plots of a comparison as PNG."""
+"""The plots of a comparison as PNG files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ if TYPE_CHECKING:
 
 _DPI = 150
 _PANELS_A_ROW = 2
-_TOP = 100.0  # the best method is drawn above the others
+_TOP = 100.0  # drawing order of the best method, which lies above the others
 X_PROGRESS, Y_PROGRESS = "network evaluations", "KL of the best plan so far, nats (search split)"
 
 
 def pareto_png(plot: Pareto, styles: Mapping[str, Style]) -> bytes:
-    """Accuracy against budget: means, with their intervals as error bars."""
+    """PNG of accuracy against budget: means, with their intervals as error bars.
+
+    Args:
+        plot: numbers of the plot.
+        styles: style of every method, by name.
+    """
     figure, ((axes,),) = _figure(1, 1)
     for rank, points in enumerate(plot.points):
         style = styles[points.method]
@@ -54,7 +59,12 @@ def pareto_png(plot: Pareto, styles: Mapping[str, Style]) -> bytes:
 
 
 def progress_png(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Style]) -> bytes:
-    """Best-so-far KL against evaluations: means and intervals as bands, one panel a budget."""
+    """PNG of the KL of the best plan so far against evaluations: means, with their intervals as bands.
+
+    Args:
+        panels: curves of every method by budget; each budget has its own panel.
+        styles: style of every method, by name.
+    """
     columns = min(_PANELS_A_ROW, len(panels))
     figure, grid = _figure(-(-len(panels) // columns), columns)
     flat = [axes for row in grid for axes in row]
@@ -98,7 +108,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: Mapping[str, Style
 
 
 def _figure(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    """A figure that no pyplot state knows of."""
+    """A figure with `rows` x `columns` panels, made without pyplot, so that no global state keeps it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * columns + 2.2, 4.4 * rows), layout="constrained")
@@ -111,7 +121,7 @@ def _figure(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
 
 
 def _png(figure: Figure) -> bytes:
-    """With one legend for all panels: a method that failed in the first may stand in another."""
+    """The figure as PNG, with one legend for all panels: a method that failed in one may be in another."""
     named = [axes.get_legend_handles_labels() for axes in figure.axes]
     handles = {label: handle for pair in reversed(named) for handle, label in zip(*pair, strict=True)}
     order = dict.fromkeys(label for _, labels in named for label in labels)

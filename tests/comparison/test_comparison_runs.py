@@ -175,7 +175,7 @@ def test_an_interrupted_comparison_says_how_to_go_on(suite, tmp_path, monkeypatc
     done = invoke(out / "suite.yaml", "--out", out, "--resume")
     assert done.exit_code == 0
     assert "note: 1 of 1 cells had finished before" in done.stderr
-    assert "* makes no random choice: one seed says all" in done.stdout
+    assert "* makes no random choice, so it runs with one seed" in done.stdout
     assert [method.name for method in read_suite(out / "suite.yaml").methods] == ["solver"]
 
 
