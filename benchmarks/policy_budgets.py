@@ -39,12 +39,12 @@ def main() -> None:
     config = make_config({"model": arguments.network})
     job = prepare(load(model, data, config, Silent()), config, menu_settings(config), Silent())
     evaluator, saved = build_evaluator(job, config, {}), load_policy(arguments.policy)
-    accuracies, walks, plans = [], [], []
+    accuracies, passes, plans = [], [], []
     for share in np.geomspace(arguments.low, arguments.high, BUDGETS):
         limits = {arguments.resource: int(job.original[arguments.resource] * share)}
         started = time.perf_counter()
         plan_in_one_pass(saved.policy, job.problem, limits)
-        walks.append(time.perf_counter() - started)
+        passes.append(time.perf_counter() - started)
         started = time.perf_counter()
         labeling = zero_shot_plan(saved, job.problem, limits, evaluator, Silent())
         plans.append(time.perf_counter() - started)
@@ -56,7 +56,7 @@ def main() -> None:
               f"KL on the search split {kl:.4f} (solver {solver.kl:.4f})", flush=True)  # fmt: skip
     before = np.maximum.accumulate(accuracies)
     print(f"largest fall below a smaller budget's accuracy: {100 * (before - accuracies).max():.2f} points")
-    print(f"a walk: {np.median(walks):.3f} s median")
+    print(f"one pass of the policy: {np.median(passes):.3f} s median")
     print(f"a plan: {np.median(plans):.3f} s median, {max(plans):.1f} s at most, with the effects")
 
 

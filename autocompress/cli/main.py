@@ -225,7 +225,7 @@ def finetune(
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a run's network further, export and verify it. If it is interrupted, run the same command again."""
+    """Fine-tune a run's network further, export and verify it. If it is interrupted, repeat the command."""
     from autocompress import api
     from autocompress.job.result_data import finished_data
     from autocompress.report.tables import print_finished

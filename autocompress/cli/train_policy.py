@@ -62,7 +62,7 @@ def train_policy(
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Train a policy: train the recipe's networks, evaluate plans for them, fit the policy to what was found."""
+    """Train a policy: train the recipe's networks, evaluate plans for them, fit the policy to the outcomes."""
     from autocompress.policy_training import training
 
     with reported() as context:

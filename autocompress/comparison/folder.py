@@ -103,7 +103,7 @@ def read_conditions(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_policies(path: Path) -> dict[str, str | None]:
-    """Digests of the policies that the methods begin with, by name; empty for folders of an earlier version."""
+    """Digests of the policies that the methods begin with, by name; empty for earlier versions."""
     file = path / POLICIES
     return json.loads(file.read_text()) if file.is_file() else {}
 

@@ -302,6 +302,6 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of another library's error message without a full stop, or its class if there is none."""
+    """The first line of another library's error message without a full stop, else its class."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -47,7 +47,7 @@ class LayerNetwork(nn.Module):
 
 
 class SequenceNetwork(nn.Module):
-    """One block of self-attention over all layers of the network (Vaswani et al. 2017), between two linear layers.
+    """Self-attention over all layers of the network (Vaswani et al. 2017), between two linear layers.
 
     Args:
         width: number of features of the attention block; a multiple of `HEADS`.

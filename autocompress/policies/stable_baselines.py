@@ -119,7 +119,7 @@ def _agent(raw: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _checked_algorithm(settings: Mapping[str, Any]) -> str:
-    """The algorithm's name, `PPO` or `A2C`; InputError if actions are not the plain outputs of a Tanh network."""
+    """The algorithm's name, `PPO` or `A2C`; InputError if its network is not a plain Tanh network."""
     from stable_baselines3.common.policies import ActorCriticPolicy
 
     policy_class = _restored(settings, "policy_class")
@@ -148,7 +148,7 @@ def _restored(settings: Mapping[str, Any], name: str) -> Any:
 
 
 def _check_space(name: str, space: Any, low: np.ndarray[Any, Any], high: np.ndarray[Any, Any]) -> None:
-    """Check a space's shape and bounds; the bounds also show if a wrapper rescaled observations or actions."""
+    """Check a space's shape and bounds; bounds also show if a wrapper rescales observations or actions."""
     from gymnasium.spaces import Box
 
     if not isinstance(space, Box) or space.shape != low.shape:
@@ -171,7 +171,7 @@ def _check_policy_options(options: Any) -> None:
 
 
 def _policy_of_agent(state: Mapping[str, Tensor], price_scale: float) -> PricePolicy:
-    """The policy whose log prices are `price_scale` times the mean actions of the agent of this state dict."""
+    """The policy whose log prices are `price_scale` times the mean actions of the agent with this state."""
     first = state.get("mlp_extractor.policy_net.0.weight")
     width = len(first) if isinstance(first, Tensor) and first.ndim else 0
     policy = PricePolicy("layer", 1, min(max(width, 1), MOST_WIDTH))

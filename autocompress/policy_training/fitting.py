@@ -85,7 +85,7 @@ def _loss(policy: PricePolicy, task: _Task, settings: Fitting) -> Tensor:
 
 
 def _prepared(task: Sequence[EpisodesUnderBudget]) -> _Task:
-    """The episodes of one network in one task as tensors; an episode's weight is 1 / variance of its log KL."""
+    """The episodes of one network in one task as tensors; the weight is 1 / variance of its log KL."""
     most = max(len(one_budget.losses) for one_budget in task)
     layers = len(task[0].observations)
     parts = torch.zeros(len(task), most, layers, 2)

@@ -1,4 +1,4 @@
-"""The first step of training a policy: the recipe, one YAML file that is checked before anything is loaded."""
+"""The first step of training a policy: the recipe, one YAML file, checked before anything is loaded."""
 
 from __future__ import annotations
 

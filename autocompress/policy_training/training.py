@@ -300,7 +300,7 @@ def _count(found: list[EpisodesUnderBudget]) -> int:
 
 
 def _record(recipe: Recipe, gathered: Gathered, scores: Scores, seconds: float) -> dict[str, Any]:
-    """The record of a training as JSON data: its date, networks, tasks, recipe and what the episodes showed."""
+    """The record of a training as JSON data: date, networks, tasks, recipe and what the episodes showed."""
     every_budget = [one_budget for found in gathered.values() for one_budget in found]
     kinds = np.max([one_budget.observations[:, : len(KINDS)].max(0) for one_budget in every_budget], 0)
     of_task = {

@@ -135,7 +135,7 @@ def _forward(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fastest_dtype(model: nn.Module, inputs: Tensor) -> str:
-    """The dtype in which training is faster: depthwise convolutions are slower in bfloat16, all others faster."""
+    """The dtype in which training is faster: depthwise convolutions are slower in bfloat16."""
     seconds = {}
     for dtype in ("float32", "bfloat16"):
         for _ in range(2):  # the first one warms up

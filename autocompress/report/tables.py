@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     from autocompress.targets.verify import Verification
 
 NAMES = {
-    "size": "size, bytes",
+    "size": "size in bytes",
     "macs": "multiply-accumulates",
     "bitops": "bit operations",
-    "memory": "peak memory of activations, bytes",
+    "memory": "peak activation memory in bytes",
 }
 _SAME_SPEED = 0.01  # latencies that differ by at most this fraction are called equal
 
 
 def print_measurement(console: Console, measured: Measurement) -> None:
-    """Print the original beside the compressed network, whether the budget is met, and a summary of the labels.
+    """Print original and compressed network, whether the budget is met, and a summary of the labels.
+
     Args:
         console: console of standard output.
-        measured: what was measured for a plan.
+        measured: measurement of a plan.
     """
     table = Table(
         title=f"Original and compressed network, measured on the {measured.split} split", title_justify="left"
@@ -51,7 +52,7 @@ def print_measurement(console: Console, measured: Measurement) -> None:
 
 
 def print_finished(console: Console, finished: Finished) -> None:
-    """Print a finished run: all of `print_measurement`, its folder, its files in their runtime, and the checks.
+    """Print a finished run: all of `print_measurement`, the folder, files in their runtime, and the checks.
 
     Args:
         console: console of standard output.
@@ -172,11 +173,11 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
     bits = sorted({width for layer in layers for width in layer.bit_errors}, reverse=True)
     sparsities = sorted({sparsity for layer in layers for sparsity in layer.sparsity_errors})
     table = Table(
-        title="Layers. The last number columns show the expected loss, in nats of KL divergence a sample, if one layer "
-        "alone gets this many weight bits or loses this share of its channels or weights",
+        title="Layers, with the expected loss (nats of KL divergence a sample) if one layer alone gets N weight bits "
+        "or loses N % of its channels or weights",
         title_justify="left",
     )
-    for column in ("layer", "kind", "weight shape", "output shape"):
+    for column in ("layer", "kind", "weight", "output"):
         table.add_column(column)
     headings = ["parameters", "MACs", "group", *(f"{width} bits" for width in bits)]
     for column in [*headings, *(f"-{100 * sparsity:.3g} %" for sparsity in sparsities)]:
@@ -201,7 +202,7 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
 
 def _inspection_lines(inspection: Inspection) -> list[str]:
     """The original's costs, and operators whose cost is not known."""
-    lines = [f"original network, {NAMES[name]}: {inspection.original[name]:,}" for name in RESOURCES]
+    lines = [f"original network's {NAMES[name]}: {inspection.original[name]:,}" for name in RESOURCES]
     unknown = inspection.network.unknown_operators
     if unknown:
         calls = ", ".join(f"{name} ({count} calls)" for name, count in unknown.items())

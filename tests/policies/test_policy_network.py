@@ -1,4 +1,4 @@
-"""The zero-shot walk: the environment's own price episode, within every budget, at any depth, for any kind of layer."""
+"""A policy's plan in one pass: a price episode of the environment, within its budget, for any depth and layer kind."""
 
 from dataclasses import replace
 
@@ -59,7 +59,7 @@ def with_kinds(problem, kinds):
 
 
 @pytest.mark.parametrize("kind", ["chain", "residual", "concat", "depthwise", "element"])
-def test_the_walk_is_a_price_episode_of_the_environment(kind):
+def test_one_pass_is_a_price_episode_of_the_environment(kind):
     """Layer by layer through `step`, the previous action hidden from the policy as in its training."""
     changed = 0
     for seed in range(3):
@@ -83,14 +83,14 @@ def test_the_walk_is_a_price_episode_of_the_environment(kind):
 
 
 @pytest.mark.parametrize("network", ["layer", "sequence"])
-def test_every_walk_meets_its_budget(network):
-    rng, walks = np.random.default_rng(11), 0
-    while walks < 25:
+def test_every_plan_meets_its_budget(network):
+    rng, plans = np.random.default_rng(11), 0
+    while plans < 25:
         problem = random_problem(rng, int(rng.integers(3, 9)))
         names = rng.choice(["size", "macs", "bitops", "memory"], rng.integers(1, 3), replace=False)
         limits = {name: halfway(problem, name, rng.uniform(0.02, 0.7))[name] for name in map(str, names)}
         try:
-            found = plan_in_one_pass(grown(network, 1, walks), problem, limits)
+            found = plan_in_one_pass(grown(network, 1, plans), problem, limits)
         except InfeasibleBudgetError:
             assert len(limits) > 1
             continue
@@ -98,7 +98,7 @@ def test_every_walk_meets_its_budget(network):
         assert {name: amounts[name] for name, limit in limits.items() if amounts[name] > limit} == {}
         assert found.prices.shape == (len(problem.layers), 2)
         assert 0 < np.abs(found.prices).max() <= PRICE_LIMIT
-        walks += 1
+        plans += 1
 
 
 def test_a_budget_that_no_plan_meets_is_refused():

@@ -129,7 +129,7 @@ def test_the_offset_of_a_budget_changes_nothing(tasks):
     """The losses of a budget times 10: only ratios of prices change a plan, so nothing is learned from it."""
     shifted = [[replace(task[0], losses=task[0].losses * 10.0), *task[1:]] for task in tasks]
     first, second = fitted(tasks, **QUICK), fitted(shifted, **QUICK)
-    seen = torch.from_numpy(np.concatenate([under.observations for task in tasks for under in task]))[None]
+    seen = torch.from_numpy(np.concatenate([one_budget.observations for task in tasks for one_budget in task]))[None]
     with torch.inference_mode():
         prices, others = first(seen), second(seen)
     assert float(prices.abs().max()) > 0.3
@@ -141,12 +141,18 @@ def test_a_plan_far_worse_than_the_best_hardly_counts(tasks):
     before, worst = fitted(tasks, **QUICK), []
     for task in tasks:
         changed = []
-        for under in task:
-            parts = np.concatenate([under.parts, under.parts[:1]])  # the solver's plan once more, said to be awful
-            changed.append(replace(under, parts=parts, losses=np.append(under.losses, under.losses.min() * math.e**4)))
+        for one_budget in task:
+            parts = np.concatenate(
+                [one_budget.parts, one_budget.parts[:1]]
+            )  # the solver's plan once more, said to be awful
+            changed.append(
+                replace(
+                    one_budget, parts=parts, losses=np.append(one_budget.losses, one_budget.losses.min() * math.e**4)
+                )
+            )
         worst.append(changed)
     after = fitted(worst, **QUICK)
-    seen = torch.from_numpy(np.concatenate([under.observations for task in tasks for under in task]))[None]
+    seen = torch.from_numpy(np.concatenate([one_budget.observations for task in tasks for one_budget in task]))[None]
     with torch.inference_mode():
         assert float((before(seen) - after(seen)).abs().mean()) < 0.1
 
@@ -188,7 +194,7 @@ def test_members_are_averaged_and_start_from_other_weights(tasks):
 
 def test_observations_are_normalised_by_what_was_seen(tasks):
     policy = fitted(tasks, members=1, steps=1)
-    seen = np.concatenate([under.observations for task in tasks for under in task])
+    seen = np.concatenate([one_budget.observations for task in tasks for one_budget in task])
     np.testing.assert_allclose(policy.mean.numpy(), seen.mean(0), atol=1e-5)
     np.testing.assert_allclose(policy.deviation.numpy(), np.maximum(seen.std(0, ddof=1), 0.02), atol=1e-5)
     assert float(policy.deviation.min()) == pytest.approx(0.02)  # some observations never vary

@@ -1,4 +1,4 @@
-"""What a stopwatch picked in a training: a damaged file is one clear line."""
+"""Dtypes and batch sizes picked by measurement in a training: kept in a file; a damaged file is one clear line."""
 
 import pytest
 
