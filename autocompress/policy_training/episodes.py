@@ -12,9 +12,9 @@ import numpy as np
 
 from autocompress.policies.network import observations_of
 from autocompress.searchers.explorers import PosteriorExplorer, Trial
+from autocompress_envs.problem import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome, Problem
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 MOST_LOSS = 3.0  # nats: a network with a larger loss only guesses, and its plans teach nothing about prices
 _EXACT = 1 + 1e-12  # rounding in log and exp must not make a budget one unit smaller than the plan that it comes from
@@ -104,12 +104,12 @@ def episodes(
     explorer, parts = PosteriorExplorer(problem, rng), LossParts(problem)
     for _ in range(count):
         limits = budgets.draw(problem, rng)
-        pricer = Pricer(problem, limits)
-        reference = pricer.solve()
+        solver = Solver(problem, limits)
+        reference = solver.solve()
         found: dict[bytes, tuple[FloatArray, float]] = {}
         for number in range(each):
             prices = explorer.propose().prices if number else np.zeros((len(problem.layers), 2))
-            labeling = pricer.solve(*np.exp(prices).T) if number else reference
+            labeling = solver.solve(*np.exp(prices).T) if number else reference
             is_new = labeling.key() not in found
             if is_new:
                 found[labeling.key()] = parts(labeling), evaluate(labeling).kl
@@ -119,7 +119,7 @@ def episodes(
             explorer.learn(Trial(prices, explorer.NAME, labeling, loss, is_new, is_best=False))
         stacked, losses = zip(*found.values(), strict=True)
         if losses[0] <= MOST_LOSS:
-            yield EpisodesUnderBudget(limits, observations_of(pricer, reference), np.stack(stacked), np.array(losses))
+            yield EpisodesUnderBudget(limits, observations_of(solver, reference), np.stack(stacked), np.array(losses))
 
 
 def _extremes(problem: Problem) -> tuple[Labeling, Labeling]:
