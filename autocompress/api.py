@@ -28,7 +28,7 @@ from autocompress.job.prepare import (
 )
 from autocompress.job.result_data import finished_data, result_data
 from autocompress.job.results import Finished, Inspection, Measurement, Result
-from autocompress.job.search import find, stamp, write_policy
+from autocompress.job.search import find, policy_digest, write_policy
 from autocompress.job.stages import through_stages
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
@@ -76,7 +76,7 @@ def search(
         job = through_stages(job, asked, tuning, limits, path, watcher)
     config = asked.config
     evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None)
-    with RunFolder(path, config, versions(), made_on(job, evaluator) | stamp(asked.policy)) as folder:
+    with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
         found = find(job, evaluator, asked, limits, folder, watcher)
         write_policy(folder, asked, found.policy_state)
         execution = _execution(config, tuning, evaluator.dtype, path)

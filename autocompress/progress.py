@@ -1,4 +1,4 @@
-"""What the library tells whoever watches. The library itself never prints."""
+"""What the library tells an observer while a job runs. The library itself never prints."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluated plan, as it happened.
+    """State of a search after one evaluated plan.
 
     Attributes:
-        index: number of evaluations before this one; other work that counts as evaluations is counted.
-        total: evaluations at most.
-        is_best: whether it is the best so far.
-        best_kl: nats, of the best plan so far.
-        best_accuracy: accuracy in [0, 1] of the best plan so far on the search split; NaN without labels.
-        resources: every resource of the best plan so far.
-        limits: absolute upper bounds by resource.
+        index: number of evaluations before this one, from 0; other work that counts as evaluations is
+            included.
+        total: largest number of evaluations of the search.
+        is_best: whether the evaluated plan is the best so far.
+        best_kl: KL divergence of the best plan so far from the original, in nats, on the search split.
+        best_accuracy: accuracy of the best plan so far on the search split, in [0, 1]; NaN without labels.
+        resources: amount of every resource that the best plan so far needs, by resource.
+        limits: absolute upper bounds of the budget, by resource.
     """
 
     index: int
@@ -34,23 +35,31 @@ class Progress(Protocol):
     """An observer of a job. Every method is called from the thread that runs the job."""
 
     def stage(self, text: str) -> None:
-        """A part of the job begins."""
+        """Called when a part of the job begins; `text` says which."""
 
     def note(self, text: str) -> None:
-        """Something that the user did not ask for but has to know."""
+        """Called with something that the user did not ask for but has to know."""
 
     def advance(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` pieces of `what` are ready: of the calibration, of the menus."""
+        """Called when `done` of `total` pieces of `what` (calibration, menus, ...) are ready."""
 
     def step(self, step: Step) -> None:
-        """A plan was evaluated."""
+        """Called after every evaluated plan."""
 
     def tuning(self, step: int, total: int, loss: float, accuracy: float, seconds_left: float) -> None:
-        """Fine-tuning goes on: recent training loss, best accuracy in [0, 1] on the search split (NaN: no labels)."""
+        """Called now and then during fine-tuning.
+
+        Args:
+            step: number of optimizer steps done.
+            total: number of optimizer steps in all.
+            loss: recent training loss.
+            accuracy: best accuracy so far on the search split, in [0, 1]; NaN without labels.
+            seconds_left: expected time until fine-tuning ends, in seconds.
+        """
 
 
 class Silent:
-    """Nobody watches."""
+    """A `Progress` that does nothing."""
 
     def stage(self, text: str) -> None:
         pass

@@ -18,8 +18,8 @@ from autocompress.job.options import request
 from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.models import load_model
 from autocompress.policies.files import load_policy
-from autocompress.policies.network import walk
-from autocompress.policies.use import planned
+from autocompress.policies.network import plan_in_one_pass
+from autocompress.policies.use import zero_shot_plan
 from autocompress.progress import Silent
 from autocompress_envs.solver import Solver
 
@@ -40,14 +40,14 @@ def main() -> None:
     asked = request(model, data)
     job = prepare(load(asked, data, Silent()), asked.menus, asked.config, Silent())
     evaluator, saved = build_evaluator(job, asked.config), load_policy(arguments.policy)
-    accuracies, walks, plans = [], [], []
+    accuracies, passes, plans = [], [], []
     for share in np.geomspace(arguments.low, arguments.high, BUDGETS):
         limits = {arguments.resource: int(job.original[arguments.resource] * share)}
         started = time.perf_counter()
-        walk(saved.policy, job.problem, limits)
-        walks.append(time.perf_counter() - started)
+        plan_in_one_pass(saved.policy, job.problem, limits)
+        passes.append(time.perf_counter() - started)
         started = time.perf_counter()
-        labeling = planned(saved, job.problem, limits, evaluator, Silent())
+        labeling = zero_shot_plan(saved, job.problem, limits, evaluator, Silent())
         plans.append(time.perf_counter() - started)
         solver = evaluator(Solver(job.problem, limits).solve())
         found = measure(model, evaluator.stitched(labeling), data.test_batches())
@@ -57,7 +57,7 @@ def main() -> None:
               f"KL on the search split {kl:.4f} (solver {solver.kl:.4f})", flush=True)  # fmt: skip
     before = np.maximum.accumulate(accuracies)
     print(f"largest fall below a smaller budget's accuracy: {100 * (before - accuracies).max():.2f} points")
-    print(f"a walk: {np.median(walks):.3f} s median")
+    print(f"one pass of the policy: {np.median(passes):.3f} s median")
     print(f"a plan: {np.median(plans):.3f} s median, {max(plans):.1f} s at most, with the effects")
 
 

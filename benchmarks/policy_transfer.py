@@ -29,7 +29,7 @@ from autocompress.policy_training.episodes import BudgetRange
 from autocompress.policy_training.evaluation import Score, measured, summarised
 from autocompress.policy_training.fitting import fit
 from autocompress.policy_training.recipe import Fitting, Recipe, ZooTask, read_recipe
-from autocompress.policy_training.training import EPISODES, RECIPE, Gathered, Home, gather, load_all
+from autocompress.policy_training.training import EPISODES, RECIPE, ExploredNetwork, Gathered, gather, load_all
 from autocompress.progress import Silent
 from autocompress_envs.observation import KINDS
 from autocompress_envs.solver import Solver
@@ -82,7 +82,7 @@ def _scores(
 ) -> Iterator[tuple[str, list[list[Score]]]]:
     """By task: for every budget, one score a policy."""
     zoo = {network.name: network for network in recipe.networks}
-    home = Home(recipe, zoo[name], splits[zoo[name].data], cache, "cpu", Silent()) if name in zoo else None
+    home = ExploredNetwork(recipe, zoo[name], splits[zoo[name].data], cache, "cpu", Silent()) if name in zoo else None
     for task in recipe.tasks:
         job, evaluator = home.job(task) if home else _shared_job(name, task, cache, shared)
         scores = []

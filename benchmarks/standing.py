@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from autocompress.comparison.summary import LEVELS, RESAMPLES, spread
+from autocompress.comparison.summary import RESAMPLES, spread
+
+LEVELS = (2.5, 97.5)  # percentiles: 95 % lie between them
 
 REFERENCE, OURS = "measured", "rl"
 INTERACTING = ("pruning", "joint", "digits")  # tasks whose layers interact, by a part of their names

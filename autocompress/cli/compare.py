@@ -19,20 +19,57 @@ if TYPE_CHECKING:
     from autocompress.comparison.run import Comparison
 
 Suite = Annotated[Path, typer.Argument(metavar="SUITE", help="YAML file of the comparison.", show_default=False)]
-Weights = Annotated[str | None, typer.Option(metavar="PATH", help="Overrides the suite's base.")]
-Data = Annotated[str | None, typer.Option(metavar="TEXT", help="Overrides the suite's base.")]
-Cache = Annotated[str | None, typer.Option(metavar="PATH", help="Overrides the suite's base.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH", help="Trained weights: .safetensors, .pt or .pth. Default: those of the suite's base."
+    ),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Data, in the form of search --data, such as parquet:FOLDER. Default: that of the suite's base.",
+    ),
+]
+Cache = Annotated[
+    str | None, typer.Option(metavar="PATH", help="Folder of the menu cache. Default: that of the suite's base.")
+]
 Methods = Annotated[
-    str | None, typer.Option(metavar="LIST", help="Names of the suite's methods to run, or of other searches.")
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Methods to run, such as solver,rl: names in the suite, or search methods that it lacks. "
+        "Default: all methods of the suite.",
+    ),
 ]
-Seeds = Annotated[str | None, typer.Option(metavar="LIST", help="How many, or which: 0,3,4. Overrides the suite's.")]
+Seeds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="Number of seeds for each method and budget, or a list such as 0,3,4. Default: the suite's.",
+    ),
+]
 Episodes = Annotated[
-    str | None, typer.Option(metavar="N", help="Network evaluations of a cell at most. Overrides the suite's.")
+    str | None,
+    typer.Option(metavar="N", help="Most network evaluations of one search (a cell). Default: the suite's."),
 ]
-Out = Annotated[Path | None, typer.Option(metavar="PATH", help="Folder. Default: runs/compare-SUITE.")]
-Jobs = Annotated[str, typer.Option(metavar="N", help="Processes that run cells; threads are divided between them.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue: finished cells are kept, failed ones run again.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the comparison that lies in the folder.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Folder of the comparison. Default: runs/compare-SUITE.")
+]
+Jobs = Annotated[
+    str,
+    typer.Option(
+        metavar="N", help="Number of processes that run searches; PyTorch's threads are divided between them."
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Continue the comparison in the folder: finished cells are kept, failed ones run again."
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the comparison that is in the folder.")]
 
 
 def compare(
@@ -50,7 +87,7 @@ def compare(
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Compare methods x budgets x seeds on one network: results, summary with intervals, LaTeX table and plots."""
+    """Compare methods x budgets x seeds on one network, and write results, tables and plots into a folder."""
     from autocompress.comparison import run
     from autocompress.comparison.report import comparison_data
 
@@ -78,7 +115,10 @@ def compare(
 
 
 def _how_to_resume(folder: Path) -> str:
-    """The folder's own suite holds every option that was given; empty where no comparison was begun."""
+    """A sentence with the command that continues the comparison; empty where none was begun.
+
+    The suite in the folder holds every option that was given, so the command needs no others.
+    """
     from autocompress.comparison.folder import SUITE
 
     suite = folder / SUITE
@@ -88,6 +128,7 @@ def _how_to_resume(folder: Path) -> str:
 
 
 def _view(config: Config) -> AbstractContextManager[ComparisonProgress]:
+    """The view of a comparison that suits the options and standard error."""
     from autocompress.comparison.live import PlainComparison, SilentComparison, TerminalComparison
 
     return watching(config, SilentComparison, TerminalComparison, PlainComparison)
@@ -102,7 +143,7 @@ def _print(console: Console, done: Comparison) -> None:
 
 
 def _stop_unless_finished(done: Comparison) -> None:
-    """Raises what ends the command with exit code 1 where a cell failed."""
+    """Raise an error, which ends the command with exit code 1, if a cell failed."""
     if done.failures:
         listed = "".join(f"\n  {each.cell}: {each.message}" for each in done.failures)
         raise AutocompressError(f"{len(done.failures)} of {len(done.results)} cells failed:{listed}")

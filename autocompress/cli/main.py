@@ -1,4 +1,10 @@
-"""The command line: a thin shell over `autocompress.api`. Results to standard output, all else to standard error."""
+"""The command line: a thin shell over `autocompress.api`.
+
+Results go to standard output, all else to standard error.
+A command gets its options from the parts in `autocompress.config.options` (`_with_options`). The values stay
+text until `Config` checks them, so a wrong value gives the same one-line error from the command line, a file
+and Python.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +46,8 @@ if TYPE_CHECKING:
     from autocompress.targets.verify import Verification
 
 app = typer.Typer(
-    help="Automated neural-network compression: a learned policy labels every layer with a sparsity and a bit-width "
-    "under a hard budget.",
+    help="Compress a trained neural network to a hard budget: a search chooses the sparsity and the bit-widths of "
+    "every layer.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -69,7 +75,7 @@ def _root(
 
 
 def _with_options(*parts: type[Part]) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
-    """Give a command the options of these parts, and report what goes wrong."""
+    """A decorator that gives a command the options of these parts, and reports errors as one line."""
     names = [name for name in names_of(*parts) if name != "model"]
 
     def decorate(command: Callable[[Config], None]) -> Callable[..., None]:
@@ -88,13 +94,16 @@ def _with_options(*parts: type[Part]) -> Callable[[Callable[[Config], None]], Ca
 
 
 def _common_parameters() -> list[python_inspect.Parameter]:
+    """The parameters of every command with options: the network, and a file of options."""
     model = typer.Argument(metavar="MODEL", help=_help("model"), show_default=False)
-    config = typer.Option("--config", metavar="FILE", help="YAML file of options; those given here win.")
+    config = typer.Option(
+        "--config", metavar="FILE", help="YAML file with options; options on the command line override the file's."
+    )
     return [_keyword("model", Annotated[str | None, model]), _keyword("config_file", Annotated[str | None, config])]
 
 
 def _parameter(name: str) -> python_inspect.Parameter:
-    """The command-line form of an option. Values stay text: `Config` reads and checks them, with one kind of error."""
+    """The command-line parameter of an option. Its value stays text, or None if it is not given."""
     flag = f"--{name.replace('_', '-')}"
     extra: dict[str, Any] = {"help": _help(name), "rich_help_panel": part_of(name).TITLE, "show_default": False}
     annotation = Config.model_fields[name].annotation
@@ -104,16 +113,19 @@ def _parameter(name: str) -> python_inspect.Parameter:
 
 
 def _keyword(name: str, annotation: Any) -> python_inspect.Parameter:
+    """A keyword parameter with the default None."""
     return python_inspect.Parameter(name, python_inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def _metavar(annotation: Any) -> str:
+    """The placeholder of a value in help texts, by its type."""
     kinds = [get_origin(kind) or kind for kind in (annotation, *get_args(annotation))]
     metavars = ((tuple, "LIST"), (Path, "PATH"), (int, "N"), (float, "X"))
     return next((metavar for kind, metavar in metavars if kind in kinds), "TEXT")
 
 
 def _help(name: str) -> str:
+    """The help text of an option, with its default where it has one."""
     field = Config.model_fields[name]
     text, default = field.description or "", field.default
     if default in (None, False, {}) or "Default:" in text:
@@ -134,7 +146,7 @@ def _help(name: str) -> str:
     OutputOptions,
 )
 def search(config: Config) -> None:
-    """Find the best plan within a budget, make it real, fine-tune, export and verify it."""
+    """Search for the best plan within a budget, compress the network by it, export and verify it."""
     from autocompress import api
     from autocompress.job.result_data import result_data
     from autocompress.report.tables import print_result
@@ -148,7 +160,7 @@ def search(config: Config) -> None:
 @app.command()
 @_with_options(NetworkOptions, MenuOptions, MachineOptions, OutputOptions)
 def inspect(config: Config) -> None:
-    """Show layers and channel groups: costs, what may be labelled and why not, and how much each label hurts."""
+    """Show a network's layers and channel groups: costs, labels on offer, and each label's expected loss."""
     from autocompress import api
     from autocompress.job.result_data import inspection_data
     from autocompress.report.tables import print_inspection
@@ -161,7 +173,7 @@ def inspect(config: Config) -> None:
 @app.command()
 @_with_options(NetworkOptions, BudgetOptions, MenuOptions, MeasureOptions, MachineOptions, OutputOptions)
 def evaluate(config: Config) -> None:
-    """Measure a plan, also one edited by hand, beside the original."""
+    """Measure a plan beside the original network; the plan may be edited by hand."""
     from autocompress import api
     from autocompress.job.result_data import measurement_data
     from autocompress.report.tables import print_measurement
@@ -183,7 +195,7 @@ def evaluate(config: Config) -> None:
     OutputOptions,
 )
 def apply(config: Config) -> None:
-    """Make a plan real without a search: prune, re-calibrate, fine-tune, export and verify; --out names the folder."""
+    """Compress a network by a given plan: prune, re-calibrate, fine-tune, export and verify it."""
     from autocompress import api
     from autocompress.job.result_data import finished_data
     from autocompress.report.tables import print_finished
@@ -200,7 +212,9 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a fini
 @app.command()
 def finetune(
     run: RunFolder,
-    epochs: Annotated[str, typer.Option(metavar="X", help="Passes over the training samples; fractions are fine.")],
+    epochs: Annotated[
+        str, typer.Option(metavar="X", help="Number of passes over the training samples; fractions are allowed.")
+    ],
     learning_rate: Annotated[str | None, typer.Option(metavar="X", help=_help("learning_rate"))] = None,
     batch_size: Annotated[str | None, typer.Option(metavar="N", help=_help("batch_size"))] = None,
     distillation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("distillation"))] = None,
@@ -211,7 +225,7 @@ def finetune(
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Fine-tune a run's network further, export and verify it anew. Interrupted, the same command goes on."""
+    """Fine-tune a run's network further, export and verify it. If it is interrupted, repeat the command."""
     from autocompress import api
     from autocompress.job.result_data import finished_data
     from autocompress.report.tables import print_finished
@@ -231,10 +245,15 @@ def finetune(
 @app.command()
 def export(
     run: RunFolder,
-    format: Annotated[str, typer.Option("--format", metavar="LIST", help="onnx, packed, openvino or pt2.")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", metavar="LIST", help="Formats to write: some of onnx, packed, openvino, pt2, such as onnx,pt2."
+        ),
+    ],
     quiet: Quiet = False,
 ) -> None:
-    """Write a run's network in another format, into the run's folder."""
+    """Write a run's network in other formats, into the run's folder."""
     from autocompress import api
 
     with reported():
@@ -250,7 +269,7 @@ def verify(
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Run a run's files again, and look at everything that its plan and its outcome claim; exit code 1 if one fails."""
+    """Check every claim of a run's plan and outcome on its files; exit code 1 if a claim fails."""
     from autocompress import api
     from autocompress.job.result_data import verification_data
     from autocompress.report.tables import print_verification
@@ -264,15 +283,22 @@ def verify(
 
 
 def _stop_unless(verified: Verification) -> None:
-    """Raises what ends the command with exit code 1 where a claim does not hold."""
+    """Raise an error, which ends the command with exit code 1, if a claim does not hold."""
     for line in verified.failures():
         raise AutocompressError(f"verification failed: {line}")
 
 
 def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool) -> Config:
+    """The options of a command: those given on the command line, over those of a file, over the defaults.
+
+    Args:
+        config_file: path of a YAML file; if None, `--resume` reads the options of the run in `--out`.
+        given: options of the command line by name; None for those that were not given.
+        makes_run: whether the command makes a run folder, which then gets a default name.
+    """
     path = None if config_file is None else Path(config_file)
     if path is None and given.get("resume") and given.get("out"):
-        own = Path(given["out"]) / CONFIG  # a run that is resumed brings its own options
+        own = Path(given["out"]) / CONFIG  # the options of the run that is resumed
         path = own if own.is_file() else None
     config = load_config(path, given)
     if makes_run and config.out is None and not config.resume:
@@ -281,7 +307,7 @@ def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool) ->
 
 
 def _how_to_resume(command: str, config: Config) -> str:
-    """A sentence or two; empty where no run was begun."""
+    """A sentence with the command that continues the run; empty where none was begun."""
     if config.out is None or not (config.out / JOURNAL).is_file():
         return ""
     return f" What was evaluated is kept; continue with: autocompress {command} --out {config.out} --resume"

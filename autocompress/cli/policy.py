@@ -1,4 +1,4 @@
-"""The commands `autocompress policy …`: look at a policy file, and make one of a Stable-Baselines3 file."""
+"""The commands `autocompress policy …`: show, measure and import policies."""
 
 from __future__ import annotations
 
@@ -16,26 +16,60 @@ from autocompress.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-policy_app = typer.Typer(help="Look at policies, and make them of other files.", no_args_is_help=True)
+policy_app = typer.Typer(
+    help="Show, measure and import policies, which write plans for networks that they were not trained on.",
+    no_args_is_help=True,
+)
 
 Where = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="`default`, a policy's folder or one of its two files.", show_default=False),
+    typer.Argument(
+        metavar="POLICY",
+        help="The policy: default (shipped with the package), its folder or one of its two files.",
+        show_default=False,
+    ),
 ]
 Source = Annotated[
-    Path, typer.Argument(metavar="FILE", help="Zip file of PPO or A2C with MlpPolicy.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        help="Zip file of an agent of Stable-Baselines3: PPO or A2C with MlpPolicy, trained in the price environment.",
+        show_default=False,
+    ),
 ]
-Out = Annotated[Path, typer.Option(metavar="FOLDER", help="Where the policy is written.", show_default=False)]
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="FOLDER", help="Folder that the policy is written into; it must not hold one.", show_default=False
+    ),
+]
 PriceScale = Annotated[
-    str, typer.Option(metavar="X", help="Price scale of the environment that it was trained in, in (0, 20).")
+    str,
+    typer.Option(
+        metavar="X", help="The price_scale of the environment that the agent was trained in, above 0 and below 20."
+    ),
 ]
-Trust = Annotated[bool, typer.Option("--trust", help="The file is your own: code that it holds may run.")]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Confirm that you trust the file: reading it can run code that it holds. Required."),
+]
 On = Annotated[
     Path,
-    typer.Option(metavar="PATH", help="YAML file with `networks`: options of search, and budgets.", show_default=False),
+    typer.Option(
+        metavar="PATH",
+        help="YAML file with a list of networks: options of search for each, and its budgets.",
+        show_default=False,
+    ),
 ]
-Episodes = Annotated[str, typer.Option(metavar="N", help="Evaluations of a search from the policy; 0: none.")]
-Seed = Annotated[str, typer.Option(metavar="N", help="Of these searches.")]
+Episodes = Annotated[
+    str,
+    typer.Option(
+        metavar="N",
+        help="Evaluations of a search that begins with the policy, for every network and budget; 0: only the policy's "
+        "own plans are measured.",
+    ),
+]
+Seed = Annotated[str, typer.Option(metavar="N", help="Seed of these searches.")]
 
 _ALWAYS_SHOWN = ("networks", "scores", "licence")
 _NOT_RECORDED = "not recorded"
@@ -43,7 +77,7 @@ _NOT_RECORDED = "not recorded"
 
 @policy_app.command()
 def show(where: Where, format: Format = "table") -> None:
-    """Show what a policy was trained on, its versions, scores, licence and size."""
+    """Show a policy's size and versions, what it was trained on, its scores and its licence."""
     with reported():
         emit_policy(where, format)
 
@@ -52,7 +86,7 @@ def show(where: Where, format: Format = "table") -> None:
 def import_(
     file: Source, out: Out, price_scale: PriceScale = "2.0", trust: Trust = False, format: Format = "table"
 ) -> None:
-    """Make a policy of a Stable-Baselines3 file, which is read only with --trust: it may hold code."""
+    """Turn an agent of Stable-Baselines3 into a policy; its file can hold code, so --trust is required."""
     with reported():
         make_config({"format": format})
         from autocompress.policies.stable_baselines import import_stable_baselines
@@ -65,7 +99,7 @@ def import_(
 def eval_(
     where: Where, on: On, episodes: Episodes = "0", seed: Seed = "0", format: Format = "table", quiet: Quiet = False
 ) -> None:
-    """Measure a policy on networks that it was not trained on, zero-shot and after a few evaluations."""
+    """Measure a policy's plans on the networks of a file, without a search and with one of --episodes."""
     with reported():
         shown = make_config({"format": format, "quiet": quiet, "episodes": episodes, "seed": seed})
         from autocompress.comparison.results import or_none
@@ -84,9 +118,13 @@ def eval_(
 def _print_scores(console: Console, data: Mapping[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table(title=f"KL divergence (nats, search split) of plans by the policy {data['policy']}")
-    for column in ("network", "budget", "solver", "policy, zero-shot", "ratio", "search from the policy", "ratio"):
-        table.add_column(column, justify="left" if column in ("network", "budget") else "right")
+    table = Table(
+        title=f"KL divergence from the original in nats, on the search split; policy {data['policy']}",
+        title_justify="left",
+    )
+    columns = ("solver's plan", "policy's plan", "policy / solver", "search with the policy", "search / solver")
+    for column in ("network", "budget", *columns):
+        table.add_column(column, justify="right" if column in columns else "left")
     for row in data["scores"]:
         few = row["few_shot_kl"]
         cells = [f"{row['solver_kl']:.4f}", f"{row['policy_kl']:.4f}", _ratio(row["policy_kl"], row["solver_kl"])]
@@ -94,17 +132,28 @@ def _print_scores(console: Console, data: Mapping[str, Any]) -> None:
         table.add_row(row["network"], row["budget"], *cells)
     console.print(table)
     summary = data["summary"]
-    line = f"policy over solver: {summary['zero_shot']:.3f} (geometric mean), better in {summary['better']:.0%}"
-    few = "" if summary["few_shot"] is None else f"; search from the policy over solver: {summary['few_shot']:.3f}"
-    console.print(line + few, soft_wrap=True, markup=False, highlight=False)
+    lines = [
+        f"policy / solver: {summary['zero_shot']:.3f} (geometric mean); "
+        f"the policy's plan is better in {100 * summary['better']:.0f} % of the rows"
+    ]
+    if summary["few_shot"] is not None:
+        lines.append(f"search / solver: {summary['few_shot']:.3f} (geometric mean)")
+    for line in lines:
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def _ratio(first: float, second: float) -> str:
+    """The quotient as text; empty for a divisor of 0."""
     return f"{first / second:.3f}" if second else ""
 
 
 def emit_policy(where: str | Path, format: str) -> None:
-    """Write what is known of a policy to standard output; `where` as for `load_policy`."""
+    """Write everything known about a policy to standard output.
+
+    Args:
+        where: `default`, the policy's folder or one of its two files.
+        format: form of the output, `table` or `json`.
+    """
     config = make_config({"format": format})
     data = _policy_data(where)
     emit(config, data, lambda console: _print(console, data))
@@ -118,6 +167,7 @@ def _number(name: str, text: str) -> float:
 
 
 def _policy_data(where: str | Path) -> dict[str, Any]:
+    """A policy's name, size, versions and training record as JSON data."""
     from autocompress.policies.files import ACTION_VERSION, load_policy, policy_files
     from autocompress_envs.observation import OBSERVATION_VERSION
 
@@ -131,7 +181,7 @@ def _policy_data(where: str | Path) -> dict[str, Any]:
         "width": saved.policy.width,
         "parameters": sum(parameter.numel() for parameter in saved.policy.parameters()),
         "file_bytes": sum(file.stat().st_size for file in files),
-        "observation_version": OBSERVATION_VERSION,  # no other is loaded
+        "observation_version": OBSERVATION_VERSION,  # policies of another version are refused
         "action_version": ACTION_VERSION,
         "record": dict(saved.record),
     }
@@ -150,7 +200,7 @@ def _print(console: Console, data: Mapping[str, Any]) -> None:
 
 
 def _rows(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Mappings within mappings as one row a value, their names joined by dots."""
+    """Names and values of a record; the names of nested mappings are joined by dots."""
     for name, value in record.items():
         if isinstance(value, dict) and value:
             yield from _rows(value, f"{prefix}{name}.")
@@ -167,5 +217,5 @@ def _text(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Files come from others: what would steer the terminal or can't be encoded is escaped."""
+    """Text with escapes for characters that steer a terminal or can't be encoded: files come from others."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

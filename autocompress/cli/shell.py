@@ -1,4 +1,4 @@
-"""What all commands share: the view on standard error, results on standard output, errors as lines and exit codes."""
+"""What all commands share: progress on standard error, results on standard output, errors as one line."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from autocompress.progress import Progress
 
 View = TypeVar("View")
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress, only the result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress, only the result.")]
 Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-PIPE_WIDTH = 200  # columns of tables that go to a file or a pipe
+INTERRUPTED = 130  # exit code 128 + SIGINT, as in shells
+PIPE_WIDTH = 200  # width in characters of tables that go to a file or a pipe
 
 
 @contextmanager
@@ -34,7 +34,17 @@ def watching(
     terminal: Callable[[Console], AbstractContextManager[View]],
     plain: Callable[[Console], AbstractContextManager[View]],
 ) -> Iterator[View]:
-    """The one of three views that suits the options and standard error."""
+    """Open the view that suits the options and standard error.
+
+    Args:
+        config: options; `quiet` is read.
+        silent: makes the view for `--quiet`.
+        terminal: makes the view for a terminal, from the console of standard error.
+        plain: makes the view for a file or a pipe, from the console of standard error.
+
+    Yields:
+        The view.
+    """
     from rich.console import Console
 
     if config.quiet:
@@ -54,7 +64,13 @@ def watching_progress(config: Config) -> AbstractContextManager[Progress]:
 
 
 def emit(config: Config, data: Mapping[str, Any], table: Callable[[Console], None]) -> None:
-    """Write a result to standard output, in the form that was asked for."""
+    """Write a result to standard output.
+
+    Args:
+        config: options; `format` is read.
+        data: result as JSON data, which is written with `--format json`.
+        table: function that prints the result on a console, called with `--format table`.
+    """
     if config.format == "json":
         typer.echo(json.dumps(data, indent=1, allow_nan=False))
         return
@@ -64,7 +80,12 @@ def emit(config: Config, data: Mapping[str, Any], table: Callable[[Console], Non
 
 
 class Context:
-    """What is known of the job when something goes wrong: a sentence on how to go on, with a space before it."""
+    """What a command knows about its job for the case that something goes wrong.
+
+    Attributes:
+        how_to_resume: function that returns a sentence on how to go on, with a space before it; empty where
+            there is nothing to resume.
+    """
 
     def __init__(self) -> None:
         self.how_to_resume: Callable[[], str] = lambda: ""
@@ -72,7 +93,14 @@ class Context:
 
 @contextmanager
 def reported() -> Iterator[Context]:
-    """Turn foreseen errors into one line and an exit code; the unforeseen keep their traceback."""
+    """Turn expected errors into one line on standard error and an exit code.
+
+    The exit code is 2 for wrong input, 1 for a failure and 130 for an interruption. Other errors keep their
+    traceback.
+
+    Yields:
+        The context, whose `how_to_resume` is added to the line where it helps.
+    """
     context = Context()
     try:
         with _terminate_as_interrupt():
@@ -90,13 +118,14 @@ def reported() -> Iterator[Context]:
 
 
 def _failure(message: str, code: int) -> typer.Exit:
+    """Print an error and return what ends the command with that exit code."""
     typer.echo(f"autocompress: {message}", err=True)
     return typer.Exit(code)
 
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the job as Ctrl-C does: files are closed and the way to resume is named."""
+    """Make SIGTERM end the job as Ctrl-C does: files are closed, and the message says how to resume."""
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""The command `autocompress train-policy`: a policy from a recipe file."""
+"""The command `autocompress train-policy`: trains a policy by a recipe file."""
 
 from __future__ import annotations
 
@@ -13,15 +13,42 @@ from autocompress.cli.shell import Format, Quiet, reported, watching_progress
 from autocompress.config import make_config
 from autocompress.errors import InputError
 
-Recipe = Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file of the training.", show_default=False)]
-Out = Annotated[Path, typer.Option(metavar="PATH", help="Folder of the policy.", show_default=False)]
-Data = Annotated[
-    list[str] | None, typer.Option(metavar="NAME=SPEC", help="Replaces a data spec of the recipe; may be repeated.")
+Recipe = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RECIPE", help="YAML file of the networks, tasks and settings to train with.", show_default=False
+    ),
 ]
-Cache = Annotated[str | None, typer.Option(metavar="PATH", help="Folder of menus and of the zoo's weights.")]
-Device = Annotated[str, typer.Option(metavar="TEXT", help="Torch device, such as cpu or cuda.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue: finished episodes are kept.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the training that lies in the folder.")]
+Out = Annotated[
+    Path,
+    typer.Option(metavar="PATH", help="Folder that the policy and its training are written into.", show_default=False),
+]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=SPEC",
+        help="Data in place of the recipe's data NAME, in the form of search --data, such as cifar10=parquet:FOLDER; "
+        "may be given several times.",
+    ),
+]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        help="Folder of the menu cache, which also keeps the trained networks. Default: $AUTOCOMPRESS_CACHE or "
+        "~/.cache/autocompress.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="TEXT", help="Torch device that networks are evaluated on, such as cpu or cuda.")
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Continue the training in the folder by the same recipe: finished episodes are kept."
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace the training that is in the folder.")]
 
 
 def train_policy(
@@ -35,7 +62,7 @@ def train_policy(
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Train a policy that carries over to other networks: build a zoo, explore it, fit the policy to what was seen."""
+    """Train a policy: train the recipe's networks, evaluate plans for them, fit the policy to the outcomes."""
     from autocompress.policy_training import training
 
     with reported() as context:
@@ -57,7 +84,10 @@ def train_policy(
 
 
 def _how_to_resume(out: Path, cache: str | None, device: str) -> str:
-    """The folder's own recipe holds every data spec that was given; empty where no training was begun."""
+    """A sentence with the command that continues the training; empty where none was begun.
+
+    The recipe in the folder holds all data that was given, so the command needs no --data.
+    """
     from autocompress.policy_training.training import RECIPE
 
     recipe = out / RECIPE
@@ -70,6 +100,7 @@ def _how_to_resume(out: Path, cache: str | None, device: str) -> str:
 
 
 def _specs(given: list[str]) -> Mapping[str, str]:
+    """Data by the recipe's names, from texts NAME=SPEC."""
     pairs = [text.partition("=") for text in given]
     for name, equals, spec in pairs:
         if not (name and equals and spec):

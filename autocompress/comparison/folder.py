@@ -1,4 +1,4 @@
-"""A comparison is a folder: what is in it, who may use it, and how its cells are read again."""
+"""The folder of a comparison: its files, whether it may be used, and how results are written and read."""
 
 from __future__ import annotations
 
@@ -16,18 +16,24 @@ from autocompress.files import write_atomically
 SUITE, CELLS, EVALUATIONS, POLICIES = "suite.yaml", "cells", "evaluations", "policies.json"
 RESULTS, RESULTS_CSV = "results.parquet", "results.csv"
 SUMMARY, SUMMARY_CSV, TABLE = "summary.json", "summary.csv", "table.tex"
-PARETO, PROGRESS = "pareto", "progress"  # each as .png and .html
+PARETO, PROGRESS = "pareto", "progress"  # plots, each as .png and .html
 _PLOTS = tuple(f"{name}.{kind}" for name in (PARETO, PROGRESS) for kind in ("png", "html"))
-MADE = (RESULTS, RESULTS_CSV, SUMMARY, SUMMARY_CSV, TABLE, *_PLOTS)
+REPORT_FILES = (RESULTS, RESULTS_CSV, SUMMARY, SUMMARY_CSV, TABLE, *_PLOTS)
 
 
 def claim(path: Path, suite: Suite, *, resume: bool, force: bool) -> None:
-    """Check that a comparison may use the folder; nothing is written or removed yet.
+    """Check that a comparison may use a folder; nothing is written or removed yet.
+
+    Args:
+        path: folder of the comparison; it need not exist.
+        suite: suite of the comparison.
+        resume: whether the comparison in the folder is to be continued.
+        force: whether the comparison in the folder is to be replaced.
 
     Raises:
-        InputError: the folder holds a comparison and neither `force` nor `resume` is given, or holds other things,
-            or there is nothing to resume, or what is to be resumed differs by more than added methods, budgets
-            and seeds.
+        InputError: the folder holds a comparison and neither `force` nor `resume` is given, or holds other
+            things, or there is nothing to resume, or what is to be resumed differs by more than added
+            methods, budgets and seeds.
     """
     if force and resume:
         raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
@@ -58,57 +64,67 @@ def begin(
     path: Path,
     suite: Suite,
     versions: Mapping[str, str],
-    settled: Mapping[str, Mapping[str, Any]],
+    conditions: Mapping[str, Mapping[str, Any]],
     policies: Mapping[str, str | None],
     *,
     resume: bool,
 ) -> None:
-    """Make the folder of a comparison that can be resumed from now on.
+    """Create the folder of a comparison; from then on the comparison can be resumed.
 
     Args:
-        path: from `claim`; what an earlier comparison left there is removed, unless `resume` is set.
-        suite: what is run.
-        versions: of what computes, by name; written as comments.
-        settled: what every job was made on, by its key.
-        policies: stamps of those that the methods begin with, by the methods' names.
-        resume: whether an earlier comparison goes on.
+        path: folder that `claim` has checked. Files of an earlier comparison are removed, unless `resume` is
+            set.
+        suite: suite of the comparison.
+        versions: versions of Python and of the packages that compute, by name; written as comments into the
+            suite's file.
+        conditions: conditions of every job's evaluations, by the job's key; see `Session`.
+        policies: digest of the policy that each method's searches begin with, by the method's name; None
+            without one.
+        resume: whether an earlier comparison is continued.
     """
     path.mkdir(parents=True, exist_ok=True)
     if not resume:
         for folder in (CELLS, EVALUATIONS):
             shutil.rmtree(path / folder, ignore_errors=True)
-        for name in MADE:
+        for name in REPORT_FILES:
             (path / name).unlink(missing_ok=True)
     made_by = "".join(f"# {name} {version}\n" for name, version in versions.items())
     write_atomically(path / SUITE, made_by + suite.to_yaml())
     for folder in (CELLS, EVALUATIONS):
         (path / folder).mkdir(exist_ok=True)
-    for key, made_on in settled.items():
-        write_atomically(path / EVALUATIONS / f"{key}.json", json.dumps(made_on, indent=1) + "\n")
+    for key, values in conditions.items():
+        write_atomically(path / EVALUATIONS / f"{key}.json", json.dumps(values, indent=1) + "\n")
     write_atomically(path / POLICIES, json.dumps(policies, indent=1) + "\n")
 
 
-def read_settled(path: Path) -> dict[str, dict[str, Any]]:
-    """What the jobs of the comparison in `path` were made on, by their keys."""
+def read_conditions(path: Path) -> dict[str, dict[str, Any]]:
+    """Conditions of the evaluations of the comparison in `path`, by the jobs' keys; see `Session`."""
     return {file.stem: json.loads(file.read_text()) for file in (path / EVALUATIONS).glob("*.json")}
 
 
 def read_policies(path: Path) -> dict[str, str | None]:
-    """Stamps of the policies that the methods begin with, by name; a folder of an earlier version holds none."""
+    """Digests of the policies that the methods begin with, by name; empty for earlier versions."""
     file = path / POLICIES
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def keep(path: Path, suite: Suite, result: CellResult) -> None:
-    """Write a cell's file, at once or not at all."""
+    """Write the result of a cell into its file, which is written whole or not at all."""
     write_atomically(_file(path, suite, result.cell), result.to_json())
 
 
 def kept(path: Path, suite: Suite) -> dict[Cell, CellResult]:
-    """The results of the suite's cells that have one.
+    """Read the results of a comparison.
+
+    Args:
+        path: folder of the comparison.
+        suite: suite whose cells are looked for.
+
+    Returns:
+        The results by cell; cells without a file are left out.
 
     Raises:
-        InputError: a cell's file is damaged.
+        InputError: the file of a cell is damaged.
     """
     files = {cell: _file(path, suite, cell) for cell in suite.cells()}
     return {cell: CellResult.from_json(file.read_text(), str(file)) for cell, file in files.items() if file.is_file()}

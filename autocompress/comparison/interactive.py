@@ -1,4 +1,4 @@
-"""The plots of a comparison as HTML pages that need no network: Plotly's script is part of each."""
+"""The plots of a comparison as interactive HTML pages, which hold Plotly's script and so work offline."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from autocompress.comparison.plots import X_PROGRESS, Y_PROGRESS
-from autocompress.comparison.series import Curve, Look, Pareto
+from autocompress.comparison.series import Curve, Pareto, Style
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -16,8 +16,15 @@ if TYPE_CHECKING:
 _PANELS_A_ROW = 2
 
 
-def pareto_html(plot: Pareto, looks: Mapping[str, Look]) -> str:
-    """Accuracy against budget: means, with their intervals as error bars; click a method to hide it."""
+def pareto_html(plot: Pareto, styles: Mapping[str, Style]) -> str:
+    """Page of accuracy against budget: means, with their intervals as error bars.
+
+    A click on a method in the legend hides it.
+
+    Args:
+        plot: numbers of the plot.
+        styles: style of every method, by name.
+    """
     from plotly import graph_objects
 
     figure = graph_objects.Figure()
@@ -30,7 +37,7 @@ def pareto_html(plot: Pareto, looks: Mapping[str, Look]) -> str:
             name=escape(points.method, quote=False),
             customdata=points.seeds,
             hovertemplate="%{y:.4g}, seeds: %{customdata}",
-            **_style(looks[points.method]),
+            **_plotly_style(styles[points.method]),
         )
     if not math.isnan(plot.original):
         figure.add_hline(y=plot.original, line={"color": "#777777", "dash": "dot", "width": 1})
@@ -42,8 +49,13 @@ def pareto_html(plot: Pareto, looks: Mapping[str, Look]) -> str:
     return _page(figure, 560, "Accuracy against budget")
 
 
-def progress_html(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look]) -> str:
-    """Best-so-far KL against evaluations: means and intervals as bands, one panel a budget."""
+def progress_html(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Style]) -> str:
+    """Page of the KL of the best plan so far against evaluations: means, with their intervals as bands.
+
+    Args:
+        panels: curves of every method by budget; each budget has its own panel.
+        styles: style of every method, by name.
+    """
     from plotly.subplots import make_subplots
 
     columns = min(_PANELS_A_ROW, len(panels))
@@ -53,7 +65,7 @@ def progress_html(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Loo
     for index, curves in enumerate(panels.values()):
         at = {"row": index // columns + 1, "col": index % columns + 1}
         for curve in curves:
-            _add_curve(figure, curve, looks[curve.method], at, first=curve.method not in named)
+            _add_curve(figure, curve, styles[curve.method], at, first=curve.method not in named)
             named.add(curve.method)
         scale = "log" if all((curve.mean > 0).all() for curve in curves) else "linear"
         figure.update_yaxes(type=scale, title=Y_PROGRESS if at["col"] == 1 else None, **at)
@@ -61,15 +73,14 @@ def progress_html(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Loo
     return _page(figure, 520 * rows, "Best plan so far against evaluations")
 
 
-def _add_curve(figure: Figure, curve: Curve, look: Look, at: Mapping[str, int], *, first: bool) -> None:
-    """A line and its band, which the legend hides together."""
+def _add_curve(figure: Figure, curve: Curve, style: Style, at: Mapping[str, int], *, first: bool) -> None:
+    """Add a line and its band to the panel `at`; a click in the legend hides both."""
     group = {"legendgroup": curve.method, **at}
-    style = _style(look)
-    style["line"] |= {"shape": "hv"}
+    line = {**_plotly_style(style)["line"], "shape": "hv"}
     if len(curve.low):
         band: dict[str, Any] = {"mode": "lines", "showlegend": False, "hoverinfo": "skip", **group}
         edge = {"width": 0, "shape": "hv"}
-        fill = f"rgba({', '.join(str(int(look.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.15)"
+        fill = f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.15)"
         x, low, high = (values.tolist() for values in (curve.evaluations, curve.low, curve.high))
         figure.add_scatter(x=x, y=low, line=edge, **band)
         figure.add_scatter(x=x, y=high, line=edge, fill="tonexty", fillcolor=fill, **band)
@@ -79,14 +90,15 @@ def _add_curve(figure: Figure, curve: Curve, look: Look, at: Mapping[str, int], 
         mode="lines",
         name=escape(curve.method, quote=False),
         showlegend=first,
-        line=style["line"],
+        line=line,
         hovertemplate="%{y:.4g} after %{x}",
         **group,
     )
 
 
-def _style(look: Look) -> dict[str, Any]:
-    return {"line": {"color": look.color, "dash": look.dash}, "marker": {"symbol": look.symbol, "size": 9}}
+def _plotly_style(style: Style) -> dict[str, Any]:
+    """Plotly's arguments for the line and the markers of a method."""
+    return {"line": {"color": style.color, "dash": style.dash}, "marker": {"symbol": style.symbol, "size": 9}}
 
 
 def _page(figure: Figure, height: int, title: str) -> str:

@@ -1,4 +1,4 @@
-"""The live view of a comparison: a bar for all cells and one for each that runs, or plain lines."""
+"""The live view of a comparison: on a terminal a bar for all cells and one for each, else plain lines."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ class ComparisonProgress(Progress, Protocol):
     """An observer of a comparison. Every method is called from the thread that runs it."""
 
     def cells(self, done: int, total: int, failures: int) -> None:
-        """So many cells of the comparison are done, and so many of these failed."""
+        """Called when `done` of `total` cells of the comparison are done; `failures` of these failed."""
 
     def cell_step(self, cell: Cell, step: Step | None) -> None:
-        """A cell begins (None), or how it stands."""
+        """Called when a cell begins (`step` is None), and now and then with its latest evaluated plan."""
 
     def cell_done(self, result: CellResult) -> None:
-        """A cell is done."""
+        """Called when a cell has finished or failed."""
 
 
 class SilentComparison(Silent):
-    """Nobody watches."""
+    """A `ComparisonProgress` that does nothing."""
 
     def cells(self, done: int, total: int, failures: int) -> None:
         pass
@@ -45,9 +45,9 @@ class TerminalComparison(TerminalView):
 
     def cell_step(self, cell: Cell, step: Step | None) -> None:
         if step is None:
-            self._advance(str(cell), 0, None, "begins")
+            self._advance(str(cell), 0, None, "starts")
         else:
-            self._advance(str(cell), step.index + 1, step.total, f"best KL {step.best_kl:.4f}")
+            self._advance(str(cell), step.index + 1, step.total, f"best plan: KL {step.best_kl:.4f} nats")
 
     def cell_done(self, result: CellResult) -> None:
         self._drop(str(result.cell))
@@ -71,15 +71,15 @@ class PlainComparison(PlainView):
 
 
 def cell_line(result: CellResult) -> str:
-    """A cell that is done in one line.
+    """The result of a cell in one line.
 
     >>> cell_line(CellResult("rl", "rl", "size=8%", 3, kl=0.0412, test_accuracy=0.9731, evaluations=400, seconds=61.2))
-    'rl, size=8%, seed 3: KL 0.0412  test accuracy 97.3 %  400 evaluations in 61 s'
+    'rl, size=8%, seed 3: KL 0.0412 nats  test accuracy 97.3 %  400 evaluations in 61 s'
     """
     if not result.finished:
         return f"{result.cell} FAILED: {result.message}"
-    shown = [f"KL {result.kl:.4f}"]
-    for name, accuracy in (("test accuracy", result.test_accuracy), ("accuracy", result.accuracy)):
+    shown = [f"KL {result.kl:.4f} nats"]
+    for name, accuracy in (("test accuracy", result.test_accuracy), ("search accuracy", result.accuracy)):
         if not math.isnan(accuracy):
             shown.append(f"{name} {100 * accuracy:.1f} %")
             break

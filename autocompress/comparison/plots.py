@@ -1,4 +1,4 @@
-"""The plots of a comparison as PNG."""
+"""The plots of a comparison as PNG files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from autocompress.comparison.series import Curve, Look, Pareto
+from autocompress.comparison.series import Curve, Pareto, Style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,22 +15,27 @@ if TYPE_CHECKING:
 
 _DPI = 150
 _PANELS_A_ROW = 2
-_TOP = 100.0  # the best method is drawn above the others
+_TOP = 100.0  # drawing order of the best method, which lies above the others
 X_PROGRESS, Y_PROGRESS = "network evaluations", "KL of the best plan so far, nats (search split)"
 
 
-def pareto_png(plot: Pareto, looks: Mapping[str, Look]) -> bytes:
-    """Accuracy against budget: means, with their intervals as error bars."""
+def pareto_png(plot: Pareto, styles: Mapping[str, Style]) -> bytes:
+    """PNG of accuracy against budget: means, with their intervals as error bars.
+
+    Args:
+        plot: numbers of the plot.
+        styles: style of every method, by name.
+    """
     figure, ((axes,),) = _figure(1, 1)
     for rank, points in enumerate(plot.points):
-        look = looks[points.method]
+        style = styles[points.method]
         axes.errorbar(
             points.x,
             points.mean,
             yerr=(points.below, points.above),
-            color=look.color,
-            marker=look.marker,
-            linestyle=look.line,
+            color=style.color,
+            marker=style.marker,
+            linestyle=style.line,
             linewidth=1.2,
             markersize=6,
             capsize=3,
@@ -53,13 +58,18 @@ def pareto_png(plot: Pareto, looks: Mapping[str, Look]) -> bytes:
     return _png(figure)
 
 
-def progress_png(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look]) -> bytes:
-    """Best-so-far KL against evaluations: means and intervals as bands, one panel a budget."""
+def progress_png(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Style]) -> bytes:
+    """PNG of the KL of the best plan so far against evaluations: means, with their intervals as bands.
+
+    Args:
+        panels: curves of every method by budget; each budget has its own panel.
+        styles: style of every method, by name.
+    """
     columns = min(_PANELS_A_ROW, len(panels))
     figure, grid = _figure(-(-len(panels) // columns), columns)
     flat = [axes for row in grid for axes in row]
     for axes, (budget, curves) in zip(flat, panels.items(), strict=False):
-        _draw_curves(axes, curves, looks)
+        _draw_curves(axes, curves, styles)
         axes.set_title(budget)
         axes.set_xlabel(X_PROGRESS)
     for row in grid:
@@ -69,19 +79,19 @@ def progress_png(panels: Mapping[str, Sequence[Curve]], looks: Mapping[str, Look
     return _png(figure)
 
 
-def _draw_curves(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, Look]) -> None:
+def _draw_curves(axes: Axes, curves: Sequence[Curve], styles: Mapping[str, Style]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     for rank, curve in enumerate(curves):
-        look = looks[curve.method]
+        style = styles[curve.method]
         every = max(1, len(curve.mean) // 8)
         axes.plot(
             curve.evaluations,
             curve.mean,
             drawstyle="steps-post",
-            color=look.color,
-            linestyle=look.line,
-            marker=look.marker,
+            color=style.color,
+            linestyle=style.line,
+            marker=style.marker,
             markevery=every,
             markersize=5,
             linewidth=1.4,
@@ -90,7 +100,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, Look])
         )
         if len(curve.low):
             axes.fill_between(
-                curve.evaluations, curve.low, curve.high, step="post", color=look.color, alpha=0.15, linewidth=0
+                curve.evaluations, curve.low, curve.high, step="post", color=style.color, alpha=0.15, linewidth=0
             )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if all((curve.mean > 0).all() for curve in curves):
@@ -98,7 +108,7 @@ def _draw_curves(axes: Axes, curves: Sequence[Curve], looks: Mapping[str, Look])
 
 
 def _figure(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
-    """A figure that no pyplot state knows of."""
+    """A figure with `rows` x `columns` panels, made without pyplot, so that no global state keeps it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * columns + 2.2, 4.4 * rows), layout="constrained")
@@ -111,7 +121,7 @@ def _figure(rows: int, columns: int) -> tuple[Figure, list[list[Axes]]]:
 
 
 def _png(figure: Figure) -> bytes:
-    """With one legend for all panels: a method that failed in the first may stand in another."""
+    """The figure as PNG, with one legend for all panels: a method that failed in one may be in another."""
     named = [axes.get_legend_handles_labels() for axes in figure.axes]
     handles = {label: handle for pair in reversed(named) for handle, label in zip(*pair, strict=True)}
     order = dict.fromkeys(label for _, labels in named for label in labels)

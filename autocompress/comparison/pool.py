@@ -1,4 +1,7 @@
-"""Worker processes that take cells one at a time, and may die. Knows nothing of what a cell is run with."""
+"""Worker processes that take one cell at a time. A process that dies fails its cell, not the comparison.
+
+This module knows nothing about networks: the function that runs a cell is an argument.
+"""
 
 from __future__ import annotations
 
@@ -26,19 +29,24 @@ def run_in_pool(
     count: int,
     work: Work,
     arguments: tuple[Any, ...],
-    bury: Callable[[Cell, str], CellResult],
+    failed_cell: Callable[[Cell, str], CellResult],
     watcher: ComparisonProgress,
 ) -> Generator[CellResult, None, None]:
-    """Run cells in processes; each result as it comes.
+    """Run cells in worker processes.
 
     Args:
-        cells: in the order in which they are handed out.
-        count: processes at most.
-        work: what a process does: called with its end of a pipe and `arguments`. It receives a cell, sends steps and
-            then the cell's result, and so on until the pipe ends. To be found by name in a module that it imports.
-        arguments: of `work`; they are pickled.
-        bury: makes the result of a cell whose process died, from the cell and what became of the process.
-        watcher: told which cells run and how they stand.
+        cells: cells in the order in which they are handed out.
+        count: largest number of processes.
+        work: function that a process runs, defined at the top level of a module. It is called with its end of
+            a pipe and `arguments`. Again and again it receives a cell, sends steps and then the cell's
+            result, until the pipe is closed.
+        arguments: further arguments of `work`; they are pickled.
+        failed_cell: function that makes the result of a cell whose process died, from the cell and a message
+            about how the process ended.
+        watcher: observer that is told which cells run, and of their steps.
+
+    Yields:
+        The result of each cell, as soon as it is there.
     """
     pending = list(reversed(cells))
     workers: list[_Worker] = []
@@ -52,7 +60,7 @@ def run_in_pool(
                 if isinstance(message, Step):
                     watcher.cell_step(worker.cell, message)
                     continue
-                yield message or bury(worker.cell, worker.epitaph())
+                yield message or failed_cell(worker.cell, worker.exit_message())
                 if message and pending:
                     worker.begin(pending.pop(), watcher)
                     continue
@@ -67,53 +75,58 @@ def run_in_pool(
 
 @dataclass(eq=False)
 class _Worker:
-    """A process and this end of the pipe to it; `cell` is what it runs, or ran last."""
+    """A process and this end of the pipe to it; `cell` is the cell that it runs, or ran last."""
 
     process: SpawnProcess
     pipe: Connection
     cell: Cell
 
     def begin(self, cell: Cell, watcher: ComparisonProgress) -> None:
-        """Hand out a cell."""
+        """Send a cell to the process."""
         self.cell = cell
         watcher.cell_step(cell, None)
-        with suppress(OSError):  # it has died, which `receive` will tell
+        with suppress(OSError):  # the process has died; `receive` will return None
             self.pipe.send(cell)
 
     def receive(self) -> Message | None:
-        """What the worker tells; None where it has died."""
+        """The next message of the process; None if it has died."""
         try:
             return cast(Message, self.pipe.recv())
-        except (EOFError, OSError):  # OSError: it died in the middle of a message
+        except (EOFError, OSError):  # OSError: the process died in the middle of a message
             return None
 
-    def epitaph(self) -> str:
+    def exit_message(self) -> str:
+        """How the process, which has died, ended."""
         self.process.join()
         code = self.process.exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         return f"the worker process {how}"
 
     def stop(self) -> None:
-        self.pipe.close()  # the end of its input is the end of its work
+        """Close the pipe and wait for the process, which ends when its input does."""
+        self.pipe.close()
         self.process.join()
 
     def kill(self) -> None:
+        """End the process at once."""
         self.process.terminate()
         self.stop()
 
 
 def _with_news(workers: Sequence[_Worker]) -> list[_Worker]:
+    """The workers that have sent a message or died; waits until there is one."""
     ready = wait([worker.pipe for worker in workers])
     return [worker for worker in workers if worker.pipe in ready]
 
 
 def _start(work: Work, arguments: tuple[Any, ...], cell: Cell, watcher: ComparisonProgress) -> _Worker:
+    """A new worker process that has been sent its first cell."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=work, args=(theirs, *arguments), daemon=True)
     with _interrupts_ignored():
         process.start()
-    theirs.close()  # else its death would not end the pipe
+    theirs.close()  # this process must not hold the other end, or the process's death would not close the pipe
     worker = _Worker(process, ours, cell)
     worker.begin(cell, watcher)
     return worker
@@ -121,8 +134,8 @@ def _start(work: Work, arguments: tuple[Any, ...], cell: Cell, watcher: Comparis
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    """Ctrl-C goes to every process of a terminal; children that begin here leave it to their parent."""
-    if threading.current_thread() is not threading.main_thread():  # only that may set handlers
+    """Let processes that start inside ignore Ctrl-C, which a terminal sends to all; their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)

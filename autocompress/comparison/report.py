@@ -1,4 +1,4 @@
-"""Every table and plot of a comparison, written into its folder."""
+"""The report of a comparison: every table and plot, written into the comparison's folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 def write_report(folder: Path, suite: Suite, results: Sequence[CellResult], summaries: Sequence[Summary]) -> None:
-    """Write the results, their summary, the LaTeX table and the plots. Each file is written whole or not at all."""
+    """Write the results, their summary, the LaTeX table and the plots, each file whole or not at all.
+
+    Args:
+        folder: folder of the comparison.
+        suite: suite of the comparison.
+        results: results of all cells, at least one, in the suite's order.
+        summaries: summaries of these results.
+    """
     from autocompress.comparison.tables import cells_table, csv_text, latex, row
 
     rows = [summary.to_dict() for summary in summaries]
@@ -36,7 +43,7 @@ def write_report(folder: Path, suite: Suite, results: Sequence[CellResult], summ
 
 
 def comparison_data(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as plain data, ready for JSON."""
+    """A comparison as JSON data: its folder, number of cells, failures and summary."""
     return {
         "folder": str(comparison.folder),
         "cells": len(comparison.results),
@@ -46,22 +53,24 @@ def comparison_data(comparison: Comparison) -> dict[str, Any]:
 
 
 def _plots(suite: Suite, results: Sequence[CellResult], summaries: Sequence[Summary]) -> dict[str, str | bytes]:
+    """Content of the plots' files, by file name."""
     from autocompress.comparison.interactive import pareto_html, progress_html
     from autocompress.comparison.plots import pareto_png, progress_png
-    from autocompress.comparison.series import curves, looks, pareto
+    from autocompress.comparison.series import curves, pareto, styles
 
-    style = looks([method.name for method in suite.methods])
+    style_of = styles([method.name for method in suite.methods])
     front = pareto(results, summaries)
     panels = {budget: curves(results, budget) for budget in suite.budgets}
     return {
-        f"{PARETO}.png": pareto_png(front, style),
-        f"{PARETO}.html": pareto_html(front, style),
-        f"{PROGRESS}.png": progress_png(panels, style),
-        f"{PROGRESS}.html": progress_html(panels, style),
+        f"{PARETO}.png": pareto_png(front, style_of),
+        f"{PARETO}.html": pareto_html(front, style_of),
+        f"{PROGRESS}.png": progress_png(panels, style_of),
+        f"{PROGRESS}.html": progress_html(panels, style_of),
     }
 
 
 def _parquet(table: Any) -> bytes:
+    """A pyarrow table as the content of a Parquet file."""
     from pyarrow import parquet
 
     content = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a cell of a comparison found, as plain data."""
+"""The result of one cell of a comparison, as plain data."""
 
 from __future__ import annotations
 
@@ -17,32 +17,38 @@ CELL_VERSION = 1
 
 @dataclass(frozen=True)
 class CellResult:
-    """One cell. Numbers of a failed cell, and those of data without labels, are NaN.
+    """What was found in one cell of a comparison.
+
+    Floats that are not known (in a failed cell, without labels, without a test split) are NaN.
 
     Attributes:
         method: name of the method in the suite.
-        searcher: the search that it ran.
-        budget: in its normal form.
-        seed: of the search.
+        searcher: name of the search method that the cell ran, as in the option `method`.
+        budget: budget in its normal form, such as `size=8%`.
+        seed: seed of the search.
         status: `finished` or `failed`.
-        message: why it failed.
-        limits: of the budget, absolute, by resource.
-        original: resources of the original.
-        evaluations: different plans evaluated.
-        measured: how many of these were measured here; the others were known from other cells.
-        kl: nats, of the best plan on the search split.
-        accuracy: of the best plan on the search split, in [0, 1].
-        agreement: of the best plan with the original on the search split, in [0, 1].
-        resources: of the best plan.
-        found_at: evaluations until the best plan was found, itself and other work that counts included.
-        stopped_because: in a few words.
-        trace: (evaluations so far, KL of the best plan so far) whenever there was a better one.
-        test_kl: nats, of the best plan on the test split.
-        test_accuracy: of the best plan on the test split, in [0, 1].
-        test_drop: percentage points of accuracy that the best plan loses to the original on the test split.
-        seconds: of the search alone.
-        forward_share: share of these that passed in the network's forward passes.
-        plan: the best plan, as one line of JSON, which is YAML.
+        message: why the cell failed; empty if it finished.
+        limits: absolute upper bounds of the budget, by resource.
+        original: amount of every resource that the original network needs, by resource.
+        evaluations: number of different plans evaluated.
+        measured: number of plans measured in this cell; the outcomes of the others were known from other
+            cells.
+        kl: KL divergence of the best plan from the original on the search split, in nats.
+        accuracy: accuracy of the best plan on the search split, in [0, 1].
+        agreement: share of the search split for which the best plan and the original predict the same class,
+            in [0, 1].
+        resources: amount of every resource that the best plan needs, by resource.
+        found_at: number of evaluations until the best plan was found, including its own; other work that
+            counts as evaluations is included.
+        stopped_because: why the search ended, in a few words.
+        trace: pairs (number of evaluations so far, KL of the best plan so far), one for each plan that was
+            the best so far.
+        test_kl: KL divergence of the best plan from the original on the test split, in nats.
+        test_accuracy: accuracy of the best plan on the test split, in [0, 1].
+        test_drop: accuracy that the best plan loses to the original on the test split, in percentage points.
+        seconds: duration of the search alone, in seconds.
+        forward_share: share of that duration spent in forward passes of the network, in [0, 1].
+        plan: the best plan as one line of JSON, which YAML readers read too.
     """
 
     method: str
@@ -71,27 +77,37 @@ class CellResult:
 
     @property
     def cell(self) -> Cell:
+        """The cell that the result belongs to."""
         return Cell(self.method, self.budget, self.seed)
 
     @property
     def deterministic(self) -> bool:
-        """Whether the search makes no random choice."""
+        """Whether the search makes no random choice, so that every seed gives the same result."""
         from autocompress.searchers.search import SEARCHERS
 
         return self.searcher in SEARCHERS and not SEARCHERS[self.searcher].is_random
 
     @property
     def finished(self) -> bool:
+        """Whether the cell finished; else it failed."""
         return self.status == FINISHED
 
     def to_json(self) -> str:
-        """One JSON object; null for what is not a number."""
+        """The result as one JSON object, with null in place of NaN."""
         values = {name: or_none(value) for name, value in vars(self).items()}
         return json.dumps({"version": CELL_VERSION, **values}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str) -> CellResult:
-        """Raises InputError where `text`, read from `where`, is no result of a cell."""
+        """Read a result that `to_json` wrote.
+
+        Args:
+            text: content of the cell's file.
+            where: name of the file in error messages.
+
+        Raises:
+            InputError: the text is no result of a cell, or of another version.
+        """
         try:
             values = json.loads(text)
             version = values.pop("version")
@@ -106,14 +122,21 @@ class CellResult:
 
 
 def failed(cell: Cell, searcher: str, message: str) -> CellResult:
-    """The result of a cell that gave none."""
+    """The result of a cell that failed.
+
+    Args:
+        cell: cell that failed.
+        searcher: name of the search method that the cell ran.
+        message: why it failed.
+    """
     return CellResult(cell.method, searcher, cell.budget, cell.seed, status=FAILED, message=message)
 
 
 def or_none(value: Any) -> Any:
-    """None for NaN, which JSON and tables do not have."""
+    """None in place of NaN, which JSON and tables do not have; any other value as it is."""
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _back(kind: Any, value: Any) -> Any:
+    """NaN in place of None in a field of type float; any other value as it is."""
     return math.nan if value is None and kind == "float" else value

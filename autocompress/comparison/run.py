@@ -1,4 +1,4 @@
-"""`autocompress.compare`: every cell of a suite, what was found in tables and plots, and how to go on after a kill."""
+"""`autocompress.compare`: runs every cell of a suite, writes tables and plots, and goes on after a kill."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from autocompress.version import versions
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a comparison found.
+    """The results of a comparison.
 
     Attributes:
-        folder: where its files are.
-        suite: what was run.
-        results: one a cell, in the suite's order.
-        summaries: one for each method and budget, in the suite's order.
+        folder: folder of the comparison's files.
+        suite: suite of the comparison, with everything that was overridden.
+        results: results of all cells, in the suite's order.
+        summaries: summaries over seeds, one for each method and budget, in the suite's order.
     """
 
     folder: Path
@@ -38,6 +38,7 @@ class Comparison:
 
     @property
     def failures(self) -> tuple[CellResult, ...]:
+        """Results of the cells that failed."""
         return tuple(result for result in self.results if not result.finished)
 
 
@@ -54,23 +55,28 @@ def compare(
     progress: ComparisonProgress | None = None,
     **base: Any,
 ) -> Comparison:
-    """Run methods x budgets x seeds on one network; write results, a summary, a LaTeX table and plots into a folder.
+    """Run methods x budgets x seeds on one network, and write results, tables and plots into a folder.
 
-    A cell that fails does not end the comparison: see `Comparison.failures`. With `jobs` above 1, a script that calls
-    this must guard its main part with `if __name__ == "__main__":`, for the worker processes import it.
+    A cell that fails does not end the comparison; `Comparison.failures` has its result. With `jobs` above 1,
+    a script that calls this function must guard its main part with `if __name__ == "__main__":`, because the
+    worker processes import it.
 
     Args:
-        suite: a YAML file, its content, or a `Suite`.
-        out: folder of the comparison. Default: runs/compare-SUITE.
-        jobs: processes that run cells; PyTorch's threads are divided between them.
-        resume: continue the comparison in `out`: finished cells are kept, failed ones run again. Methods, budgets and
-            seeds may have been added to the suite.
+        suite: path of a YAML file, its content as a mapping, or a `Suite`.
+        out: folder of the comparison. Default: runs/compare-SUITE, named after the suite's file.
+        jobs: number of processes that run cells, at least 1; PyTorch's threads are divided between them.
+        resume: continue the comparison in `out`: finished cells are kept, failed ones run again. Methods,
+            budgets and seeds may have been added to the suite.
         force: replace the comparison in `out`.
-        methods: names of those of the suite to run, or of searchers that it has not. Default: all of the suite.
-        seeds: overrides the suite's: how many, or which.
-        episodes: overrides the suite's: most network evaluations of a cell.
-        progress: told what happens.
+        methods: names of the methods to run: some of the suite, or search methods that it does not have.
+            Default: all methods of the suite.
+        seeds: number of seeds, or a list of them. Default: the suite's.
+        episodes: largest number of network evaluations in a cell. Default: the suite's.
+        progress: observer that is told of every cell and stage. Default: nobody.
         **base: options of `search` that override the suite's base, such as `weights` and `data`.
+
+    Returns:
+        The results of all cells and their summaries.
 
     Raises:
         InputError: the suite or an option breaks a rule, or the folder is taken.
@@ -91,7 +97,7 @@ def compare(
 
 
 def default_folder(suite: object) -> Path:
-    """runs/compare-SUITE, after the suite's file.
+    """The folder of a comparison for which none is given: runs/compare-SUITE, named after the suite's file.
 
     >>> default_folder("configs/compare/digits.yaml").as_posix()
     'runs/compare-digits'
@@ -100,29 +106,30 @@ def default_folder(suite: object) -> Path:
 
 
 def _suite(suite: str | Path | Mapping[str, Any]) -> Suite:
+    """The suite of a file or of its content."""
     return make_suite(suite) if isinstance(suite, Mapping) else read_suite(suite)
 
 
 def _run(
     suite: Suite, requests: Requests, folder: Path, jobs: int, watcher: ComparisonProgress, *, resume: bool
 ) -> tuple[CellResult, ...]:
-    """Run every cell that has not finished; the results of all, in the suite's order."""
+    """Run every cell that has not finished; returns the results of all cells in the suite's order."""
     before = kept(folder, suite) if resume else {}
     results = {cell: result for cell, result in before.items() if result.finished}
     pending = _by_job(suite, [cell for cell in suite.cells() if cell not in results])
     session = _checked(suite, requests, folder, results, pending, watcher, anew=not resume)
-    begin(folder, suite, versions(), session.settled, session.policies, resume=resume)
+    begin(folder, suite, versions(), session.conditions, session.policies, resume=resume)
     total = len(suite.cells())
     if results:
         watcher.note(f"{len(results)} of {total} cells had finished before")
     watcher.cells(len(results), total, 0)
     alone = jobs == 1 or len(pending) < 2
     if not alone:
-        del session  # its memory
+        del session  # frees the memory of its network and menus
     cells = (
         run_here(session, suite, pending, watcher) if alone else run_in_processes(suite, folder, pending, jobs, watcher)
     )
-    with closing(cells) as done:  # whatever stops this loop ends the processes
+    with closing(cells) as done:  # ends the processes, whatever stops this loop
         for result in done:
             keep(folder, suite, result)
             results[result.cell] = result
@@ -141,12 +148,15 @@ def _checked(
     *,
     anew: bool,
 ) -> Session:
-    """Load every job once before cells run: what is wrong with one shows now, and processes find its menus made."""
+    """A session in which every job was loaded once, before any cell runs.
+
+    So errors show now, and worker processes find the menus in the cache.
+    """
     session = Session(suite, requests, folder, watcher, anew=anew)
     begun = {cell.method for cell in finished}
     for method in suite.configs:
         if method not in begun:
-            session.policies.pop(method, None)  # no result binds it to the one that it began with
+            session.policies.pop(method, None)  # without a result yet, the method may begin with another policy
         session.check_policy(method)
     for method in dict.fromkeys(cell.method for cell in pending):
         session.check(method)
@@ -154,7 +164,7 @@ def _checked(
 
 
 def _by_job(suite: Suite, cells: Sequence[Cell]) -> list[Cell]:
-    """Cells that share a job side by side, else in their order."""
+    """The cells, with those of one job side by side, and otherwise in their order."""
     keys = {name: job_key(config) for name, config in suite.configs.items()}
     order = list(dict.fromkeys(keys.values()))
     return sorted(cells, key=lambda cell: order.index(keys[cell.method]))

@@ -1,4 +1,4 @@
-"""What the plots of a comparison show, as plain numbers, and the look of every method."""
+"""The numbers behind the plots of a comparison, and the style of every method."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from autocompress.budget import RESOURCES
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.summary import Floats, Summary, bootstrap
 
-_MOST_POINTS = 400  # of a curve
-_DODGE = 0.3  # share of the gap between budgets that methods are spread over, so that their error bars stay apart
+_MOST_POINTS = 400  # largest number of points of a curve
+_DODGE = 0.3  # methods are spread over this share of the gap between budgets, so that their error bars stay apart
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe & Ito (2008)
 _SHAPES = (  # matplotlib's and Plotly's names
     ("o", "circle"), ("s", "square"), ("^", "triangle-up"), ("D", "diamond"), ("v", "triangle-down"), ("P", "cross"),
@@ -23,8 +23,18 @@ _DASHES = (("-", "solid"), ("--", "dash"), (":", "dot"), ("-.", "dashdot"))
 
 
 @dataclass(frozen=True)
-class Look:
-    """A method's colour, marker and line; no two methods share all three, and the markers of 12 differ."""
+class Style:
+    """Colour, marker and line of a method.
+
+    No two methods of a comparison share all three. The first 12 methods differ in their markers.
+
+    Attributes:
+        color: colour as `#RRGGBB`.
+        marker: name of the marker in matplotlib.
+        symbol: name of the marker in Plotly.
+        line: name of the line's dashes in matplotlib.
+        dash: name of the line's dashes in Plotly.
+    """
 
     color: str
     marker: str
@@ -38,12 +48,12 @@ class Points:
     """A method in the plot of accuracy against budget.
 
     Attributes:
-        method: its name.
-        x: positions on the axis of budgets.
-        mean: (B,) of the measure.
-        below: (B,) from the mean down to the interval's end; 0 where there is none.
-        above: (B,) from the mean up to the interval's end; 0 where there is none.
-        seeds: (B,) values behind each mean.
+        method: name of the method.
+        x: (B,) positions of the budgets on the x axis.
+        mean: (B,) means over seeds.
+        below: (B,) distances from the mean down to the lower end of its interval; 0 without an interval.
+        above: (B,) distances from the mean up to the upper end of its interval; 0 without an interval.
+        seeds: (B,) numbers of seeds that the means are taken over.
     """
 
     method: str
@@ -59,11 +69,11 @@ class Pareto:
     """The plot of accuracy against budget.
 
     Attributes:
-        points: the best method first.
-        x_label: with unit.
-        y_label: with unit.
-        ticks: text of the axis of budgets by position.
-        original: the uncompressed network's value; NaN where it isn't known.
+        points: points of every method, the best method first.
+        x_label: label of the x axis, with its unit.
+        y_label: label of the y axis, with its unit.
+        ticks: texts of the ticks on the x axis, by position.
+        original: accuracy of the original network in percent; NaN where it isn't known.
     """
 
     points: tuple[Points, ...]
@@ -75,14 +85,15 @@ class Pareto:
 
 @dataclass(frozen=True)
 class Curve:
-    """Best-so-far KL of a method under one budget.
+    """KL of the best plan so far, of one method under one budget.
 
     Attributes:
-        method: its name.
-        evaluations: (E,) network evaluations so far.
-        mean: (E,) nats, over seeds; begins where every seed has a plan within the budget.
-        low: (E,) lower end of the 95 % bootstrap interval, or empty for one seed.
-        high: (E,) its upper end, or empty.
+        method: name of the method.
+        evaluations: (E,) numbers of network evaluations so far; begins where every seed has a plan within the
+            budget.
+        mean: (E,) means over seeds of the KL of the best plan so far, in nats.
+        low: (E,) lower ends of their 95 % bootstrap intervals; empty for a single seed.
+        high: (E,) upper ends of these intervals; empty for a single seed.
     """
 
     method: str
@@ -92,18 +103,30 @@ class Curve:
     high: Floats
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
-    """By method, in the suite's order, so that all plots of a comparison agree."""
+def styles(methods: Sequence[str]) -> dict[str, Style]:
+    """Styles by method.
+
+    Args:
+        methods: names of all methods in the suite's order, so that all plots of a comparison agree.
+    """
     made = {}
     for index, method in enumerate(methods):
         marker, symbol = _SHAPES[index % len(_SHAPES)]
         line, dash = _DASHES[index // len(_COLORS) % len(_DASHES)]
-        made[method] = Look(_COLORS[index % len(_COLORS)], marker, symbol, line, dash)
+        made[method] = Style(_COLORS[index % len(_COLORS)], marker, symbol, line, dash)
     return made
 
 
 def pareto(results: Sequence[CellResult], summaries: Sequence[Summary]) -> Pareto:
-    """Accuracy on the test split, else on the search split, else (data without labels) KL, against the budget."""
+    """Numbers of the plot of accuracy against budget.
+
+    The accuracy is that on the test split; without a test split, that on the search split. Without labels,
+    the KL from the original takes its place.
+
+    Args:
+        results: results of all cells.
+        summaries: summaries of these results.
+    """
     measure, y_label, scale = _measure(summaries)
     positions, x_label, ticks = _positions(results)
     methods = _by_rank(summaries, measure)
@@ -130,7 +153,14 @@ def pareto(results: Sequence[CellResult], summaries: Sequence[Summary]) -> Paret
 
 
 def curves(results: Sequence[CellResult], budget: str) -> tuple[Curve, ...]:
-    """Best-so-far KL under a budget, the best method first. A search that ended early keeps what it had."""
+    """KL of the best plan so far under one budget, the best method first.
+
+    A search that ended early keeps its last value up to the longest search.
+
+    Args:
+        results: results of all cells.
+        budget: budget in its normal form.
+    """
     mine = [result for result in results if result.budget == budget and result.finished]
     end = max((result.evaluations for result in mine), default=1)
     grid = np.unique(np.linspace(1, end, min(end, _MOST_POINTS)).round())
@@ -140,6 +170,7 @@ def curves(results: Sequence[CellResult], budget: str) -> tuple[Curve, ...]:
 
 
 def _curve(method: str, cells: Sequence[CellResult], grid: Floats) -> Curve:
+    """The curve of a method from its cells, at the numbers of evaluations in `grid`."""
     values = np.stack([_best_so_far(cell, grid) for cell in cells])  # (n, E)
     known = ~np.isnan(values).any(0)
     values, grid = values[:, known], grid[known]
@@ -149,7 +180,7 @@ def _curve(method: str, cells: Sequence[CellResult], grid: Floats) -> Curve:
 
 
 def _best_so_far(cell: CellResult, grid: Floats) -> Floats:
-    """(E,) KL of the best plan after each number of evaluations; NaN before the first."""
+    """KL (E,) of the best plan after each number of evaluations in `grid` (E,); NaN before the first plan."""
     at = np.array([evaluations for evaluations, _ in cell.trace], dtype=np.float64)
     kl = np.array([math.nan, *(value for _, value in cell.trace)])
     found: Floats = kl[np.searchsorted(at, grid, side="right")]
@@ -157,7 +188,7 @@ def _best_so_far(cell: CellResult, grid: Floats) -> Floats:
 
 
 def _measure(summaries: Sequence[Summary]) -> tuple[str, str, float]:
-    """(measure, label, factor)."""
+    """The measure to plot against the budget, its axis's label, and the factor to the label's unit."""
     for measure, split in (("test_accuracy", "test"), ("accuracy", "search")):
         if any(each.spreads[measure].n for each in summaries):
             return measure, f"top-1 accuracy on the {split} split, %", 100.0
@@ -165,7 +196,11 @@ def _measure(summaries: Sequence[Summary]) -> tuple[str, str, float]:
 
 
 def _positions(results: Sequence[CellResult]) -> tuple[dict[str, float], str, dict[float, str]]:
-    """Where budgets stand: by their share of the original where all bound the same one resource, else side by side."""
+    """Positions of the budgets on the x axis by budget, the axis's label, and its ticks.
+
+    If all budgets bound the same single resource, a position is the budget's share of the original's amount
+    in percent; else budgets are side by side.
+    """
     limits = {result.budget: result for result in results if result.finished}
     budgets = list(dict.fromkeys(result.budget for result in results))
     resources = {tuple(result.limits) for result in limits.values()}
@@ -179,7 +214,7 @@ def _positions(results: Sequence[CellResult]) -> tuple[dict[str, float], str, di
 
 
 def _by_rank(summaries: Sequence[Summary], measure: str) -> list[str]:
-    """Methods with any value, best first by the mean over budgets."""
+    """Names of the methods that have a value, the best first by the mean over budgets."""
     means: dict[str, list[float]] = {}
     for summary in summaries:
         if summary.spreads[measure].n:
@@ -189,10 +224,11 @@ def _by_rank(summaries: Sequence[Summary], measure: str) -> list[str]:
 
 
 def _original(results: Sequence[CellResult]) -> float:
-    """Percent on the test split."""
+    """Accuracy of the original network on the test split in percent; NaN where it isn't known."""
     known = (100 * each.test_accuracy + each.test_drop for each in results)
     return next((value for value in known if not math.isnan(value)), math.nan)
 
 
 def _or_zero(value: float) -> float:
+    """0 in place of NaN."""
     return 0.0 if math.isnan(value) else value

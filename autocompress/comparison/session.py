@@ -1,4 +1,7 @@
-"""What one process holds of a comparison: a loaded job, its evaluator, and how a cell is run on them."""
+"""What one process of a comparison keeps loaded (a job and its evaluator), and how it runs a cell on it.
+
+A job is a network with its data and menus. Methods that share these options share the job.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from autocompress.borrowed import evaluating
 from autocompress.budget import Budget
-from autocompress.comparison.folder import EVALUATIONS, read_policies, read_settled
+from autocompress.comparison.folder import EVALUATIONS, read_conditions, read_policies
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.shared import SharedEvaluations
 from autocompress.comparison.suite import Cell, Suite
@@ -28,8 +31,8 @@ from autocompress.job.journaled import step_of
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.options import SearchRequest, search_request
 from autocompress.job.prepare import Job, build_evaluator, feasible_limits, made_on, prepare
-from autocompress.job.search import original_accuracy, stamp
-from autocompress.policies.use import decided
+from autocompress.job.search import original_accuracy, policy_digest
+from autocompress.policies.use import policy_plan
 from autocompress.progress import Progress, Silent, Step
 from autocompress.searchers.base import Evaluated, Task
 from autocompress.searchers.search import run_search
@@ -38,18 +41,25 @@ from autocompress_envs import Labeling
 _OF_JOB = {*names_of(NetworkOptions, MenuOptions), "device", "dtype"}
 
 Requests = Mapping[str, SearchRequest]
-"""What each method's searches were asked for, by the method's name."""
+"""Checked request of each method's searches, by the method's name."""
 Observe = Callable[[Step], None]
 
 
 def job_key(config: Config) -> str:
-    """The same for cells that share network, data, menus and evaluations: 16 hex digits."""
+    """Key of a job, 16 hex digits: equal for cells that share network, data, menus and evaluations."""
     options = config.model_dump(mode="json", include=_OF_JOB)
     return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def requests_of(suite: Suite) -> Requests:
-    """Every method's options, checked as far as that is possible before anything is loaded. Raises InputError."""
+    """Check the options of every method, as far as that is possible before anything is loaded.
+
+    Returns:
+        The requests by the methods' names.
+
+    Raises:
+        InputError: an option of a method breaks a rule.
+    """
     found = {}
     for method in suite.methods:
         config = suite.configs[method.name]
@@ -63,11 +73,13 @@ class Prepared:
     """A job that is ready to be searched.
 
     Attributes:
-        job: network, data and menus.
-        evaluator: of the job.
-        shared: its evaluations, those of other processes among them, once they are needed.
-        reference: (N, classes) outputs of the original on the test split and its labels, once they are needed.
-        accuracy: of the original on the search split, once it is needed; before, and without labels, NaN.
+        job: network with its data and menus.
+        evaluator: evaluator of the job's plans.
+        shared: evaluations of the job by all processes; None until they are needed.
+        reference: outputs (N, classes) of the original on the test split and the labels (N,), or None without
+            labels; None until they are needed.
+        accuracy: accuracy of the original on the search split, in [0, 1]; NaN until it is needed, and without
+            labels.
     """
 
     job: Job
@@ -83,7 +95,7 @@ class Prepared:
         return self.accuracy
 
     def on_test(self, labeling: Labeling) -> Closeness:
-        """A plan beside the original on the test split."""
+        """Compare a plan with the original on the test split."""
         if self.reference is None:
             labels = [labels for _, labels in self.job.data.test_batches()]
             known = [each for each in labels if each is not None]
@@ -92,31 +104,35 @@ class Prepared:
         return compare(outputs, self._outputs(self.evaluator.stitched(labeling)), labels_of_test)
 
     def _outputs(self, model: torch.nn.Module) -> Tensor:
-        """(N, classes) on the test split."""
+        """Outputs (N, classes) of a model on the test split."""
         with evaluating(model):
             return torch.cat([model(inputs).flatten(1) for inputs, _ in self.job.data.test_batches()])
 
 
 class Session:
-    """Runs cells of a comparison, one after the other. The last job stays loaded: neighbours usually share it.
+    """Runs cells of a comparison, one after the other.
+
+    The last job stays loaded, because neighbouring cells usually share it.
 
     Args:
-        suite: the comparison.
-        requests: what each of its methods was asked for.
-        folder: folder of the comparison, from `begin`.
-        watcher: told of loading and of menus.
-        anew: whether what the folder holds now is of no interest.
+        suite: suite of the comparison.
+        requests: checked request of each method's searches.
+        folder: folder of the comparison.
+        watcher: observer that is told of loading and of menus. Default: nobody.
+        anew: whether to ignore the files that the folder holds.
 
     Attributes:
-        settled: what every job was made on, by its key; evaluations of other processes and of a resumed comparison
-            must be made alike.
-        policies: stamps of those that the methods begin with, by the methods' names; likewise.
+        conditions: conditions of every job's evaluations, by the job's key: fingerprints of network, data and
+            menus, a digest of the search split, and the dtype and batch size that were picked by measurement.
+            All processes, and a resumed comparison, must evaluate under the same conditions.
+        policies: digest of the policy that each method's searches begin with, by the method's name; None
+            without one. It must not change during a comparison either.
     """
 
     def __init__(
         self, suite: Suite, requests: Requests, folder: Path, watcher: Progress | None = None, *, anew: bool = False
     ) -> None:
-        self.settled = {} if anew else read_settled(folder)
+        self.conditions = {} if anew else read_conditions(folder)
         self.policies = {} if anew else read_policies(folder)
         self._suite, self._requests = suite, requests
         self._folder = folder
@@ -125,7 +141,10 @@ class Session:
         self._prepared: Prepared | None = None
 
     def prepare(self, method: str) -> Prepared:
-        """The job of a method's cells, with evaluations as the first process made them.
+        """The job of a method's cells, evaluated under the conditions of the comparison.
+
+        Args:
+            method: name of the method.
 
         Raises:
             InputError: network, data or menus can't be loaded, or are not those of the comparison to resume.
@@ -133,13 +152,17 @@ class Session:
         config = self._suite.configs[method]
         key = job_key(config)
         if self._prepared is None or key != self._key:
-            self._prepared = None  # two jobs at once may be more than fits into memory
+            self._prepared = None  # frees its memory first: two jobs at once may not fit
             self._key, self._prepared = key, self._loaded(self._requests[method], key)
         return self._prepared
 
     def check_policy(self, method: str) -> None:
-        """Raises InputError where the policy that a method's searches begin with is not that of the comparison."""
-        now = stamp(self._requests[method].policy)["policy"]
+        """Check that the policy that a method's searches begin with is still the one of the comparison.
+
+        Raises:
+            InputError: the policy is another one.
+        """
+        now = policy_digest(self._requests[method].policy)["policy"]
         before = self.policies.setdefault(method, now)
         if now != before:
             raise InputError(
@@ -148,7 +171,12 @@ class Session:
             )
 
     def check(self, method: str) -> None:
-        """Raises InputError where the data can't serve the method, or a budget is below its cheapest plan."""
+        """Check what can be checked for a method once its job is loaded.
+
+        Raises:
+            InputError: the data lacks labels or a test split that are needed, or a budget is below the
+                cheapest plan.
+        """
         prepared = self.prepare(method)
         check_labels(self._requests[method], prepared.job.data)
         if self._suite.test and prepared.job.data.test is None:
@@ -160,7 +188,11 @@ class Session:
                 raise InputError(f"Budget {budget} of {method}: {error}") from None
 
     def run(self, cell: Cell, observe: Observe) -> CellResult:
-        """Search, and measure what was chosen on the test split.
+        """Run the search of a cell, and measure the best plan on the test split if the suite says so.
+
+        Args:
+            cell: cell to run.
+            observe: function that is called after every evaluated plan.
 
         Raises:
             AutocompressError: the search can't be done.
@@ -200,9 +232,10 @@ class Session:
         )
 
     def _loaded(self, asked: SearchRequest, key: str) -> Prepared:
+        """Load a job and its evaluator; InputError if its conditions are not those of the comparison."""
         loaded = load(asked, load_splits(asked), self._watcher)
         job = prepare(loaded, asked.menus, asked.config, self._watcher)
-        before = self.settled.get(key, {})
+        before = self.conditions.get(key, {})
         evaluator = build_evaluator(job, asked.config, before)
         now = {**made_on(job, evaluator), "search_split": _hash(job.data.search()[0])}
         for name, value in now.items():
@@ -211,11 +244,11 @@ class Session:
                     f"`resume` must find the same {name} as the comparison in {self._folder}, {before.get(name)}, "
                     f"got {value}."
                 )
-        self.settled[key] = now
+        self.conditions[key] = now
         return Prepared(job, evaluator)
 
     def _shared(self, prepared: Prepared) -> SharedEvaluations:
-        """The job's evaluations, those that other processes made up to now among them."""
+        """All evaluations of the job so far, including those of other processes."""
         if prepared.shared is None:
             journal = self._folder / EVALUATIONS / f"{self._key}.jsonl"
             prepared.shared = SharedEvaluations(journal, prepared.evaluator)
@@ -224,7 +257,7 @@ class Session:
 
 
 class _Tracing:
-    """The `observe` of a cell's search: keeps the trace and tells of every evaluation."""
+    """Observer of a cell's search that keeps the trace and passes a `Step` on after every evaluated plan."""
 
     def __init__(self, total: int, limits: Mapping[str, int], observe: Observe) -> None:
         self._total = total
@@ -241,6 +274,7 @@ class _Tracing:
 
 
 def _task(prepared: Prepared, shared: SharedEvaluations, asked: SearchRequest, limits: Mapping[str, int]) -> Task:
+    """The problem and limits of a cell's search, its evaluations, and what else its method needs."""
     problem, policy = prepared.job.problem, asked.policy
     needs_outputs = asked.searcher.wants_outputs(asked.settings)
     return Task(
@@ -249,16 +283,18 @@ def _task(prepared: Prepared, shared: SharedEvaluations, asked: SearchRequest, l
         shared.whole if needs_outputs else shared.numbers,
         prepared.original_accuracy() if asked.compares_with_original else math.nan,
         prepared.evaluator.probabilities if needs_outputs else None,
-        None if policy is None else decided(policy, problem, limits, Silent()).prices,
+        None if policy is None else policy_plan(policy, problem, limits, Silent()).prices,
         prepared.evaluator.effects if needs_outputs else None,
     )
 
 
 def _on_test(prepared: Prepared, labeling: Labeling) -> dict[str, Any]:
+    """The fields of a cell's result that are measured on the test split."""
     found = prepared.on_test(labeling)
     drop = 100 * (found.original_accuracy - found.accuracy)
     return {"test_kl": found.kl, "test_accuracy": found.accuracy, "test_drop": drop}
 
 
 def _hash(inputs: Tensor) -> str:
+    """SHA-256 digest of the samples, 16 hex digits."""
     return hashlib.sha256(inputs.contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -17,17 +17,18 @@ from autocompress_envs.problem import Labeling, Outcome
 
 
 class SharedEvaluations:
-    """Measures only what no process has measured yet.
+    """Evaluations that measure only plans that no process has measured yet.
 
-    A line is one write to a file opened for appending, so lines of several processes never mix. A line that a kill or
-    a full disk cut short is no JSON: it is passed over, and its plan measured again.
+    Each line of the journal is one write to a file that is opened for appending, so lines of several
+    processes never mix. A line that a kill or a full disk cut short is no JSON: it is skipped, and its plan
+    is measured again.
 
     Args:
-        path: of the journal; made where it is missing.
-        measure: measures a plan that nobody knows.
+        path: path of the journal; created if it does not exist.
+        measure: function that measures a plan.
 
     Attributes:
-        measured: how many plans this process measured.
+        measured: number of plans that this process has measured.
     """
 
     def __init__(self, path: Path, measure: Callable[[Labeling], Outcome]) -> None:
@@ -41,7 +42,7 @@ class SharedEvaluations:
         self.refresh()
 
     def refresh(self) -> None:
-        """Read what other processes have written since."""
+        """Read the lines that other processes have written since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._read_to)
             content = file.read()
@@ -53,14 +54,14 @@ class SharedEvaluations:
                 self._numbers.setdefault(*entry)
 
     def numbers(self, labeling: Labeling) -> Outcome:
-        """The outcome of a plan without its shift, which the journal does not hold."""
+        """The outcome of a plan without its shift of the outputs, which the journal does not hold."""
         key = labeling.key()
         if key not in self._numbers:
             self._write(labeling, replace(self._measured(labeling), shift=None))
         return self._numbers[key]
 
     def whole(self, labeling: Labeling) -> Outcome:
-        """The outcome of a plan with its shift: known to this process, or measured anew."""
+        """The outcome of a plan with its shift of the outputs, measured unless this process has done so."""
         key = labeling.key()
         if key not in self._whole:
             self._whole[key] = self._measured(labeling)
@@ -79,23 +80,25 @@ class SharedEvaluations:
 
 
 def _line(labeling: Labeling, outcome: Outcome) -> bytes:
+    """The line of the journal for a plan and its outcome."""
     labels = [indices.tolist() for indices in (labeling.sparsity, labeling.weight_bits, labeling.activation_bits)]
     values = {name: or_none(value) for name, value in vars(outcome).items() if value is not None}
     return (json.dumps({"labels": labels, **values}, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
 def _parsed(line: bytes) -> tuple[bytes, Outcome] | None:
+    """The plan's key and its outcome in a line of the journal; None for a line that was cut short."""
     try:
         values: dict[str, Any] = json.loads(line)
         sparsity, weight_bits, activation_bits = (np.array(indices, dtype=np.int64) for indices in values.pop("labels"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None  # torn
+        return None
     accuracy = math.nan if values["accuracy"] is None else values["accuracy"]
     return Labeling(sparsity, weight_bits, activation_bits).key(), Outcome(**{**values, "accuracy": accuracy})
 
 
 def _end_torn_line(path: Path) -> None:
-    """Make the file, or end its last line, so that the next one does not continue it."""
+    """Create the file, or end a last line that was cut short, so that the next line does not continue it."""
     with path.open("ab+", buffering=0) as file:
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)

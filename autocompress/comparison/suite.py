@@ -1,4 +1,4 @@
-"""What a comparison runs: one YAML file, checked as a whole before anything is loaded."""
+"""The suite of a comparison: one YAML file, checked as a whole before anything is loaded."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from autocompress.config import (
 from autocompress.errors import InputError
 from autocompress.files import read_yaml
 
-EPISODES = 400
-SEEDS = 5
+EPISODES = 400  # default of a cell's evaluations
+SEEDS = 5  # default number of seeds
 _KEYS = ("base", "budgets", "methods", "seeds", "episodes", "test")
 _METHOD_ONLY = frozenset({"method", "episodes"})
 _WITHOUT_EFFECT = frozenset({"selection_samples"})  # searches are compared by what they find on the search split
@@ -55,11 +55,11 @@ _HOMES = {
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the comparison.
+    """A method of a comparison: a search method with its options.
 
     Attributes:
-        name: by which results are told apart.
-        options: of `search` that differ from the base; `method` among them.
+        name: name that tells the results of the methods apart.
+        options: options of `search` that differ from the base, by name; `method` is one of them.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Method:
 
     @property
     def searcher(self) -> str:
-        """Name in `SEARCHERS`."""
+        """Name of the search method, as in the option `method`."""
         return str(self.options["method"])
 
     @property
@@ -77,7 +77,7 @@ class Method:
 
     @contextmanager
     def named(self) -> Iterator[None]:
-        """Name the method in an InputError, where it has options of its own that may be at fault."""
+        """Put the method's name before an InputError that is raised inside, if it has options of its own."""
         try:
             yield
         except InputError as error:
@@ -86,7 +86,13 @@ class Method:
 
 @dataclass(frozen=True)
 class Cell:
-    """One search of a comparison: names of its method and budget, and its seed."""
+    """One search of a comparison.
+
+    Attributes:
+        method: name of the method in the suite.
+        budget: budget in its normal form, such as `size=8%`.
+        seed: seed of the search.
+    """
 
     method: str
     budget: str
@@ -98,15 +104,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """A comparison.
+    """Everything that a comparison runs.
 
     Attributes:
-        base: options of `search` that all cells share.
-        budgets: in their normal form, such as `size=8%`.
-        methods: at least one; their names differ in more than case and punctuation.
-        seeds: of the searches; methods without random choices run on the first alone.
-        episodes: most network evaluations of a cell, unless its method says otherwise.
-        test: whether the plan that each cell chose is measured on the test split.
+        base: options of `search` that all cells share, by name.
+        budgets: budgets in their normal form, such as `size=8%`.
+        methods: methods, at least one; their names differ in more than case and punctuation.
+        seeds: seeds of the searches; methods without random choices run with the first seed only.
+        episodes: largest number of network evaluations in a cell, unless the method has its own.
+        test: whether the best plan of each cell is measured on the test split.
+        configs: all options of each method's cells except budget and seed, by the method's name; made from
+            the others.
     """
 
     base: Mapping[str, Any]
@@ -122,7 +130,7 @@ class Suite:
         object.__setattr__(self, "configs", made)
 
     def cells(self) -> tuple[Cell, ...]:
-        """Every cell: by method, budget and seed, in the suite's order."""
+        """All cells, ordered by method, budget and seed as the suite lists them."""
         from autocompress.searchers.search import SEARCHERS
 
         return tuple(
@@ -133,12 +141,12 @@ class Suite:
         )
 
     def slug(self, cell: Cell) -> str:
-        """Name of the cell's file, without its ending."""
+        """Name of a cell's file, without its ending."""
         method = next(method for method in self.methods if method.name == cell.method)
         return f"{method.slug}--{cell.budget.replace('%', 'pct').replace(',', '_')}--{cell.seed}"
 
     def to_yaml(self) -> str:
-        """The suite with every option resolved, as a file that `read_suite` reads."""
+        """The suite with every option of the base, as the text of a file that `read_suite` reads."""
         content = {
             "base": make_config(self.base).model_dump(mode="json", include=set(_OF_BASE)),
             "budgets": list(self.budgets),
@@ -151,7 +159,7 @@ class Suite:
 
 
 def read_suite(path: str | Path) -> Suite:
-    """The suite of a YAML file.
+    """Read a suite from a YAML file.
 
     Raises:
         InputError: the file can't be read, or something in it breaks a rule.
@@ -160,11 +168,11 @@ def read_suite(path: str | Path) -> Suite:
 
 
 def make_suite(content: Any, where: str = "the suite") -> Suite:
-    """A suite from plain data: the content of a YAML file.
+    """Make a suite from plain data: the content of a YAML file.
 
     Args:
-        content: mapping with `budgets` and `methods`, and perhaps `base`, `seeds`, `episodes` and `test`.
-        where: what errors call its source.
+        content: mapping with `budgets` and `methods`, and optionally `base`, `seeds`, `episodes` and `test`.
+        where: name of the content's source in error messages.
 
     Raises:
         InputError: something breaks a rule.
@@ -192,14 +200,14 @@ def overridden(
     seeds: int | str | Iterable[int] | None = None,
     episodes: int | str | None = None,
 ) -> Suite:
-    """The suite with what was given beside it; None leaves it as it is.
+    """A suite with some parts overridden; None leaves a part as it is.
 
     Args:
-        suite: as read.
-        base: options that override those of the base.
-        methods: names of those of the suite to run, or of searchers that it has not.
-        seeds: as in the file, or `0,3,4`.
-        episodes: as in the file.
+        suite: suite as it was read.
+        base: options that override those of the base, by name.
+        methods: names of the methods to run: some of the suite, or search methods that it does not have.
+        seeds: number of seeds, or a list of them, also as text such as `0,3,4`.
+        episodes: largest number of network evaluations in a cell.
 
     Raises:
         InputError: something breaks a rule.
@@ -215,7 +223,15 @@ def overridden(
 
 
 def check_continues(before: Suite, now: Suite) -> None:
-    """Raises InputError with the first difference that is more than added methods, budgets or seeds."""
+    """Check that a suite only adds methods, budgets or seeds to the suite of the comparison to resume.
+
+    Args:
+        before: suite of the comparison to resume.
+        now: suite to check.
+
+    Raises:
+        InputError: something else differs; the message names the first difference.
+    """
     for key in ("seeds", "budgets"):
         for value in getattr(before, key):
             if value not in getattr(now, key):
@@ -233,7 +249,11 @@ def check_continues(before: Suite, now: Suite) -> None:
 
 
 def parse_seeds(value: Any) -> tuple[int, ...]:
-    """Seeds from their number, a list, or text such as `5` or `0,3,4`. Raises InputError."""
+    """Seeds from their number (5 means 0 to 4), a list, or text such as `5` or `0,3,4`.
+
+    Raises:
+        InputError: the value is something else, or holds a seed twice.
+    """
     parts = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
     numbers = [_whole(part) for part in parts]
     if None in numbers or not numbers or min(number for number in numbers if number is not None) < 0:
@@ -251,15 +271,16 @@ def _changed(what: str, rule: str, got: object) -> InputError:
 
 
 def _base(value: Any) -> dict[str, Any]:
+    """The options of `base`, checked."""
     if not isinstance(value, Mapping):
         raise InputError(f"`base` must be a mapping of options of search, got {value!r}.")
     options = _options(value, _OF_BASE, "`base`")
-    make_config(options)  # its errors belong to no method
+    make_config(options)  # raises errors here, where no method's name is put before them
     return options
 
 
 def _options(given: Mapping[Any, Any], known: frozenset[str], where: str) -> dict[str, Any]:
-    """Options by name with underscores; unknown ones, and those that mean nothing in a comparison, are errors."""
+    """Options by name, with underscores; InputError for unknown options and for those without effect here."""
     named = {str(name).replace("-", "_"): value for name, value in given.items()}
     for name in named:
         if name not in known:
@@ -276,6 +297,7 @@ def _misplaced(name: str, known: frozenset[str], where: str) -> InputError:
 
 
 def _budgets(value: Any) -> tuple[str, ...]:
+    """The budgets of the key `budgets` in their normal form, checked."""
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, (list, tuple)) or not value:
@@ -288,6 +310,7 @@ def _budgets(value: Any) -> tuple[str, ...]:
 
 
 def _methods(value: Any) -> tuple[Method, ...]:
+    """The methods of the key `methods`, checked."""
     if isinstance(value, (str, Mapping)):
         value = [value]
     if not isinstance(value, (list, tuple)) or not value:
@@ -307,6 +330,7 @@ def _method(value: Any) -> Method:
 
 
 def _different(methods: tuple[Method, ...]) -> tuple[Method, ...]:
+    """The methods as given; InputError if two names give the same file name."""
     seen: dict[str, str] = {}
     for method in methods:
         slug = method.slug.lower()
@@ -323,6 +347,7 @@ def _different(methods: tuple[Method, ...]) -> tuple[Method, ...]:
 
 
 def _chosen(suite: Suite, names: str | Iterable[str]) -> tuple[Method, ...]:
+    """Methods by name: those of the suite, else search methods without further options."""
     from autocompress.searchers.search import SEARCHERS
 
     by_name = {method.name: method for method in suite.methods}
@@ -335,7 +360,7 @@ def _chosen(suite: Suite, names: str | Iterable[str]) -> tuple[Method, ...]:
 
 
 def _config(base: Mapping[str, Any], method: Method, episodes: int) -> Config:
-    """All options of a method's cells but budget and seed. Raises InputError for what breaks a rule."""
+    """All options of a method's cells except budget and seed; InputError if one breaks a rule."""
     with method.named():
         return make_config({**base, "episodes": episodes, **method.options})
 
@@ -354,12 +379,14 @@ def _test(value: Any) -> bool:
 
 
 def _whole(value: Any) -> int | None:
+    """A whole number, also one that is given as text; None for anything else."""
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _text(what: str, value: Any) -> str:
+    """A budget as text, also one that is given as a mapping."""
     if isinstance(value, Mapping):
         return ",".join(f"{resource}={amount}" for resource, amount in value.items())
     if not isinstance(value, str):
@@ -368,5 +395,5 @@ def _text(what: str, value: Any) -> str:
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as YAML and JSON can hold them, as text where they came as text."""
+    """Options with lists in place of tuples, as YAML and JSON can hold them."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}

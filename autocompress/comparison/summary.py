@@ -1,4 +1,4 @@
-"""Statistics over seeds: mean, standard deviation, and bootstrap intervals of the mean."""
+"""Statistics over seeds: the mean, the standard deviation and a bootstrap interval of the mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import numpy.typing as npt
 from autocompress.comparison.results import CellResult, or_none
 
 RESAMPLES = 10_000
-LEVELS = (2.5, 97.5)  # percentiles: 95 % lie between them
+CONFIDENCE = 0.95
+_BATCH = 1_000  # resamples that are in memory at a time
 MEASURES = ("kl", "accuracy", "agreement", "test_kl", "test_accuracy", "test_drop", "evaluations", "seconds")
 
 Floats = npt.NDArray[np.float64]
@@ -21,14 +22,14 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Spread:
-    """One measure over seeds; NaN for what so few values don't tell.
+    """Statistics of one measure over seeds.
 
     Attributes:
-        n: values.
-        mean: of them.
-        sd: standard deviation of the sample (n - 1); NaN for one value.
-        low: lower end of the 95 % bootstrap percentile interval of the mean; NaN for one value.
-        high: its upper end.
+        n: number of values.
+        mean: mean of the values; NaN without any.
+        sd: standard deviation of the sample (divided by n - 1); NaN for fewer than two values.
+        low: lower end of the 95 % bootstrap percentile interval of the mean; NaN for fewer than two values.
+        high: upper end of this interval; NaN for fewer than two values.
     """
 
     n: int
@@ -40,14 +41,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """A method under one budget.
+    """Results of one method under one budget, over seeds.
 
     Attributes:
-        method: its name in the suite.
-        budget: in its normal form.
-        failed: cells that failed; they are in no number.
-        deterministic: whether the method makes no random choice, so that one seed says all.
-        spreads: by measure: each of `MEASURES`.
+        method: name of the method in the suite.
+        budget: budget in its normal form, such as `size=8%`.
+        failed: number of cells that failed; the statistics leave them out.
+        deterministic: whether the method makes no random choice, so that every seed gives the same result.
+        spreads: statistics of each of `MEASURES`, by its name.
     """
 
     method: str
@@ -58,10 +59,11 @@ class Summary:
 
     @property
     def n(self) -> int:
+        """Number of cells that finished."""
         return self.spreads["kl"].n
 
     def to_dict(self) -> dict[str, Any]:
-        """Flat, None for what is not a number."""
+        """The summary as one flat row, with None in place of NaN."""
         flat: dict[str, Any] = {"method": self.method, "budget": self.budget, "n": self.n, "failed": self.failed}
         flat["deterministic"] = self.deterministic
         for measure, spread in self.spreads.items():
@@ -71,7 +73,7 @@ class Summary:
 
 
 def summarise(results: Iterable[CellResult]) -> tuple[Summary, ...]:
-    """One summary for each method and budget, in the order in which they come."""
+    """One summary for each method and budget, in the order of their first results."""
     groups: dict[tuple[str, str], list[CellResult]] = {}
     for result in results:
         groups.setdefault((result.method, result.budget), []).append(result)
@@ -79,13 +81,14 @@ def summarise(results: Iterable[CellResult]) -> tuple[Summary, ...]:
 
 
 def _summary(method: str, budget: str, cells: Sequence[CellResult]) -> Summary:
+    """The summary of the results of one method under one budget."""
     finished = [cell for cell in cells if cell.finished]
     spreads = {measure: spread([getattr(cell, measure) for cell in finished]) for measure in MEASURES}
     return Summary(method, budget, len(cells) - len(finished), cells[0].deterministic, spreads)
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Of the values that are numbers.
+    """Statistics of the values that are not NaN.
 
     >>> spread([1.0, 3.0])
     Spread(n=2, mean=2.0, sd=1.4142135623730951, low=1.0, high=3.0)
@@ -100,15 +103,40 @@ def spread(values: Sequence[float]) -> Spread:
 
 
 def bootstrap(values: Floats) -> tuple[Floats, Floats]:
-    """95 % percentile intervals of means (Efron 1979), from `RESAMPLES` resamples that are always the same.
+    """95 % percentile intervals of means (Efron 1979), from 10,000 resamples that are always the same.
 
     Args:
-        values: (n, K): n values of K quantities; the same resamples of the n serve all K.
+        values: (n, K) values, n of each of K quantities. The same resamples of the n serve all K quantities.
 
     Returns:
-        Lower and upper ends, each (K,).
+        Lower and upper ends of the intervals, each (K,). They are equal where all n values are; NaN where one
+        is NaN.
     """
-    picked = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    counts = np.stack([(picked == index).sum(1) for index in range(len(values))], axis=1)  # (RESAMPLES, n)
-    low, high = np.percentile(counts @ values / len(values), LEVELS, axis=0)
+    if len(values) < 2:  # scipy needs two values
+        return values[0].copy(), values[0].copy()
+    low, high = np.full((2, values.shape[1]), math.nan)
+    known = ~np.isnan(values).any(0)
+    if known.any():
+        low[known], high[known] = _intervals(values[:, known])
+    return low, high
+
+
+def _intervals(values: Floats) -> tuple[Floats, Floats]:
+    """Lower and upper ends (K,) of the intervals of values (n, K) without NaN."""
+    from scipy import stats  # here, because importing it takes half a second
+
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=_BATCH,
+        vectorized=True,
+        axis=0,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    ends = found.confidence_interval
+    # A mean lies between the smallest and the largest value, but rounding may put it a last digit beyond.
+    low, high = (np.clip(end, values.min(0), values.max(0)) for end in (ends.low, ends.high))
     return low, high

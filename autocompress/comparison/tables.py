@@ -1,4 +1,4 @@
-"""A comparison as tables: Parquet, CSV and LaTeX files, and one for the terminal."""
+"""A comparison as tables: for Parquet, CSV and LaTeX files, and for the terminal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ _LATEX = {
 
 
 def row(result: CellResult) -> dict[str, Any]:
-    """A cell as one flat row; None for what is not known. `trace` is JSON: [[evaluations, KL], …]."""
+    """The result of a cell as one flat row, with None for what is not known.
+
+    `trace` is JSON text: [[evaluations, KL], …].
+    """
     flat = {name: or_none(value) for name, value in vars(result).items()}
     limits, resources, trace = flat.pop("limits"), flat.pop("resources"), flat.pop("trace")
     del flat["original"]
@@ -39,7 +42,7 @@ def row(result: CellResult) -> dict[str, Any]:
 
 
 def cells_table(results: Sequence[CellResult]) -> pyarrow.Table:
-    """One typed row a cell."""
+    """The results of at least one cell as a typed table with one row a cell."""
     import pyarrow
 
     rows = [row(result) for result in results]
@@ -50,7 +53,7 @@ def cells_table(results: Sequence[CellResult]) -> pyarrow.Table:
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as CSV; None is empty."""
+    """Rows (at least one, all with the same keys) as CSV text; None becomes an empty field."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -59,7 +62,12 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def latex(suite: Suite, summaries: Sequence[Summary]) -> str:
-    """Methods by budgets for the package booktabs; the best mean of each column is bold."""
+    """A LaTeX table of methods by budgets, for the package booktabs; the best mean of each column is bold.
+
+    Args:
+        suite: suite of the comparison; gives the order of methods and budgets.
+        summaries: one summary for each method and budget of the suite.
+    """
     measures = ["kl", _accuracy_measure(summaries)] if _accuracy_measure(summaries) else ["kl"]
     columns = [(budget, measure) for budget in suite.budgets for measure in measures]
     by_name = {(summary.method, summary.budget): summary for summary in summaries}
@@ -67,11 +75,11 @@ def latex(suite: Suite, summaries: Sequence[Summary]) -> str:
     heads = " & ".join(rf"\multicolumn{{{len(measures)}}}{{c}}{{{escaped(budget)}}}" for budget in suite.budgets)
     ends = [2 + len(measures) * index for index in range(len(suite.budgets))]
     rules = " ".join(rf"\cmidrule(lr){{{start}-{start + len(measures) - 1}}}" for start in ends)
-    names = {"kl": "KL, nats", "accuracy": r"accuracy, \%", "test_accuracy": r"test accuracy, \%"}
+    names = {"kl": "KL, nats", "accuracy": r"search accuracy, \%", "test_accuracy": r"test accuracy, \%"}
     lines = [
-        "% Means over seeds with 95 % bootstrap intervals. A number without one is of a single seed. Methods without",
-        f"% random choices, of which one seed says all: {_deterministic(summaries)}.",
-        "% KL: of the plan that the search chose, on the search split.",
+        "% Means over seeds [95 % bootstrap interval]. A number without an interval is from a single seed.",
+        f"% Methods without random choices, which run with one seed: {_deterministic(summaries)}.",
+        "% KL: divergence of the best plan from the original network, on the search split.",
         rf"\begin{{tabular}}{{l{'r' * len(columns)}}}",
         r"\toprule",
         rf" & {heads} \\",
@@ -89,7 +97,7 @@ def latex(suite: Suite, summaries: Sequence[Summary]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text as LaTeX shows it.
+    """Text in which LaTeX's special characters are escaped.
 
     >>> escaped("size=8%, a_b")
     'size=8\\\\%, a\\\\_b'
@@ -107,7 +115,10 @@ def best_mean(summaries: Sequence[Summary], budget: str, measure: str) -> float:
 
 
 def terminal_tables(summaries: Sequence[Summary]) -> list[Table]:
-    """One table a budget, the lowest KL first; the best means are bold. The files hold more measures and intervals."""
+    """One table for each budget, the method with the lowest mean KL first; the best means are bold.
+
+    The comparison's files hold more measures, with their intervals.
+    """
     accuracy = _accuracy_measure(summaries)
     by_budget: dict[str, list[Summary]] = {}
     for summary in summaries:
@@ -116,15 +127,16 @@ def terminal_tables(summaries: Sequence[Summary]) -> list[Table]:
 
 
 def _budget_table(budget: str, summaries: Sequence[Summary], accuracy: str) -> Table:
-    table = Table(title=f"{budget}: means over seeds [95 % bootstrap interval]", title_justify="left")
+    """The table of one budget; `accuracy` is the measure of its accuracy column, or empty for none."""
+    table = Table(title=f"budget {budget}: means over seeds [95 % bootstrap interval]", title_justify="left")
     if any(each.deterministic for each in summaries):
-        table.caption, table.caption_justify = "* makes no random choice: one seed says all", "left"
+        table.caption, table.caption_justify = "* makes no random choice, so it runs with one seed", "left"
     table.add_column("method", min_width=8)
     table.add_column("seeds", justify="right")
     table.add_column("KL, nats", justify="right", no_wrap=True)
     if accuracy:
         table.add_column(_ACCURACIES[accuracy], justify="right")
-    table.add_column("plans", justify="right", no_wrap=True)
+    table.add_column("plans\ntried", justify="right", no_wrap=True)
     best = {name: best_mean(summaries, budget, name) for name in ("kl", accuracy) if name}
     for summary in sorted(summaries, key=lambda each: (each.n == 0, each.spreads["kl"].mean)):
         cells = [_terminal_cell(summary, name, mean) for name, mean in best.items()]
@@ -134,15 +146,16 @@ def _budget_table(budget: str, summaries: Sequence[Summary], accuracy: str) -> T
     return table
 
 
-_ACCURACIES = {"accuracy": "accuracy, %", "test_accuracy": "test accuracy, %"}
+_ACCURACIES = {"accuracy": "search accuracy, %", "test_accuracy": "test accuracy, %"}
 
 
 def _accuracy_measure(summaries: Sequence[Summary]) -> str:
-    """The accuracy to report: on the test split where it was read; empty where the data has no labels."""
+    """The accuracy to report: on the test split if known, else on the search split; empty without labels."""
     return next((name for name in ("test_accuracy", "accuracy") if any(s.spreads[name].n for s in summaries)), "")
 
 
 def _deterministic(summaries: Sequence[Summary]) -> str:
+    """Names of the methods without random choices, or `none`."""
     return ", ".join(dict.fromkeys(each.method for each in summaries if each.deterministic)) or "none"
 
 
@@ -163,19 +176,21 @@ def _terminal_cell(summary: Summary, measure: str, best: float) -> str:
 
 
 def _interval(spread: Spread, measure: str) -> str:
-    """With a leading space; empty where so few seeds give none."""
+    """The interval with a space before it; empty without an interval."""
     if math.isnan(spread.low):
         return ""
     return f" [{_value(spread.low, measure)}, {_value(spread.high, measure)}]"
 
 
 def _value(value: float, measure: str) -> str:
+    """A number with the digits and unit of its measure: an accuracy in percent, a KL in nats."""
     if measure.endswith("accuracy"):
         return f"{100 * value:.2f}"
     return f"{value:.4f}" if abs(value) >= 0.01 else f"{value:#.3g}"
 
 
 def _seeds(summary: Summary) -> str:
+    """The number of seeds that finished, with a note on failed or missing ones."""
     if summary.failed:
         return f"{summary.n} ({summary.failed} failed)"
     return "1*" if summary.deterministic else str(summary.n)

@@ -1,4 +1,4 @@
-"""Running cells: in this process, or in worker processes that divide PyTorch's threads between them."""
+"""How cells are run: in this process, or in worker processes that divide PyTorch's threads between them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,23 @@ from autocompress.errors import AutocompressError
 from autocompress.progress import Step
 from autocompress_envs.solver import InfeasibleBudgetError
 
-_SECONDS_BETWEEN_STEPS = 0.25  # a worker tells of its evaluations no more often
+_SECONDS_BETWEEN_STEPS = 0.25  # a worker process sends steps no more often
 
 
 def run_here(
     session: Session, suite: Suite, cells: Sequence[Cell], watcher: ComparisonProgress
 ) -> Generator[CellResult, None, None]:
-    """Run cells one after the other; each result as it comes."""
+    """Run cells one after the other in this process.
+
+    Args:
+        session: session that runs the cells.
+        suite: suite of the cells.
+        cells: cells to run.
+        watcher: observer that is told which cell runs, and of its steps.
+
+    Yields:
+        The result of each cell, as soon as it is there.
+    """
     for cell in cells:
         watcher.cell_step(cell, None)
 
@@ -37,25 +47,29 @@ def run_here(
 def run_in_processes(
     suite: Suite, folder: Path, cells: Sequence[Cell], jobs: int, watcher: ComparisonProgress
 ) -> Generator[CellResult, None, None]:
-    """Run cells in `jobs` processes; each result as it comes. The cell of a process that dies has failed.
+    """Run cells in worker processes. If a process dies, its cell has failed.
 
     Args:
-        suite: whose cells they are.
-        folder: of the comparison; every job's menus are built and its evaluator is settled.
-        cells: neighbours should share their job.
-        jobs: processes at most.
-        watcher: told which cells run and how they stand.
+        suite: suite of the cells.
+        folder: folder of the comparison; the menus of every job are in the cache, and its conditions are in
+            the folder.
+        cells: cells to run; neighbours should share their job.
+        jobs: largest number of processes.
+        watcher: observer that is told which cells run, and of their steps.
+
+    Yields:
+        The result of each cell, as soon as it is there.
     """
 
-    def bury(cell: Cell, epitaph: str) -> CellResult:
-        return failed(cell, suite.configs[cell.method].method, epitaph)
+    def failed_cell(cell: Cell, exit_message: str) -> CellResult:
+        return failed(cell, suite.configs[cell.method].method, exit_message)
 
     threads = max(1, torch.get_num_threads() // min(jobs, len(cells)))
-    return run_in_pool(cells, jobs, _work, (suite, folder, threads), bury, watcher)
+    return run_in_pool(cells, jobs, _work, (suite, folder, threads), failed_cell, watcher)
 
 
 def _work(pipe: Connection, suite: Suite, folder: Path, threads: int) -> None:
-    """What a worker process does: a cell after the other until the parent closes the pipe, or is gone."""
+    """Run one cell after the other in a worker process, until the parent closes the pipe or dies."""
     torch.set_num_threads(threads)
     session = Session(suite, requests_of(suite), folder)
     try:
@@ -67,7 +81,7 @@ def _work(pipe: Connection, suite: Suite, folder: Path, threads: int) -> None:
 
 
 class _Throttled:
-    """Sends steps to the parent, but not every one."""
+    """Sends steps to the parent process, at most one every `_SECONDS_BETWEEN_STEPS`."""
 
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
@@ -80,6 +94,7 @@ class _Throttled:
 
 
 def _result(session: Session, suite: Suite, cell: Cell, tell: Observe) -> CellResult:
+    """The result of a cell; errors that the user can act on become a failed cell."""
     try:
         return session.run(cell, tell)
     except (AutocompressError, InfeasibleBudgetError) as error:

@@ -18,7 +18,7 @@ from autocompress.job.prepare import Job
 from autocompress.job.select import select
 from autocompress.models.weights import weights_bytes
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import decided, known_effects, planned
+from autocompress.policies.use import effects_with_progress, policy_plan, zero_shot_plan
 from autocompress.progress import Progress
 from autocompress.run.folder import RunFolder
 from autocompress.run.names import PLAN, POLICY, POLICY_WEIGHTS, SHIFTS, TENSORBOARD
@@ -69,10 +69,10 @@ def find(
     watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
     if not asked.config.episodes:
         assert asked.policy is not None, "chosen_policy asks for one"
-        labeling = planned(asked.policy, job.problem, limits, evaluator, watcher)
+        labeling = zero_shot_plan(asked.policy, job.problem, limits, evaluator, watcher)
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         return Found(labeling, None, 0, "the policy decided alone")
-    prices = None if asked.policy is None else decided(asked.policy, job.problem, limits, watcher).prices
+    prices = None if asked.policy is None else policy_plan(asked.policy, job.problem, limits, watcher).prices
     found, leaders = _searched(job, evaluator, asked, prices, limits, folder, watcher)
     selection = select(job, evaluator, asked, leaders, limits, watcher)
     best = selection.chosen
@@ -109,14 +109,14 @@ def _searched(
             original_accuracy(job) if asked.compares_with_original else math.nan,
             evaluator.probabilities,
             prices,
-            effects=lambda around: known_effects(evaluator, watcher, around),
+            effects=lambda around: effects_with_progress(evaluator, watcher, around),
         )
         log = folder.path / TENSORBOARD
         found = run_search(task, asked.settings, method=asked.searcher, observe=observe, tensorboard=log)
     return found, leaders
 
 
-def stamp(policy: SavedPolicy | None) -> dict[str, Any]:
+def policy_digest(policy: SavedPolicy | None) -> dict[str, Any]:
     """What of the policy a resumed run must find again."""
     if policy is None:
         return {"policy": None}

@@ -17,7 +17,7 @@ from autocompress.job.base import expanded, load_base, save_base, with_base
 from autocompress.job.load import Loaded
 from autocompress.job.options import SearchRequest, fine_tuning
 from autocompress.job.prepare import Job, build_evaluator, made_on, prepare, tuning_dtype
-from autocompress.job.search import find, stamp
+from autocompress.job.search import find, policy_digest
 from autocompress.network import unfold_batch_norms
 from autocompress.progress import Progress
 from autocompress.run.folder import RunFolder
@@ -81,7 +81,7 @@ def _stage(
     config = asked.config
     config = config.model_copy(update={"out": path, "resume": config.resume and (path / JOURNAL).is_file()})
     evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None)
-    with RunFolder(path, config, versions(), made_on(job, evaluator) | stamp(asked.policy)) as folder:
+    with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
         found = find(job, evaluator, replace(asked, config=config), limits, folder, watcher)
         dtype = DTYPES[evaluator.dtype]
         execution = Execution(config.recalibration_samples, tuning, config.device, dtype, path / CHECKPOINT)

@@ -1,8 +1,9 @@
 """A policy on disk: its weights as safetensors, all else as JSON, and nothing that could run code.
 
-`policy.json` holds the format, the network's shape, the versions of observation and action, the layer kinds that were
-trained on, the weights' SHA-256 and the training record. It is written last: where a kill comes between the two files,
-the checksum tells.
+`policy.json` holds the version of the format, the network's shape, the versions of observation and action,
+the layer kinds that the policy was trained on, the SHA-256 checksum of the weights and the training record.
+It is written last: if the process is killed between the two files, the checksum does not fit the weights, and
+the policy is refused.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from autocompress.run.names import POLICY, POLICY_WEIGHTS
 from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
 
 FORMAT = 1
-ACTION_VERSION = 1  # log prices of every layer: of pruning the group that it owns, of rounding it
-DEFAULT = "default"  # the policy that is shipped
-MOST_BYTES = 16 * 2**20  # of either file
+ACTION_VERSION = 1  # two log prices a layer: of pruning the group that it owns, and of rounding it
+DEFAULT = "default"  # name of the policy that is shipped with the package
+MOST_BYTES = 16 * 2**20  # largest size of either file
 MOST_MEMBERS, MOST_WIDTH = 64, 512
 
 _SHIPPED = Path(__file__).parent / DEFAULT
@@ -44,7 +45,7 @@ _FIELDS = {
     "sha256": (str, "text"),
     "record": (dict, "a mapping"),
 }
-SHOWN = 80  # characters of a wrong value
+SHOWN = 80  # characters of a wrong value that an error message repeats
 _ANEW = "train it anew with `autocompress train-policy`"
 
 
@@ -53,9 +54,9 @@ class SavedPolicy:
     """A policy that was read from disk.
 
     Attributes:
-        policy: in eval mode.
-        record: of its training, with the layer `kinds` that it has seen.
-        name: `default`, or its folder's.
+        policy: the policy, in eval mode.
+        record: record of its training as JSON data; `kinds` lists the layer kinds that it was trained on.
+        name: `default` for the shipped policy, else the name of its folder.
     """
 
     policy: PricePolicy
@@ -64,15 +65,18 @@ class SavedPolicy:
 
 
 def save_policy(folder: Path, policy: PricePolicy, record: Mapping[str, Any]) -> None:
-    """Write a policy into `folder`, in place of the one that lies there.
+    """Write a policy into `folder`, and replace one that is already there.
 
     Args:
-        folder: made where it does not exist.
-        policy: at most `MOST_BYTES`, `MOST_MEMBERS` and `MOST_WIDTH`.
-        record: JSON data; `kinds` lists the layer kinds that were trained on, the rest is free.
+        folder: folder of the policy; created if it does not exist.
+        policy: policy of at most `MOST_MEMBERS` members and `MOST_WIDTH` units, in files of at most
+            `MOST_BYTES`.
+        record: record of the training as JSON data; `kinds` lists the layer kinds that were trained on, all
+            else is free.
 
     Raises:
-        InputError: the policy is too large or not finite, or the record is not as said.
+        InputError: the policy is too large or not finite, or the record is no JSON data or has no valid
+            `kinds`.
     """
     members = len(policy.members)
     _check_shape(policy.network, members, policy.width)
@@ -100,13 +104,15 @@ def save_policy(folder: Path, policy: PricePolicy, record: Mapping[str, Any]) ->
 
 
 def load_policy(where: str | Path) -> SavedPolicy:
-    """The policy that `save_policy` wrote, bit for bit.
+    """Read the policy that `save_policy` wrote, with the same weights to the bit.
 
     Args:
-        where: `default` for the shipped one (a folder of that name is `./default`), a folder, or one of its two files.
+        where: `default` for the shipped policy, else the policy's folder or one of its two files. (A folder
+            with the name default is `./default`.)
 
     Raises:
-        InputError: there is none, it is damaged, too large or of another version, or it is no policy.
+        InputError: there is no policy, it is damaged, too large or of another version, or the files are
+            something else.
     """
     weights_file, record_file = policy_files(where)
     with blaming(record_file):
@@ -124,13 +130,13 @@ def load_policy(where: str | Path) -> SavedPolicy:
 
 
 def policy_files(where: str | Path) -> tuple[Path, Path]:
-    """The existing files of a policy: weights, and all else.
+    """Paths of a policy's two existing files: `policy.safetensors` and `policy.json`, in this order.
 
     Args:
-        where: as for `load_policy`.
+        where: `default`, the policy's folder or one of its two files, as for `load_policy`.
 
     Raises:
-        InputError: they are not there.
+        InputError: one of the files does not exist.
     """
     if where == DEFAULT and not _SHIPPED.is_dir():
         raise InputError(
@@ -158,7 +164,7 @@ def policy_files(where: str | Path) -> tuple[Path, Path]:
 
 @contextmanager
 def blaming(file: Path) -> Iterator[None]:
-    """Name the file in an InputError."""
+    """Put the name of `file` before the message of every InputError that is raised inside."""
     try:
         yield
     except InputError as error:
@@ -166,7 +172,11 @@ def blaming(file: Path) -> Iterator[None]:
 
 
 def read_bounded(file: Path) -> bytes:
-    """The content of a file of at most `MOST_BYTES`; its size is looked at before it is read."""
+    """The content of a file of at most `MOST_BYTES`; its size is checked before it is read.
+
+    Raises:
+        InputError: the file is larger, or can't be read.
+    """
     try:
         check_size(file.stat().st_size)
         return file.read_bytes()
@@ -245,7 +255,11 @@ def _check_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Mapping[s
 
 
 def check_numbers(state: Mapping[str, Tensor]) -> None:
-    """Raises InputError where a number is not finite, or a deviation not above 0."""
+    """Check that all numbers of a state dict are finite and that its standard deviations are above 0.
+
+    Raises:
+        InputError: a number breaks that rule.
+    """
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"The tensor {name} must be finite, got NaN or infinity.")
@@ -271,7 +285,11 @@ def _check_kinds(kinds: Any) -> None:
 
 
 def check_size(size: int) -> None:
-    """Raises InputError for more than `MOST_BYTES`."""
+    """Check the size of a policy's file.
+
+    Raises:
+        InputError: `size` is more than `MOST_BYTES`.
+    """
     if size > MOST_BYTES:
         raise InputError(f"A policy's file must have at most {MOST_BYTES:,} bytes, got {size:,}.")
 
@@ -284,6 +302,6 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
 
 
 def first_line(error: Exception) -> str:
-    """Of what others' errors say, without a full stop."""
+    """The first line of another library's error message without a full stop, else its class."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

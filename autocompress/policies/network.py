@@ -1,4 +1,8 @@
-"""The policy: from what every layer looks like to the price of its pruning and of its rounding."""
+"""The policy: a network that maps the observations of all layers to log prices, in one forward pass.
+
+A price says how much more (or less) than its expected loss a layer's pruning, or its rounding, hurts the
+whole network. The Lagrangian solver of the environment turns prices and a budget into a plan.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,13 @@ _NEAREST: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 
 class LayerNetwork(nn.Module):
-    """A perceptron that sees one layer at a time: what the environment's `price` actions can be chosen by."""
+    """A perceptron that sees one layer at a time.
+
+    So it can also choose the environment's `price` actions step by step.
+
+    Args:
+        width: number of units of both hidden layers.
+    """
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
@@ -31,13 +41,17 @@ class LayerNetwork(nn.Module):
         self.head = _silent_head(width)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Prices (..., 2) for normalised observations (..., F)."""
+        """Log prices (..., 2) for normalised observations (..., F)."""
         prices: Tensor = self.head(self.body(observations))
         return prices
 
 
 class SequenceNetwork(nn.Module):
-    """The same, with attention over all layers of the network between (Vaswani et al. 2017)."""
+    """Self-attention over all layers of the network (Vaswani et al. 2017), between two linear layers.
+
+    Args:
+        width: number of features of the attention block; a multiple of `HEADS`.
+    """
 
     def __init__(self, width: int = WIDTH) -> None:
         super().__init__()
@@ -46,13 +60,13 @@ class SequenceNetwork(nn.Module):
         self.head = _silent_head(width)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Prices (B, L, 2) for normalised observations (B, L, F) of all layers."""
+        """Log prices (B, L, 2) for normalised observations (B, L, F) of all layers."""
         prices: Tensor = self.head(self.attend(self.embed(observations)))
         return prices
 
 
 def _silent_head(width: int) -> nn.Linear:
-    """At zero, so that an untrained policy is the solver."""
+    """A last layer whose weights are 0, so that an untrained policy gives the solver's plan."""
     head = nn.Linear(width, 2)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
@@ -65,15 +79,21 @@ NETWORKS: Mapping[str, type[LayerNetwork] | type[SequenceNetwork]] = MappingProx
 
 
 class PricePolicy(nn.Module):
-    """Prices from observations, averaged over members that were trained from different weights.
+    """Log prices from observations: the mean over members that were trained from different initial weights.
 
-    A price is the natural logarithm of how much more (or less) than its layer error a choice hurts the whole network.
+    A log price is the natural logarithm of the factor by which a choice hurts the whole network more (or
+    less) than its expected loss says.
 
     Args:
-        network: name in `NETWORKS`.
-        members: at least 1.
-        width: of a member's inner layers.
-        seed: of the members' weights.
+        network: name of the members' architecture, one of `NETWORKS`.
+        members: number of members, at least 1.
+        width: width of a member's inner layers.
+        seed: seed of the members' initial weights.
+
+    Attributes:
+        mean: (F,) mean of every feature over the observations that the policy was trained on.
+        deviation: (F,) standard deviation of every feature over these observations, above 0.
+        members: the member networks.
     """
 
     mean: Tensor
@@ -89,22 +109,23 @@ class PricePolicy(nn.Module):
             self.members = nn.ModuleList(NETWORKS[network](width) for _ in range(members))
 
     def each(self, observations: Tensor) -> Tensor:
-        """Every member's prices (M, B, L, 2) for observations (B, L, F)."""
+        """Every member's log prices (M, B, L, 2), not clipped, for observations (B, L, F)."""
         normalised = (observations - self.mean) / self.deviation
         return torch.stack([member(normalised) for member in self.members])
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Prices (B, L, 2) for observations (B, L, F), within [-PRICE_LIMIT, PRICE_LIMIT]."""
+        """Log prices (B, L, 2), each in [-PRICE_LIMIT, PRICE_LIMIT], for observations (B, L, F)."""
         return self.each(observations).mean(0).clamp(-PRICE_LIMIT, PRICE_LIMIT)
 
 
 def observations_of(solver: Solver, reference: Labeling, known: Sequence[str] = KINDS) -> FloatArray:
-    """(L, F) what an episode of `price` actions shows, layer by layer, the previous actions left out.
+    """Observations (L, F) of all layers, as in an episode of `price` actions, with previous actions of 0.
 
     Args:
-        solver: of the problem and its limits.
-        reference: its labels at price 0.
-        known: kinds of layer; others are shown as the nearest of these.
+        solver: solver of the problem under its limits.
+        reference: plan of the solver at log prices of 0.
+        known: kinds of layer that the policy was trained on; layers of another kind are shown as the nearest
+            of these.
     """
     observer, nothing = Observer(solver, reference), np.zeros(3)
     count = solver.tables.layer_count
@@ -116,27 +137,34 @@ def observations_of(solver: Solver, reference: Labeling, known: Sequence[str] = 
 
 
 def nearest_kinds(problem: Problem, known: Sequence[str]) -> dict[str, str]:
-    """For every kind of layer of the problem that is not known, the nearest that is. Empty where none is known."""
+    """The nearest known kind for every unknown kind of layer of the problem; empty if `known` is empty."""
     kinds = sorted({layer.kind for layer in problem.layers} - set(known))
     order = {kind: _NEAREST.get(kind, KINDS) for kind in kinds}
     return {kind: next(near for near in order[kind] if near in known) for kind in kinds if known}
 
 
 @dataclass(frozen=True)
-class Walk:
-    """What a policy decides for one network and budget: log prices (L, 2), and the plan that they lead to."""
+class PolicyPlan:
+    """What a policy decides for one network and budget.
+
+    Attributes:
+        prices: (L, 2) log prices of every layer: of pruning the group that it owns, and of rounding it.
+        labeling: plan that the solver makes of these prices; it meets the budget.
+    """
 
     prices: FloatArray
     labeling: Labeling
 
 
-def walk(policy: PricePolicy, problem: Problem, limits: Mapping[str, int], known: Sequence[str] = KINDS) -> Walk:
-    """One walk over the network, without evaluating it.
+def plan_in_one_pass(
+    policy: PricePolicy, problem: Problem, limits: Mapping[str, int], known: Sequence[str] = KINDS
+) -> PolicyPlan:
+    """The policy's plan by one forward pass over all layers; no plan is evaluated.
 
     Args:
-        policy: that decides.
+        policy: policy that sets the prices.
         problem: the network in numbers.
-        limits: absolute.
+        limits: absolute upper bounds by resource.
         known: kinds of layer that the policy was trained on.
 
     Raises:
@@ -146,4 +174,4 @@ def walk(policy: PricePolicy, problem: Problem, limits: Mapping[str, int], known
     observations = observations_of(solver, solver.solve(), known)
     with torch.inference_mode():
         prices: FloatArray = policy(torch.from_numpy(observations).float()[None])[0].double().numpy()
-    return Walk(prices, solver.solve(*np.exp(prices).T))
+    return PolicyPlan(prices, solver.solve(*np.exp(prices).T))

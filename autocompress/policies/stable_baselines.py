@@ -1,4 +1,7 @@
-"""Policies from Stable-Baselines3: a zip file of an agent of the price environment, read only where it is trusted."""
+"""Policies from Stable-Baselines3: makes one of the zip file of an agent of the price environment.
+
+Such a file may hold pickled code. So it is read only if the user says that it is trusted.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +38,14 @@ from autocompress.policies.network import PricePolicy
 from autocompress.run.names import POLICY, POLICY_WEIGHTS
 from autocompress_envs.observation import HIGH, KINDS, LOW
 
-MOST_PRICE_SCALE = 20.0  # of the price environment, exclusive
+MOST_PRICE_SCALE = 20.0  # upper bound, exclusive, as in the price environment
 
 # What torch.load, zipfile and unpickling were seen to raise on damaged files, and on classes of other versions.
 _DAMAGED = (
     pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, ImportError, AttributeError, TypeError,
     RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError,
 )  # fmt: skip
-_LAYERS = {  # ours by Stable-Baselines3's
+_LAYERS = {  # names of our parameters by Stable-Baselines3's names
     "mlp_extractor.policy_net.0": "members.0.body.0",
     "mlp_extractor.policy_net.2": "members.0.body.2",
     "action_net": "members.0.head",
@@ -52,16 +55,20 @@ _LAYERS = {  # ours by Stable-Baselines3's
 def import_stable_baselines(file: Path, out: Path, price_scale: float, *, trust: bool) -> SavedPolicy:
     """Make a policy of a Stable-Baselines3 agent that was trained in the price environment, and save it.
 
-    Its prices are `price_scale` times the agent's mean actions. Two things differ from what the agent did: the
-    environment clips its actions to [-1, 1], while a walk clips prices at `PRICE_LIMIT`; and a walk shows zeros in
-    place of the previous actions. The file does not say what layer kinds were trained on: all are assumed. Nor does it
-    hold the statistics of `VecNormalize`: an agent that was trained behind it decides otherwise without it.
+    The policy's log prices are `price_scale` times the agent's mean actions. Two things differ from what the
+    agent did: the environment clips actions to [-1, 1], while a policy clips log prices at `PRICE_LIMIT`; and
+    a policy sees zeros in place of the previous actions. The file does not say which layer kinds the agent
+    was trained on, so all are assumed. Nor does it hold the statistics of `VecNormalize`: an agent that was
+    trained with that wrapper decides differently without it.
 
     Args:
-        file: `.zip` of PPO or A2C with `MlpPolicy`, two hidden Tanh layers of equal width.
-        out: folder without a policy.
-        price_scale: of the environment that it was trained in; in (0, 20).
-        trust: whether code that the file holds may run.
+        file: zip file of PPO or A2C with `MlpPolicy` and two hidden Tanh layers of equal width.
+        out: folder that the policy is written into; it must not hold a policy yet.
+        price_scale: `price_scale` of the environment that the agent was trained in, in (0, 20).
+        trust: whether code that the file holds may run; it must be True.
+
+    Returns:
+        The policy, read back from `out`.
 
     Raises:
         InputError: the file is not trusted, not such an agent, or damaged, or an argument is out of range.
@@ -93,7 +100,7 @@ def import_stable_baselines(file: Path, out: Path, price_scale: float, *, trust:
 
 
 def _agent(raw: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings, as they stand in the file, and the policy's state dict."""
+    """The agent's settings as they are in the file, and the state dict of its policy."""
     try:
         with zipfile.ZipFile(BytesIO(raw)) as archive:
             for name in ("data", "policy.pth"):
@@ -112,7 +119,7 @@ def _agent(raw: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _checked_algorithm(settings: Mapping[str, Any]) -> str:
-    """Its name. Raises InputError where the actions are not the plain outputs of a Tanh network, as described."""
+    """The algorithm's name, `PPO` or `A2C`; InputError if its network is not a plain Tanh network."""
     from stable_baselines3.common.policies import ActorCriticPolicy
 
     policy_class = _restored(settings, "policy_class")
@@ -130,6 +137,7 @@ def _checked_algorithm(settings: Mapping[str, Any]) -> str:
 
 
 def _restored(settings: Mapping[str, Any], name: str) -> Any:
+    """One of the agent's settings as a Python object, unpickled where the file holds it pickled."""
     value = settings.get(name)
     if not isinstance(value, dict) or ":serialized:" not in value:
         return value
@@ -140,7 +148,7 @@ def _restored(settings: Mapping[str, Any], name: str) -> Any:
 
 
 def _check_space(name: str, space: Any, low: np.ndarray[Any, Any], high: np.ndarray[Any, Any]) -> None:
-    """The bounds tell, too, whether a wrapper rescaled what the agent saw or did."""
+    """Check a space's shape and bounds; bounds also show if a wrapper rescales observations or actions."""
     from gymnasium.spaces import Box
 
     if not isinstance(space, Box) or space.shape != low.shape:
@@ -163,6 +171,7 @@ def _check_policy_options(options: Any) -> None:
 
 
 def _policy_of_agent(state: Mapping[str, Tensor], price_scale: float) -> PricePolicy:
+    """The policy whose log prices are `price_scale` times the mean actions of the agent with this state."""
     first = state.get("mlp_extractor.policy_net.0.weight")
     width = len(first) if isinstance(first, Tensor) and first.ndim else 0
     policy = PricePolicy("layer", 1, min(max(width, 1), MOST_WIDTH))

@@ -1,4 +1,4 @@
-"""Episodes on disk: one NumPy archive for each network and task, without pickles."""
+"""Files of the third step of training a policy: a NumPy archive of episodes for each network and task."""
 
 from __future__ import annotations
 
@@ -13,37 +13,45 @@ import numpy as np
 from autocompress.errors import InputError
 from autocompress.files import write_atomically
 from autocompress.policies.files import first_line
-from autocompress.policy_training.episodes import Budgeted
+from autocompress.policy_training.episodes import EpisodesUnderBudget
 
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 _ARRAYS = ("made_for", "resource", "limits", "observations", "counts", "parts", "losses")
 
 
-def save_episodes(file: Path, made_for: str, episodes: Sequence[Budgeted]) -> None:
-    """Write all episodes of a network and task, at once or not at all.
+def save_episodes(file: Path, made_for: str, episodes: Sequence[EpisodesUnderBudget]) -> None:
+    """Write all episodes of one network in one task; the file is written whole or not at all.
 
     Args:
-        file: `.npz`.
-        made_for: says what they depend on.
-        episodes: of one kind of budget; may be none.
+        file: path of the archive, with the ending `.npz`.
+        made_for: digest of everything that the episodes depend on.
+        episodes: episodes under each budget; all budgets limit the same resource; may be empty.
     """
     content = io.BytesIO()
     layers, features = episodes[0].observations.shape if episodes else (0, 0)
+    observations = np.array([one_budget.observations for one_budget in episodes])
     np.savez_compressed(
         content,
         made_for=np.array(made_for),
         resource=np.array(next(iter(episodes[0].limits)) if episodes else ""),
-        limits=np.array([amount for under in episodes for amount in under.limits.values()], dtype=np.int64),
-        observations=np.array([under.observations for under in episodes]).reshape(len(episodes), layers, features),
-        counts=np.array([len(under.losses) for under in episodes], dtype=np.int64),
-        parts=np.concatenate([under.parts for under in episodes] or [np.zeros((0, layers, 2))]),
-        losses=np.concatenate([under.losses for under in episodes] or [np.zeros(0)]),
+        limits=np.array([amount for one_budget in episodes for amount in one_budget.limits.values()], dtype=np.int64),
+        observations=observations.reshape(len(episodes), layers, features),
+        counts=np.array([len(one_budget.losses) for one_budget in episodes], dtype=np.int64),
+        parts=np.concatenate([one_budget.parts for one_budget in episodes] or [np.zeros((0, layers, 2))]),
+        losses=np.concatenate([one_budget.losses for one_budget in episodes] or [np.zeros(0)]),
     )
     write_atomically(file, content.getvalue())
 
 
-def load_episodes(file: Path, made_for: str) -> list[Budgeted] | None:
-    """What was saved; None where there is no file, or it depends on something else.
+def load_episodes(file: Path, made_for: str) -> list[EpisodesUnderBudget] | None:
+    """Read the episodes that `save_episodes` wrote.
+
+    Args:
+        file: path of the archive.
+        made_for: digest of everything that the episodes must depend on.
+
+    Returns:
+        The episodes under each budget; None where there is no file, or its episodes depend on something else.
 
     Raises:
         InputError: the file is damaged.
@@ -60,4 +68,4 @@ def load_episodes(file: Path, made_for: str) -> list[Budgeted] | None:
     resource, ends = str(arrays["resource"]), np.cumsum(arrays["counts"])[:-1]
     parts, losses = np.split(arrays["parts"], ends), np.split(arrays["losses"], ends)
     rows = zip(arrays["limits"].tolist(), arrays["observations"], parts, losses, strict=False)
-    return [Budgeted({resource: limit}, seen, each, loss) for limit, seen, each, loss in rows]
+    return [EpisodesUnderBudget({resource: limit}, seen, each, loss) for limit, seen, each, loss in rows]

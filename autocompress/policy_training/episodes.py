@@ -1,4 +1,7 @@
-"""Episodes on one network: plans near the best, at budgets drawn at random, and what they did to the network."""
+"""The third step of training a policy: episodes, which explore a network under randomly drawn budgets.
+
+An episode is one plan by prices, its expected loss split into parts, and the loss that was measured for it.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,19 @@ from autocompress_envs.problem import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.loss_parts import LossParts
 from autocompress_envs.solver import Solver
 
-MOST_LOSS = 3.0  # nats: beyond it a network only guesses, and nothing can be learned of prices
-_EXACT = 1 + 1e-12  # a logarithm and back must not lose the unit that a plan needs
+MOST_LOSS = 3.0  # nats: a network with a larger loss only guesses, and its plans teach nothing about prices
+_EXACT = 1 + 1e-12  # rounding in log and exp must not make a budget one unit smaller than the plan that it comes from
 
 
 @dataclass(frozen=True)
 class BudgetRange:
-    """Budgets to draw.
+    """Range that budgets are drawn from.
 
     Attributes:
-        resource: that is limited.
-        low: least budget, as a share of the way (in logs) from the cheapest plan to all the labels of most cost.
-        high: largest budget, likewise.
+        resource: resource that the budgets limit.
+        low: smallest budget, as a share in [0, 1] of the way, on a logarithmic scale, from the cost of the
+            cheapest plan to the cost of the plan with the most expensive label in every layer.
+        high: largest budget, as such a share; above `low`.
     """
 
     resource: str
@@ -32,13 +36,21 @@ class BudgetRange:
     high: float
 
     def draw(self, problem: Problem, rng: np.random.Generator) -> dict[str, int]:
-        """Limits at random."""
+        """Limits of a budget whose share is drawn uniformly from [low, high]."""
         return self.at(problem, rng.uniform(self.low, self.high))
 
     def at(self, problem: Problem, share: float) -> dict[str, int]:
-        """Limits at a share of the way, in logs, from the cheapest plan to all the labels of most cost.
+        """Limits of the budget at a share of the way from the cheapest to the most expensive plan.
 
-        The cheapest labels of every layer are the cheapest plan, so that some plan meets them.
+        The plan with the cheapest label in every layer is the cheapest of all, so some plan meets every such
+        budget.
+
+        Args:
+            problem: the network in numbers.
+            share: share of the way on a logarithmic scale, in [0, 1].
+
+        Returns:
+            The absolute upper bound, by the name of the resource.
         """
         least, most = np.log([problem.resources(labeling)[self.resource] for labeling in _extremes(problem)])
         amount = np.exp(least + share * (most - least))
@@ -46,14 +58,15 @@ class BudgetRange:
 
 
 @dataclass(frozen=True)
-class Budgeted:
-    """Episodes under one budget.
+class EpisodesUnderBudget:
+    """The episodes of one network under one budget.
 
     Attributes:
-        limits: absolute.
-        observations: (L, F) of the network under the budget.
-        parts: (E, L, 2) loss parts of every episode's plan; the first is the solver's.
-        losses: (E,) measured, nats.
+        limits: absolute upper bound, by the name of the resource.
+        observations: (L, F) observations of all layers under the budget.
+        parts: (E, L, 2) expected loss of every episode's plan in nats, split by layer into pruning and
+            rounding; the first plan is the solver's at log prices of 0.
+        losses: (E,) measured loss of every episode's plan, in nats.
     """
 
     limits: Mapping[str, int]
@@ -69,11 +82,23 @@ def episodes(
     count: int,
     each: int,
     seed: int,
-) -> Iterator[Budgeted]:
-    """Explore a network: `count` budgets, `each` episodes under every one of them.
+) -> Iterator[EpisodesUnderBudget]:
+    """Explore a network under budgets that are drawn at random.
 
-    The prices of the first episode are 0, those of the others are drawn from what the network's own episodes so far
-    let believe (`PosteriorExplorer`), so that plans are good ones, where prices matter.
+    The log prices of the first episode under a budget are 0. The others are drawn from the posterior given
+    all episodes of this network so far (`PosteriorExplorer`), so most plans are near the best, where prices
+    matter. A budget under which the solver's plan loses more than `MOST_LOSS` is left out.
+
+    Args:
+        problem: the network in numbers.
+        evaluate: function that measures a plan.
+        budgets: range that the budgets are drawn from.
+        count: number of budgets.
+        each: number of episodes under each budget; different episodes that lead to one plan are kept once.
+        seed: seed of the budgets and of the prices.
+
+    Yields:
+        The episodes under each budget, in the order in which the budgets are drawn.
     """
     rng = np.random.default_rng(seed)
     explorer, parts = PosteriorExplorer(problem, rng), LossParts(problem)
@@ -94,11 +119,11 @@ def episodes(
             explorer.learn(Trial(prices, explorer.NAME, labeling, loss, is_new, is_best=False))
         stacked, losses = zip(*found.values(), strict=True)
         if losses[0] <= MOST_LOSS:
-            yield Budgeted(limits, observations_of(solver, reference), np.stack(stacked), np.array(losses))
+            yield EpisodesUnderBudget(limits, observations_of(solver, reference), np.stack(stacked), np.array(losses))
 
 
 def _extremes(problem: Problem) -> tuple[Labeling, Labeling]:
-    """The labels of least and of most cost in every layer."""
+    """The plan with the cheapest label in every layer, and the plan with the most expensive one."""
     first = np.zeros(len(problem.layers), dtype=np.int64)
     last = [np.array([len(getattr(layer, name)) - 1 for layer in problem.layers]) for name in _MENUS]
     return Labeling(last[0], first, first), Labeling(first, last[1], last[2])

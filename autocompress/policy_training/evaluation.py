@@ -1,4 +1,4 @@
-"""How good a policy is on networks that it was not trained on: its plans beside the solver's."""
+"""After the training of a policy: it is compared with the solver on networks that it was not trained on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autocompress.job.load import load, load_splits
 from autocompress.job.options import SearchRequest, search_request
 from autocompress.job.prepare import Job, build_evaluator, feasible_limits, prepare
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import decided, planned
+from autocompress.policies.use import policy_plan, zero_shot_plan
 from autocompress.progress import Progress, Silent
 from autocompress.searchers.base import Task
 from autocompress.searchers.search import run_search
@@ -27,21 +27,23 @@ from autocompress_envs.problem import FloatArray
 from autocompress_envs.solver import Solver
 
 _OF_NETWORKS = frozenset(names_of(NetworkOptions, MenuOptions, MachineOptions))
-_SMALLEST_KL = 1e-6  # nats: below it plans are as good as the original, and ratios of noise
+_SMALLEST_KL = 1e-6  # nats: plans below it are as good as the original, and the ratio of two of them is noise
 
 
 @dataclass(frozen=True)
 class Score:
-    """A policy on one network under one budget; divergences in nats, accuracies in [0, 1], on the search split.
+    """Quality of a policy's plans on one network under one budget, all measured on the search split.
 
     Attributes:
-        network: its spec.
-        budget: in its normal form.
-        solver_kl: of the solver's plan, which needs no evaluation either.
-        policy_kl: of the policy's plan, zero-shot.
-        few_shot_kl: of the best plan of a search that begins with the policy; NaN where none was asked for.
-        solver_accuracy: of the solver's plan.
-        policy_accuracy: of the policy's plan.
+        network: network as the option `model` names it.
+        budget: budget in its normal form, such as `size=10%`.
+        solver_kl: KL divergence of the solver's plan from the original, in nats; that plan needs no
+            evaluation either.
+        policy_kl: KL divergence of the policy's zero-shot plan, in nats.
+        few_shot_kl: KL divergence of the best plan of a search that begins with the policy, in nats; NaN
+            without such a search.
+        solver_accuracy: accuracy of the solver's plan, in [0, 1]; NaN without labels.
+        policy_accuracy: accuracy of the policy's zero-shot plan, in [0, 1]; NaN without labels.
     """
 
     network: str
@@ -55,12 +57,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Summary:
-    """All scores in short.
+    """Summary of the scores of one policy.
 
     Attributes:
-        zero_shot: geometric mean of the policy's divergence over the solver's.
-        better: share of networks and budgets where the policy's is lower.
-        few_shot: geometric mean of the search's divergence over the solver's; NaN without searches.
+        zero_shot: geometric mean of `policy_kl / solver_kl`; below 1, the policy is better than the solver.
+        better: share of the scores with `policy_kl < solver_kl`, in [0, 1].
+        few_shot: geometric mean of `few_shot_kl / solver_kl`; NaN without searches.
     """
 
     zero_shot: float
@@ -74,12 +76,16 @@ def evaluate_policy(
     """Measure a policy on the networks of a file.
 
     Args:
-        saved: the policy.
-        on: YAML file with a list of `networks`: options of `search` by name, of network, data, menus and machine, the
-            `seed` of splits and menus, and `budgets`.
-        episodes: evaluations of a search that begins with the policy, for every network and budget; 0: zero-shot only.
-        seed: of these searches.
-        progress: told what happens.
+        saved: policy to measure.
+        on: path of a YAML file with a list of `networks`. Each one has a list of `budgets`, and options of
+            `search` that name the network, its data, its menus and the machine.
+        episodes: number of evaluations of a search that begins with the policy, for every network and budget;
+            0: only zero-shot plans are measured.
+        seed: seed of these searches.
+        progress: observer that is told of every network and budget. Default: nobody.
+
+    Returns:
+        One score for each network and budget, in the order of the file.
 
     Raises:
         InputError: the file or something in it breaks a rule, or no plan meets a budget.
@@ -110,14 +116,27 @@ def measured(
     budget: str,
     watcher: Progress,
 ) -> Score:
-    """The policy's zero-shot plan beside the solver's."""
+    """Measure the policy's zero-shot plan and the solver's plan under one budget.
+
+    Args:
+        saved: policy to measure.
+        job: network with its menus.
+        evaluator: evaluator of the job, which measures both plans.
+        limits: absolute upper bounds by resource.
+        network: name of the network in the score.
+        budget: budget in the score.
+        watcher: observer that is told of unknown layer kinds and of first-order effects.
+
+    Returns:
+        The score, without a few-shot search.
+    """
     solver = evaluator(Solver(job.problem, limits).solve())
-    policy = evaluator(planned(saved, job.problem, limits, evaluator, watcher))
+    policy = evaluator(zero_shot_plan(saved, job.problem, limits, evaluator, watcher))
     return Score(network, budget, solver.kl, policy.kl, math.nan, solver.accuracy, policy.accuracy)
 
 
 def summarised(scores: Sequence[Score]) -> Summary:
-    """Over all scores, at least one."""
+    """Summary of at least one score; a KL below 1e-6 nats counts as 1e-6 nats."""
     solver, policy, few_shot = (
         np.maximum([getattr(score, name) for score in scores], _SMALLEST_KL)
         for name in ("solver_kl", "policy_kl", "few_shot_kl")
@@ -134,7 +153,8 @@ def _geometric_mean(values: FloatArray) -> float:
 def _few_shot(
     saved: SavedPolicy, job: Job, evaluator: Evaluator, limits: Mapping[str, int], asked: SearchRequest, seed: int
 ) -> float:
-    prices = decided(saved, job.problem, limits, Silent()).prices
+    """KL of the best plan of a search of the method `rl` that begins with the policy, in nats."""
+    prices = policy_plan(saved, job.problem, limits, Silent()).prices
     task = Task(job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices, evaluator.effects)
     settings = replace(asked.settings, seed=seed)
     found = run_search(task, settings, method="rl").best.outcome.kl
@@ -143,6 +163,7 @@ def _few_shot(
 
 
 def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:
+    """Options and budgets of every network in a file."""
     content = read_yaml("on", on)
     networks = content.get("networks") if isinstance(content, Mapping) else None
     if not isinstance(networks, list) or not networks or not all(isinstance(each, Mapping) for each in networks):
@@ -151,6 +172,7 @@ def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:
 
 
 def _network(given: Mapping[str, Any], on: str | Path) -> tuple[dict[str, Any], list[Budget]]:
+    """Options and budgets of one network; InputError where something breaks a rule."""
     options = {str(name).replace("-", "_"): value for name, value in given.items() if name != "budgets"}
     unknown = sorted(options.keys() - _OF_NETWORKS)
     if unknown:

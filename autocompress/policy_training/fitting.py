@@ -1,12 +1,13 @@
-"""Fitting a policy to episodes: the prices that explain which plans turned out better than others.
+"""The fourth step of training a policy: it is fitted so that its prices explain the losses of all episodes.
 
-For plans of one network under one budget the measured loss is taken to be
+The model of the measured loss of a plan, for one network under one budget, is
 
-    log KL(plan) = b + log sum over layers of exp(price(observation)) part(plan) + noise
+    log KL(plan) = b + log sum over layers and kinds of exp(log price(observation)) part(plan) + noise
 
-with the loss parts of the plan and an offset b of the network and the budget, for only ratios of prices change a plan.
-The solver inside the price environment then acts optimally under the prices: the policy is a model of the reward that
-all networks share, and its own planner.
+where the parts split the plan's expected loss by layer and kind (pruning, rounding). The offset b belongs to
+the network and the budget; it is left free because only ratios of prices change a plan. So the policy is a
+model of the reward that all networks share, and the solver in the price environment finds the best plan under
+it.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ import torch
 from torch import Tensor
 
 from autocompress.policies.network import PricePolicy
-from autocompress.policy_training.episodes import Budgeted
+from autocompress.policy_training.episodes import EpisodesUnderBudget
 from autocompress.policy_training.recipe import Fitting
 
-_NOISE = 0.1  # of log KL near the best plan, and
-_FORGIVENESS = 0.5  # additional noise per nat of log KL above the best: the model need only be right near it
+_NOISE = 0.1  # standard deviation of log KL at the best plan
+_FORGIVENESS = 0.5  # added deviation per unit of log KL above the best: the model need only be right near the best plan
 
 
 @dataclass(frozen=True)
 class _Task:
-    """All episodes of one network and kind of budget: B budgets, at most E episodes each, padded by weight 0."""
+    """The episodes of one network in one task: B budgets, up to E episodes each, padded with the weight 0."""
 
     observations: Tensor  # (B, L, F)
     parts: Tensor  # (B, E, L, 2)
@@ -36,21 +37,25 @@ class _Task:
     weights: Tensor  # (B, E)
 
 
-def fit(tasks: Sequence[Sequence[Budgeted]], settings: Fitting, progress: Callable[[int, float], None]) -> PricePolicy:
-    """A policy for all tasks.
+def fit(
+    tasks: Sequence[Sequence[EpisodesUnderBudget]], settings: Fitting, progress: Callable[[int, float], None]
+) -> PricePolicy:
+    """Fit one policy to the episodes of all networks and tasks.
 
     Args:
-        tasks: the episodes of every network and kind of budget; all count the same.
-        settings: how.
-        progress: told the step and the loss now and then.
+        tasks: episodes of each pair of network and task, grouped by budget; all pairs have the same weight.
+        settings: settings of the fit.
+        progress: function that is called after every step with the step's number, from 0, and its loss.
+
+    Returns:
+        The policy, in eval mode.
     """
     prepared = [_prepared(task) for task in tasks]
     policy = PricePolicy(settings.network, settings.members, seed=settings.seed)
     seen = torch.cat([task.observations.flatten(0, 1) for task in prepared])
     policy.mean.copy_(seen.mean(0))
-    policy.deviation.copy_(
-        seen.std(0, correction=min(1, len(seen) - 1)).clamp_min(0.02)
-    )  # what hardly varies must not be blown up elsewhere
+    deviation = seen.std(0, correction=min(1, len(seen) - 1))
+    policy.deviation.copy_(deviation.clamp_min(0.02))  # a feature that hardly varies here may vary on other networks
     optimizer = torch.optim.AdamW(policy.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)
     rng = np.random.default_rng(settings.seed)
@@ -66,7 +71,11 @@ def fit(tasks: Sequence[Sequence[Budgeted]], settings: Fitting, progress: Callab
 
 
 def _loss(policy: PricePolicy, task: _Task, settings: Fitting) -> Tensor:
-    """Mean squared error of log KL within budgets, in units of the noise, and the prices' size; over all members."""
+    """The loss of one task: squared error of log KL in units of its noise, and shrinkage of the log prices.
+
+    The offset of every budget is the weighted mean of its residuals. The mean is over members, budgets and
+    episodes.
+    """
     prices = policy.each(task.observations)  # (M, B, L, 2)
     expected = (task.parts * prices.exp()[:, :, None]).sum((-1, -2)).clamp_min(1e-12).log()  # (M, B, E)
     residual = task.log_losses - expected
@@ -75,18 +84,19 @@ def _loss(policy: PricePolicy, task: _Task, settings: Fitting) -> Tensor:
     return error.mean() + settings.shrinkage * (prices**2).mean()
 
 
-def _prepared(task: Sequence[Budgeted]) -> _Task:
-    most = max(len(under.losses) for under in task)
+def _prepared(task: Sequence[EpisodesUnderBudget]) -> _Task:
+    """The episodes of one network in one task as tensors; the weight is 1 / variance of its log KL."""
+    most = max(len(one_budget.losses) for one_budget in task)
     layers = len(task[0].observations)
     parts = torch.zeros(len(task), most, layers, 2)
     log_losses, weights = torch.zeros(len(task), most), torch.zeros(len(task), most)
-    for index, under in enumerate(task):
-        count = len(under.losses)
-        measured = np.log(np.maximum(under.losses, 1e-9))
-        parts[index, :count] = torch.from_numpy(under.parts).float()
+    for index, one_budget in enumerate(task):
+        count = len(one_budget.losses)
+        measured = np.log(np.maximum(one_budget.losses, 1e-9))
+        parts[index, :count] = torch.from_numpy(one_budget.parts).float()
         parts[index, count:] = parts[index, :1]
         log_losses[index, :count] = torch.from_numpy(measured).float()
         noise = _NOISE**2 + (_FORGIVENESS * (measured - measured.min())) ** 2
         weights[index, :count] = torch.from_numpy(1.0 / noise).float()
-    observations = np.stack([under.observations for under in task])
+    observations = np.stack([one_budget.observations for one_budget in task])
     return _Task(torch.from_numpy(observations).float(), parts, log_losses, weights)

@@ -1,4 +1,4 @@
-"""What a policy is trained on: one YAML file, checked as a whole before anything is loaded."""
+"""The first step of training a policy: the recipe, one YAML file, checked before anything is loaded."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ _NAME = r"^[A-Za-z0-9._]+(-[A-Za-z0-9._]+)*$"  # they are parts of file names, w
 
 
 class _Part(BaseModel):
+    """A part of a recipe: unknown keys, NaN and infinity are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
@@ -26,14 +28,15 @@ class ZooNetwork(_Part):
     """A network of the zoo.
 
     Attributes:
-        name: in tables and files.
-        model: spec string.
-        model_args: of the spec.
-        data: name of its data in the recipe.
-        epochs: over the training data without the search split.
-        learning_rate: of SGD with Nesterov momentum at its peak, or of AdamW for networks without batch norm.
-        augmentation: see `TrainingBatches`.
-        seed: of order and augmentation.
+        name: name in tables and file names.
+        model: network as the option `model` names it, such as `resnet20`.
+        model_args: keyword arguments of the network.
+        data: name of the network's data in `Recipe.data`.
+        epochs: number of passes over the training data without the search split; fractions are allowed.
+        learning_rate: peak learning rate of SGD with Nesterov momentum, or of AdamW for networks without
+            batch norm.
+        augmentation: augmentation of training images, as in `TrainingBatches`.
+        seed: seed of the order of the samples and of their augmentation, at least 0.
     """
 
     name: str = Field(pattern=_NAME)
@@ -50,11 +53,12 @@ class ZooTask(_Part):
     """A kind of menu and budget; every network of the zoo is explored in it.
 
     Attributes:
-        name: in tables and files.
-        resource: that is limited.
-        low: least budget, as a share of the way (in logs) from the cheapest plan to the labels of most cost.
-        high: largest budget, likewise.
-        options: of `search` that say what the menus offer.
+        name: name in tables and file names.
+        resource: resource that the budgets limit.
+        low: smallest budget, as a share in [0, 1] of the way, on a logarithmic scale, from the cost of the
+            cheapest plan to the cost of the most expensive labels.
+        high: largest budget, as such a share; above `low`.
+        options: options of `search` that say what the menus offer, by name.
     """
 
     name: str = Field(pattern=_NAME)
@@ -81,14 +85,16 @@ class Fitting(_Part):
     """How a policy is fitted to episodes.
 
     Attributes:
-        network: `layer`: a perceptron that sees one layer at a time; `sequence`: with attention over all layers.
-        members: networks that are averaged; each starts from other weights.
-        steps: of AdamW, each over `batch` networks and tasks.
-        batch: at least 1.
-        learning_rate: at its peak.
-        weight_decay: of AdamW.
-        shrinkage: of the mean squared price, beside the mean squared error in units of its noise.
-        seed: of weights and order.
+        network: architecture of the policy; `layer` is a perceptron that sees one layer at a time, `sequence`
+            has attention over all layers.
+        members: number of networks whose log prices are averaged; each starts from other weights.
+        steps: number of optimizer steps of AdamW.
+        batch: number of pairs of network and task in each step, at least 1.
+        learning_rate: peak learning rate.
+        weight_decay: weight decay of AdamW.
+        shrinkage: weight of the mean squared log price in the loss; the mean squared error, in units of its
+            noise, has the weight 1.
+        seed: seed of the initial weights and of the order of the batches, at least 0.
     """
 
     network: Literal["layer", "sequence"] = "layer"
@@ -105,14 +111,14 @@ class Recipe(_Part):
     """How a policy is trained.
 
     Attributes:
-        data: spec strings by name.
-        networks: the zoo.
-        tasks: every network is explored in each.
-        budgets: drawn for each network and task.
-        episodes: under each budget; the first is the solver's plan.
-        search_samples: that plans are compared on.
-        fitting: of the policy.
-        seed: of the splits, the menus and the episodes.
+        data: data of the zoo as the option `data` names it, by names that `networks` use.
+        networks: networks of the zoo.
+        tasks: kinds of menu and budget; every network is explored in each.
+        budgets: number of budgets that are drawn for each network and task.
+        episodes: number of episodes under each budget, at least 2; the first is the solver's plan.
+        search_samples: number of samples that plans are compared on.
+        fitting: settings of the fit.
+        seed: seed of the splits, the menus and the episodes, at least 0.
     """
 
     data: dict[str, str]
@@ -137,16 +143,16 @@ class Recipe(_Part):
         return self
 
     def to_yaml(self) -> str:
-        """As a file that `read_recipe` reads."""
+        """The recipe as the text of a file that `read_recipe` reads."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def read_recipe(path: str | Path, data: Mapping[str, str] | None = None) -> Recipe:
-    """The recipe of a YAML file.
+    """Read a recipe from a YAML file.
 
     Args:
-        path: of the file.
-        data: spec strings that replace those of the file, by name.
+        path: path of the file.
+        data: data that replaces the file's, by the names that the file gives it, such as `parquet:FOLDER`.
 
     Raises:
         InputError: the file can't be read, or something in it breaks a rule.

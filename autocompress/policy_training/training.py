@@ -1,4 +1,14 @@
-"""Training a policy: build the zoo, explore every network of it in every task, and fit the policy to all episodes."""
+"""Training a policy, from a recipe to a policy's files.
+
+`train_policy` does five things in this order:
+
+1. It reads the recipe and the data (`load_all`), and checks that the folder is free.
+2. For every network of the recipe it trains the network, or reads the weights that are in the cache
+   (`ExploredNetwork`).
+3. For every network and task it makes episodes, or reads those that are on disk (`gather`).
+4. It fits one policy to all episodes (`fitting.fit`).
+5. It writes the policy with a record of the networks, tasks and scores.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +35,7 @@ from autocompress.job.prepare import Job, build_evaluator, prepare
 from autocompress.menus.store import default_cache
 from autocompress.policies.files import SavedPolicy, save_policy
 from autocompress.policy_training.episode_files import load_episodes, save_episodes
-from autocompress.policy_training.episodes import MOST_LOSS, Budgeted, BudgetRange, episodes
+from autocompress.policy_training.episodes import MOST_LOSS, BudgetRange, EpisodesUnderBudget, episodes
 from autocompress.policy_training.fitting import fit
 from autocompress.policy_training.recipe import Recipe, ZooNetwork, ZooTask, read_recipe
 from autocompress.policy_training.zoo import in_memory, trained, weights_file
@@ -35,14 +45,14 @@ from autocompress.version import versions
 from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
 
 RECIPE, EPISODES = "recipe.yaml", "episodes"
-SETTLED = "settled.json"  # beside the episodes
+NUMBER_FORMATS = "settled.json"  # file beside the episodes: dtypes and batch sizes that were picked by measurement
 LICENCE = "Apache-2.0"
-_TOLD = 50  # steps of fitting between two reports
+_TOLD = 50  # fitting steps between two reports
 
-Gathered = Mapping[tuple[str, str], list[Budgeted]]
-"""Episodes by names of network and task."""
+Gathered = Mapping[tuple[str, str], list[EpisodesUnderBudget]]
+"""Episodes by the names of network and task."""
 Scores = Mapping[tuple[str, str], Mapping[str, float]]
-"""What they say in short, likewise."""
+"""Summary of the episodes, by the names of network and task; see `_score`."""
 
 
 def train_policy(
@@ -58,25 +68,29 @@ def train_policy(
 ) -> SavedPolicy:
     """Train a policy and write it into a folder, with its recipe, its episodes and TensorBoard scalars.
 
-    The zoo's weights and menus are kept in the cache. A killed training loses at most the episodes of one network in
-    one task.
+    The zoo's weights and menus are kept in the cache. A killed training loses at most the episodes of one
+    network in one task.
 
     Args:
-        recipe: file or content.
-        out: folder.
-        data: spec strings that replace those of the recipe, by name.
-        cache: of menus and zoo; the default one where None.
-        device: where networks are evaluated.
-        resume: go on in a folder that holds a training by the same recipe.
-        force: train anew in a folder that holds one; episodes of the same recipe are made anew as well.
-        progress: told what happens.
+        recipe: recipe, or the path of its YAML file.
+        out: folder of the policy and of the training.
+        data: data that replaces the recipe's, by the recipe's names; read only if `recipe` is a path.
+        cache: folder of the menu cache, which also keeps the zoo's weights. Default: `$AUTOCOMPRESS_CACHE`,
+            else ~/.cache/autocompress.
+        device: torch device that networks are evaluated on.
+        resume: continue the training in `out`, which must have the same recipe; episodes on disk are kept.
+        force: replace the training in `out`; its episodes are made anew.
+        progress: observer that is told of every stage. Default: nobody.
+
+    Returns:
+        The policy with the record of its training.
 
     Raises:
         InputError: the recipe breaks a rule, or the folder holds another training.
     """
     watcher, folder = progress or Silent(), Path(out)
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
-    splits = load_all(wanted)  # what can't be read must not leave a folder behind
+    splits = load_all(wanted)  # before the folder is made: data that can't be read must not leave a folder behind
     _claim(folder, wanted, resume=resume, force=force)
     started = time.monotonic()
     gathered, scores = gather(wanted, splits, folder / EPISODES, cache or default_cache(), device, watcher)
@@ -97,7 +111,14 @@ def train_policy(
 
 
 def load_all(recipe: Recipe) -> dict[str, Data]:
-    """The data of the recipe by name. Raises InputError where some can't be read."""
+    """Load the data of a recipe.
+
+    Returns:
+        The data by the recipe's names.
+
+    Raises:
+        InputError: some data can't be read.
+    """
     seed, samples = recipe.seed, recipe.search_samples
     return {name: load_data(spec, seed=seed, search_samples=samples) for name, spec in recipe.data.items()}
 
@@ -105,19 +126,35 @@ def load_all(recipe: Recipe) -> dict[str, Data]:
 def gather(
     recipe: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path, device: str, watcher: Progress
 ) -> tuple[Gathered, Scores]:
-    """The episodes of all networks in all tasks, and what they say in short; only those not on disk yet are made."""
+    """Read the episodes of all networks in all tasks from disk, and make those that are missing.
+
+    Args:
+        recipe: recipe of the training.
+        splits: data by the recipe's names, from `load_all`.
+        folder: folder of the episodes; created if it does not exist.
+        cache: folder of the menu cache, which also keeps the zoo's weights.
+        device: torch device that networks are evaluated on.
+        watcher: observer that is told of every network and budget.
+
+    Returns:
+        Episodes and their summary, by the names of network and task. Pairs without any usable budget are left
+        out.
+
+    Raises:
+        InputError: a file is damaged, or no network has a usable budget.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    settled = _Settled(folder / SETTLED)
-    gathered: dict[tuple[str, str], list[Budgeted]] = {}
+    number_formats = _NumberFormats(folder / NUMBER_FORMATS)
+    gathered: dict[tuple[str, str], list[EpisodesUnderBudget]] = {}
     scores = {}
     for number, zoo in enumerate(recipe.networks):
         watcher.stage(f"network {number + 1} of {len(recipe.networks)}: {zoo.name}")
-        home = Home(recipe, zoo, splits[zoo.data], cache, device, watcher, settled)
+        network = ExploredNetwork(recipe, zoo, splits[zoo.data], cache, device, watcher, number_formats)
         for task in recipe.tasks:
-            file, made_for = folder / f"{zoo.name}--{task.name}.npz", _made_for(recipe, zoo, task, home.data)
+            file, made_for = folder / f"{zoo.name}--{task.name}.npz", _made_for(recipe, zoo, task, network.data)
             found = load_episodes(file, made_for)
             if found is None:
-                found = _explored(recipe, task, home, watcher)
+                found = _explored(recipe, task, network, watcher)
                 save_episodes(file, made_for, found)
             if found:
                 gathered[zoo.name, task.name] = found
@@ -130,41 +167,51 @@ def gather(
     return gathered, scores
 
 
-class _Settled(UserDict[str, Any]):
-    """What a stopwatch picked, by name, in a JSON file: a training that is resumed goes on with the same."""
+class _NumberFormats(UserDict[str, Any]):
+    """Dtypes and batch sizes that were picked by measurement, by name, in a JSON file; additions rewrite it.
+
+    Measurements differ from time to time. A training that is resumed reads the picks, so it goes on with the
+    same ones.
+    """
 
     def __init__(self, file: Path) -> None:
         super().__init__()
         self._file = file
         if file.is_file():
-            self.data = _read_settled(file)
+            self.data = _read_number_formats(file)
 
     def __setitem__(self, name: str, pick: Any) -> None:
         super().__setitem__(name, pick)
         write_atomically(self._file, json.dumps(self.data, indent=1) + "\n")
 
 
-def _read_settled(file: Path) -> dict[str, Any]:
+def _read_number_formats(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except ValueError:
         content = None
     if not isinstance(content, dict):
-        raise InputError(f"`resume` must find a whole {SETTLED}, got {file}, which is damaged; remove it to pick anew.")
+        raise InputError(
+            f"`resume` must find a whole {NUMBER_FORMATS}, got {file}, which is damaged; remove it to pick anew."
+        )
     return content
 
 
-class Home:
-    """A network of the zoo while it is explored. What is not needed, because it is on disk, is never built.
+class ExploredNetwork:
+    """A network of the zoo with its menus and evaluator, each built when it is first asked for.
 
     Args:
-        recipe: of the training.
-        zoo: the network.
-        data: its own.
-        cache: of menus and weights.
-        device: where the network is evaluated.
-        watcher: told when the network is trained.
-        settled: dtypes and batch sizes that were picked before; takes those that are picked now.
+        recipe: recipe of the training.
+        zoo: network of the recipe.
+        data: data of this network.
+        cache: folder of the menu cache, which also keeps the zoo's weights.
+        device: torch device that the network is evaluated on.
+        watcher: observer that is told when the network is trained.
+        number_formats: dtypes and batch sizes that were picked by measurement before, by name; those that are
+            picked now are added. Default: an empty mapping.
+
+    Attributes:
+        data: data of this network.
     """
 
     def __init__(
@@ -175,62 +222,70 @@ class Home:
         cache: Path,
         device: str,
         watcher: Progress,
-        settled: MutableMapping[str, Any] | None = None,
+        number_formats: MutableMapping[str, Any] | None = None,
     ) -> None:
         self._recipe, self._zoo, self._cache, self._device, self._watcher = recipe, zoo, cache, device, watcher
-        self._settled = {} if settled is None else settled
+        self._number_formats = {} if number_formats is None else number_formats
         self.data = data
         self._model: nn.Module | None = None
         self._built: dict[str, tuple[Job, Evaluator]] = {}
 
     def job(self, task: ZooTask) -> tuple[Job, Evaluator]:
-        """With the task's menus; tasks with the same share one."""
+        """The network with the menus of a task, and its evaluator; tasks with the same options share both."""
         key = json.dumps(task.options, sort_keys=True)
         if key not in self._built:
-            self._built.clear()  # one at a time is enough memory
+            self._built.clear()  # two networks with their menus at once may be too much for the memory
             options = {**task.options, "cache": self._cache, "device": self._device, "seed": self._recipe.seed}
             asked = request(self.model(), self.data, options)
             loaded = load(asked, self.data, Silent())
             job = prepare(loaded, asked.menus, asked.config, Silent(), must_export=False)
             pick = f"evaluating {self._zoo.name} {key}"
-            evaluator = build_evaluator(job, asked.config, self._settled.get(pick))
-            self._settled[pick] = {"dtype": evaluator.dtype, "batch_size": evaluator.batch_size}
+            evaluator = build_evaluator(job, asked.config, self._number_formats.get(pick))
+            self._number_formats[pick] = {"dtype": evaluator.dtype, "batch_size": evaluator.batch_size}
             self._built[key] = job, evaluator
         return self._built[key]
 
     def model(self) -> nn.Module:
+        """The network with its trained weights, in eval mode."""
         if self._model is None:
             folder = self._cache / "zoo"
             kept = weights_file(self._zoo, self.data, folder).is_file()
             if not kept:
                 self._watcher.stage(f"training {self._zoo.name}: {self._zoo.epochs:g} epochs")
-            self._model = trained(self._zoo, self.data if kept else in_memory(self.data), folder, self._settled)
+            self._model = trained(self._zoo, self.data if kept else in_memory(self.data), folder, self._number_formats)
         return self._model
 
 
-def _explored(recipe: Recipe, task: ZooTask, home: Home, watcher: Progress) -> list[Budgeted]:
-    job, evaluator = home.job(task)
+def _explored(recipe: Recipe, task: ZooTask, network: ExploredNetwork, watcher: Progress) -> list[EpisodesUnderBudget]:
+    """The episodes of one network in one task, under each of its budgets."""
+    job, evaluator = network.job(task)
     budgets = BudgetRange(task.resource, task.low, task.high)
-    found: list[Budgeted] = []
-    for under in episodes(job.problem, evaluator, budgets, recipe.budgets, recipe.episodes, recipe.seed):
-        found.append(under)
+    found: list[EpisodesUnderBudget] = []
+    for one_budget in episodes(job.problem, evaluator, budgets, recipe.budgets, recipe.episodes, recipe.seed):
+        found.append(one_budget)
         evaluator.forget()
         watcher.advance(len(found), recipe.budgets, f"budgets of {task.name}")
     return found
 
 
 def _made_for(recipe: Recipe, zoo: ZooNetwork, task: ZooTask, data: Data) -> str:
-    """Hash of all that the episodes of a network in a task depend on."""
+    """SHA-256 digest, in hex, of everything that the episodes of a network in a task depend on."""
     network = weights_file(zoo, data, Path()).stem.rpartition("-")[2]
     counts = [recipe.budgets, recipe.episodes, recipe.search_samples, recipe.seed, OBSERVATION_VERSION]
     content = json.dumps([network, task.model_dump(mode="json", exclude={"name"}), counts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _score(found: list[Budgeted]) -> dict[str, float]:
-    """How many budgets and episodes, the solver's median loss, and how far below it the best episodes were."""
-    solver = np.array([max(under.losses[0], 1e-9) for under in found])
-    best = np.array([max(under.losses.min(), 1e-9) for under in found])
+def _score(found: list[EpisodesUnderBudget]) -> dict[str, float]:
+    """Summary of a network's episodes in a task.
+
+    Returns:
+        `budgets` and `episodes`: their numbers; `solver_kl`: median KL of the solver's plans, in nats;
+        `best_of_solver`: geometric mean over budgets of the best episode's KL divided by that of the solver's
+        plan.
+    """
+    solver = np.array([max(one_budget.losses[0], 1e-9) for one_budget in found])
+    best = np.array([max(one_budget.losses.min(), 1e-9) for one_budget in found])
     return {
         "budgets": len(found),
         "episodes": _count(found),
@@ -239,12 +294,15 @@ def _score(found: list[Budgeted]) -> dict[str, float]:
     }
 
 
-def _count(found: list[Budgeted]) -> int:
-    return sum(len(under.losses) for under in found)
+def _count(found: list[EpisodesUnderBudget]) -> int:
+    """The number of episodes under all budgets."""
+    return sum(len(one_budget.losses) for one_budget in found)
 
 
 def _record(recipe: Recipe, gathered: Gathered, scores: Scores, seconds: float) -> dict[str, Any]:
-    kinds = np.max([under.observations[:, : len(KINDS)].max(0) for found in gathered.values() for under in found], 0)
+    """The record of a training as JSON data: date, networks, tasks, recipe and what the episodes showed."""
+    every_budget = [one_budget for found in gathered.values() for one_budget in found]
+    kinds = np.max([one_budget.observations[:, : len(KINDS)].max(0) for one_budget in every_budget], 0)
     of_task = {
         task.name: [score["best_of_solver"] for (_, name), score in scores.items() if name == task.name]
         for task in recipe.tasks
@@ -268,19 +326,20 @@ def _record(recipe: Recipe, gathered: Gathered, scores: Scores, seconds: float) 
 
 
 def _digest(recipe: Recipe) -> str:
-    """Of all but where the data lies."""
+    """SHA-256 digest, in hex, of a recipe without its `data`, which only says where the data is."""
     content = recipe.model_dump(mode="json", exclude={"data"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _scalars(folder: Path) -> Any:
+    """A TensorBoard writer into `folder`."""
     from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
 
     return SummaryWriter(str(folder))
 
 
 def _claim(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
-    """Write the recipe into the folder, if it is free or the training in it may be gone on with or replaced."""
+    """Write the recipe into the folder, if it is empty or the training in it may be continued or replaced."""
     if resume and force:
         raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
     file, content = folder / RECIPE, recipe.to_yaml()
@@ -297,7 +356,7 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
         raise InputError(f"`out` must be a new or empty folder, got {folder}, which holds other files.")
     folder.mkdir(parents=True, exist_ok=True)
     if force:
-        for old in (*(folder / EPISODES).glob("*.npz"), folder / EPISODES / SETTLED, folder / POLICY):
+        for old in (*(folder / EPISODES).glob("*.npz"), folder / EPISODES / NUMBER_FORMATS, folder / POLICY):
             old.unlink(missing_ok=True)
         shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
     write_atomically(file, content)

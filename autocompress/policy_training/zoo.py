@@ -1,4 +1,4 @@
-"""The zoo: small networks, trained from scratch when first asked for and kept, that policies are trained on."""
+"""The second step of training a policy: the zoo, small networks that are trained from scratch and kept."""
 
 from __future__ import annotations
 
@@ -26,25 +26,36 @@ from autocompress.models.registry import load_model
 from autocompress.models.weights import load_weights_
 from autocompress.policy_training.recipe import ZooNetwork
 
-_CLIP = 2.0  # largest norm of the gradient: mixers need one
-_SMOOTHING = 0.1  # of labels
-_WARM_UP = 0.2  # share of all steps
-_VERSION = 1  # of the recipe below: weights trained by another are trained anew
+_CLIP = 2.0  # largest norm of the gradient: MLP-Mixers need a bound
+_SMOOTHING = 0.1  # label smoothing
+_WARM_UP = 0.2  # share of all steps in which the learning rate rises
+_VERSION = 1  # version of `train_`: weights that another version trained are trained anew
 
 
 def weights_file(network: ZooNetwork, data: Data, folder: Path) -> Path:
-    """Where a network's weights are kept: named by everything that they depend on."""
+    """Path of a network's weights; its name holds a digest of everything that the weights depend on.
+
+    Args:
+        network: network of the zoo.
+        data: data that the network is trained on.
+        folder: folder of all weights of the zoo.
+    """
     recipe = {**network.model_dump(mode="json"), "name": "", "data": data.fingerprint}
     digest = hashlib.sha256(json.dumps([_VERSION, recipe], sort_keys=True).encode()).hexdigest()
     return folder / f"{network.name}-{digest[:12]}.safetensors"
 
 
 def trained(
-    network: ZooNetwork, data: Data, folder: Path, settled: MutableMapping[str, Any] | None = None
+    network: ZooNetwork, data: Data, folder: Path, number_formats: MutableMapping[str, Any] | None = None
 ) -> nn.Module:
-    """The network with its weights, in eval mode; trained where `folder` does not have them.
+    """The network with its weights, in eval mode; it is trained if `folder` does not hold its weights.
 
-    `settled` holds the dtype that the stopwatch picked, or takes it.
+    Args:
+        network: network of the zoo.
+        data: data that the network is trained on.
+        folder: folder of all weights of the zoo; created if it does not exist.
+        number_formats: dtypes that were picked by measurement, by name. If the network's is missing, it is
+            measured and added. Default: an empty mapping.
 
     Raises:
         InputError: the model or its arguments are wrong, or the data has no labels.
@@ -56,7 +67,7 @@ def trained(
     if file.is_file():
         load_weights_(model, file)
         return model.eval()
-    train_(model, data, network, settled=settled)
+    train_(model, data, network, number_formats=number_formats)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
     return model.eval()
@@ -67,18 +78,27 @@ def train_(
     data: Data,
     network: ZooNetwork,
     batch_size: int = 128,
-    settled: MutableMapping[str, Any] | None = None,
+    number_formats: MutableMapping[str, Any] | None = None,
 ) -> None:
-    """Train in place, by one cycle of the learning rate (Smith & Topin 2019), in the dtype that is `settled`."""
+    """Train a network in place, with one cycle of the learning rate (Smith & Topin 2019).
+
+    Args:
+        model: model with its initial weights.
+        data: data with labels.
+        network: settings of the training.
+        batch_size: number of samples in a step.
+        number_formats: dtypes that were picked by measurement, by name. If the network's is missing, it is
+            measured and added. Default: an empty mapping.
+    """
     batches = TrainingBatches(data, trained_on(data), batch_size, network.augmentation, network.seed)
     total = max(1, round(network.epochs * batches.steps_per_epoch))
     optimizer = _optimizer(model, network.learning_rate)
-    warm_up = _WARM_UP if total * _WARM_UP > 1 else 0.0  # of at most one step there is nothing to raise
+    warm_up = _WARM_UP if total * _WARM_UP > 1 else 0.0  # in one step the learning rate can't rise
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.learning_rate, total, pct_start=warm_up)
-    settled, pick = {} if settled is None else settled, f"training {network.name}"
-    if pick not in settled:
-        settled[pick] = _fastest_dtype(model, next(iter(batches.steps(0, 1)))[0])
-    dtype = DTYPES[settled[pick]]
+    number_formats, pick = {} if number_formats is None else number_formats, f"training {network.name}"
+    if pick not in number_formats:
+        number_formats[pick] = _fastest_dtype(model, next(iter(batches.steps(0, 1)))[0])
+    dtype = DTYPES[number_formats[pick]]
     model.train()
     for inputs, labels in batches.steps(0, total):
         assert labels is not None, "the data has classes"
@@ -92,7 +112,7 @@ def train_(
 
 
 def in_memory(data: Data) -> Data:
-    """The same data with its training inputs decoded once: small networks train faster than images are decoded."""
+    """The same data with all training inputs decoded: small networks train faster than images are decoded."""
     parts = [data.train.load(piece.tolist()) for piece in torch.arange(len(data.train)).split(4096)]
     labels = torch.cat([part for _, part in parts if part is not None]) if data.classes else None
     source = TensorSource(torch.cat([part for part, _ in parts]), labels, Normalization(None, None))
@@ -100,12 +120,14 @@ def in_memory(data: Data) -> Data:
 
 
 def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum for networks with batch norm, AdamW for all others."""
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
     return torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.05)
 
 
 def _forward(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits (N, K) in float32 for inputs (N, ...), computed in `dtype`."""
     inputs = inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
         logits: Tensor = model(inputs)
@@ -113,7 +135,7 @@ def _forward(model: nn.Module, inputs: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _fastest_dtype(model: nn.Module, inputs: Tensor) -> str:
-    """Of the forward and backward pass: depthwise convolutions are slower in bfloat16, all others faster."""
+    """The dtype in which training is faster: depthwise convolutions are slower in bfloat16."""
     seconds = {}
     for dtype in ("float32", "bfloat16"):
         for _ in range(2):  # the first one warms up

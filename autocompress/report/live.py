@@ -1,4 +1,4 @@
-"""The live view of a job on standard error: one progress display on a terminal, few plain lines elsewhere."""
+"""The live view of a job on standard error: a progress display on a terminal, a few plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from autocompress.progress import Step
 
 
 class TerminalView:
-    """One Rich progress display: a bar for the menus, then one for the episodes.
+    """A view for terminals: one Rich progress display with a bar for each kind of work.
 
     Args:
-        console: of standard error.
+        console: console of standard error.
     """
 
     def __init__(self, console: Console) -> None:
@@ -79,10 +79,10 @@ class TerminalView:
 
 
 class PlainView:
-    """A line for every part, every better plan, and every tenth of the episodes.
+    """A view for files and pipes: a line for every stage, every better plan, and every tenth of the episodes.
 
     Args:
-        console: of standard error.
+        console: console of standard error.
     """
 
     def __init__(self, console: Console) -> None:
@@ -129,13 +129,13 @@ def best_so_far(step: Step) -> str:
     """The best plan so far in a few words.
 
     >>> best_so_far(Step(3, 10, False, 0.0412, 0.9731, {"size": 18_200}, {"size": 20_000}))
-    'best KL 0.0412  accuracy 97.3 %  size 91.0 % of budget'
+    'best plan: KL 0.0412 nats, accuracy 97.3 %, size 91.0 % of the budget'
     """
-    accuracy = "" if math.isnan(step.best_accuracy) else f"  accuracy {100 * step.best_accuracy:.1f} %"
+    accuracy = "" if math.isnan(step.best_accuracy) else f", accuracy {100 * step.best_accuracy:.1f} %"
     spent = "".join(
-        f"  {name} {100 * step.resources[name] / limit:.1f} % of budget" for name, limit in step.limits.items()
+        f", {name} {100 * step.resources[name] / limit:.1f} % of the budget" for name, limit in step.limits.items()
     )
-    return f"best KL {step.best_kl:.4f}{accuracy}{spent}"
+    return f"best plan: KL {step.best_kl:.4f} nats{accuracy}{spent}"
 
 
 def tuning_state(loss: float, accuracy: float) -> str:

@@ -1,4 +1,4 @@
-"""Results as tables for people."""
+"""Results as tables and lines for people to read on a terminal."""
 
 from __future__ import annotations
 
@@ -18,18 +18,31 @@ if TYPE_CHECKING:
     from autocompress.job.results import Finished, Inspection, Measurement, Result
     from autocompress.targets.verify import Verification
 
-NAMES = {"size": "bytes", "macs": "multiply-accumulates", "bitops": "bit operations", "memory": "peak memory, bytes"}
+NAMES = {
+    "size": "size in bytes",
+    "macs": "multiply-accumulates",
+    "bitops": "bit operations",
+    "memory": "peak activation memory in bytes",
+}
+_SAME_SPEED = 0.01  # latencies that differ by at most this fraction are called equal
 
 
 def print_measurement(console: Console, measured: Measurement) -> None:
-    """Original against compressed, whether the budget is met, and what the labels are."""
-    table = Table(title=f"Original and compressed network ({measured.split} split)", title_justify="left")
-    for column in ("", "original", "compressed", "fraction"):
+    """Print original and compressed network, whether the budget is met, and a summary of the labels.
+
+    Args:
+        console: console of standard output.
+        measured: measurement of a plan.
+    """
+    table = Table(
+        title=f"Original and compressed network, measured on the {measured.split} split", title_justify="left"
+    )
+    for column in ("", "original", "compressed", "compressed / original"):
         table.add_column(column, justify="left" if not column else "right")
     original, compressed = measured.original_outcome, measured.outcome
-    table.add_row("accuracy", _percent(original.accuracy), _percent(compressed.accuracy), "")
-    table.add_row("KL divergence, nats", f"{original.kl:.4f}", f"{compressed.kl:.4f}", "")
-    table.add_row("agreement", _percent(original.agreement), _percent(compressed.agreement), "")
+    table.add_row("top-1 accuracy", _percent(original.accuracy), _percent(compressed.accuracy), "")
+    table.add_row("KL divergence from the original, nats", f"{original.kl:.4f}", f"{compressed.kl:.4f}", "")
+    table.add_row("same top-1 answer as the original", _percent(original.agreement), _percent(compressed.agreement), "")
     for name in RESOURCES:
         before, after = original.resources[name], compressed.resources[name]
         table.add_row(NAMES[name], f"{before:,}", f"{after:,}", f"{after / before:.4f}" if before else "")
@@ -39,23 +52,39 @@ def print_measurement(console: Console, measured: Measurement) -> None:
 
 
 def print_finished(console: Console, finished: Finished) -> None:
-    """`print_measurement`, the files in their runtime, and the claims that were looked at."""
+    """Print a finished run: all of `print_measurement`, the folder, files in their runtime, and the checks.
+
+    Args:
+        console: console of standard output.
+        finished: run whose files were written and verified.
+    """
     print_measurement(console, finished)
     for line in _verification_lines(finished):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def print_result(console: Console, result: Result) -> None:
-    """`print_finished`, and how the search came to it."""
+    """Print the result of a search: all of `print_finished`, and how many plans the search evaluated.
+
+    Args:
+        console: console of standard output.
+        result: result of a search.
+    """
     print_finished(console, result)
-    line = f"search: {result.evaluations} plans evaluated; {result.stopped_because}"
+    plans = "1 plan" if result.evaluations == 1 else f"{result.evaluations:,} plans"
+    line = f"search: {plans} evaluated; {result.stopped_because}"
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def print_verification(console: Console, verified: Verification) -> None:
-    """Every claim that was looked at, then the files in their runtime."""
-    table = Table(title="Claims", title_justify="left")
-    for column in ("", "claim", "found"):
+    """Print every claim that was checked, then the files in their runtime.
+
+    Args:
+        console: console of standard output.
+        verified: result of a verification.
+    """
+    table = Table(title="Claims of the run, checked on its files", title_justify="left")
+    for column in ("result", "claim", "found"):
         table.add_column(column)
     for check in verified.checks:
         table.add_row("passed" if check.passed else "FAILED", check.name, escape(check.detail))
@@ -65,6 +94,7 @@ def print_verification(console: Console, verified: Verification) -> None:
 
 
 def _verification_lines(finished: Finished) -> list[str]:
+    """The run's folder and files, its files in their runtime, and how many checks passed."""
     verified = finished.verification
     files = ", ".join(f"{name}: {count:,} bytes" for name, count in verified.file_bytes.items())
     passed = sum(check.passed for check in verified.checks)
@@ -77,34 +107,56 @@ def _verification_lines(finished: Finished) -> list[str]:
 
 
 def _runtime_lines(verified: Verification) -> list[str]:
+    """Accuracy and latency of the exported file in its runtime; empty where the target has none."""
     found = verified.runtime
     if found is None:
         return []
-    accuracy = f"accuracy {_percent(found.closeness.accuracy)}, KL {found.closeness.kl:.4f}"
-    lines = [f"in {found.runtime}: {accuracy}; agrees with PyTorch on {100 * found.agreement:.2f} %"]
+    accuracy = f"top-1 accuracy {_percent(found.closeness.accuracy)}, KL {found.closeness.kl:.4f} nats"
+    agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
+    lines = [f"in {found.runtime}: {accuracy}; {agreement}"]
     for batch, (original, compressed) in found.seconds.items():
         times = f"{1e3 * original:.2f} ms original, {1e3 * compressed:.2f} ms compressed"
-        lines.append(f"latency at batch {batch}, one thread: {times} ({original / compressed:.2f} times faster)")
+        lines.append(f"latency at batch {batch}, one thread: {times} ({speed(original, compressed)})")
     return lines
 
 
+def speed(original: float, compressed: float) -> str:
+    """The latency of the compressed network against the original's, in words.
+
+    >>> speed(0.00264, 0.002), speed(0.002, 0.00216), speed(0.002, 0.00201)
+    ('1.32 times faster', '1.08 times slower', 'as fast')
+    """
+    if abs(original - compressed) <= _SAME_SPEED * original:
+        return "as fast"
+    if compressed < original:
+        return f"{original / compressed:.2f} times faster"
+    return f"{compressed / original:.2f} times slower"
+
+
 def _closing_lines(measured: Measurement) -> list[str]:
+    """Whether the budget is met, if there is one, and a summary of the labels."""
     summary = label_summary(measured.problem, measured.labeling)
-    shares = ", ".join(f"{bits} bits {100 * share:.1f} %" for bits, share in summary["share_by_weight_bits"].items())
-    mean = f"mean {summary['mean_weight_bits']:.2f} bits a weight"
-    lines = [f"weights: {shares} ({mean}); {100 * summary['removed']:.1f} % removed"]
+    shares = ", ".join(f"{100 * share:.1f} % at {bits} bits" for bits, share in summary["share_by_weight_bits"].items())
+    mean = f"on average {summary['mean_weight_bits']:.2f} bits"
+    lines = [f"weights: {100 * summary['removed']:.1f} % removed; of the others {shares} ({mean})"]
     if measured.limits:
         spent = ", ".join(
-            f"{name} {measured.outcome.resources[name]:,} of {limit:,}" for name, limit in measured.limits.items()
+            f"{name} {measured.outcome.resources[name]:,} of at most {limit:,} {RESOURCES[name]}"
+            for name, limit in measured.limits.items()
         )
         lines.insert(0, f"budget: {'met' if measured.meets_budget else 'NOT met'} ({spent})")
     return lines
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
-    """The layers, the channel groups, and what the cost tables don't know."""
+    """Print the layers, the channel groups, the original's costs, and operators whose cost is not known.
+
+    Args:
+        console: console of standard output.
+        inspection: result of `inspect`.
+    """
     console.print(_layer_table(inspection.layers))
-    groups = Table(title="Channel groups", title_justify="left")
+    groups = Table(title="Channel groups: channels that can only be removed together", title_justify="left")
     for column in ("group", "owner", "channels", "written by", "read by", "is a branch"):
         groups.add_column(column, justify="right" if column in ("group", "channels") else "left")
     for index, group in enumerate(inspection.network.groups):
@@ -117,10 +169,12 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
 
 
 def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
+    """The table of all layers, with the expected loss of each label alone."""
     bits = sorted({width for layer in layers for width in layer.bit_errors}, reverse=True)
     sparsities = sorted({sparsity for layer in layers for sparsity in layer.sparsity_errors})
     table = Table(
-        title="Layers, with the expected loss (nats of KL divergence a sample) of each label alone",
+        title="Layers, with the expected loss (nats of KL divergence a sample) if one layer alone gets N weight bits "
+        "or loses N % of its channels or weights",
         title_justify="left",
     )
     for column in ("layer", "kind", "weight", "output"):
@@ -128,7 +182,7 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
     headings = ["parameters", "MACs", "group", *(f"{width} bits" for width in bits)]
     for column in [*headings, *(f"-{100 * sparsity:.3g} %" for sparsity in sparsities)]:
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("may be labelled")
+    table.add_column("labels on offer")
     for layer in layers:
         errors = [_error(layer.bit_errors, width) for width in bits]
         errors += [_error(layer.sparsity_errors, sparsity) for sparsity in sparsities]
@@ -147,11 +201,12 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
 
 
 def _inspection_lines(inspection: Inspection) -> list[str]:
-    lines = [f"{NAMES[name]} of the original: {inspection.original[name]:,}" for name in RESOURCES]
+    """The original's costs, and operators whose cost is not known."""
+    lines = [f"original network's {NAMES[name]}: {inspection.original[name]:,}" for name in RESOURCES]
     unknown = inspection.network.unknown_operators
     if unknown:
         calls = ", ".join(f"{name} ({count} calls)" for name, count in unknown.items())
-        lines.append(f"operators in no cost table, counted as 0: {calls}")
+        lines.append(f"operators that are in no cost table, so their cost counts as 0: {calls}")
     return lines
 
 

@@ -208,7 +208,7 @@ def test_evaluate_prints_a_table_and_json(run, quick):
     assert table.stderr == ""
     data = json.loads(invoke(*arguments, "--format", "json").stdout)
     size, limit = data["compressed"]["resources"]["size"], data["original"]["resources"]["size"] // 100
-    assert f"budget: NOT met (size {size:,} of {limit:,})" in table.stdout.splitlines()
+    assert f"budget: NOT met (size {size:,} of at most {limit:,} bytes)" in table.stdout.splitlines()
     assert f"{100 * data['compressed']['accuracy']:.2f} %" in table.stdout
     assert data["budget"] == {"limits": {"size": limit}, "met": False}
     result = json.loads(done.stdout)

@@ -40,15 +40,15 @@ class Watcher(SilentComparison):
         (self.begun if step is None else self.steps).append(cell)
 
 
-def bury(cell, epitaph):
-    return failed(cell, "random", epitaph)
+def failed_cell(cell, exit_message):
+    return failed(cell, "random", exit_message)
 
 
 def test_every_cell_is_run_once_and_a_death_fails_one_cell_alone():
     watcher = Watcher()
     budgets = ["fine", "dies", "fine", "exits", "fine"]
     cells = [Cell("random", budget, seed) for seed, budget in enumerate(budgets)]
-    results = {each.cell: each for each in run_in_pool(cells, 2, work, (0.25,), bury, watcher)}
+    results = {each.cell: each for each in run_in_pool(cells, 2, work, (0.25,), failed_cell, watcher)}
     assert [results[cell].kl for cell in (cells[0], cells[2], cells[4])] == [0.25, 2.25, 4.25]
     assert [results[cell].message for cell in (cells[1], cells[3])] == [
         "the worker process was ended by SIGKILL",
@@ -63,7 +63,7 @@ def test_every_cell_is_run_once_and_a_death_fails_one_cell_alone():
 def test_who_stops_listening_leaves_no_process_behind():
     cells = [Cell("random", "sleeps", seed) for seed in range(4)]
     handler = signal.getsignal(signal.SIGINT)
-    running = run_in_pool(cells, 2, work, (0.0,), bury, Watcher())
+    running = run_in_pool(cells, 2, work, (0.0,), failed_cell, Watcher())
     assert next(running).finished
     assert len(multiprocessing.active_children()) == 2
     running.close()
@@ -80,6 +80,6 @@ def test_threads_are_divided_between_the_processes_that_there_are(monkeypatch, j
 
 
 def test_no_cells_need_no_process():
-    assert list(run_in_pool([], 2, work, (0.0,), bury, Watcher())) == []
+    assert list(run_in_pool([], 2, work, (0.0,), failed_cell, Watcher())) == []
     with pytest.raises(StopIteration):
-        next(iter(run_in_pool([], 2, work, (0.0,), bury, Watcher())))
+        next(iter(run_in_pool([], 2, work, (0.0,), failed_cell, Watcher())))

@@ -22,7 +22,7 @@ from autocompress.comparison.session import Session, requests_of
 from autocompress.comparison.suite import Cell, make_suite, read_suite
 from autocompress.errors import InputError
 from autocompress.job import options as job_options
-from autocompress.job.search import stamp
+from autocompress.job.search import policy_digest
 from autocompress.policies.files import load_policy, save_policy
 from autocompress.policies.network import PricePolicy
 
@@ -175,7 +175,7 @@ def test_an_interrupted_comparison_says_how_to_go_on(suite, tmp_path, monkeypatc
     done = invoke(out / "suite.yaml", "--out", out, "--resume")
     assert done.exit_code == 0
     assert "note: 1 of 1 cells had finished before" in done.stderr
-    assert "* makes no random choice: one seed says all" in done.stdout
+    assert "* makes no random choice, so it runs with one seed" in done.stdout
     assert [method.name for method in read_suite(out / "suite.yaml").methods] == ["solver"]
 
 
@@ -201,17 +201,17 @@ def test_another_policy_is_refused_where_cells_have_finished(suite, tmp_path):
     policy, out = tmp_path / "policy", tmp_path / "out"
     mine = {"name": "mine", "method": "rl", "agent": "posterior-ppo", "policy": str(policy), "episodes": 2}
     content = {**suite, "methods": ["solver", mine], "seeds": 1}
-    stamps = []
+    digests = []
     for mean in (0.0, 0.1):
         untrained = PricePolicy("layer", 1, 8)
         untrained.mean.fill_(mean)
         save_policy(policy, untrained, {"kinds": ["conv", "linear"]})
-        stamps.append(stamp(load_policy(policy))["policy"])
+        digests.append(policy_digest(load_policy(policy))["policy"])
         if not mean:
             autocompress.compare(content, out=out)
-    assert json.loads((out / "policies.json").read_text()) == {"solver": None, "mine": stamps[0]}
+    assert json.loads((out / "policies.json").read_text()) == {"solver": None, "mine": digests[0]}
     message = (
-        f"`policy` of mine must be that of the comparison in {out}, {stamps[0]}, got {stamps[1]}; "
+        f"`policy` of mine must be that of the comparison in {out}, {digests[0]}, got {digests[1]}; "
         "put it back, or choose another --out."
     )
     cell = Cell("mine", "size=12%", 0)
@@ -224,7 +224,7 @@ def test_another_policy_is_refused_where_cells_have_finished(suite, tmp_path):
         assert str(error.value) == message
     (out / "cells/mine--size=12pct--0.json").unlink()
     assert autocompress.compare(content, out=out, resume=True).results[1].finished
-    assert json.loads((out / "policies.json").read_text()) == {"solver": None, "mine": stamps[1]}
+    assert json.loads((out / "policies.json").read_text()) == {"solver": None, "mine": digests[1]}
 
 
 def test_a_comparison_of_before_stamps_were_kept_is_resumed(whole, tmp_path):
@@ -256,7 +256,7 @@ class Clock:
 def test_a_cell_s_seconds_are_of_the_search_alone(suite, tmp_path, monkeypatch):
     clock, calls = Clock(), []
     monkeypatch.setattr(session, "time", clock)
-    slow = [(session, "run_search", 7), (session, "decided", 100), (session, "original_accuracy", 10_000)]
+    slow = [(session, "run_search", 7), (session, "policy_plan", 100), (session, "original_accuracy", 10_000)]
     for module, name, seconds in [*slow, (job_options, "chosen_policy", 1000)]:
         monkeypatch.setattr(module, name, clock.slow(getattr(module, name), seconds, calls))
     rl = {"name": "rl", "method": "rl", "agent": "posterior-ppo", "reward": "haq", "policy": "default", "episodes": 1}

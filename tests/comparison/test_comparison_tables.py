@@ -13,7 +13,7 @@ from rich.console import Console
 
 from autocompress.comparison.report import write_report
 from autocompress.comparison.results import CellResult, failed
-from autocompress.comparison.series import curves, looks, pareto
+from autocompress.comparison.series import curves, pareto, styles
 from autocompress.comparison.suite import Cell, make_suite
 from autocompress.comparison.summary import Spread, bootstrap, spread, summarise
 from autocompress.comparison.tables import latex, terminal_tables
@@ -69,6 +69,14 @@ def test_bootstrap_takes_the_same_resamples_for_every_column_and_leaves_the_glob
     assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
 
 
+def test_intervals_of_equal_values_are_that_value_and_nan_stays_nan():
+    low, high = bootstrap(np.array([[0.1, 1.0], [0.1, math.nan], [0.1, 2.0]]))
+    assert (low[0], high[0]) == (0.1, 0.1)
+    assert np.isnan([low[1], high[1]]).all()
+    assert [ends.tolist() for ends in bootstrap(np.array([[1.0, 2.0]]))] == [[1.0, 2.0]] * 2
+    assert [ends.shape for ends in bootstrap(np.empty((3, 0)))] == [(0,)] * 2
+
+
 def test_summary_counts_failures_apart_and_says_which_methods_know_no_chance():
     summaries = {(each.method, each.budget): each for each in summarise(RESULTS)}
     ours = summaries["r_l & co", "size=10%"]
@@ -84,9 +92,9 @@ def test_summary_counts_failures_apart_and_says_which_methods_know_no_chance():
 
 def test_latex_to_the_letter():
     assert latex(SUITE, summarise(RESULTS)) == (
-        "% Means over seeds with 95 % bootstrap intervals. A number without one is of a single seed. Methods without\n"
-        "% random choices, of which one seed says all: solver.\n"
-        "% KL: of the plan that the search chose, on the search split.\n"
+        "% Means over seeds [95 % bootstrap interval]. A number without an interval is from a single seed.\n"
+        "% Methods without random choices, which run with one seed: solver.\n"
+        "% KL: divergence of the best plan from the original network, on the search split.\n"
         "\\begin{tabular}{lrrrr}\n"
         "\\toprule\n"
         " & \\multicolumn{2}{c}{size=10\\%} & \\multicolumn{2}{c}{size=20\\%} \\\\\n"
@@ -107,13 +115,13 @@ def test_terminal_tables_rank_methods_and_fit_into_80_columns():
     first, second = terminal_tables(summarise(RESULTS))
     console.print(first)
     lines = [line.strip() for line in console.file.getvalue().splitlines()]
-    assert lines[0] == "size=10%: means over seeds [95 % bootstrap interval]"
+    assert lines[0] == "budget size=10%: means over seeds [95 % bootstrap interval]"
     assert [[text.strip() for text in line.split("│")[1:-1]] for line in lines if "│" in line] == [
         ["r_l & co", "2", "0.2000 [0.1000, 0.3000]", "89.00", "4"],
         ["solver", "1*", "0.4000", "80.00", "1"],
         ["random", "0 (2 failed)", "-", "-", "-"],
     ]
-    assert lines[-1] == "* makes no random choice: one seed says all"
+    assert lines[-1] == "* makes no random choice, so it runs with one seed"
     assert list(second.columns[0].cells) == ["r_l & co", "solver", "random"]
 
 
@@ -194,6 +202,6 @@ def test_accuracy_stands_at_each_budgets_share_of_the_original():
     assert (ours.seeds, random.seeds) == ((2, 1), (2,))
 
 
-def test_no_two_methods_look_alike():
-    shown = looks([f"method {index}" for index in range(25)])
-    assert len({(look.color, look.marker, look.line) for look in shown.values()}) == 25
+def test_no_two_methods_share_a_style():
+    shown = styles([f"method {index}" for index in range(25)])
+    assert len({(style.color, style.marker, style.line) for style in shown.values()}) == 25

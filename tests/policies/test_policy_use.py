@@ -14,8 +14,8 @@ from autocompress.job.load import load, load_splits
 from autocompress.job.options import request, search_request
 from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.network import PricePolicy, walk
-from autocompress.policies.use import planned
+from autocompress.policies.network import PricePolicy, plan_in_one_pass
+from autocompress.policies.use import zero_shot_plan
 from autocompress.progress import Silent
 from autocompress.run.journal import read_journal
 from autocompress.searchers.agents import AGENTS
@@ -176,7 +176,7 @@ def test_search_refuses_before_anything_is_loaded(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def toy_walk(agent, prices, episodes=4):
+def evaluated_by(agent, prices, episodes=4):
     """Plans (weight bits) in the order of evaluation."""
     problem, evaluate = toy_problem()
     task = Task(problem, dict(TOY_LIMITS), evaluate, 1.0, fair_coins(4), prices)
@@ -189,19 +189,19 @@ def toy_walk(agent, prices, episodes=4):
 @pytest.mark.parametrize("agent", BEGINNERS)
 def test_the_policys_plan_comes_first_and_the_solvers_second(agent):
     """The solver's is (2, 2, 4) bits, at 0.76 nats; the prices lead to (2, 4, 2), the optimum at 0.512."""
-    assert toy_walk(agent, PRICES, episodes=2) == [[0, 1, 0], [0, 0, 1]]
-    assert toy_walk(agent, None, episodes=1) == [[0, 0, 1]]
+    assert evaluated_by(agent, PRICES, episodes=2) == [[0, 1, 0], [0, 0, 1]]
+    assert evaluated_by(agent, None, episodes=1) == [[0, 0, 1]]
 
 
 @pytest.mark.parametrize("agent", ["model-based", "posterior-ppo"])
 def test_a_policy_that_is_the_solver_costs_no_evaluation(agent):
     """What comes first is evaluated once; how soon the model plans after it is another matter."""
-    assert toy_walk(agent, np.zeros((3, 2)), episodes=2) == toy_walk(agent, None, episodes=2)
+    assert evaluated_by(agent, np.zeros((3, 2)), episodes=2) == evaluated_by(agent, None, episodes=2)
 
 
 def test_agents_without_an_explorer_are_not_steered():
     """`chosen_policy` gives them no prices; the first plan of a search without prices is the solver's."""
-    assert toy_walk("ppo", None, episodes=1) == [[0, 0, 1]]
+    assert evaluated_by("ppo", None, episodes=1) == [[0, 0, 1]]
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
@@ -234,13 +234,13 @@ def test_the_belief_returns_to_the_policys_prices_where_nothing_is_measured():
     assert belief.mean[0] - belief.mean[1] == pytest.approx(1.2, abs=0.01)
 
 
-def walked(saved, result):
-    return walk(load_policy(saved).policy, result.problem, result.limits, ["conv"])
+def plan_of(saved, result):
+    return plan_in_one_pass(load_policy(saved).policy, result.problem, result.limits, ["conv"])
 
 
 def test_without_evaluations_the_plan_is_what_is_foreseen_under_the_policys_prices(zero_shot, job, mine):
     result, watcher = zero_shot
-    found, evaluator = walked(mine, result), build_evaluator(*job)
+    found, evaluator = plan_of(mine, result), build_evaluator(*job)
     given = result.problem, result.limits, evaluator.probabilities, evaluator.effects()
     assert foreseen(*given, found.prices).key() == result.labeling.key()
     others = found.labeling, foreseen(*given), Solver(result.problem, result.limits).solve()
@@ -252,11 +252,11 @@ def test_without_evaluations_the_plan_is_what_is_foreseen_under_the_policys_pric
     assert watcher.notes == ["the policy was not trained on linear layers; it takes the 1 here for conv layers"]
 
 
-def test_without_effects_and_evaluations_the_plan_is_the_policys_walk(zero_shot, mine):
+def test_without_effects_and_evaluations_the_plan_is_that_of_the_policys_prices(zero_shot, mine):
     """Menus that are built lazily have no effects to give."""
     result, watcher = zero_shot[0], Watcher()
-    found = planned(load_policy(mine), result.problem, result.limits, Lazy(), watcher)
-    assert found.key() == walked(mine, result).labeling.key()
+    found = zero_shot_plan(load_policy(mine), result.problem, result.limits, Lazy(), watcher)
+    assert found.key() == plan_of(mine, result).labeling.key()
     assert found.key() != Solver(result.problem, result.limits).solve().key()
     assert watcher.notes == zero_shot[1].notes
 
@@ -315,7 +315,7 @@ def test_a_search_begins_with_the_foreseen_plan_and_later_takes_the_policys_and_
     options = {**quick, "episodes": 9, "policy": str(mine), "selection_samples": 0}
     result = autocompress.search(out=tmp_path / "run", **options)
     entries = read_journal(tmp_path / "run" / "journal.jsonl")[1]
-    plans = zero_shot[0].labeling, walked(mine, result).labeling, Solver(result.problem, result.limits).solve()
+    plans = zero_shot[0].labeling, plan_of(mine, result).labeling, Solver(result.problem, result.limits).solve()
     evaluated = [entry.labels for entry in entries]
     assert [evaluated.index(labels_of(plan)) for plan in plans] == [0, 4, 8]
     assert result.evaluations == 9

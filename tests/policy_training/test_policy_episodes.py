@@ -35,7 +35,7 @@ def problem():
 
 
 @pytest.fixture(scope="module")
-def walked(problem):
+def explored(problem):
     """(episodes, everything that was evaluated)."""
     evaluate = Counting(problem)
     return list(episodes(problem, evaluate, BudgetRange("size", 0.3, 0.8), 6, 5, seed=2)), evaluate.asked
@@ -74,32 +74,34 @@ def test_draws_are_spread_over_the_range(problem):
     assert abs(np.median(shares) - 0.5) < 0.12
 
 
-def test_the_solver_comes_first_under_every_budget(problem, walked):
-    found, _ = walked
+def test_the_solver_comes_first_under_every_budget(problem, explored):
+    found, _ = explored
     parts = LossParts(problem)
     assert len(found) == 6
-    for under in found:
-        solver = Solver(problem, under.limits)
+    for one_budget in found:
+        solver = Solver(problem, one_budget.limits)
         reference = solver.solve()
-        assert np.array_equal(under.parts[0], parts(reference))
-        assert under.losses[0] == pytest.approx(additive_error(problem, reference), rel=1e-12)
-        assert np.array_equal(under.observations, observations_of(solver, reference))
-        assert under.observations.shape == (8, 46)
+        assert np.array_equal(one_budget.parts[0], parts(reference))
+        assert one_budget.losses[0] == pytest.approx(additive_error(problem, reference), rel=1e-12)
+        assert np.array_equal(one_budget.observations, observations_of(solver, reference))
+        assert one_budget.observations.shape == (8, 46)
 
 
-def test_every_plan_counts_once_and_meets_its_budget(problem, walked):
-    found, asked = walked
-    assert len(asked) == sum(len(under.losses) for under in found)
+def test_every_plan_counts_once_and_meets_its_budget(problem, explored):
+    found, asked = explored
+    assert len(asked) == sum(len(one_budget.losses) for one_budget in found)
     start = 0
-    for under in found:
-        plans = asked[start : start + len(under.losses)]
+    for one_budget in found:
+        plans = asked[start : start + len(one_budget.losses)]
         start += len(plans)
         assert len({plan.key() for plan in plans}) == len(plans)
         assert 1 < len(plans) <= 5
-        assert all(problem.resources(plan)["size"] <= under.limits["size"] for plan in plans)
-        assert np.array_equal(under.parts, np.stack([LossParts(problem)(plan) for plan in plans]))
-        assert under.losses.tolist() == [additive_error(problem, plan) for plan in plans]
-        np.testing.assert_allclose(under.parts.sum((1, 2)), under.losses, rtol=1e-9)  # the parts' sum is the error
+        assert all(problem.resources(plan)["size"] <= one_budget.limits["size"] for plan in plans)
+        assert np.array_equal(one_budget.parts, np.stack([LossParts(problem)(plan) for plan in plans]))
+        assert one_budget.losses.tolist() == [additive_error(problem, plan) for plan in plans]
+        np.testing.assert_allclose(
+            one_budget.parts.sum((1, 2)), one_budget.losses, rtol=1e-9
+        )  # the parts' sum is the error
 
 
 def test_a_repeated_plan_is_not_evaluated_again():
@@ -107,8 +109,8 @@ def test_a_repeated_plan_is_not_evaluated_again():
     toy, _ = toy_problem()
     evaluate = Counting(toy)
     found = list(episodes(toy, evaluate, BudgetRange("bitops", 0.0, 1e-9), 2, 6, seed=0))
-    assert [under.limits for under in found] == [{"bitops": 256}] * 2
-    assert [len(under.losses) for under in found] == [1, 1]
+    assert [one_budget.limits for one_budget in found] == [{"bitops": 256}] * 2
+    assert [len(one_budget.losses) for one_budget in found] == [1, 1]
     assert [(plan.sparsity.tolist(), plan.weight_bits.tolist()) for plan in evaluate.asked] == [
         ([1, 0, 0], [0, 0, 0])
     ] * 2
@@ -120,32 +122,32 @@ def test_a_budget_under_which_the_network_only_guesses_is_left_after_one_evaluat
     wanted = BudgetRange("bitops", 0.0, 1e-9)
     below, above = Counting(toy, 2.45), Counting(toy, 2.47)
     kept = list(episodes(toy, below, wanted, 3, 4, seed=0))
-    assert [under.losses.tolist() for under in kept] == [[pytest.approx(2.989)]] * 3
+    assert [one_budget.losses.tolist() for one_budget in kept] == [[pytest.approx(2.989)]] * 3
     assert (len(below.asked), MOST_LOSS) == (3, 3.0)
     assert list(episodes(toy, above, wanted, 3, 4, seed=0)) == []
     assert len(above.asked) == 3
 
 
-def test_same_seed_same_episodes(problem, walked):
+def test_same_seed_same_episodes(problem, explored):
     again = list(episodes(problem, Counting(problem), BudgetRange("size", 0.3, 0.8), 6, 5, seed=2))
     other = list(episodes(problem, Counting(problem), BudgetRange("size", 0.3, 0.8), 6, 5, seed=3))
-    assert_same(again, walked[0])
-    assert [under.limits for under in other] != [under.limits for under in again]
+    assert_same(again, explored[0])
+    assert [one_budget.limits for one_budget in other] != [one_budget.limits for one_budget in again]
 
 
 def assert_same(found, expected):
-    assert [dict(under.limits) for under in found] == [dict(under.limits) for under in expected]
-    for under, wanted in zip(found, expected, strict=True):
+    assert [dict(one_budget.limits) for one_budget in found] == [dict(one_budget.limits) for one_budget in expected]
+    for one_budget, wanted in zip(found, expected, strict=True):
         for name in ("observations", "parts", "losses"):
-            ours, theirs = getattr(under, name), getattr(wanted, name)
+            ours, theirs = getattr(one_budget, name), getattr(wanted, name)
             assert (ours.dtype, ours.shape, ours.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes())
 
 
-def test_files_hold_episodes_bit_for_bit(tmp_path, walked):
+def test_files_hold_episodes_bit_for_bit(tmp_path, explored):
     file = tmp_path / "a.npz"
-    save_episodes(file, "this", walked[0])
-    assert len({len(under.losses) for under in walked[0]}) > 1  # counts differ, so the split is tested
-    assert_same(load_episodes(file, "this"), walked[0])
+    save_episodes(file, "this", explored[0])
+    assert len({len(one_budget.losses) for one_budget in explored[0]}) > 1  # counts differ, so the split is tested
+    assert_same(load_episodes(file, "this"), explored[0])
     assert load_episodes(file, "that") is None
     assert load_episodes(tmp_path / "b.npz", "this") is None
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
@@ -167,9 +169,9 @@ def test_no_episodes_are_kept_as_well(tmp_path):
          "it unsafely using the `allow_pickle=` keyword argument or `pickle.load()`"),
     ],
 )  # fmt: skip
-def test_damaged_files_are_refused(tmp_path, walked, damage, reason):
+def test_damaged_files_are_refused(tmp_path, explored, damage, reason):
     file = tmp_path / "a.npz"
-    save_episodes(file, "this", walked[0])
+    save_episodes(file, "this", explored[0])
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(InputError) as caught:
         load_episodes(file, "this")

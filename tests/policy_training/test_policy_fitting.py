@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.policies.network import NETWORKS, PricePolicy, observations_of, walk
+from autocompress.policies.network import NETWORKS, PricePolicy, observations_of, plan_in_one_pass
 from autocompress.policy_training.episodes import BudgetRange, episodes
 from autocompress.policy_training.fitting import fit
 from autocompress.policy_training.recipe import Fitting
@@ -81,7 +81,7 @@ def rounding_ratio(policy, unseen):
     """How much more a depthwise layer's rounding weighs than another's: geometric mean over problems."""
     apart = []
     for problem, limits in unseen:
-        prices, depthwise = walk(policy, problem, limits).prices[:, 1], is_depthwise(problem)
+        prices, depthwise = plan_in_one_pass(policy, problem, limits).prices[:, 1], is_depthwise(problem)
         apart.append(prices[depthwise].mean() - prices[~depthwise].mean())
     return math.exp(np.mean(apart))
 
@@ -90,7 +90,7 @@ def loss_over_solvers(policy, unseen):
     """Of the policy's plans, one for each problem."""
     ratios = []
     for problem, limits in unseen:
-        labeling = walk(policy, problem, limits).labeling
+        labeling = plan_in_one_pass(policy, problem, limits).labeling
         ratios.append(true_loss(problem, labeling) / true_loss(problem, Solver(problem, limits).solve()))
     return np.array(ratios)
 
@@ -129,7 +129,7 @@ def test_the_offset_of_a_budget_changes_nothing(tasks):
     """The losses of a budget times 10: only ratios of prices change a plan, so nothing is learned from it."""
     shifted = [[replace(task[0], losses=task[0].losses * 10.0), *task[1:]] for task in tasks]
     first, second = fitted(tasks, **QUICK), fitted(shifted, **QUICK)
-    seen = torch.from_numpy(np.concatenate([under.observations for task in tasks for under in task]))[None]
+    seen = torch.from_numpy(np.concatenate([one_budget.observations for task in tasks for one_budget in task]))[None]
     with torch.inference_mode():
         prices, others = first(seen), second(seen)
     assert float(prices.abs().max()) > 0.3
@@ -141,12 +141,18 @@ def test_a_plan_far_worse_than_the_best_hardly_counts(tasks):
     before, worst = fitted(tasks, **QUICK), []
     for task in tasks:
         changed = []
-        for under in task:
-            parts = np.concatenate([under.parts, under.parts[:1]])  # the solver's plan once more, said to be awful
-            changed.append(replace(under, parts=parts, losses=np.append(under.losses, under.losses.min() * math.e**4)))
+        for one_budget in task:
+            parts = np.concatenate(
+                [one_budget.parts, one_budget.parts[:1]]
+            )  # the solver's plan once more, said to be awful
+            changed.append(
+                replace(
+                    one_budget, parts=parts, losses=np.append(one_budget.losses, one_budget.losses.min() * math.e**4)
+                )
+            )
         worst.append(changed)
     after = fitted(worst, **QUICK)
-    seen = torch.from_numpy(np.concatenate([under.observations for task in tasks for under in task]))[None]
+    seen = torch.from_numpy(np.concatenate([one_budget.observations for task in tasks for one_budget in task]))[None]
     with torch.inference_mode():
         assert float((before(seen) - after(seen)).abs().mean()) < 0.1
 
@@ -170,7 +176,7 @@ def test_sequence_network_beats_the_solver_too(tasks, unseen):
 def test_untrained_policy_is_the_solver(network, unseen):
     policy = PricePolicy(network, members=2, seed=3).eval()
     for problem, limits in unseen:
-        found = walk(policy, problem, limits)
+        found = plan_in_one_pass(policy, problem, limits)
         assert not found.prices.any()
         assert found.labeling.key() == Solver(problem, limits).solve().key()
 
@@ -188,7 +194,7 @@ def test_members_are_averaged_and_start_from_other_weights(tasks):
 
 def test_observations_are_normalised_by_what_was_seen(tasks):
     policy = fitted(tasks, members=1, steps=1)
-    seen = np.concatenate([under.observations for task in tasks for under in task])
+    seen = np.concatenate([one_budget.observations for task in tasks for one_budget in task])
     np.testing.assert_allclose(policy.mean.numpy(), seen.mean(0), atol=1e-5)
     np.testing.assert_allclose(policy.deviation.numpy(), np.maximum(seen.std(0, ddof=1), 0.02), atol=1e-5)
     assert float(policy.deviation.min()) == pytest.approx(0.02)  # some observations never vary

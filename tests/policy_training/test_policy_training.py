@@ -129,7 +129,9 @@ def test_the_folder_holds_recipe_episodes_and_policy(finished, recipe):
 def test_the_record_says_what_it_was_trained_on(finished, recipe):
     saved, folder, _ = finished
     found = [episodes_of(folder, name) for name in ("res", "vgg")]
-    ratios = [np.mean([np.log(under.losses.min() / under.losses[0]) for under in each]) for each in found]
+    ratios = [
+        np.mean([np.log(one_budget.losses.min() / one_budget.losses[0]) for one_budget in each]) for each in found
+    ]
     assert sorted(saved.record) == [
         "date", "episodes", "kinds", "licence", "networks", "recipe_sha256", "scores", "seconds_of_last_run", "tasks",
         "versions",
@@ -137,7 +139,7 @@ def test_the_record_says_what_it_was_trained_on(finished, recipe):
     assert saved.record["kinds"] == ["conv", "linear"]
     assert saved.record["networks"] == ["res", "vgg"]
     assert saved.record["tasks"] == ["small: size, 0.5 to 0.9"]
-    assert saved.record["episodes"] == sum(len(under.losses) for each in found for under in each)
+    assert saved.record["episodes"] == sum(len(one_budget.losses) for each in found for one_budget in each)
     assert saved.record["licence"] == "Apache-2.0"
     content = read_recipe(folder / "recipe.yaml").model_dump(mode="json", exclude={"data"})
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -160,13 +162,13 @@ def test_episodes_are_real_measurements_within_their_budgets(finished):
     for name, layers in (("res", 4), ("vgg", 3)):
         found = episodes_of(finished[1], name)
         assert 1 <= len(found) <= 3
-        for under in found:
-            assert list(under.limits) == ["size"]
-            assert under.observations.shape == (layers, 46)
-            assert under.parts.shape == (len(under.losses), layers, 2)
-            assert 1 <= len(under.losses) <= 3
-            assert under.losses.min() > 0
-            assert under.losses[0] <= exploring.MOST_LOSS
+        for one_budget in found:
+            assert list(one_budget.limits) == ["size"]
+            assert one_budget.observations.shape == (layers, 46)
+            assert one_budget.parts.shape == (len(one_budget.losses), layers, 2)
+            assert 1 <= len(one_budget.losses) <= 3
+            assert one_budget.losses.min() > 0
+            assert one_budget.losses[0] <= exploring.MOST_LOSS
 
 
 def test_progress_is_told(finished):
@@ -215,7 +217,9 @@ def test_resuming_explores_only_what_is_missing(copied, finished, recipe, cache,
     after = stamps(copied)
     assert after["res--small.npz"] == before["res--small.npz"]
     assert after["vgg--small.npz"][0] > before["vgg--small.npz"][0]
-    limits = [[dict(under.limits) for under in episodes_of(folder, "vgg")] for folder in (copied, finished[1])]
+    limits = [
+        [dict(one_budget.limits) for one_budget in episodes_of(folder, "vgg")] for folder in (copied, finished[1])
+    ]
     assert limits[0] == limits[1]
 
 
@@ -225,10 +229,10 @@ EVALUATING = 'evaluating vgg {"target": "packed"}'
 def test_resuming_picks_no_dtype_and_batch_size_again(copied, recipe, tmp_path, monkeypatch):
     """With an empty cache the zoo is trained again, too."""
     file = copied / "episodes/settled.json"
-    settled = json.loads(file.read_text())
-    assert list(settled) == ["training res", EVALUATING.replace("vgg", "res"), "training vgg", EVALUATING]
+    number_formats = json.loads(file.read_text())
+    assert list(number_formats) == ["training res", EVALUATING.replace("vgg", "res"), "training vgg", EVALUATING]
     wanted = {"training vgg": "bfloat16", EVALUATING: {"dtype": "bfloat16", "batch_size": 3}}
-    file.write_text(json.dumps(settled | wanted))
+    file.write_text(json.dumps(number_formats | wanted))
     (copied / "episodes/vgg--small.npz").unlink()
     built, ran = [], set()
     build, forward = training.build_evaluator, zoo._forward
@@ -246,7 +250,7 @@ def test_resuming_picks_no_dtype_and_batch_size_again(copied, recipe, tmp_path, 
     train_policy(recipe, copied, cache=tmp_path / "empty", resume=True)
     assert ran == {torch.bfloat16}
     assert [(each.dtype, each.batch_size) for each in built] == [("bfloat16", 3)]
-    assert json.loads(file.read_text()) == settled | wanted
+    assert json.loads(file.read_text()) == number_formats | wanted
 
 
 def test_what_was_picked_is_kept_before_it_is_used(tmp_path, recipe, monkeypatch):

@@ -12,6 +12,7 @@ from autocompress.job.inspection import bit_errors, sparsity_errors
 from autocompress.job.result_data import label_summary, outcome_data
 from autocompress.progress import Step
 from autocompress.report.live import PlainView, TerminalView, best_so_far
+from autocompress.report.tables import speed
 from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Problem
 
 
@@ -83,12 +84,24 @@ def test_missing_accuracy_is_null():
     assert outcome_data(outcome) == {"accuracy": None, "kl": 0.5, "agreement": 0.25, "resources": {"size": 1}}
 
 
+@pytest.mark.parametrize(
+    ("compressed", "words"),
+    [(0.5, "2.00 times faster"), (0.98, "1.02 times faster"), (0.991, "as fast"), (1.0, "as fast"), (1.009, "as fast"),
+     (1.02, "1.02 times slower"), (2.0, "2.00 times slower")],
+)  # fmt: skip
+def test_latencies_are_compared_in_the_right_direction(compressed, words):
+    assert speed(1.0, compressed) == words
+
+
 def step(index, is_best, accuracy=0.5):
     return Step(index, 20, is_best, 0.25, accuracy, {"size": 90, "macs": 10}, {"size": 100, "macs": 40})
 
 
 def test_best_so_far_without_labels():
-    assert best_so_far(step(0, True, math.nan)) == "best KL 0.2500  size 90.0 % of budget  macs 25.0 % of budget"
+    assert (
+        best_so_far(step(0, True, math.nan))
+        == "best plan: KL 0.2500 nats, size 90.0 % of the budget, macs 25.0 % of the budget"
+    )
 
 
 def test_plain_lines_are_few():
@@ -104,7 +117,7 @@ def test_plain_lines_are_few():
     lines = out.getvalue().splitlines()
     assert lines[:3] == ["network [x]", "note: careful", "menus: 2 of 2"]
     assert [int(line.split("/")[0].split()[1]) for line in lines[3:]] == [1, 2, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20]
-    state = "best KL 0.2500  accuracy 50.0 %  size 90.0 % of budget  macs 25.0 % of budget"
+    state = "best plan: KL 0.2500 nats, accuracy 50.0 %, size 90.0 % of the budget, macs 25.0 % of the budget"
     assert lines[3] == f"episode 1/20  {state}"
 
 
@@ -119,5 +132,5 @@ def test_terminal_view_shows_state_speed_and_time_left():
     assert "note: careful [x]" in text
     assert "3/4" in text
     assert "2/20" in text
-    assert "best KL 0.2500  accuracy 50.0 %  size 90.0 % of budget" in text
+    assert "best plan: KL 0.2500 nats, accuracy 50.0 %, size 90.0 % of the budget" in text
     assert "/s" in text

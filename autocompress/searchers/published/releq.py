@@ -22,12 +22,11 @@ Differences:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib import RecurrentPPO
 from torch import nn
 
 from autocompress.searchers.base import Recorder, SearchSettings, Task
@@ -43,6 +42,9 @@ from autocompress.searchers.published.menus import (
 from autocompress_envs.actions import LabelActions
 from autocompress_envs.problem import FloatArray, Problem
 from autocompress_envs.solver import Solver
+
+if TYPE_CHECKING:
+    from sb3_contrib import RecurrentPPO
 
 METHOD = "releq"
 STATE_SIZE = 8
@@ -65,6 +67,8 @@ def search_releq(task: Task, settings: SearchSettings, recorder: Recorder) -> No
 
 def build_releq(env: ReleqEnv, settings: SearchSettings) -> RecurrentPPO:
     """The agent; one update after every episode."""
+    from sb3_contrib import RecurrentPPO  # here, because importing it takes a second
+
     layers = env.steps
     return RecurrentPPO(
         "MlpLstmPolicy",

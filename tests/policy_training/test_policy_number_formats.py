@@ -1,9 +1,9 @@
-"""What a stopwatch picked in a training: a damaged file is one clear line."""
+"""Dtypes and batch sizes picked by measurement in a training: kept in a file; a damaged file is one clear line."""
 
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.policy_training.training import _Settled
+from autocompress.policy_training.training import _NumberFormats
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
@@ -11,13 +11,13 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     file = tmp_path / "settled.json"
     file.write_text(content)
     with pytest.raises(InputError) as caught:
-        _Settled(file)
+        _NumberFormats(file)
     assert str(caught.value) == (
         f"`resume` must find a whole settled.json, got {file}, which is damaged; remove it to pick anew."
     )
 
 
 def test_picks_are_found_again(tmp_path):
-    settled = _Settled(tmp_path / "settled.json")
-    settled["training small"] = {"dtype": "float32"}
-    assert _Settled(tmp_path / "settled.json").data == {"training small": {"dtype": "float32"}}
+    number_formats = _NumberFormats(tmp_path / "settled.json")
+    number_formats["training small"] = {"dtype": "float32"}
+    assert _NumberFormats(tmp_path / "settled.json").data == {"training small": {"dtype": "float32"}}

@@ -1,4 +1,4 @@
-"""The zero-shot walk: the environment's own price episode, within every budget, at any depth, for any kind of layer."""
+"""A policy's plan in one pass: a price episode of the environment, within its budget, for any depth and layer kind."""
 
 from dataclasses import replace
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.network import PricePolicy, nearest_kinds, observations_of, walk
-from autocompress.policies.use import decided
+from autocompress.policies.network import PricePolicy, nearest_kinds, observations_of, plan_in_one_pass
+from autocompress.policies.use import policy_plan
 from autocompress.progress import Silent
 from autocompress.searchers.prices import PRICE_LIMIT
 from autocompress_envs.environment import LayerLabelingEnv
@@ -59,7 +59,7 @@ def with_kinds(problem, kinds):
 
 
 @pytest.mark.parametrize("kind", ["chain", "residual", "concat", "depthwise", "element"])
-def test_the_walk_is_a_price_episode_of_the_environment(kind):
+def test_one_pass_is_a_price_episode_of_the_environment(kind):
     """Layer by layer through `step`, the previous action hidden from the policy as in its training."""
     changed = 0
     for seed in range(3):
@@ -75,7 +75,7 @@ def test_the_walk_is_a_price_episode_of_the_environment(kind):
             with torch.inference_mode():
                 prices.append(policy(seen)[0, 0].numpy())
             observation, _, done, _, info = env.step(prices[-1] / PRICE_LIMIT)
-        found = walk(policy, problem, limits)
+        found = plan_in_one_pass(policy, problem, limits)
         np.testing.assert_allclose(found.prices, np.array(prices), atol=1e-5)
         assert found.labeling.key() == info["labeling"].key()
         changed += found.labeling.key() != env.reference.key()
@@ -83,14 +83,14 @@ def test_the_walk_is_a_price_episode_of_the_environment(kind):
 
 
 @pytest.mark.parametrize("network", ["layer", "sequence"])
-def test_every_walk_meets_its_budget(network):
-    rng, walks = np.random.default_rng(11), 0
-    while walks < 25:
+def test_every_plan_meets_its_budget(network):
+    rng, plans = np.random.default_rng(11), 0
+    while plans < 25:
         problem = random_problem(rng, int(rng.integers(3, 9)))
         names = rng.choice(["size", "macs", "bitops", "memory"], rng.integers(1, 3), replace=False)
         limits = {name: halfway(problem, name, rng.uniform(0.02, 0.7))[name] for name in map(str, names)}
         try:
-            found = walk(grown(network, 1, walks), problem, limits)
+            found = plan_in_one_pass(grown(network, 1, plans), problem, limits)
         except InfeasibleBudgetError:
             assert len(limits) > 1
             continue
@@ -98,13 +98,13 @@ def test_every_walk_meets_its_budget(network):
         assert {name: amounts[name] for name, limit in limits.items() if amounts[name] > limit} == {}
         assert found.prices.shape == (len(problem.layers), 2)
         assert 0 < np.abs(found.prices).max() <= PRICE_LIMIT
-        walks += 1
+        plans += 1
 
 
 def test_a_budget_that_no_plan_meets_is_refused():
     problem, _ = toy_problem()
     with pytest.raises(InfeasibleBudgetError) as caught:
-        walk(grown(), problem, {"bitops": 255})
+        plan_in_one_pass(grown(), problem, {"bitops": 255})
     assert str(caught.value) == (
         "`bitops` budget must be at least 256 bit operations (the smallest plan of this network), got 255; "
         "raise it or allow fewer bits or more sparsity."
@@ -132,10 +132,10 @@ def test_networks_of_any_depth(network, depth):
         ),
     )
     limits = halfway(shallow)
-    found = walk(grown(network), shallow, limits)
+    found = plan_in_one_pass(grown(network), shallow, limits)
     assert found.prices.shape == (depth, 2)
     assert shallow.resources(found.labeling)["size"] <= limits["size"]
-    again = walk(grown(network), shallow, limits)
+    again = plan_in_one_pass(grown(network), shallow, limits)
     assert np.array_equal(again.prices, found.prices)
     assert again.labeling.key() == found.labeling.key()
 
@@ -196,20 +196,20 @@ def test_what_is_decided_tells_of_kinds_never_seen():
     problem = random_problem(np.random.default_rng(0), 7, "depthwise")
     limits, notes, policy = halfway(problem), Notes(), grown()
     saved = SavedPolicy(policy, {"kinds": ["conv"]}, "mine")
-    found = decided(saved, problem, limits, notes)
+    found = policy_plan(saved, problem, limits, notes)
     assert notes.told == [
         "the policy was not trained on depthwise layers; it takes the 2 here for conv layers",
         "the policy was not trained on linear layers; it takes the 1 here for conv layers",
     ]
-    convs = walk(policy, with_kinds(problem, ["conv"] * 7), limits)
+    convs = plan_in_one_pass(policy, with_kinds(problem, ["conv"] * 7), limits)
     assert np.array_equal(found.prices, convs.prices)
     assert found.labeling.key() == convs.labeling.key()
-    assert not np.array_equal(found.prices, walk(policy, problem, limits).prices)
+    assert not np.array_equal(found.prices, plan_in_one_pass(policy, problem, limits).prices)
 
 
 def test_nothing_is_told_where_all_kinds_are_known():
     problem = random_problem(np.random.default_rng(0), 7, "depthwise")
     notes, policy = Notes(), grown()
-    found = decided(SavedPolicy(policy, {"kinds": list(KINDS)}, "mine"), problem, halfway(problem), notes)
+    found = policy_plan(SavedPolicy(policy, {"kinds": list(KINDS)}, "mine"), problem, halfway(problem), notes)
     assert notes.told == []
-    assert np.array_equal(found.prices, walk(policy, problem, halfway(problem)).prices)
+    assert np.array_equal(found.prices, plan_in_one_pass(policy, problem, halfway(problem)).prices)
