@@ -89,7 +89,6 @@ def compare(
 ) -> None:
     """Compare methods x budgets x seeds on one network, and write results, tables and plots into a folder."""
     from autocompress.comparison import run
-    from autocompress.comparison.report import comparison_data
 
     folder = out or run.default_folder(suite)
     with reported() as context:
@@ -110,7 +109,7 @@ def compare(
                 data=data,
                 cache=cache,
             )
-        emit(shown, comparison_data(done), lambda console: _print(console, done))
+        emit(shown, done.to_dict(), lambda console: _print(console, done))
         _stop_unless_finished(done)
 
 

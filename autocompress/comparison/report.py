@@ -6,16 +6,12 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from autocompress.comparison.folder import PARETO, PROGRESS, RESULTS, RESULTS_CSV, SUMMARY, SUMMARY_CSV, TABLE
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Suite
 from autocompress.comparison.summary import Summary
 from autocompress.files import write_atomically
-
-if TYPE_CHECKING:
-    from autocompress.comparison.run import Comparison
 
 
 def write_report(folder: Path, suite: Suite, results: Sequence[CellResult], summaries: Sequence[Summary]) -> None:
@@ -40,16 +36,6 @@ def write_report(folder: Path, suite: Suite, results: Sequence[CellResult], summ
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
-
-
-def comparison_data(comparison: Comparison) -> dict[str, Any]:
-    """A comparison as JSON data: its folder, number of cells, failures and summary."""
-    return {
-        "folder": str(comparison.folder),
-        "cells": len(comparison.results),
-        "failures": [{"cell": str(each.cell), "message": each.message} for each in comparison.failures],
-        "summary": [summary.to_dict() for summary in comparison.summaries],
-    }
 
 
 def _plots(suite: Suite, results: Sequence[CellResult], summaries: Sequence[Summary]) -> dict[str, str | bytes]:

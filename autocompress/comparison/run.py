@@ -41,6 +41,15 @@ class Comparison:
         """Results of the cells that failed."""
         return tuple(result for result in self.results if not result.finished)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as JSON data: its folder, number of cells, failures and summary."""
+        return {
+            "folder": str(self.folder),
+            "cells": len(self.results),
+            "failures": [{"cell": str(each.cell), "message": each.message} for each in self.failures],
+            "summary": [summary.to_dict() for summary in self.summaries],
+        }
+
 
 def compare(
     suite: str | Path | Mapping[str, Any] | Suite,
