@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from autocompress.comparison.folder import PARETO, PROGRESS, RESULTS, RESULTS_CSV, SUMMARY, SUMMARY_CSV, TABLE
 from autocompress.comparison.results import CellResult
