@@ -10,8 +10,8 @@ import numpy.typing as npt
 from torch import nn
 
 from autocompress.network.flow import folded_storages, layers_ahead, moments
-from autocompress.network.recording import BATCH, Recording, first_values
 from autocompress.network.structure import Group, Layer
+from autocompress.network.tape import BATCH, Tape, first_values
 from autocompress_envs.problem.numbers import CostModel
 
 IntArray = npt.NDArray[np.int64]
@@ -23,7 +23,7 @@ FLOAT_BYTES = 4
 
 def build_costs(
     model: nn.Module,
-    recording: Recording,
+    tape: Tape,
     layers: Sequence[Layer],
     groups: Sequence[Group],
     granularity: str = "channel",
@@ -36,7 +36,7 @@ def build_costs(
 
     Args:
         model: with its norms folded.
-        recording: of the model before folding.
+        tape: of the model before folding.
         layers: in network order.
         groups: whose order is the order of `kept` in the cost model.
         granularity: `channel`, `element` or `n:m`.
@@ -46,7 +46,7 @@ def build_costs(
     fan_in = np.array([layer.fan_in for layer in layers], np.int64)
     rows = np.array([layer.rows for layer in layers], np.int64)
     fixed_bytes, fixed_bytes_coef = _fixed_bytes(model, layers, groups)
-    tensor_const, tensor_coef, readers, alive = _activations(recording, layers, groups)
+    tensor_const, tensor_coef, readers, alive = _activations(tape, layers, groups)
     return CostModel(
         group_width=width,
         fan_in_const=fan_in - fan_in_coef @ width,
@@ -131,21 +131,21 @@ def header_bytes(tensors: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def _activations(
-    recording: Recording, layers: Sequence[Layer], groups: Sequence[Group]
+    tape: Tape, layers: Sequence[Layer], groups: Sequence[Group]
 ) -> tuple[IntArray, IntArray, BoolArray, BoolArray]:
     """(T,) constant elements, (T, G) elements per channel, (T, L) readers, (P, T) alive; per sample."""
     folded = {layer.norm for layer in layers if layer.norm is not None}
-    alias = folded_storages(recording, folded)
-    steps = moments(recording, alias, folded)
+    alias = folded_storages(tape, folded)
+    steps = moments(tape, alias, folded)
     tensors = sorted(set().union(*steps))
     column = {storage: t for t, storage in enumerate(tensors)}
     alive = np.zeros((len(steps), len(tensors)), bool)
     for moment, living in enumerate(steps):
         alive[moment, [column[storage] for storage in living]] = True
-    ahead = layers_ahead(recording, alias)
+    ahead = layers_ahead(tape, alias)
     readers = np.array([[layer.name in ahead.get(s, ()) for layer in layers] for s in tensors], bool)
-    elements = np.array([-(-recording.storage_elements[s] // BATCH) for s in tensors], np.int64)
-    coefficients = _tensor_coefficients(recording, tensors, groups)
+    elements = np.array([-(-tape.storage_elements[s] // BATCH) for s in tensors], np.int64)
+    coefficients = _tensor_coefficients(tape, tensors, groups)
     width = np.array([group.width for group in groups], np.int64)
     return (
         elements - coefficients @ width,
@@ -155,16 +155,16 @@ def _activations(
     )
 
 
-def _tensor_coefficients(recording: Recording, tensors: Sequence[int], groups: Sequence[Group]) -> IntArray:
+def _tensor_coefficients(tape: Tape, tensors: Sequence[int], groups: Sequence[Group]) -> IntArray:
     """(T, G) elements of each tensor per channel of each group."""
-    group_of = _group_of_source(recording, groups)
-    firsts = first_values(recording)
+    group_of = _group_of_source(tape, groups)
+    firsts = first_values(tape)
     coefficients = np.zeros((len(tensors), len(groups)), np.int64)
     for t, storage in enumerate(tensors):
         channels = firsts[storage].channels
         if channels is None or not groups:
             continue
-        per_entry = recording.storage_elements[storage] // BATCH // len(channels.sources)
+        per_entry = tape.storage_elements[storage] // BATCH // len(channels.sources)
         members = group_of[channels.sources]
         counts = np.bincount(members[members >= 0], minlength=len(groups))
         for g in np.flatnonzero(counts).tolist():
@@ -174,14 +174,14 @@ def _tensor_coefficients(recording: Recording, tensors: Sequence[int], groups: S
     return coefficients
 
 
-def _group_of_source(recording: Recording, groups: Sequence[Group]) -> IntArray:
+def _group_of_source(tape: Tape, groups: Sequence[Group]) -> IntArray:
     """Group of every layer output channel in `Channels.sources`, -1 where there is none; so is the last entry."""
     producers = [(name, g, rows) for g, group in enumerate(groups) for name, rows in group.producers.items()]
-    size = 1 + max((recording.first_row[name] + int(rows.max()) for name, _, rows in producers), default=0)
-    total = max([size, *(int(v.channels.sources.max()) + 1 for v in recording.values if v.channels is not None)])
+    size = 1 + max((tape.first_row[name] + int(rows.max()) for name, _, rows in producers), default=0)
+    total = max([size, *(int(v.channels.sources.max()) + 1 for v in tape.values if v.channels is not None)])
     group_of = np.full(total + 1, -1, np.int64)  # index -1, no source, reads the last entry
     for name, g, rows in producers:
-        group_of[recording.first_row[name] + rows.ravel()] = g
+        group_of[tape.first_row[name] + rows.ravel()] = g
     return group_of
 
 

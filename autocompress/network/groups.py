@@ -14,8 +14,8 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from autocompress.network.recording import LAYER_TYPES, NORM_TYPES
 from autocompress.network.structure import Group, IntArray
+from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
 from autocompress.network.verification import first_line, verify_groups
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from autocompress.network.recording import LAYER_TYPES, NORM_TYPES
 from autocompress.network.slicing import Removed, mask_channels, remove_channels
 from autocompress.network.structure import Group, IntArray
+from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
 
 TOLERANCE = 1e-6  # of the largest output, in float64; rounding alone gives about 1e-12
 _SEED = 20240901

@@ -58,7 +58,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Recording:
+class Tape:
     """One forward pass of a batch of `BATCH` samples.
 
     Attributes:
@@ -81,7 +81,7 @@ class Recording:
         return {self.values[value].storage for value in values}
 
 
-def record(model: nn.Module, sample: Tensor) -> Recording:
+def record_tape(model: nn.Module, sample: Tensor) -> Tape:
     """Run `model` once, in the mode it is in, and write down every operator that depends on the input.
 
     Args:
@@ -89,15 +89,15 @@ def record(model: nn.Module, sample: Tensor) -> Recording:
         sample: (1, ...) one sample; it is repeated to a batch of `BATCH` so that per-sample sizes can be told apart.
     """
     batch = sample.repeat(BATCH, *[1] * (sample.ndim - 1))
-    recorder = _Recorder(model)
-    given = recorder.add_input(batch)
-    with recorder.watch_modules(), torch.no_grad(), recorder:
+    mode = _TapeMode(model)
+    given = mode.add_input(batch)
+    with mode.watch_modules(), torch.no_grad(), mode:
         result = model(batch)
     outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    return recorder.finish(given, outputs)
+    return mode.finish(given, outputs)
 
 
-class _Recorder(TorchDispatchMode):
+class _TapeMode(TorchDispatchMode):
     """Keeps every tensor alive, so that identities of tensors and storages stay unique while it runs."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -136,9 +136,9 @@ class _Recorder(TorchDispatchMode):
     def _leave(self, *_: Any) -> None:
         self._running.pop()
 
-    def finish(self, given: int, outputs: Sequence[Tensor]) -> Recording:
+    def finish(self, given: int, outputs: Sequence[Tensor]) -> Tape:
         known = [self._value(tensor) for tensor in outputs if self._is_known(tensor)]
-        return Recording(
+        return Tape(
             tuple(self._calls),
             tuple(self._values),
             tuple(self._storage_elements),
@@ -214,10 +214,10 @@ def _storage_key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def first_values(recording: Recording) -> dict[int, Value]:
+def first_values(tape: Tape) -> dict[int, Value]:
     """By storage: the value that was first written there."""
     firsts: dict[int, Value] = {}
-    written = itertools.chain.from_iterable(call.writes for call in recording.calls)
-    for index in itertools.chain([recording.input], written):
-        firsts.setdefault(recording.values[index].storage, recording.values[index])
+    written = itertools.chain.from_iterable(call.writes for call in tape.calls)
+    for index in itertools.chain([tape.input], written):
+        firsts.setdefault(tape.values[index].storage, tape.values[index])
     return firsts
