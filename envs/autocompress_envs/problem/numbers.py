@@ -41,6 +41,7 @@ class CostModel:
             32 where no layer reads it.
         alive: (P, T) which tensors are alive at which moment.
         granularity: `channel`, `element`, or `n:m`; the last two leave widths alone and shrink weight storage.
+        fixed_macs: multiply-accumulates of operators that carry no weights; they stay whatever the labels.
     """
 
     group_width: IntArray
@@ -57,6 +58,7 @@ class CostModel:
     tensor_readers: BoolArray
     alive: BoolArray
     granularity: str = "channel"
+    fixed_macs: int = 0
 
     def widths(self, kept: IntArray) -> tuple[IntArray, IntArray]:
         """(fan_in, out), each (..., L), for `kept` (..., G)."""
@@ -80,10 +82,19 @@ class CostModel:
         layers = layer_resources(
             fan_in, out, self.positions, self.has_bias, weight_bits, activation_bits, sparsity, self.granularity
         )
-        totals = {name: amounts.sum(-1) for name, amounts in layers.items()}
-        totals["size"] = totals["size"] + self.fixed_bytes + kept @ self.fixed_bytes_coef
+        totals = {name: amounts.sum(-1) + self.fixed(name, kept) for name, amounts in layers.items()}
         totals["memory"] = self.memory(kept, activation_bits)
         return totals
+
+    def fixed(self, name: str, kept: IntArray) -> IntArray | int:
+        """The part of a resource that no layer has, for `kept` (..., G): (...) `size`; one number `macs` or `bitops`.
+
+        Operators without weights have no label; they compute in 32 bits.
+        """
+        if name == "size":
+            fixed_bytes: IntArray = self.fixed_bytes + kept @ self.fixed_bytes_coef
+            return fixed_bytes
+        return {"macs": self.fixed_macs, "bitops": self.fixed_macs * 32 * 32}[name]
 
     def memory(self, kept: IntArray, activation_bits: IntArray) -> IntArray:
         """(...,) bytes of activations at the peak, for one sample."""
