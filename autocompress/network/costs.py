@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -62,7 +63,20 @@ def build_costs(
         tensor_readers=readers,
         alive=alive,
         granularity=granularity,
+        fixed_macs=sum(fixed_operators(tape).values()),
     )
+
+
+def fixed_operators(tape: Tape) -> dict[str, int]:
+    """Multiply-accumulates a sample of the operators that multiply by no layer's weight, by name of the operator.
+
+    They are counted at the original widths: where fewer channels are left, the count is not below the truth.
+    """
+    totals: Counter[str] = Counter()
+    for call in tape.calls:
+        if call.kind == "fixed":
+            totals[call.operator] += call.macs
+    return {operator: -(-macs // BATCH) for operator, macs in totals.items()}
 
 
 def _coefficients(layers: Sequence[Layer], groups: Sequence[Group]) -> tuple[IntArray, IntArray]:

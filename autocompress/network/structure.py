@@ -97,8 +97,10 @@ class Network:
         groups: of prunable channels, every one checked by pruning a copy.
         costs: closed-form costs; layer and group order as here.
         fingerprint: hash of the architecture (layers, shapes, wiring; not the weights).
-        unknown_operators: operators that are in no cost table, with the number of calls; their cost counts as 0.
-        input_shape: of one sample.
+        unknown_operators: number of calls by name of the operators that are in no cost table; their cost counts as 0.
+        input_shape: shape of one input sample, without the batch axis.
+        fixed_operators: multiply-accumulates a sample by name of the operators that multiply by no layer's weight, such
+            as the products of attention; they count in full whatever the labels.
     """
 
     layers: tuple[Layer, ...]
@@ -107,6 +109,7 @@ class Network:
     fingerprint: str
     unknown_operators: Mapping[str, int]
     input_shape: tuple[int, ...]
+    fixed_operators: Mapping[str, int] = field(default_factory=dict)
 
     def layer_index(self) -> dict[str, int]:
         return {layer.name: index for index, layer in enumerate(self.layers)}

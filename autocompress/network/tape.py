@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.network.channels import Channels, follow, written_by_layer
-from autocompress.network.operators import is_free, is_matmul
+from autocompress.network.operators import is_free, is_matmul, multiply_accumulates
 
 LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -44,10 +44,12 @@ class Call:
     Attributes:
         operator: such as `aten.convolution`.
         kind: `layer` (multiplies by the weight of `module`), `norm` (the batch norm `module`), `view` (moves no
-            data), `unknown` (costs something that nobody counts) or `other`.
+            data), `fixed` (multiplies by no layer's weight, as the products of attention do), `unknown` (costs
+            something that nobody counts) or `other` (costs nothing that the budgets count).
         module: name of the layer or norm; empty for the other kinds.
-        reads: indices of values.
-        writes: indices of values.
+        reads: indices of the values that the operator reads.
+        writes: indices of the values that the operator writes.
+        macs: multiply-accumulates of a `fixed` call, for the whole batch; 0 for the other kinds.
     """
 
     operator: str
@@ -55,6 +57,7 @@ class Call:
     module: str
     reads: tuple[int, ...]
     writes: tuple[int, ...]
+    macs: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,7 @@ def record_tape(model: nn.Module, sample: Tensor) -> Tape:
     given = mode.add_input(batch)
     with mode.watch_modules(), torch.no_grad(), mode:
         result = model(batch)
-    outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    return mode.finish(given, outputs)
+    return mode.finish(given, _tensors(result))
 
 
 class _TapeMode(TorchDispatchMode):
@@ -148,26 +150,29 @@ class _TapeMode(TorchDispatchMode):
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(self._is_known(tensor) for tensor in given):
-            made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-            self._write_down(func, args, given, [tensor for tensor in made if tensor.numel()])
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = _tensors((args, kwargs))
+        known = [tensor for tensor in given if self._is_known(tensor)]
+        if known:
+            made = [tensor for tensor in _tensors(result) if tensor.numel()]
+            kind, module = self._classify(func, given, made)
+            macs = multiply_accumulates(func, args, kwargs, result) if kind == "unknown" else None
+            reads = tuple(self._value(tensor) for tensor in known)
+            channels = self._channels(func, args, module if kind == "layer" else "", known, made)
+            writes = tuple(self._add(tensor, source) for tensor, source in zip(made, channels, strict=False))
+            kind = kind if macs is None else "fixed"
+            self._calls.append(Call(str(func.overloadpacket), kind, module, reads, writes, macs or 0))
         return result
 
-    def _write_down(self, func: Any, args: Any, given: list[Tensor], made: list[Tensor]) -> None:
-        reads = [self._value(tensor) for tensor in given if self._is_known(tensor)]
-        kind, module = self._classify(func, given, made)
-        if kind == "layer":
-            channels: list[Channels | None] = [
-                written_by_layer(self._modules[module], made[0].shape, self._rows_from(module))
-            ]
-        else:
-            known = [tensor for tensor in given if self._is_known(tensor)]
-            inputs = {id(tensor): self._values[self._value(tensor)].channels for tensor in known}
-            channels = follow(func, args, inputs, made)
-        writes = [self._add(tensor, source) for tensor, source in zip(made, channels, strict=False)]
-        self._calls.append(Call(str(func.overloadpacket), kind, module, tuple(reads), tuple(writes)))
+    def _channels(
+        self, func: Any, args: Any, layer: str, known: list[Tensor], made: list[Tensor]
+    ) -> list[Channels | None]:
+        """Where the channels of every result come from: from `layer` itself, or from what another operator reads."""
+        if layer:
+            return [written_by_layer(self._modules[layer], made[0].shape, self._rows_from(layer))]
+        inputs = {id(tensor): self._values[self._value(tensor)].channels for tensor in known}
+        return follow(func, args, inputs, made)
 
     def _classify(self, func: Any, given: list[Tensor], made: list[Tensor]) -> tuple[str, str]:
         if not func._schema.is_mutable and all(self._is_known(tensor) for tensor in made):
@@ -208,6 +213,11 @@ class _TapeMode(TorchDispatchMode):
         self._value_of[id(tensor)] = len(self._values) - 1
         self._alive.append(tensor)
         return len(self._values) - 1
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    """The tensors in any nesting of tuples, lists and dicts, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _storage_key(tensor: Tensor) -> int:

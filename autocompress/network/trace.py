@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.network.branches import with_branches
-from autocompress.network.costs import build_costs
+from autocompress.network.costs import build_costs, fixed_operators
 from autocompress.network.flow import layers_behind
 from autocompress.network.folding import fold_norms, is_foldable
 from autocompress.network.groups import ChannelGroups, find_groups, is_depthwise
@@ -56,6 +56,7 @@ def trace(model: nn.Module, example: Tensor) -> Network:
         fingerprint=_fingerprint(layers, tape),
         unknown_operators=dict(unknown),
         input_shape=tuple(sample.shape[1:]),
+        fixed_operators=fixed_operators(tape),
     )
 
 

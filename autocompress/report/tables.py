@@ -152,6 +152,10 @@ def _inspection_lines(inspection: Inspection) -> list[str]:
     if unknown:
         calls = ", ".join(f"{name} ({count} calls)" for name, count in unknown.items())
         lines.append(f"operators in no cost table, counted as 0: {calls}")
+    fixed = inspection.network.fixed_operators
+    if fixed:
+        total, each = sum(fixed.values()), ", ".join(f"{name} {macs:,}" for name, macs in fixed.items())
+        lines.append(f"operators without weights, {total:,} multiply-accumulates in all, can't shrink: {each}")
     return lines
 
 
