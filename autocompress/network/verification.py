@@ -67,11 +67,11 @@ def _draw(width: int, rng: np.random.Generator) -> IntArray:
 
 def _fault(probe: nn.Module, sample: Tensor, removed: Removed) -> str:
     """Why removing the channels does not equal masking them; empty where it does."""
-    masked = _run(mask_channels(probe, removed), sample)
     try:
+        masked = _run(mask_channels(probe, removed), sample)
         smaller = _run(remove_channels(probe, removed), sample)
-    # The user's own forward pass may raise anything at all when widths change; whatever it is, the group is not
-    # prunable and the message is reported.
+    # The user's own forward pass may raise anything at all when widths change, and a group that was read wrong may name
+    # columns that a layer does not have. Whatever it is, the group is not prunable and the message is reported.
     except Exception as error:
         return f"pruned copy fails to run: {first_line(error)}"
     same = len(masked) == len(smaller) and all(

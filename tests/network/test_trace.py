@@ -309,3 +309,14 @@ def test_wrong_input() -> None:
     message = "`model` must run at least one Conv1d, Conv2d or Linear layer on `example`, got none."
     with pytest.raises(InputError, match=re.escape(message)):
         trace(nn.ReLU(), x)
+
+
+def test_groups_that_name_columns_which_a_layer_does_not_have() -> None:
+    """Three channels become one between the layers; torch-pruning takes the second to read three."""
+
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.mv(x, x.new_ones(3))[:, None]
+
+    found = reasons(nn.Sequential(nn.Linear(4, 3), Sum(), nn.Linear(1, 2)), 4)
+    assert found["0"].startswith("pruned copy fails to run: index ")
