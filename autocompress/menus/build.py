@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.borrowed import single_threaded
+from autocompress.memory import available_bytes
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import damped, diagonal_blocks
 from autocompress.menus.calibration import Statistics, calibrate
@@ -44,7 +45,7 @@ def build_menus(
     """Build, or read from the cache, the menus of every layer.
 
     Memory at the peak is about 60 bytes for every entry of the largest H (fan-in squared) for each thread, plus 64 MB
-    for calibration; as many threads run as fit into half of the memory that is free.
+    for calibration; as many threads run as fit into half of the memory that is available.
 
     Args:
         model: the trained network; it is not changed.
@@ -82,8 +83,8 @@ def build_menus(
 def _threads(network: Network, jobs: int | None) -> int:
     """As many as asked for, as far as memory allows; at least one."""
     largest = max(layer.groups * (layer.fan_in + 1) ** 2 for layer in network.layers)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(jobs or os.cpu_count() or 1, free // 2 // (_BYTES_PER_ENTRY * largest)))
+    by_memory = available_bytes() // 2 // (_BYTES_PER_ENTRY * largest)
+    return max(1, min(jobs or os.cpu_count() or 1, by_memory))
 
 
 def _statistics(
