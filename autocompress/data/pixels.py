@@ -7,19 +7,19 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from autocompress.errors import InputError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIZE_FACTOR = 256 / 224  # the usual evaluation transform: shorter side to 256, the centre 224 of it
-
-# What Pillow raises on broken images.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,21 @@ class ImageReader:
         Raises:
             InputError: the image is broken; the message begins with its `name`.
         """
+        from PIL import Image, UnidentifiedImageError  # here, so that those without images don't wait for it
+
+        # What Pillow raises on broken images.
+        broken = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
         try:
             with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
                 pixels = np.array(self._fit(opened.convert("RGB")))  # (H, W, 3)
-        except _BROKEN as error:
+        except broken as error:
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
             raise InputError(f"{name} must be a readable image, got a broken one: {reason}.") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _fit(self, image: Image.Image) -> Image.Image:
+        from PIL import Image
+
         size = self.image_size
         if size is None or image.size == (size, size):
             return image

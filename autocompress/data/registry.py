@@ -11,7 +11,6 @@ from autocompress.data.arrays import from_datasets, from_tensors, load_digits_so
 from autocompress.data.callables import call, call_with
 from autocompress.data.dataset import Data, Split, make_data
 from autocompress.data.imagefolder import load_imagefolder
-from autocompress.data.parquet import load_parquet
 from autocompress.data.pixels import ImageReader, Normalization
 from autocompress.data.sources import Source
 from autocompress.errors import InputError, unknown_name
@@ -67,6 +66,15 @@ def _images(loader: _Images, form: str) -> DataSource:
     return DataSource(load, form, takes_images=True)
 
 
+def _load_parquet(
+    folder: str, reader: ImageReader, normalization: Normalization
+) -> tuple[Source, Source, tuple[str, ...]]:
+    """As `parquet.load_parquet`; pyarrow is imported for those alone who read its files."""
+    from autocompress.data.parquet import load_parquet
+
+    return load_parquet(folder, reader, normalization)
+
+
 def _digits(asked: DataRequest) -> Data:
     return make_data(asked.spec, *load_digits_sources(asked.normalization), asked.split)
 
@@ -79,7 +87,7 @@ DATA_SOURCES: Registry[DataSource] = Registry(
     "data",
     {
         "digits": DataSource(_digits, "digits"),
-        "parquet": _images(load_parquet, "parquet:FOLDER"),
+        "parquet": _images(_load_parquet, "parquet:FOLDER"),
         "imagefolder": _images(load_imagefolder, "imagefolder:FOLDER"),
         "npz": DataSource(_npz, "npz:FILE"),
     },

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from autocompress.data.pixels import Normalization, stack
@@ -107,6 +106,9 @@ class DatasetSource:
 
 
 def _as_tensor(value: Any) -> Tensor:
+    """The input of one item: (C, H, W) uint8 pixels of a Pillow image, anything else as it is."""
+    from PIL import Image  # here, so that those without images don't wait for it
+
     if not isinstance(value, Image.Image):
         return torch.as_tensor(value)
     if value.mode == "L":

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from autocompress.network.structure import Group, IntArray
@@ -97,7 +99,7 @@ class _GraphReader:
         self._modules = dict(self._model.named_modules())
         self._fixed_outputs = fixed_outputs
         self._shared = shared
-        self._graph = tp.DependencyGraph()
+        self._graph = _torch_pruning().DependencyGraph()
 
     def build(self, sample: Tensor) -> str:
         """Build the graph; returns why that failed, empty where it worked."""
@@ -166,6 +168,29 @@ class _GraphReader:
             if not np.array_equal(np.sort(rows, axis=None), np.arange(self._modules[name].weight.shape[0])):
                 return f"tied to some channels of {name} only"
         return ""
+
+
+def _torch_pruning() -> Any:
+    """The package torch-pruning, imported when the first graph is read."""
+    with _without_timm():
+        return importlib.import_module("torch_pruning")
+
+
+@contextmanager
+def _without_timm() -> Iterator[None]:
+    """Imports inside find no package timm, unless it is imported already; `sys.modules` is afterwards as before.
+
+    torch-pruning imports timm where it is installed, and with it torchvision and torch._dynamo: two seconds, only for
+    its counter of operations, which is not used here. The dependency graph knows nothing of timm.
+    """
+    if "timm" in sys.modules:
+        yield
+        return
+    sys.modules["timm"] = None  # type: ignore[assignment]  # `import timm` then raises ModuleNotFoundError
+    try:
+        yield
+    finally:
+        del sys.modules["timm"]
 
 
 def is_depthwise(layer: nn.Module) -> bool:
