@@ -1,4 +1,4 @@
-"""What flows where between layers, read off a tape."""
+"""The flow of values between layers, read off a tape: who feeds whom, and which memory is alive when."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from autocompress.network.tape import Tape
 
 
 def layers_behind(tape: Tape, values: Iterable[int]) -> set[str]:
-    """Names of the layers whose results reach `values` without passing another layer."""
+    """Names of the layers whose results reach `values` without passing another layer.
+
+    Args:
+        tape: operators of one forward pass.
+        values: indices of values.
+    """
     reached: dict[int, set[str]] = {}  # by value
     for call in tape.calls:
         sources = {call.module} if call.kind == "layer" else _union(reached, call.reads)
@@ -18,11 +23,11 @@ def layers_behind(tape: Tape, values: Iterable[int]) -> set[str]:
 
 
 def layers_ahead(tape: Tape, alias: list[int]) -> dict[int, set[str]]:
-    """By storage: names of the layers that read it, directly or through operators that are no layers.
+    """By storage, the names of the layers that read it, directly or through operators that are no layers.
 
     Args:
-        tape: of the forward pass.
-        alias: for every storage, the storage that it is counted as.
+        tape: operators of one forward pass.
+        alias: for every storage the storage that it is counted as (`folded_storages`).
     """
     ahead: dict[int, set[str]] = {}
     for call in reversed(tape.calls):
@@ -36,7 +41,12 @@ def layers_ahead(tape: Tape, alias: list[int]) -> dict[int, set[str]]:
 
 
 def folded_storages(tape: Tape, folded: Iterable[str]) -> list[int]:
-    """For every storage, the storage it is counted as: a folded norm writes where its layer wrote."""
+    """For every storage the storage that it is counted as: a folded norm writes where its layer wrote.
+
+    Args:
+        tape: operators of one forward pass.
+        folded: names of the norms that are folded into layers.
+    """
     alias = list(range(len(tape.storage_elements)))
     names = set(folded)
     for call in tape.calls:
@@ -50,8 +60,13 @@ def folded_storages(tape: Tape, folded: Iterable[str]) -> list[int]:
 def moments(tape: Tape, alias: list[int], folded: Iterable[str]) -> list[set[int]]:
     """The storages that are alive at every moment of the forward pass, that is during every operator.
 
-    A storage lives from the operator that writes it first to the last that reads it; what the network returns lives to
-    the end; a result that nobody reads (such as the indices of a pooling) does not count.
+    A storage lives from the operator that writes it first to the last that reads it; what the network returns
+    lives to the end. A result that nobody reads (such as the indices of a pooling) does not count.
+
+    Args:
+        tape: operators of one forward pass.
+        alias: for every storage the storage that it is counted as (`folded_storages`).
+        folded: names of the norms that are folded into layers, and so no operators.
     """
     names = set(folded)
     steps = [call for call in tape.calls if call.kind != "view" and call.module not in names]
@@ -75,4 +90,5 @@ def moments(tape: Tape, alias: list[int], folded: Iterable[str]) -> list[set[int
 
 
 def _union(sets: dict[int, set[str]], keys: Iterable[int]) -> set[str]:
+    """The union of the sets at the keys; a key without one counts as empty."""
     return set().union(*(sets.get(key, set()) for key in keys))

@@ -1,4 +1,4 @@
-"""Channel groups: what torch-pruning's dependency graph says, and why a group must keep its width."""
+"""Channel groups, read off torch-pruning's dependency graph, and why other layers keep their widths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ from autocompress.network.verification import first_line, verify_groups
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """The prunable groups, in network order of their owners, and by layer name why its width is fixed."""
+    """The channel groups of a network.
+
+    Attributes:
+        groups: prunable groups, in network order of their owners.
+        fixed_reasons: by layer name, why the layer's width is fixed; for the layers in none of the groups.
+    """
 
     groups: tuple[Group, ...]
     fixed_reasons: Mapping[str, str]
@@ -31,7 +36,11 @@ class ChannelGroups:
 
 @dataclass
 class _Draft:
-    """A group under construction: what torch-pruning ties to the channels of one layer."""
+    """A group under construction: what torch-pruning ties to the channels of one layer.
+
+    Attributes are those of `Group`; `reason` says why the group is not prunable, and is empty as long as it
+    may be.
+    """
 
     owner: str
     width: int
@@ -47,11 +56,11 @@ def find_groups(
     """Channels that must be removed together; every group was checked by pruning a copy.
 
     Args:
-        model: in eval mode, with its batch norms folded; it is copied, not changed.
-        sample: (1, ...).
-        layers: names, in network order.
-        fixed_outputs: by layer name, why its output channels can't be removed.
-        shared: by layer name, why neither its output nor its input channels can be removed.
+        model: network in eval mode, with its batch norms folded; it is copied, not changed.
+        sample: (1, ...) input.
+        layers: names of the layers, in network order.
+        fixed_outputs: by layer name, why the layer's output channels can't be removed.
+        shared: by layer name, why neither the layer's output nor its input channels can be removed.
     """
     reader = _GraphReader(model, fixed_outputs, shared)
     failure = reader.build(sample)
@@ -67,7 +76,7 @@ def find_groups(
 
 
 def _candidates(reader: _GraphReader, layers: Sequence[str]) -> tuple[list[Group], dict[str, str]]:
-    """The groups that look prunable, and the reasons of the layers in the others."""
+    """The groups that look prunable, and by name of each layer in the others why its width is fixed."""
     drafts: list[_Draft] = []
     seen: set[str] = set()
     for name in layers:
@@ -88,7 +97,7 @@ def _candidates(reader: _GraphReader, layers: Sequence[str]) -> tuple[list[Group
 
 
 class _GraphReader:
-    """Reads groups out of torch-pruning's dependency graph of a private copy."""
+    """Reader of the groups in torch-pruning's dependency graph of a private copy of the model."""
 
     def __init__(self, model: nn.Module, fixed_outputs: Mapping[str, str], shared: Mapping[str, str]) -> None:
         self._model = copy.deepcopy(model).requires_grad_(True)
@@ -131,6 +140,7 @@ class _GraphReader:
         return draft
 
     def _add(self, draft: _Draft, item: Any) -> None:
+        """Add one member of torch-pruning's group to the draft, or the reason why it rules out the group."""
         module, handler = item.dep.target.module, item.dep.handler
         name = self._names.get(module, "")
         indices = _by_channel(item.idxs, item.root_idxs, draft.width)
@@ -146,6 +156,7 @@ class _GraphReader:
             draft.reason = draft.reason or f"{type(module).__name__} {name} has the same channels"
 
     def _add_layer(self, draft: _Draft, name: str, layer: Any, indices: IntArray, is_producer: bool) -> None:
+        """Add a layer that writes (`is_producer`) or reads the channels, or why that rules out the group."""
         is_grouped = getattr(layer, "groups", 1) > 1
         problems = [self._shared.get(name)]
         if is_producer or is_depthwise(layer):
@@ -160,6 +171,7 @@ class _GraphReader:
         draft.reason = draft.reason or next((problem for problem in problems if problem), "")
 
     def _fault(self, draft: _Draft) -> str:
+        """Why the group of all members is not prunable; empty where it looks prunable."""
         if draft.width < 2:
             return "only one channel"
         if not draft.consumers:
@@ -178,10 +190,10 @@ def _torch_pruning() -> Any:
 
 @contextmanager
 def _without_timm() -> Iterator[None]:
-    """Imports inside find no package timm, unless it is imported already; `sys.modules` is afterwards as before.
+    """Imports inside find no timm, unless it is imported already; `sys.modules` is as before afterwards.
 
-    torch-pruning imports timm where it is installed, and with it torchvision and torch._dynamo: two seconds, only for
-    its counter of operations, which is not used here. The dependency graph knows nothing of timm.
+    torch-pruning imports timm where it is installed, and with it torchvision and torch._dynamo: two seconds,
+    only for its counter of operations, which is not used here. The dependency graph knows nothing of timm.
     """
     if "timm" in sys.modules:
         yield
@@ -205,7 +217,13 @@ def _unreadable(error: Exception) -> str:
 
 
 def _by_channel(indices: Iterable[int], roots: Iterable[int | None], width: int) -> IntArray:
-    """(width, r): the member's indices of every channel; empty where channels have different numbers of them."""
+    """A member's indices (width, r) of every channel; (width, 0) where channels have unequal numbers.
+
+    Args:
+        indices: rows or input channels of the member.
+        roots: for each of them the group's channel that it belongs to, or None.
+        width: channels of the group.
+    """
     pairs = sorted((root, index) for root, index in zip(roots, indices, strict=True) if root is not None)
     array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     counts = np.bincount(array[:, 0], minlength=width)
@@ -215,6 +233,6 @@ def _by_channel(indices: Iterable[int], roots: Iterable[int | None], width: int)
 
 
 def _columns(layer: Any, inputs: IntArray) -> IntArray:
-    """(n, m): columns of the flattened weight that read the input channels (n, r)."""
+    """Columns (n, m) of the layer's flattened weight that read the input channels (n, r)."""
     taps = int(np.prod(layer.weight.shape[2:], dtype=np.int64))
     return (inputs[:, :, None] * taps + np.arange(taps)).reshape(len(inputs), -1)

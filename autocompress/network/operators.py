@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-# The operators that multiply and accumulate.
+# Operators that multiply and accumulate.
 MATMULS = frozenset(
     {
         "convolution",
@@ -47,7 +47,8 @@ _DATA_MOVEMENT = {
     "full_like", "new_zeros", "new_ones", "new_empty", "new_full", "_local_scalar_dense",
 }  # fmt: skip
 _ACTIVATIONS = {"hardtanh", "hardswish", "_prelu_kernel", "glu", "log_sigmoid_forward", "native_dropout"}
-# Their cost is linear in the activations; budgets count multiply-accumulates.
+# Operators without multiply-accumulates, which are what budgets count; they cost some time for every
+# activation.
 FREE = frozenset(_NORMS | _POOLING_AND_RESAMPLING | _REDUCTIONS | _DATA_MOVEMENT | _ACTIVATIONS)
 
 
@@ -61,7 +62,7 @@ _ATTENTIONS = {
 
 
 def is_matmul(func: Any) -> bool:
-    """Whether an aten operator multiplies and accumulates."""
+    """Whether an aten operator multiplies and accumulates, so that it may be a layer's."""
     return _base_name(func) in MATMULS
 
 
@@ -72,10 +73,10 @@ def is_free(func: Any) -> bool:
 
 
 def multiply_accumulates(func: Any, args: Any, kwargs: Any, result: Any) -> int | None:
-    """Multiply-accumulates of one call by PyTorch's own formula for the operator; None where PyTorch has none.
+    """Multiply-accumulates of one call by PyTorch's own formula; None where there is none.
 
-    The formulas are those of `torch.utils.flop_counter`, which count a multiply-accumulate as two operations. Attention
-    counts every pair of positions, whether masked or not.
+    The formulas are those of `torch.utils.flop_counter`, which count a multiply-accumulate as two operations.
+    Attention counts every pair of positions, whether masked or not.
 
     Args:
         func: aten operator of the call.
@@ -93,11 +94,11 @@ def multiply_accumulates(func: Any, args: Any, kwargs: Any, result: Any) -> int 
 
 
 def _base_name(func: Any) -> str:
-    """`relu` for both `relu` and its in-place variant `relu_`."""
+    """Name of an aten operator, the same for its in-place variant: `relu` for both `relu` and `relu_`."""
     return str(func.overloadpacket.__name__).removesuffix("_")
 
 
 def _is_pointwise(packet: Any) -> bool:
-    """PyTorch tags element-wise operators, though not every in-place variant."""
+    """Whether PyTorch tags an operator as element-wise; some in-place variants lack the tag."""
     overloads = packet.overloads() if packet is not None else []
     return any(torch.Tag.pointwise in getattr(packet, overload).tags for overload in overloads)

@@ -1,4 +1,4 @@
-"""Traces a model: its layers, its channel groups, its costs."""
+"""Tracing a model: its layers, its channel groups, its costs."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from autocompress.network.verification import first_line
 
 
 def trace(model: nn.Module, example: Tensor) -> Network:
-    """Find the layers, channel groups and costs of any network of convolutions, linears, norms and shape operators.
+    """The layers, channel groups and costs of a network of convolutions, linears, norms and shape operators.
 
-    The model is copied and only copies run, in eval mode: its own mode, hooks, parameters, buffers and the random
-    state stay as they are. Modules that never run, and modules whose weight is not used as it is stored, are no layers.
+    The model is copied and only copies run, in eval mode: its own mode, hooks, parameters, buffers and the
+    random state stay as they are. Modules that never run, and modules whose weight is not used as it is
+    stored, are no layers.
 
     Args:
-        model: takes one tensor.
-        example: (1+, ...) input; its first sample is run.
+        model: network that takes one tensor.
+        example: (1+, ...) input, of which the first sample is run.
 
     Raises:
-        InputError: `model` is no module, `example` is no batch, the model can't run on it, or it has no layers.
+        InputError: `model` is no module, `example` is no batch, the model can't run on it, or it has no
+            layers.
     """
     sample = _checked_sample(model, example)
     with torch.random.fork_rng(devices=[]):
@@ -61,6 +63,7 @@ def trace(model: nn.Module, example: Tensor) -> Network:
 
 
 def _checked_sample(model: nn.Module, example: Tensor) -> Tensor:
+    """A copy (1, ...) of the first sample. Raises InputError where model or example is of no use."""
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(example, Tensor):
@@ -71,6 +74,7 @@ def _checked_sample(model: nn.Module, example: Tensor) -> Tensor:
 
 
 def _run(model: nn.Module, sample: Tensor) -> Tape:
+    """The tape of a model. Raises InputError where it can't run on the sample, or has no layers."""
     try:
         tape = record_tape(model, sample)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
@@ -82,7 +86,7 @@ def _run(model: nn.Module, sample: Tensor) -> Tape:
 
 
 def _calls_by_layer(tape: Tape) -> dict[str, list[Call]]:
-    """By name, in the order in which the layers first run."""
+    """The calls of every layer by its name, in the order in which the layers first run."""
     calls: dict[str, list[Call]] = defaultdict(list)
     for call in tape.calls:
         if call.kind == "layer":
@@ -91,7 +95,7 @@ def _calls_by_layer(tape: Tape) -> dict[str, list[Call]]:
 
 
 def _foldable_norms(model: nn.Module, tape: Tape, calls: Mapping[str, list[Call]]) -> dict[str, str]:
-    """By layer: the norm that alone reads the layer's result, along the layer's output channels."""
+    """By layer name, the norm that alone reads the layer's result, along the layer's output channels."""
     touching: dict[int, list[Call]] = defaultdict(list)
     for call in tape.calls:
         for storage in tape.storages(call.reads):
@@ -115,7 +119,7 @@ def _foldable_norms(model: nn.Module, tape: Tape, calls: Mapping[str, list[Call]
 
 
 def _shared_layers(model: nn.Module, calls: Mapping[str, list[Call]]) -> dict[str, str]:
-    """By name of each layer that runs several times or has its weight in common with another layer: that reason."""
+    """By name of each layer that runs several times, or shares its weight with another one: that reason."""
     users = Counter(id(_weight(model, name)) for name in calls)
     reasons = {name: "runs more than once" for name, runs in calls.items() if len(runs) > 1}
     for name in calls:
@@ -130,6 +134,8 @@ def _weight(model: nn.Module, layer: str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Membership:
+    """Indices of the groups that a layer reads, in column order, and of the one that it writes."""
+
     reads: tuple[int, ...]
     writes: int | None
 
@@ -142,6 +148,7 @@ def _layer(
     norm_of: Mapping[str, str],
     found: ChannelGroups,
 ) -> Layer:
+    """One layer, from its calls on the tape and the groups that were found."""
     module = model.get_submodule(name)
     weight_shape = tuple(_weight(model, name).shape)
     results = [tape.values[call.writes[0]] for call in calls]
@@ -176,7 +183,7 @@ def _input_shape(tape: Tape, call: Call) -> tuple[int, ...]:
 
 
 def _fingerprint(layers: tuple[Layer, ...], tape: Tape) -> str:
-    """Names, shapes and which layers feed which; neither weights nor the operators of this PyTorch version."""
+    """Hash of names, shapes and wiring; neither weights nor this PyTorch version's operators count."""
     feeds: dict[str, set[str]] = defaultdict(set)
     for call in tape.calls:
         if call.kind == "layer":
