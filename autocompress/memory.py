@@ -10,7 +10,7 @@ _CGROUP = Path("/sys/fs/cgroup")  # version 2; a container sees its own group he
 
 
 def available_bytes(cgroup: Path = _CGROUP) -> int:
-    """Bytes that can be allocated without swapping, on this machine and within the limit of the process's container.
+    """Bytes that can be allocated without swapping, within the limit of the process's container.
 
     Args:
         cgroup: folder of the control group (Linux); where it holds no `memory.max`, only the machine counts.

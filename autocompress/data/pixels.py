@@ -1,4 +1,4 @@
-"""Images to normalised tensors."""
+"""Decoding images, and normalising them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,15 @@ RESIZE_FACTOR = 256 / 224  # the usual evaluation transform: shorter side to 256
 
 @dataclass(frozen=True)
 class Normalization:
-    """How stored inputs become network inputs: (x - mean) / std a channel (axis 1).
+    """Normalization of stored inputs to network inputs: (x - mean) / std for every channel (axis 1).
 
-    uint8 pixels are divided by 255 first; without `mean` and `std` they get ImageNet's where there are three channels,
-    and are left in [0, 1] otherwise. Floating-point inputs are taken as they are where `mean` and `std` are not given.
+    uint8 pixels are divided by 255 first; without `mean` and `std` they get ImageNet's where there are three
+    channels, and are left in [0, 1] otherwise. Floating-point inputs are taken as they are where `mean` and
+    `std` are not given.
+
+    Attributes:
+        mean: mean of every channel, or None.
+        std: standard deviation of every channel, above 0, or None.
 
     Raises:
         InputError: only one of the two is given, their lengths differ, or a std is not positive.
@@ -48,6 +53,7 @@ class Normalization:
 
     @classmethod
     def parse(cls, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization:
+        """The normalization of two sequences of numbers, or of None and None."""
         return cls(
             None if mean is None else tuple(float(value) for value in mean),
             None if std is None else tuple(float(value) for value in std),
@@ -74,11 +80,15 @@ class Normalization:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Decodes one image to RGB pixels.
+    """Decoder of single images to RGB pixels.
 
     Attributes:
-        image_size: edge of the square that the network gets; None leaves every image as it is. A square image of just
-            this size is taken as it is; any other has its shorter side resized to 256/224 of it and its centre cut out.
+        image_size: edge in pixels of the square that the network gets, at least 1; None leaves every image as
+            it is. A square image of this size is taken as it is. Any other is resized, its shorter side to
+            256/224 of the size, and its centre is cut out.
+
+    Raises:
+        InputError: the size is below 1.
     """
 
     image_size: int | None = None
@@ -88,7 +98,11 @@ class ImageReader:
             raise InputError(f"`image_size` must be at least 1, got {self.image_size}.")
 
     def read(self, image: bytes | Path, name: str) -> Tensor:
-        """(3, H, W) uint8.
+        """Pixels (3, H, W) uint8 of one image.
+
+        Args:
+            image: encoded image, or path of an image file.
+            name: name of the image, for messages.
 
         Raises:
             InputError: the image is broken; the message begins with its `name`.
@@ -106,6 +120,7 @@ class ImageReader:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _fit(self, image: Image.Image) -> Image.Image:
+        """The image in the size that the network gets."""
         from PIL import Image
 
         size = self.image_size
@@ -119,7 +134,11 @@ class ImageReader:
 
 
 def stack(images: Sequence[Tensor], where: str) -> Tensor:
-    """One batch from single inputs.
+    """One batch (N, …) of single inputs.
+
+    Args:
+        images: inputs of one shape, at least one.
+        where: source of the inputs, for messages.
 
     Raises:
         InputError: their shapes differ.

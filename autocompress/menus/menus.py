@@ -37,9 +37,10 @@ class Menus:
         network: traced network.
         settings: settings that the menus were built with.
         sources: weight and statistics by layer name, from which variants are made.
-        orders: for every group its channels (n,) in the order of their removal.
-        ranges: by layer name the input's range for each of `settings.activation_bits`; None for 32 bits.
-        range_errors: by layer name the expected loss (A,) of each of those ranges, in nats.
+        orders: channels (n,) of every group in the order of their removal.
+        ranges: ranges of every layer's input by its name, one for each of `settings.activation_bits`; None
+            for 32 bits.
+        range_errors: expected loss (A,) of each of those ranges in nats, by layer name.
         store: folder in which variants are kept.
         eager: whether all variants of the tables are built beforehand. Else only those without pruning are;
             the tables estimate the others, which are built when they are first asked for.
@@ -207,7 +208,7 @@ class Menus:
         return [(full | {read: kept}, 0.0, self.eager or kept == full[read]) for kept in options]
 
     def _estimate(self, layer: Layer, kept: Mapping[int, int]) -> list[float]:
-        """Expected loss (B) of variants that are not built yet: that of pruning, plus an estimate of rounding's.
+        """Expected loss (B) of variants that are not built yet: that of pruning, and an estimate of rounding's.
 
         Rounding is taken to lose as much as in the unpruned layer, in proportion to the columns that are
         left.
@@ -281,7 +282,7 @@ class Menus:
             raise InputError(f"`plan` must label every layer, these are missing: {', '.join(missing)}.")
 
     def _label_indices(self, layer: Layer, label: Label) -> tuple[int, int, int]:
-        """Indices of a label's three numbers in the layer's menu. Raises InputError where one is not offered."""
+        """Indices of a label's numbers in the layer's menu. Raises InputError where one is not offered."""
         sparsities = self.sparsities(layer)
         distances = [abs(label.sparsity - sparsity) for sparsity in sparsities]
         if min(distances) > _TOLERANCE:

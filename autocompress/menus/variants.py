@@ -65,7 +65,7 @@ class LayerSource:
         Args:
             layer: structure of the layer.
             module: the layer itself, with its batch norm folded in.
-            statistics: what calibration found out about the layer.
+            statistics: statistics of the layer from calibration.
         """
         weight = module.get_parameter("weight").detach().double().cpu().flatten(1)  # (rows, d)
         bias = getattr(module, "bias", None)
@@ -191,7 +191,7 @@ def _round_all(
         moment: (g, k + 1, k + 1) damped H of those columns.
         mask: (rows, k) bool, True where a weight stays; None: all stay.
         bits: bit-widths, each 1 to 8, 16 or 32.
-        settings: which quantizer.
+        settings: quantizer that rounds.
     """
     if len(kept) == 1:
         return [_constant(source, weight, kept, width) for width in bits]
@@ -229,7 +229,7 @@ def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | 
 
 
 def _without_bias(moment: Tensor) -> Tensor:
-    """H (g, d + 1, d + 1) of a layer without bias: the constant input is cut off, so that the bias stays 0."""
+    """H (g, d + 1, d + 1) of a layer without bias: its constant input is cut off, so the bias stays 0."""
     moment = moment.clone()
     diagonal = moment[:, -1, -1].clone()
     moment[:, -1, :] = 0

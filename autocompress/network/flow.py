@@ -27,7 +27,7 @@ def layers_ahead(tape: Tape, alias: list[int]) -> dict[int, set[str]]:
 
     Args:
         tape: operators of one forward pass.
-        alias: for every storage the storage that it is counted as (`folded_storages`).
+        alias: storage that each storage is counted as (`folded_storages`).
     """
     ahead: dict[int, set[str]] = {}
     for call in reversed(tape.calls):
@@ -65,7 +65,7 @@ def moments(tape: Tape, alias: list[int], folded: Iterable[str]) -> list[set[int
 
     Args:
         tape: operators of one forward pass.
-        alias: for every storage the storage that it is counted as (`folded_storages`).
+        alias: storage that each storage is counted as (`folded_storages`).
         folded: names of the norms that are folded into layers, and so no operators.
     """
     names = set(folded)

@@ -60,7 +60,7 @@ def unfold_batch_norms(model: nn.Module, network: Network, folded: nn.Module) ->
 
 
 def _put_(layer: Any, norm: Any, source: Any) -> None:
-    """Write a folded layer's weight into the layer, and its bias into the norm if there is one."""
+    """Write a folded layer's weight into the layer, and its bias into the norm where there is one."""
     layer.weight.copy_(source.weight)
     if norm is None:
         if layer.bias is not None:
@@ -76,7 +76,7 @@ def _put_(layer: Any, norm: Any, source: Any) -> None:
 
 
 def is_foldable(norm: nn.Module) -> bool:
-    """Whether a norm in eval mode is a fixed scale and shift, and whatever else it does is known."""
+    """Whether a norm in eval mode is a fixed scale and shift, and all else that it does is known."""
     has_statistics = getattr(norm, "running_mean", None) is not None
     return has_statistics and (type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or _has_activation(norm))
 

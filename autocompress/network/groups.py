@@ -27,7 +27,7 @@ class ChannelGroups:
 
     Attributes:
         groups: prunable groups, in network order of their owners.
-        fixed_reasons: by layer name, why the layer's width is fixed; for the layers in none of the groups.
+        fixed_reasons: reason why the width is fixed, by layer name; for the layers in none of the groups.
     """
 
     groups: tuple[Group, ...]
@@ -59,8 +59,8 @@ def find_groups(
         model: network in eval mode, with its batch norms folded; it is copied, not changed.
         sample: (1, ...) input.
         layers: names of the layers, in network order.
-        fixed_outputs: by layer name, why the layer's output channels can't be removed.
-        shared: by layer name, why neither the layer's output nor its input channels can be removed.
+        fixed_outputs: reason why the output channels can't be removed, by layer name.
+        shared: reason why neither output nor input channels can be removed, by layer name.
     """
     reader = _GraphReader(model, fixed_outputs, shared)
     failure = reader.build(sample)
@@ -221,7 +221,7 @@ def _by_channel(indices: Iterable[int], roots: Iterable[int | None], width: int)
 
     Args:
         indices: rows or input channels of the member.
-        roots: for each of them the group's channel that it belongs to, or None.
+        roots: the group's channel that each of them belongs to, or None.
         width: channels of the group.
     """
     pairs = sorted((root, index) for root, index in zip(roots, indices, strict=True) if root is not None)

@@ -82,7 +82,7 @@ def multiply_accumulates(func: Any, args: Any, kwargs: Any, result: Any) -> int 
         func: aten operator of the call.
         args: positional arguments of the call.
         kwargs: keyword arguments of the call.
-        result: what the call returned.
+        result: result of the call.
     """
     from torch.utils.flop_counter import flop_registry  # imports triton
 

@@ -22,8 +22,8 @@ class Layer:
         kind: `conv`, `depthwise` or `linear`.
         weight_shape: shape of the PyTorch weight.
         groups: number of the convolution's groups; 1 for linear layers.
-        positions: output positions per sample, over all calls; so many multiply-accumulates does a weight
-            cost.
+        positions: output positions per sample over all calls, which is the number of multiply-accumulates a
+            weight.
         input_shape: shape of the first call's input, without the batch axis.
         output_shape: shape of the first call's output, without the batch axis.
         norm: name of the batch norm that can be folded into the layer, as it alone reads the output; or None.

@@ -193,7 +193,7 @@ class _TapeMode(TorchDispatchMode):
         return ("other" if is_free(func) else "unknown"), ""
 
     def _multiplies_weight(self, module: str, given: list[Tensor]) -> bool:
-        """Whether the module is a layer and its weight, as it is stored, is among the operator's arguments."""
+        """Whether the module is a layer whose stored weight is among the operator's arguments."""
         if not isinstance(self._modules[module], LAYER_TYPES):
             return False
         weight = _storage_key(self._modules[module].weight)

@@ -117,7 +117,7 @@ def _probe(model: nn.Module, sample: Tensor, generator: torch.Generator) -> nn.M
 
 
 def _randomize_(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw all parameters anew in place: weights of layers and shifts of any sign, all other scales positive."""
+    """Draw all parameters anew in place: layers' weights and shifts of any sign, other scales positive."""
     signed = {"weight", "bias"} if isinstance(module, LAYER_TYPES) else {"bias"}
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.is_floating_point():

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of operators that multiply by no layer's weight, costed by hand, and budgets that count them."""
+"""Multiply-accumulates without a layer's weight, costed by hand, and budgets that count them."""
 
 import io
 from dataclasses import replace
@@ -62,7 +62,7 @@ def test_attention_by_hand() -> None:
 
 @pytest.mark.parametrize(("value_width", "name"), [(12, "scaled_dot_product"), (24, "bmm")])
 def test_scaled_dot_product_attention_counts_the_same(value_width: int, name: str) -> None:
-    """PyTorch runs it as one operator where values are as wide as queries, as two products where they are not."""
+    """One operator in PyTorch where values are as wide as queries, two products where they are not."""
     x = torch.zeros(1, TOKENS, WIDTH)
     fused, plain = (trace(Attention(is_fused, value_width), x) for is_fused in (True, False))
     assert list(fused.fixed_operators.values()) == [3 * 25 * (4 + value_width // 3)]
@@ -97,7 +97,7 @@ def test_networks_of_layers_only_have_none() -> None:
 
 
 def prunable_problem() -> Problem:
-    """Two prunable groups before the attention: the 16 channels between two layers, the 12 that q, k and v read."""
+    """Two prunable groups: the 16 channels between two layers, and the 12 that q, k and v read."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, WIDTH), Attention(is_fused=True, value_width=12)
@@ -110,7 +110,8 @@ def prunable_problem() -> Problem:
 @pytest.mark.parametrize(
     ("name", "least"),
     [
-        # The smallest budget that any labels meet: 4 of 16 and 3 of 12 channels, and the 600 products of attention.
+        # The smallest budget that any labels meet: 4 of 16 and 3 of 12 channels, and the 600 products of
+        # attention.
         ("macs", 5 * (12 * 4 + 4 * 3 + 3 * 3 * 12) + 12 * 7 + 600),
         ("bitops", (5 * (12 * 4 + 4 * 3 + 3 * 3 * 12) + 12 * 7) * 2 * 4 + 600 * 1024),
     ],
