@@ -16,9 +16,9 @@ from autocompress.network import Network, trace
 from autocompress.report.tables import print_inspection
 from autocompress.searchers.solvers.exact import solve_exactly
 from autocompress_envs import InfeasibleBudgetError, LayerLabelingEnv
-from autocompress_envs.problem.numbers import Labeling, Outcome, Problem
+from autocompress_envs.problem import Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import RESOURCES, Tables
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import all_labelings, all_resources, toy_problem
 
 TOKENS, WIDTH, HEADS, HEAD_WIDTH, OUTPUTS = 5, 12, 3, 4, 7
@@ -119,10 +119,10 @@ def prunable_problem() -> Problem:
 def test_budgets_of_a_network_with_attention_hold(name: str, least: int) -> None:
     problem = prunable_problem()
     for limit in (least, least + 500, 2 * least):
-        for labeling in (Pricer(problem, {name: limit}).solve(), solve_exactly(problem, {name: limit})):
+        for labeling in (Solver(problem, {name: limit}).solve(), solve_exactly(problem, {name: limit})):
             assert problem.resources(labeling)[name] <= limit
     with pytest.raises(InfeasibleBudgetError):
-        Pricer(problem, {name: least - 1})
+        Solver(problem, {name: least - 1})
 
 
 def with_fixed_macs(problem: Problem, fixed: int) -> Problem:
@@ -152,7 +152,7 @@ def test_solvers_find_the_same_labels_at_limits_that_much_higher(limits: dict[st
     higher = {name: limit + ADDED[name] for name, limit in limits.items()}
     expected = solve_exactly(plain, limits)
     assert solve_exactly(fixed, higher).key() == expected.key()
-    amounts = fixed.resources(Pricer(fixed, higher).solve())
+    amounts = fixed.resources(Solver(fixed, higher).solve())
     assert all(amounts[name] <= limit for name, limit in higher.items())
 
 
