@@ -25,9 +25,11 @@ _Sources = tuple[TensorSource, TensorSource, tuple[str, ...]]
 
 
 def digits_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """scikit-learn's digits: train inputs (1437, 1, 8, 8) in [0, 1] and labels, test inputs (360, 1, 8, 8) and labels.
+    """scikit-learn's digits, always split alike: the shipped network was trained on the training part.
 
-    The split is the same for every seed, for the shipped network was trained on the training part.
+    Returns:
+        Training inputs (1437, 1, 8, 8) float32 in [0, 1] and labels (1437,) int64, test inputs and labels of
+        360.
     """
     from sklearn.datasets import load_digits
 
@@ -39,14 +41,21 @@ def digits_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def load_digits_sources(normalization: Normalization) -> _Sources:
-    """The digits as sources, with the names of the ten classes."""
+    """Training and test source of the digits, and the names of the ten classes."""
     x_train, y_train, x_test, y_test = digits_tensors()
     train, test = TensorSource(x_train, y_train, normalization), TensorSource(x_test, y_test, normalization)
     return train, test, tuple(str(digit) for digit in range(10))
 
 
 def load_npz(file: str, normalization: Normalization) -> _Sources:
-    """The arrays x_train, y_train, x_test, y_test of a NumPy archive; images (N, C, H, W), (N, H, W, C) or (N, H, W).
+    """Training and test source of a NumPy archive, and the class names, which are the labels' numbers.
+
+    The archive holds the arrays x_train, y_train, x_test and y_test; images are (N, C, H, W), (N, H, W, C) or
+    (N, H, W).
+
+    Args:
+        file: path of the archive.
+        normalization: normalization that sources apply on loading.
 
     Raises:
         InputError: the file is missing or damaged, an array is missing, empty, or of the wrong form.
@@ -62,6 +71,7 @@ def load_npz(file: str, normalization: Normalization) -> _Sources:
 
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
+    """The four arrays of an archive by name. Raises InputError where it can't be read or misses one."""
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
@@ -85,6 +95,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _channels_first(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Images (N, C, H, W) from those of any of the three layouts; other arrays as they are."""
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
@@ -107,16 +118,17 @@ def from_tensors(
     """Data from tensors or NumPy arrays in memory.
 
     Args:
-        train: inputs (N, …) and integer labels (N,), or None for data without labels. Floating-point inputs are taken
-            as they are unless `mean` and `std` are given; uint8 ones are divided by 255 and normalised.
-        test: the same for the test split.
-        classes: names by label; the labels' numbers by default.
-        name: for reports.
-        seed: of the search and calibration splits.
-        search_samples: at most half of the training data is taken.
-        calibration_samples: at most a third of the training data is taken.
-        mean: one number a channel.
-        std: one number a channel.
+        train: inputs (N, …) and integer labels (N,) of the training data; labels may be None. Floating-point
+            inputs are taken as they are unless `mean` and `std` are given; uint8 ones are divided by 255 and
+            normalised.
+        test: inputs and labels of the test split, likewise; None where there is none.
+        classes: class names by label; the labels' numbers by default.
+        name: name of the data in reports.
+        seed: seed of the search and the calibration split, at least 0.
+        search_samples: size of the search split; at most half of the training data is taken.
+        calibration_samples: size of the calibration split; at most a third of the training data is taken.
+        mean: mean of every channel; by default ImageNet's for uint8 inputs of three channels, else 0.
+        std: standard deviation of every channel, above 0; given with `mean` only.
 
     Raises:
         InputError: empty, mismatched or non-finite tensors, or labels beyond `classes`.
@@ -147,15 +159,16 @@ def from_datasets(
     """Data from map-style datasets (`__len__`, `__getitem__`) whose items are (input, label) pairs.
 
     Args:
-        train: read on demand. Transforms must be those of evaluation, not random ones.
-        test: the same for the test split.
-        classes: names by label; by default `train.classes`, as torchvision's datasets have it.
-        name: for reports.
-        seed: of the search and calibration splits.
-        search_samples: at most half of the training data is taken.
-        calibration_samples: at most a third of the training data is taken.
-        mean: one number a channel; by default floating-point inputs are taken as they are.
-        std: one number a channel.
+        train: training dataset, which is read on demand. Its transforms must be those of evaluation, not
+            random ones.
+        test: dataset of the test split, likewise; None where there is none.
+        classes: class names by label; by default `train.classes`, as torchvision's datasets have it.
+        name: name of the data in reports.
+        seed: seed of the search and the calibration split, at least 0.
+        search_samples: size of the search split; at most half of the training data is taken.
+        calibration_samples: size of the calibration split; at most a third of the training data is taken.
+        mean: mean of every channel; by default floating-point inputs are taken as they are.
+        std: standard deviation of every channel, above 0; given with `mean` only.
 
     Raises:
         InputError: not map-style datasets, too few samples, or no class names.
@@ -177,6 +190,7 @@ def from_datasets(
 
 
 def _pair(value: Any, name: str) -> tuple[Any, Any]:
+    """Both parts of a pair (inputs, labels). Raises InputError where it is none; `name` is for the message."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise InputError(f"{name} must be a pair (inputs, labels), got {type(value).__name__}.")
     return value[0], value[1]

@@ -15,14 +15,14 @@ from autocompress.errors import InputError
 
 
 def call(argument: str, spec: str, arguments: Mapping[str, Any]) -> Any:
-    """Import the callable that `spec` names and call it with keyword `arguments`.
+    """The result of the callable that `spec` names, which is imported and called.
 
     Whatever the callable itself raises comes through unchanged: that traceback is about the user's code.
 
     Args:
-        argument: what the spec was given for (`model`, `data`), for messages.
+        argument: option that the spec was given for, `model` or `data`; messages name it.
         spec: `package.module:callable` or `path/to/file.py:callable`.
-        arguments: keyword arguments.
+        arguments: keyword arguments of the callable.
 
     Raises:
         InputError: the module can't be imported, has no such callable, or the arguments don't fit it.
@@ -31,7 +31,17 @@ def call(argument: str, spec: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def call_with(argument: str, spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
-    """Call `function`, which `spec` names, with keyword `arguments`. Raises InputError where these don't fit it."""
+    """The result of `function`, called with keyword `arguments`.
+
+    Args:
+        argument: option that the spec was given for, `model` or `data`; messages name it.
+        spec: spec that names the function, for messages.
+        function: function of the user's.
+        arguments: keyword arguments of the function.
+
+    Raises:
+        InputError: the arguments don't fit the function.
+    """
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
@@ -44,6 +54,7 @@ def call_with(argument: str, spec: str, function: Callable[..., Any], arguments:
 
 
 def _find(argument: str, spec: str) -> Callable[..., Any]:
+    """The callable that `spec` names. Raises InputError where it can't be imported or found."""
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
         raise InputError(f"`{argument}` must read package.module:callable or file.py:callable, got {spec!r}.")
@@ -55,6 +66,7 @@ def _find(argument: str, spec: str) -> Callable[..., Any]:
 
 
 def _import_module(argument: str, name: str) -> ModuleType:
+    """The module of that name. Raises InputError where it can't be imported."""
     try:
         return importlib.import_module(name)
     except (ImportError, SyntaxError, TypeError) as error:  # TypeError: a relative name such as `.module`
@@ -62,6 +74,7 @@ def _import_module(argument: str, name: str) -> ModuleType:
 
 
 def _import_file(argument: str, path: Path) -> ModuleType:
+    """The file as a module `autocompress_user_NAME`. Raises InputError where it can't be imported."""
     if not path.is_file():
         raise InputError(f"`{argument}` must name an existing Python file, got {path}.")
     name = f"autocompress_user_{path.stem}"

@@ -16,15 +16,16 @@ from autocompress.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """What a network is calibrated, searched and tested on.
+    """The data that a network is calibrated, searched and tested on.
 
     Attributes:
-        name: where it comes from, as given by the user.
-        train: the training data; the search and the calibration split are cut from it.
-        test: read by `test_batches` only, or None.
-        classes: names of the classes by label; empty where the data has no labels.
-        search_indices: of `train`; plans are compared on these.
-        calibration_indices: of `train`; menus are built on these. Disjoint from `search_indices`.
+        name: name of the data, as the user gave it.
+        train: source of the training data, from which the search and the calibration split are cut.
+        test: source of the test split, or None; only `test_batches` reads it.
+        classes: class names by label; empty where the data has no labels.
+        search_indices: indices into `train` of the samples on which plans are compared.
+        calibration_indices: indices into `train` of the samples on which menus are built; none is a search
+            sample.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Data:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the calibration split's content, for cache keys."""
+        """Hash of the calibration split's inputs and labels for cache keys, 16 hex digits."""
         inputs, labels = self.calibration()
         digest = hashlib.sha256(f"{tuple(inputs.shape)}".encode())
         digest.update(inputs.contiguous().numpy().tobytes())
@@ -69,18 +70,24 @@ class Data:
 
 
 def _batches(source: Source, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Inputs and labels of a source in order; the last batch may be smaller."""
     for start in range(0, len(source), batch_size):
         yield source.load(range(start, min(start + batch_size, len(source))))
 
 
 @dataclass(frozen=True)
 class Split:
-    """How the search and the calibration split are cut from the training data.
+    """Rule by which the search and the calibration split are cut from the training data.
 
     Attributes:
-        seed: of the shuffle.
-        search_samples: wanted size of the search split; at most half of the training data is taken.
-        calibration_samples: wanted size of the calibration split; at most a third of the training data is taken.
+        seed: seed of the shuffle, at least 0.
+        search_samples: wanted size of the search split, at least 1; at most half of the training data is
+            taken.
+        calibration_samples: wanted size of the calibration split, at least 1; at most a third of the training
+            data is taken.
+
+    Raises:
+        InputError: a number is too small.
     """
 
     seed: int = 0
@@ -97,8 +104,8 @@ class Split:
     def cut(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Search and calibration indices for `count` training samples.
 
-        The search split is the front of the shuffle and the calibration split its end, so that the size of the one
-        does not change the other.
+        The search split is the front of the shuffle and the calibration split its end, so that the size of
+        the one does not change the other.
 
         >>> Split(seed=0).cut(6)
         ((3, 2, 5), (0, 1))
@@ -110,7 +117,14 @@ class Split:
 
 
 def make_data(name: str, train: Source, test: Source | None, classes: Sequence[str], split: Split) -> Data:
-    """Put a `Data` together.
+    """The data of two sources, with its search and calibration split.
+
+    Args:
+        name: name of the data, for reports.
+        train: source of the training data, at least 3 samples.
+        test: source of the test split, or None.
+        classes: class names by label; empty where the data has no labels.
+        split: rule by which the splits are cut.
 
     Raises:
         InputError: fewer than 3 training samples or no test samples.

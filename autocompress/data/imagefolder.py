@@ -18,13 +18,13 @@ IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".we
 
 @dataclass(frozen=True, eq=False)
 class FolderSource:
-    """Image files, decoded on demand.
+    """Image files that are decoded on demand.
 
     Attributes:
-        files: in label order, then by name.
-        labels: (N,) int64.
-        reader: decodes an image.
-        normalization: applied on loading.
+        files: paths of the images, in the order of labels and of names.
+        labels: (N,) int64 label of every image.
+        reader: decoder of an image.
+        normalization: normalization that is applied on loading.
     """
 
     files: tuple[Path, ...]
@@ -46,7 +46,12 @@ class FolderSource:
 def load_imagefolder(
     folder: str, reader: ImageReader, normalization: Normalization
 ) -> tuple[FolderSource, FolderSource, tuple[str, ...]]:
-    """Sources of FOLDER/train and FOLDER/test (or FOLDER/val), and the class names: the folders of train, sorted.
+    """Training and test source of a folder, and the class names: the folders below its `train`, sorted.
+
+    Args:
+        folder: path of the folder that holds `train`, and `test` or `val`.
+        reader: decoder of an image.
+        normalization: normalization that sources apply on loading.
 
     Raises:
         InputError: a folder is missing or holds no images, or the test split has a class that train has not.
@@ -65,6 +70,7 @@ def load_imagefolder(
 
 
 def _first_folder(root: Path, *names: str) -> Path:
+    """The first of the folders below `root` that exists. Raises InputError where none does."""
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -72,10 +78,12 @@ def _first_folder(root: Path, *names: str) -> Path:
 
 
 def _subfolders(folder: Path) -> tuple[str, ...]:
+    """Names of the folders below a folder, sorted, without hidden ones."""
     return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_hidden(entry)))
 
 
 def _source(folder: Path, classes: Sequence[str], reader: ImageReader, normalization: Normalization) -> FolderSource:
+    """The source of one split's folder. Raises InputError where it holds no image."""
     found = [(file, label) for label, name in enumerate(classes) for file in _images(folder / name)]
     if not found:
         raise InputError(f"{folder} must hold at least 1 image ({', '.join(IMAGE_SUFFIXES)}), got 0.")
@@ -84,6 +92,7 @@ def _source(folder: Path, classes: Sequence[str], reader: ImageReader, normaliza
 
 
 def _images(folder: Path) -> list[Path]:
+    """Paths of the images below a folder, sorted; empty where there is no such folder."""
     if not folder.is_dir():  # a class without test images
         return []
     return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(file))

@@ -20,20 +20,22 @@ from torch import Tensor
 from autocompress.data.pixels import ImageReader, Normalization, stack
 from autocompress.errors import InputError
 
-_KEPT_BYTES = 512 << 20  # of encoded images
+_KEPT_BYTES = 512 << 20  # of encoded images that stay in memory
 
 
 @dataclass(frozen=True, eq=False)
 class ParquetSource:
-    """Encoded images in one Parquet file. Only the wanted images are decoded; what was read is kept in memory, encoded,
-    up to half a gigabyte.
+    """Encoded images in one Parquet file.
+
+    Only the images that are asked for are decoded. Row groups that were read stay in memory, encoded, up to
+    half a gigabyte.
 
     Attributes:
-        path: of the file.
-        reader: decodes an image.
-        normalization: applied on loading.
-        labels: of all rows, (N,) int64.
-        starts: first row of every row group, and the row count at the end.
+        path: path of the file.
+        reader: decoder of an image.
+        normalization: normalization that is applied on loading.
+        labels: (N,) int64 label of every row.
+        starts: first row of every row group, and the number of rows at the end.
     """
 
     path: Path
@@ -61,7 +63,7 @@ class ParquetSource:
         return self.normalization.apply(stack(images, str(self.path))), self.labels[torch.from_numpy(rows)]
 
     def _images(self, group: int) -> pa.ChunkedArray:
-        """Encoded; kept, for a shuffled batch reads from every group."""
+        """Encoded images of one row group; they are kept, as a shuffled batch reads from every group."""
         if group not in self._kept:
             column = _read(self.path, lambda file: file.read_row_group(group, columns=["image"])).column("image")
             if sum(kept.nbytes for kept in self._kept.values()) + column.nbytes > _KEPT_BYTES:
@@ -70,6 +72,7 @@ class ParquetSource:
         return self._kept[group]
 
     def _decode(self, encoded: dict[int, Any], row: int) -> Tensor:
+        """Pixels (3, H, W) uint8 of one row. Raises InputError where there is no image or a broken one."""
         image = encoded[row]
         content = image.get("bytes") if isinstance(image, dict) else image
         if content is None:
@@ -82,8 +85,14 @@ def load_parquet(
 ) -> tuple[ParquetSource, ParquetSource, tuple[str, ...]]:
     """Sources of train.parquet and test.parquet, and the class names.
 
-    The columns are `image` (encoded bytes, or a struct with `bytes`) and `label` (integer). Class names stand in the
-    schema metadata of train.parquet under `classes`, comma separated; without them the labels' numbers are the names.
+    The columns are `image` (encoded bytes, or a struct with `bytes`) and `label` (integer). Class names stand
+    in the schema metadata of train.parquet under `classes`, comma separated; without them the labels' numbers
+    are the names.
+
+    Args:
+        folder: path of the folder of both files.
+        reader: decoder of an image.
+        normalization: normalization that sources apply on loading.
 
     Raises:
         InputError: a file is missing, unreadable, empty, or has other columns or labels out of range.
@@ -101,10 +110,12 @@ def load_parquet(
 
 
 def _top(source: ParquetSource) -> int:
+    """The largest label of a source."""
     return int(source.labels.max())
 
 
 def _open(path: Path, reader: ImageReader, normalization: Normalization) -> ParquetSource:
+    """The source of one file. Raises InputError where it is not as it has to be."""
     counts, schema = _read(path, lambda file: (_group_sizes(file), file.schema_arrow))
     missing = [name for name in ("image", "label") if name not in schema.names]
     if missing:
@@ -117,16 +128,19 @@ def _open(path: Path, reader: ImageReader, normalization: Normalization) -> Parq
 
 
 def _group_sizes(file: pq.ParquetFile) -> list[int]:
+    """Number of rows of every row group."""
     return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
 
 
 def _check_image_type(path: Path, kind: pa.DataType) -> None:
+    """Raise InputError where the column of images holds neither bytes nor a struct with them."""
     inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
         raise InputError(f"{path} column image must hold bytes or a struct with bytes, got {kind}.")
 
 
 def _read_labels(path: Path) -> Tensor:
+    """Labels (N,) int64 of all rows. Raises InputError where one is missing, negative or no integer."""
     column = _read(path, lambda file: file.read(columns=["label"])).column("label")
     if not pa.types.is_integer(column.type):
         raise InputError(f"{path} column label must hold integers, got {column.type}.")
@@ -140,6 +154,7 @@ def _read_labels(path: Path) -> Tensor:
 
 
 def _read(path: Path, what: Callable[[pq.ParquetFile], Any]) -> Any:
+    """The result of `what` on the opened file. Raises InputError where it can't be read."""
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             return what(file)

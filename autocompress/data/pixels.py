@@ -1,4 +1,4 @@
-"""Images to normalised tensors."""
+"""Decoding images, and normalising them."""
 
 from __future__ import annotations
 
@@ -7,27 +7,32 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from autocompress.errors import InputError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIZE_FACTOR = 256 / 224  # the usual evaluation transform: shorter side to 256, the centre 224 of it
-
-# What Pillow raises on broken images.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """How stored inputs become network inputs: (x - mean) / std a channel (axis 1).
+    """Normalization of stored inputs to network inputs: (x - mean) / std for every channel (axis 1).
 
-    uint8 pixels are divided by 255 first; without `mean` and `std` they get ImageNet's where there are three channels,
-    and are left in [0, 1] otherwise. Floating-point inputs are taken as they are where `mean` and `std` are not given.
+    uint8 pixels are divided by 255 first; without `mean` and `std` they get ImageNet's where there are three
+    channels, and are left in [0, 1] otherwise. Floating-point inputs are taken as they are where `mean` and
+    `std` are not given.
+
+    Attributes:
+        mean: mean of every channel, or None.
+        std: standard deviation of every channel, above 0, or None.
 
     Raises:
         InputError: only one of the two is given, their lengths differ, or a std is not positive.
@@ -48,6 +53,7 @@ class Normalization:
 
     @classmethod
     def parse(cls, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalization:
+        """The normalization of two sequences of numbers, or of None and None."""
         return cls(
             None if mean is None else tuple(float(value) for value in mean),
             None if std is None else tuple(float(value) for value in std),
@@ -74,11 +80,15 @@ class Normalization:
 
 @dataclass(frozen=True)
 class ImageReader:
-    """Decodes one image to RGB pixels.
+    """Decoder of single images to RGB pixels.
 
     Attributes:
-        image_size: edge of the square that the network gets; None leaves every image as it is. A square image of just
-            this size is taken as it is; any other has its shorter side resized to 256/224 of it and its centre cut out.
+        image_size: edge in pixels of the square that the network gets, at least 1; None leaves every image as
+            it is. A square image of this size is taken as it is. Any other is resized, its shorter side to
+            256/224 of the size, and its centre is cut out.
+
+    Raises:
+        InputError: the size is below 1.
     """
 
     image_size: int | None = None
@@ -88,20 +98,31 @@ class ImageReader:
             raise InputError(f"`image_size` must be at least 1, got {self.image_size}.")
 
     def read(self, image: bytes | Path, name: str) -> Tensor:
-        """(3, H, W) uint8.
+        """Pixels (3, H, W) uint8 of one image.
+
+        Args:
+            image: encoded image, or path of an image file.
+            name: name of the image, for messages.
 
         Raises:
             InputError: the image is broken; the message begins with its `name`.
         """
+        from PIL import Image, UnidentifiedImageError  # here, so that those without images don't wait for it
+
+        # What Pillow raises on broken images.
+        broken = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
         try:
             with Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
                 pixels = np.array(self._fit(opened.convert("RGB")))  # (H, W, 3)
-        except _BROKEN as error:
+        except broken as error:
             reason = "not an image" if isinstance(error, UnidentifiedImageError) else str(error)
             raise InputError(f"{name} must be a readable image, got a broken one: {reason}.") from error
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _fit(self, image: Image.Image) -> Image.Image:
+        """The image in the size that the network gets."""
+        from PIL import Image
+
         size = self.image_size
         if size is None or image.size == (size, size):
             return image
@@ -113,7 +134,11 @@ class ImageReader:
 
 
 def stack(images: Sequence[Tensor], where: str) -> Tensor:
-    """One batch from single inputs.
+    """One batch (N, …) of single inputs.
+
+    Args:
+        images: inputs of one shape, at least one.
+        where: source of the inputs, for messages.
 
     Raises:
         InputError: their shapes differ.

@@ -1,4 +1,4 @@
-"""Data by spec string."""
+"""Data by spec string: the registry of sources, and the function that loads what a spec names."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from autocompress.registry import Registry
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What of the options a source of data may look at.
+    """The options that a source of data may read.
 
     Attributes:
-        spec: the whole spec string.
-        place: what stands behind the colon.
+        spec: whole spec string, such as `npz:digits.npz`.
+        place: part of the spec behind the colon.
         image_size: edge in pixels that images are resized to, or None.
-        normalization: applied to what is loaded.
-        split: how the search and the calibration split are cut.
+        normalization: normalization that is applied on loading.
+        split: rule by which the search and the calibration split are cut.
         arguments: keyword arguments for a function of the user's.
     """
 
@@ -43,10 +43,10 @@ class DataSource:
     """A source of data.
 
     Attributes:
-        load: loads what was asked for.
-        form: what its specs look like; errors list it.
-        takes_images: whether it decodes images, so that `image_size` means something.
-        takes_arguments: whether it takes the keyword arguments of `data_args`.
+        load: function that loads the data of a request.
+        form: form of its specs, such as `npz:FILE`; errors list it.
+        takes_images: whether the source decodes images, so that `image_size` has an effect.
+        takes_arguments: whether the source takes the keyword arguments of `data_args`.
     """
 
     load: Callable[[DataRequest], Data]
@@ -59,6 +59,8 @@ _Images = Callable[[str, ImageReader, Normalization], tuple[Source, Source, tupl
 
 
 def _images(loader: _Images, form: str) -> DataSource:
+    """The source of data that decodes images, from the function that opens its splits."""
+
     def load(asked: DataRequest) -> Data:
         sources = loader(asked.place, ImageReader(asked.image_size), asked.normalization)
         return make_data(asked.spec, *sources, asked.split)
@@ -67,18 +69,21 @@ def _images(loader: _Images, form: str) -> DataSource:
 
 
 def _load_parquet(
-    place: str, reader: ImageReader, normalization: Normalization
+    folder: str, reader: ImageReader, normalization: Normalization
 ) -> tuple[Source, Source, tuple[str, ...]]:
-    from autocompress.data.parquet import load_parquet  # here, because it imports pyarrow
+    """As `parquet.load_parquet`; pyarrow is imported for those alone who read its files."""
+    from autocompress.data.parquet import load_parquet
 
-    return load_parquet(place, reader, normalization)
+    return load_parquet(folder, reader, normalization)
 
 
 def _digits(asked: DataRequest) -> Data:
+    """scikit-learn's digits."""
     return make_data(asked.spec, *load_digits_sources(asked.normalization), asked.split)
 
 
 def _npz(asked: DataRequest) -> Data:
+    """The arrays of a NumPy archive."""
     return make_data(asked.spec, *load_npz(asked.place, asked.normalization), asked.split)
 
 
@@ -91,13 +96,19 @@ DATA_SOURCES: Registry[DataSource] = Registry(
         "npz": DataSource(_npz, "npz:FILE"),
     },
 )
-"""By what stands before the colon of a spec."""
+"""Sources of data by the part of a spec before the colon."""
 
 _CALLABLES = ("package.module:callable", "file.py:callable")
 
 
 def source_of_function(name: str, function: Callable[..., Any]) -> DataSource:
-    """A source of data from a function that takes the place and keyword arguments, and returns what a callable does."""
+    """The source of data of a function.
+
+    Args:
+        name: part of its specs before the colon.
+        function: function that takes the place and keyword arguments, and returns what a callable in a spec
+            does.
+    """
 
     def load(asked: DataRequest) -> Data:
         return _from_result(asked, call_with("data", asked.spec, partial(function, asked.place), asked.arguments))
@@ -118,24 +129,24 @@ def load_data(
 ) -> Data:
     """The data that `spec` names.
 
-    The search and the calibration split are disjoint parts of the training data, chosen by `seed`. Where the training
-    data is small, the search split takes at most half and the calibration split at most a third of it.
+    The search and the calibration split are disjoint parts of the training data, chosen by `seed`. Where the
+    training data is small, the search split takes at most half and the calibration split at most a third of
+    it.
 
     Args:
-        spec: one of
-            `digits`: scikit-learn's 8x8 digits, 1,437 training and 360 test images;
+        spec: one of `digits`: scikit-learn's 8x8 digits, 1,437 training and 360 test images;
             `parquet:FOLDER`: train.parquet and test.parquet with columns image (encoded) and label;
-            `imagefolder:FOLDER`: FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val);
-            `npz:FILE`: arrays x_train, y_train, x_test, y_test;
-            `package.module:callable` or `file.py:callable`: returns (train, test) or (train, test, class names), both
-            of them a map-style dataset or a pair of tensors;
+            `imagefolder:FOLDER`: FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val); `npz:FILE`: arrays
+            x_train, y_train, x_test, y_test; `package.module:callable` or `file.py:callable`: returns (train,
+            test) or (train, test, class names), both of them a map-style dataset or a pair of tensors;
             `NAME:PLACE`: a source that was registered.
-        seed: of the splits, at least 0.
+        seed: seed of the search and the calibration split, at least 0.
         search_samples: size of the search split, at least 1.
         calibration_samples: size of the calibration split, at least 1.
         image_size: edge of the square images, for `parquet:` and `imagefolder:`.
-        mean: one number a channel on [0, 1] pixels; ImageNet's by default for RGB pixels, 0 for one channel.
-        std: as `mean`; 1 for one channel.
+        mean: mean of every channel of pixels in [0, 1]; ImageNet's by default for RGB pixels, 0 for one
+            channel.
+        std: standard deviation of every channel; ImageNet's by default for RGB pixels, 1 for one channel.
         data_args: keyword arguments for the callable.
 
     Raises:
@@ -159,7 +170,7 @@ def _is_named(spec: str) -> bool:
 
 
 def _callable_source(spec: str) -> DataSource:
-    """The user's own function. Raises InputError where the spec has no form that is known."""
+    """The source of the user's own function. Raises InputError where the spec has no form that is known."""
     if ":" not in spec or not spec.rpartition(":")[2].isidentifier():
         forms = [*(source.form for source in DATA_SOURCES.values()), *_CALLABLES]
         raise unknown_name("data", spec, forms)
@@ -169,7 +180,7 @@ def _callable_source(spec: str) -> DataSource:
 
 
 def _from_result(asked: DataRequest, result: Any) -> Data:
-    """The data that a function returned."""
+    """The data of a function's result. Raises InputError where it is no tuple of 2 or 3."""
     if not isinstance(result, tuple) or len(result) not in (2, 3):
         raise InputError(
             f"`data` {asked.spec} must return (train, test) or (train, test, class names), got {_form(result)}."
@@ -190,4 +201,5 @@ def _from_result(asked: DataRequest, result: Any) -> Data:
 
 
 def _form(value: Any) -> str:
+    """A value's type in words, for messages."""
     return f"a tuple of {len(value)}" if isinstance(value, tuple) else type(value).__name__

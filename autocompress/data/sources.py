@@ -1,4 +1,4 @@
-"""Sources: where inputs and labels come from, read on demand."""
+"""Sources of samples: inputs and labels that are read on demand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from autocompress.data.pixels import Normalization, stack
@@ -21,7 +20,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Normalised float32 inputs (N, …) and int64 labels (N,), or None where there are no labels."""
+        """Normalised float32 inputs (N, …) and int64 labels (N,), or None, of the samples at the indices."""
         ...
 
 
@@ -30,9 +29,9 @@ class TensorSource:
     """Samples that lie in memory.
 
     Attributes:
-        inputs: (N, …) uint8 or floating point, as stored.
-        labels: (N,) int64, or None.
-        normalization: applied on loading.
+        inputs: (N, …) uint8 or floating-point inputs, as stored.
+        labels: (N,) int64 labels, or None.
+        normalization: normalization that is applied on loading.
 
     Raises:
         InputError: from `from_arrays`, where the arrays are empty, don't match, or hold NaN or infinity.
@@ -51,7 +50,14 @@ class TensorSource:
 
     @classmethod
     def from_arrays(cls, inputs: Any, labels: Any, normalization: Normalization, name: str) -> TensorSource:
-        """Check tensors or NumPy arrays; `name` stands in the messages."""
+        """The source of tensors or NumPy arrays, which are checked.
+
+        Args:
+            inputs: (N, …) uint8 or floating-point inputs, N at least 1.
+            labels: (N,) or (N, 1) integer labels from 0 on, or None.
+            normalization: normalization that is applied on loading.
+            name: name of the data, for messages.
+        """
         x = _tensor(inputs, f"{name} inputs")
         if x.ndim < 2 or len(x) == 0:
             raise InputError(f"{name} must hold inputs of shape (N, …) with N at least 1, got {tuple(x.shape)}.")
@@ -63,18 +69,19 @@ class TensorSource:
 
 @dataclass(frozen=True, eq=False)
 class DatasetSource:
-    """A map-style dataset whose items are (input, label) pairs; the input is a tensor, an array or a Pillow image.
+    """A map-style dataset of (input, label) pairs; an input is a tensor, an array or a Pillow image.
 
     Pillow images become uint8 pixels, grey ones (mode L) with one channel and all others RGB.
 
     Attributes:
-        dataset: has `__len__` and `__getitem__`.
-        normalization: applied on loading.
-        name: stands in the messages.
-        class_count: labels must be below it.
+        dataset: object with `__len__` and `__getitem__`.
+        normalization: normalization that is applied on loading.
+        name: name of the data, for messages.
+        class_count: number of classes, which labels must be below.
 
     Raises:
-        InputError: on loading, where an item is not such a pair, the shapes differ, or a value is out of range.
+        InputError: on loading, where an item is not such a pair, the shapes differ, or a value is out of
+            range.
     """
 
     dataset: Any
@@ -98,6 +105,7 @@ class DatasetSource:
         return self.normalization.apply(x), torch.tensor(labels)
 
     def _label(self, value: Any, index: int) -> int:
+        """An item's label as an integer. Raises InputError where it is none, or out of range."""
         label = value.item() if isinstance(value, (Tensor, np.generic)) and np.size(value) == 1 else value
         if not isinstance(label, int) or not 0 <= label < self.class_count:
             raise InputError(
@@ -107,6 +115,9 @@ class DatasetSource:
 
 
 def _as_tensor(value: Any) -> Tensor:
+    """The input of one item: (C, H, W) uint8 pixels of a Pillow image, anything else as it is."""
+    from PIL import Image  # here, so that those without images don't wait for it
+
     if not isinstance(value, Image.Image):
         return torch.as_tensor(value)
     if value.mode == "L":
@@ -115,6 +126,7 @@ def _as_tensor(value: Any) -> Tensor:
 
 
 def _tensor(value: Any, name: str) -> Tensor:
+    """An array as a tensor. Raises InputError where it holds no numbers."""
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError) as error:  # strings, objects, ragged lists
@@ -122,6 +134,7 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 
 def _check_finite(x: Tensor, rows: Sequence[int], name: str) -> None:
+    """Raise InputError where inputs (N, …) hold NaN or infinity; `rows` are the N indices in the source."""
     if x.is_floating_point():
         bad = torch.isfinite(x).flatten(1).all(1).logical_not().nonzero()
         if len(bad):
@@ -129,6 +142,7 @@ def _check_finite(x: Tensor, rows: Sequence[int], name: str) -> None:
 
 
 def _labels(labels: Any, count: int, name: str) -> Tensor:
+    """Labels (count,) int64. Raises InputError where they are not that many integers from 0 on."""
     y = _tensor(labels, f"{name} labels")
     if y.shape == (count, 1):  # as Keras keeps them
         y = y[:, 0]

@@ -1,4 +1,4 @@
-"""Training batches: shuffled, augmented, prepared one ahead, and the same again from any step for the same seed."""
+"""Training batches: shuffled, augmented, prepared one ahead, and the same from any step for the same seed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from autocompress.data.dataset import Data
 
 Augmentation = Literal["none", "shift", "shift+flip"]
-_SHIFT = 8  # images move by up to an eighth of their edge
+_SHIFT = 8  # images are moved by up to an eighth of their edge
 
 
 def trained_on(data: Data) -> list[int]:
-    """Every training sample that is not in the search split."""
+    """Indices of every training sample that is not in the search split, ascending."""
     searched = set(data.search_indices)
     return [index for index in range(len(data.train)) if index not in searched]
 
@@ -29,12 +29,12 @@ class TrainingBatches:
     """Batches of training data, epoch after epoch.
 
     Attributes:
-        data: whose training source is read.
-        indices: of the samples to train on.
-        batch_size: the last batch of an epoch may be smaller.
-        augmentation: of images; `shift`: moved by up to an eighth of the edge, zeros move in; `flip`: mirrored half of
-            the time. Other inputs stay as they are.
-        seed: of order and augmentation.
+        data: data whose training source is read.
+        indices: indices of the samples to train on.
+        batch_size: samples a batch, at least 1; the last batch of an epoch may be smaller.
+        augmentation: random change of images: `shift` moves them by up to an eighth of the edge, and zeros
+            move in; `flip` mirrors every second one on average. Inputs that are no images stay as they are.
+        seed: seed of the samples' order and of the augmentation, at least 0.
     """
 
     data: Data
@@ -45,10 +45,11 @@ class TrainingBatches:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
         return -(-len(self.indices) // self.batch_size)
 
     def steps(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Inputs and labels of the steps from `start` up to `stop`, counted over all epochs."""
+        """Inputs and labels of the steps from `start` up to before `stop`, counted over all epochs."""
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self._load, start) if start < stop else None
             for step in range(start, stop):
@@ -58,6 +59,7 @@ class TrainingBatches:
                 yield batch
 
     def _load(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Inputs and labels of one step, which follow from the seed and the step alone."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.indices))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
@@ -71,11 +73,11 @@ class TrainingBatches:
 
 @dataclass(frozen=True)
 class Blend:
-    """Mixup (Zhang et al. 2018): every sample of a batch blended with another one of it.
+    """Mixup (Zhang et al. 2018): every sample of a batch is blended with another one of the batch.
 
     Attributes:
-        partners: (N,) int64, the position of the other.
-        shares: (N,) float32 in [0, 0.5], of the other.
+        partners: (N,) int64 position in the batch of every sample's partner.
+        shares: (N,) float32 share of the partner in the blend, in [0, 0.5].
     """
 
     partners: Tensor
@@ -83,19 +85,25 @@ class Blend:
 
     @staticmethod
     def drawn(count: int, most: float, seed: int) -> Blend:
-        """Shares uniform in [0, most], the same again for the same seed."""
+        """A random blend.
+
+        Args:
+            count: samples of the batch.
+            most: largest share of a partner, at most 0.5; shares are uniform in [0, most].
+            seed: seed of partners and shares.
+        """
         generator = torch.Generator().manual_seed(seed)
         partners = torch.randperm(count, generator=generator)
         return Blend(partners, most * torch.rand(count, generator=generator))
 
     def __call__(self, values: Tensor) -> Tensor:
-        """(N, …) floats: inputs, or the probabilities that labels stand for."""
+        """The blended values (N, …) of inputs, or of the probabilities that labels stand for."""
         shares = self.shares.to(values.device).view(-1, *[1] * (values.ndim - 1))
         return torch.lerp(values, values[self.partners.to(values.device)], shares)
 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """(N, C, H, W), each moved by its own offset; zeros move in."""
+    """Images (N, C, H, W), each moved by an offset of its own; zeros move in."""
     count, _, height, width = images.shape
     down, right = height // _SHIFT, width // _SHIFT
     padded = F.pad(images, (right, right, down, down))
@@ -108,5 +116,6 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Images (N, C, H, W), each mirrored left to right with probability ½."""
     mirrored = torch.rand(len(images), generator=generator) < 0.5
     return torch.where(mirrored[:, None, None, None], images.flip(3), images)

@@ -133,6 +133,7 @@ def inspection_data(inspection: Inspection) -> dict[str, Any]:
         "input_shape": list(network.input_shape),
         "original": dict(inspection.original),
         "unknown_operators": dict(network.unknown_operators),
+        "fixed_operators": dict(network.fixed_operators),
         "layers": [dict(vars(layer)) for layer in inspection.layers],
         "groups": [
             {

@@ -1,4 +1,4 @@
-"""Menus: for every layer the labels it may get, each with ready-made weights, layer error and cost."""
+"""Menus: for every layer the labels it may get, each with ready-made weights, expected loss and cost."""
 
 from autocompress.menus.build import build_menus
 from autocompress.menus.criteria import CRITERIA, Criterion

@@ -1,4 +1,13 @@
-"""Least squares behind the menus: damped second moments, inverses, re-fits and layer errors, in double precision."""
+"""Linear algebra behind the menus, in double precision: damped Hessians, inverses, re-fits, expected loss.
+
+For a layer with outputs y = W x + b, the bias is a further column of W whose input is the constant 1. Below,
+d is the number of weight columns without it, g the number of a convolution's groups (1 for other layers), and
+
+    H = E[x xᵀ]   (g, d + 1, d + 1)   second moment of the inputs, one matrix for each group
+    G = E[γ γᵀ]   (rows, rows)        second moment of the gradients γ at the outputs
+
+`calibration` estimates both. A change ΔW of the weight is expected to cost ½ tr(G ΔW H ΔWᵀ) nats.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +16,48 @@ from torch import Tensor
 
 
 def damped(second_moment: Tensor, damping: float) -> Tensor:
-    """H with `damping` times its mean diagonal added to the weights' diagonal: (g, d + 1, d + 1).
+    """H + λ I, which is positive definite also where H is not.
 
-    Dead inputs (all-zero rows) and rank-deficient H become positive definite. The bias column is damped by a
-    millionth of that: it is never rounded and stands for a constant, so shrinking it would only lose accuracy.
+    H is singular where an input is always 0, or where there are fewer samples than columns. λ is `damping`
+    times the mean of H's diagonal, so that it has H's scale. The bias column gets a millionth of it: the bias
+    is never rounded and its input is a constant, so that shrinking it would only lose accuracy.
+
+    >>> damped(torch.diag(torch.tensor([4.0, 0.0, 1.0]))[None], 0.5).diagonal(dim1=1, dim2=2)
+    tensor([[5.0000, 1.0000, 1.0000]])
+
+    Args:
+        second_moment: (g, d + 1, d + 1) H, the bias last.
+        damping: λ as a fraction of the mean of the diagonal, above 0.
+
+    Returns:
+        (g, d + 1, d + 1)
     """
-    diagonal = second_moment.diagonal(dim1=-2, dim2=-1)[:, :-1]
-    mean = diagonal.mean(-1, keepdim=True).clamp(min=1e-12)
-    ridge = torch.cat([(damping * mean).expand_as(diagonal), 1e-6 * mean], -1)
+    diagonal = second_moment.diagonal(dim1=-2, dim2=-1)[:, :-1]  # (g, d)
+    mean = diagonal.mean(-1, keepdim=True).clamp(min=1e-12)  # (g, 1)
+    ridge = torch.cat([(damping * mean).expand_as(diagonal), 1e-6 * mean], -1)  # (g, d + 1)
     return second_moment + torch.diag_embed(ridge)
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """Inverse of a symmetric positive definite matrix; adds ridge until the factorization succeeds."""
+    """Inverse (…, n, n) of a symmetric positive definite matrix, by way of its Cholesky factor.
+
+    Raises:
+        ArithmeticError: the matrix is not finite.
+    """
     return torch.cholesky_inverse(cholesky_factor(matrix))
 
 
 def cholesky_factor(matrix: Tensor) -> Tensor:
-    """Lower factor of a symmetric matrix (…, n, n); adds ridge until the factorization succeeds.
+    """Lower factor L of a symmetric matrix L Lᵀ (…, n, n).
+
+    Where rounding has made the matrix indefinite, a multiple of its mean diagonal is added: 1e-10 at first,
+    ten times as much in every further try.
 
     Raises:
         ArithmeticError: the matrix is not finite.
     """
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
-    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]  # (…, 1, 1)
     ridge = 0.0
     for _ in range(12):
         found = torch.linalg.cholesky_ex(matrix + ridge * scale * identity if ridge else matrix)
@@ -42,31 +69,62 @@ def cholesky_factor(matrix: Tensor) -> Tensor:
 
 
 def refit(weight: Tensor, second_moment: Tensor, kept: Tensor) -> Tensor:
-    """Weights on the `kept` columns that reproduce the layer's output best: argmin tr((W - W') H (W - W')ᵀ).
+    """Weights on the `kept` columns that reproduce the layer's outputs best once the other columns are gone.
+
+    The least-squares problem is argmin tr((W - W') H (W - W')ᵀ) over W' that is 0 outside `kept` = K. Its
+    normal equations are W'_K H_KK = (W H)_K. The kept weights take over what removed inputs had in common
+    with kept ones.
+
+    Of two equal inputs, one is removed:
+
+    >>> second_moment = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    >>> refit(torch.tensor([[2.0, 3.0, 7.0]]), second_moment, torch.tensor([0, 2]))
+    tensor([[5., 7.]])
 
     Args:
-        weight: (r, d + 1), the bias last.
-        second_moment: (d + 1, d + 1), damped.
-        kept: (k,) indices, the bias column last.
+        weight: (r, d + 1) W, the bias last.
+        second_moment: (d + 1, d + 1) H, damped.
+        kept: (k,) indices of the columns that stay; the bias column is the last of them.
 
     Returns:
-        (r, k)
+        (r, k) W'_K
     """
     right = weight @ second_moment[:, kept]  # (r, k)
     return torch.cholesky_solve(right.T, cholesky_factor(second_moment[kept][:, kept])).T
 
 
 def expected_loss(change: Tensor, second_moment: Tensor, gradient_moment: Tensor) -> float:
-    """½ tr(G ΔW H ΔWᵀ) in nats, for ΔW (rows, d + 1), H (g, d + 1, d + 1) and G (rows, rows).
+    """½ tr(G ΔW H ΔWᵀ): Kullback-Leibler divergence in nats that a change of the weight is expected to cause.
 
-    Outputs of the different groups of a convolution are taken as independent.
+    Outputs of different groups of a convolution are taken as independent, so that only G's diagonal blocks
+    count.
+
+    >>> one = torch.ones(1, 1)
+    >>> expected_loss(torch.tensor([[2.0, 0.0]]), torch.eye(2)[None], 3 * one)  # ½ · 3 · 2²
+    6.0
+
+    Args:
+        change: (rows, d + 1) ΔW, the bias last.
+        second_moment: (g, d + 1, d + 1) H, not damped.
+        gradient_moment: (rows, rows) G.
+
+    Returns:
+        The loss, at least 0.
     """
     change = change.view(len(second_moment), -1, change.shape[1])  # (g, r, d + 1)
-    moment = diagonal_blocks(gradient_moment, len(second_moment))
+    moment = diagonal_blocks(gradient_moment, len(second_moment))  # (g, r, r)
     return 0.5 * float(((moment @ change) * (change @ second_moment)).sum().clamp(min=0))
 
 
 def diagonal_blocks(matrix: Tensor, count: int) -> Tensor:
-    """(count, r, r) square blocks along the diagonal of a (count · r, count · r) matrix."""
-    index = torch.arange(len(matrix)).view(count, -1)
+    """The `count` square blocks (count, r, r) along the diagonal of a (count · r, count · r) matrix.
+
+    >>> diagonal_blocks(torch.arange(16).view(4, 4), 2)
+    tensor([[[ 0,  1],
+             [ 4,  5]],
+    <BLANKLINE>
+            [[10, 11],
+             [14, 15]]])
+    """
+    index = torch.arange(len(matrix)).view(count, -1)  # (count, r)
     return matrix[index[:, :, None], index[:, None, :]]

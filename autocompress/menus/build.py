@@ -1,4 +1,4 @@
-"""Building the menus: fold, calibrate, rank every group's channels, and make the variants in parallel."""
+"""Building the menus: fold batch norms, calibrate, rank every group's channels, make the variants."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.borrowed import single_threaded
+from autocompress.memory import available_bytes
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import damped, diagonal_blocks
 from autocompress.menus.calibration import Statistics, calibrate
@@ -26,8 +27,8 @@ from autocompress_envs.problem import FloatArray
 
 Progress = Callable[[int, int, str], None]
 
-_BYTES_PER_ENTRY = 60  # of H at the peak of one thread's work: about seven copies in double precision
-_EAGER_WEIGHTS = 60_000_000  # more stored weights than this, and joint variants are built when first asked for
+_BYTES_PER_ENTRY = 60  # a thread holds about seven copies of H in double precision at its peak
+_EAGER_WEIGHTS = 60_000_000  # where there is more to store, most variants are built when first asked for
 
 
 def build_menus(
@@ -41,20 +42,21 @@ def build_menus(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> Menus:
-    """Build, or read from the cache, the menus of every layer.
+    """The menus of every layer, built or read from the cache.
 
-    Memory at the peak is about 60 bytes for every entry of the largest H (fan-in squared) for each thread, plus 64 MB
-    for calibration; as many threads run as fit into half of the memory that is free.
+    Memory at the peak is about 60 bytes for every entry of the largest H (fan-in squared) for each thread,
+    plus 64 MB for calibration. As many threads run as fit into half of the memory that is available.
 
     Args:
-        model: the trained network; it is not changed.
-        network: its trace.
+        model: trained network; it is not changed.
+        network: trace of the model.
         calibration_inputs: (N, …) float32, a few hundred samples.
-        settings: what to offer and how to make it.
-        data_fingerprint: names the calibration data in the cache's key.
+        settings: labels on offer, and how their weights are made.
+        data_fingerprint: text that identifies the calibration data, for the cache's key.
         cache: folder of the cache; None keeps the menus in a temporary folder for this process only.
-        jobs: most threads; None takes one per core.
-        progress: called with (done, total, what) from this thread.
+        jobs: most threads, at least 1; None takes one per core.
+        progress: observer that is called with (done, total, what) from this thread; `what` is `calibration`
+            or `menus`.
 
     Raises:
         InputError: the network's outputs on the calibration data are not finite.
@@ -80,15 +82,17 @@ def build_menus(
 
 
 def _threads(network: Network, jobs: int | None) -> int:
-    """As many as asked for, as far as memory allows; at least one."""
+    """Number of threads: as many as asked for, as far as memory allows, and at least 1."""
     largest = max(layer.groups * (layer.fan_in + 1) ** 2 for layer in network.layers)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(jobs or os.cpu_count() or 1, free // 2 // (_BYTES_PER_ENTRY * largest)))
+    by_memory = available_bytes() // 2 // (_BYTES_PER_ENTRY * largest)
+    return max(1, min(jobs or os.cpu_count() or 1, by_memory))
 
 
 def _statistics(
     folded: nn.Module, network: Network, inputs: Tensor, settings: MenuSettings, store: Store, report: Progress
 ) -> dict[str, Statistics]:
+    """Every layer's statistics by its name; read from the store, or calibrated and stored in one file."""
+
     def build() -> dict[str, Tensor]:
         found = calibrate(
             folded,
@@ -116,7 +120,7 @@ def _orders(
     store: Store,
     pool: ThreadPoolExecutor,
 ) -> list[Tensor]:
-    """For every group, its channels in the order in which they go."""
+    """For every group its channels (n,) in the order of their removal; from the store where it has them."""
     if settings.granularity != "channel" or settings.sparsity_levels == 1:  # at most whole branches go: all at once
         return [torch.arange(group.width) for group in network.groups]
 
@@ -134,11 +138,12 @@ def _orders(
 def _consumers(
     group: Group, sources: dict[str, LayerSource], statistics: dict[str, Statistics], settings: MenuSettings
 ) -> list[Consumer]:
+    """The layers that read a group, as criteria look at them."""
     consumers = []
     for name, columns in group.consumers.items():
         source, channels = sources[name], torch.from_numpy(columns)
         spatial = source.layer.fan_in // len(statistics[name].channel_activation)  # columns of one input channel
-        activation = statistics[name].channel_activation.repeat_interleave(max(1, spatial))
+        activation = statistics[name].channel_activation.repeat_interleave(max(1, spatial))  # (d,)
         consumers.append(
             Consumer(
                 source.weight,
@@ -152,11 +157,17 @@ def _consumers(
 
 
 def _ranges(input_sample: Tensor, settings: MenuSettings) -> list[ActivationRange | None]:
+    """A range for each activation bit-width on offer; None for 32 bits."""
     return [None if bits == 32 else calibrate_range(input_sample, bits) for bits in settings.activation_bits]
 
 
 def _range_errors(source: LayerSource, ranges: Iterable[ActivationRange | None]) -> FloatArray:
-    """(A,) ½ · noise · positions · tr(G W Wᵀ): rounding errors of inputs taken as independent."""
+    """Expected loss (A,) of rounding the layer's inputs to each of the ranges, in nats.
+
+    Rounding adds e to an input x. Where the errors of different inputs are independent and have the variance
+    ν (a range's `noise`), E[e eᵀ] = ν I in every position, so that the outputs' change W e costs ½ · ν ·
+    positions · tr(G W Wᵀ).
+    """
     weight = source.weight[:, :-1].view(source.layer.groups, -1, source.layer.fan_in)  # (g, r, d)
     moment = diagonal_blocks(source.gradient_moment, source.layer.groups)
     gain = 0.5 * source.layer.positions * float((moment @ weight * weight).sum())
@@ -164,6 +175,7 @@ def _range_errors(source: LayerSource, ranges: Iterable[ActivationRange | None])
 
 
 def _stored_weights(network: Network, settings: MenuSettings) -> int:
+    """Number of weights that all variants of all tables hold together, at most."""
     levels = len(settings.sparsities())  # removed branches store nothing
     return sum(layer.parameters * (levels if layer.reads else 1) for layer in network.layers) * len(
         settings.weight_bits
@@ -171,7 +183,7 @@ def _stored_weights(network: Network, settings: MenuSettings) -> int:
 
 
 def _build_variants(menus: Menus, pool: ThreadPoolExecutor, report: Progress) -> None:
-    """Fill the store with all that `Menus.problem` reads; the largest layers first, so that none is left last."""
+    """Fill the store with all that `Menus.problem` reads, the largest layers first, as each takes longest."""
 
     def build(layer: Layer, kept: dict[int, int], sparsity: float, full: bool) -> None:
         if full:

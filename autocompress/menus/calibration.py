@@ -1,12 +1,18 @@
-"""Calibration: what the layers' inputs look like (H) and how much their outputs matter (G), from a few hundred samples.
+"""Calibration: what layers' inputs look like (H) and how much their outputs matter (G).
 
-For a layer with inputs x (d,) at every output position and outputs y = W x + b:
+A layer has inputs x (d,) and outputs y = W x + b at every output position. With x' = (x, 1), whose last entry
+goes with the bias, and the gradient γ = d(-log p(c)) / dy for classes c that are drawn from the network's own
+prediction p:
 
-    H = E[sum over positions of (x, 1)(x, 1)ᵀ]      (d + 1, d + 1): the last column is the bias
-    G = E[mean over positions of g gᵀ],  g = d(-log p(c)) / dy for classes c drawn from the network's own prediction
+    H = E[ sum over positions of x' x'ᵀ ]     (d + 1, d + 1)
+    G = E[ mean over positions of γ γᵀ ]      (rows, rows)
 
-so that ½ tr(G ΔW H ΔWᵀ) is the expected KL divergence that a change ΔW causes, in nats: the Kronecker-factored Fisher
-matrix for convolutions (Martens & Grosse 2015; Grosse & Martens 2016, eq. 26 and theorem 1).
+so that ½ tr(G ΔW H ΔWᵀ) is the expected KL divergence that a change ΔW causes, in nats. Why: for a small
+change of a network's parameters θ, the divergence is ½ Δθᵀ F Δθ with the Fisher matrix F = E[∇ log p(c) ∇ log
+p(c)ᵀ]. A layer's gradient is the sum of γ x'ᵀ over its positions. Taking γ and x' as independent, and
+positions as uncorrelated, makes its block of F the Kronecker product of G and H (Martens & Grosse 2015; for
+convolutions Grosse & Martens 2016, eq. 26 and theorem 1). Drawing c from p, not taking the labels, is what
+makes F the Fisher matrix; so no labels are needed.
 """
 
 from __future__ import annotations
@@ -23,9 +29,9 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.network.structure import Layer, Network
 
-_UNFOLDED_ELEMENTS = 16_000_000  # of one batch of one layer's unfolded inputs: 64 MB in float32
-_RANGE_SAMPLES = 65_536
-_DRAWN_A_SAMPLE = 512  # values of a layer's input
+_UNFOLDED_ELEMENTS = 16_000_000  # most elements of one layer's unfolded inputs in a batch: 64 MB in float32
+_RANGE_SAMPLES = 65_536  # most values that are kept of a layer's inputs
+_DRAWN_A_SAMPLE = 512  # values that are drawn of a layer's input for each calibration sample
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,11 @@ class Statistics:
     """What calibration found out about one layer.
 
     Attributes:
-        second_moment: H, (g, d + 1, d + 1) float64, one for each of the convolution's g groups.
-        gradient_moment: G, (rows, rows) float64.
-        channel_activation: (in_channels,) mean absolute activation.
-        input_sample: (n,) float32, up to 65,536 values of the input, ascending, the smallest and largest among them.
+        second_moment: (g, d + 1, d + 1) float64 H, one matrix for each of a convolution's g groups.
+        gradient_moment: (rows, rows) float64 G.
+        channel_activation: (in_channels,) float32 mean absolute value of every input channel.
+        input_sample: (n,) float32 values of the input, at most 65,536, ascending; the smallest and the
+            largest that occurred are among them.
     """
 
     second_moment: Tensor
@@ -54,7 +61,15 @@ def calibrate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Statistics]:
-    """Run `inputs` (N, …) through `model` (norms folded, eval mode) and collect every layer's statistics.
+    """Every layer's statistics by its name: one pass forward and `draws` passes back for each batch.
+
+    Args:
+        model: network with its batch norms folded, in eval mode; its parameters need no gradients.
+        network: its trace.
+        inputs: (N, …) float32 calibration samples.
+        draws: classes that are drawn for each sample, at least 1; more of them make G more exact.
+        seed: seed of those draws.
+        progress: observer that is called with (samples done, samples in all) after every batch.
 
     Raises:
         InputError: the network's outputs are not finite.
@@ -75,22 +90,23 @@ def calibrate(
 
 
 def batch_size(layers: Iterable[Layer]) -> int:
-    """Samples whose unfolded inputs fit into memory for any one of the layers."""
+    """Number of samples, 1 to 128, whose unfolded inputs take at most 64 MB in any one of the layers."""
     largest = max(layer.fan_in * layer.groups * layer.positions for layer in layers)
     return max(1, min(128, _UNFOLDED_ELEMENTS // largest))
 
 
 def _backward(outputs: Tensor, draws: int, generator: torch.Generator) -> None:
-    logits = outputs.flatten(1)
+    """Backpropagate -log p(c) for classes c drawn from the outputs' own probabilities, `draws` times."""
+    logits = outputs.flatten(1)  # (N, K)
     probabilities = logits.detach().softmax(1)
     for draw in range(draws):
-        drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+        drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]  # (N,)
         loss = F.cross_entropy(logits, drawn, reduction="sum")
         loss.backward(retain_graph=draw + 1 < draws)  # type: ignore[no-untyped-call]
 
 
 class _Collector:
-    """Accumulates one layer's statistics over batches."""
+    """Sums of one layer's statistics over batches: its inputs, and the gradients at its outputs."""
 
     def __init__(self, layer: Layer, module: nn.Module) -> None:
         self.layer = layer
@@ -104,25 +120,30 @@ class _Collector:
         self.samples: list[Tensor] = []
 
     def see_input(self, x: Tensor) -> None:
+        """Add a batch of the layer's inputs, as the layer itself gets them."""
         columns = extended_columns(x, self.module)  # (g, M, d + 1)
         self.second_moment += (columns.mT @ columns).double()
         by_channel = x.movedim(x.ndim - 1 if self.layer.kind == "linear" else 1, 0).flatten(1)  # (channels, M)
         self.activation += by_channel.abs().sum(1)
         self.values_per_channel += by_channel.shape[1]
-        # Drawn, not strided: a stride that divides the image's size would see the same few pixels of every channel.
+        # Drawn, not strided: a stride that divides the image's size would see the same few pixels of every
+        # channel.
         drawn = torch.randint(x.numel(), (min(x.numel(), _DRAWN_A_SAMPLE * len(x)),), generator=self.generator)
         self.samples.append(torch.cat([x.flatten()[drawn], x.amin()[None], x.amax()[None]]))
 
     def see_gradient(self, gradient: Tensor) -> None:
+        """Add a batch's gradients at the layer's outputs: (N, rows, …), (N, …, rows) of a linear layer."""
         if self.layer.kind == "linear":
             rows = gradient.reshape(len(gradient), -1, gradient.shape[-1]).mT  # (N, rows, T)
         else:
-            rows = gradient.flatten(2)
+            rows = gradient.flatten(2)  # (N, rows, T)
         flat = rows.transpose(0, 1).flatten(1)  # (rows, N·T)
-        # The layer's positions count those of all its runs, and where it sees the positions as samples, those too.
+        # The layer's positions count those of all its runs, and where it sees the positions as samples, those
+        # too.
         self.gradient_moment += (flat @ flat.T).double() / self.layer.positions
 
     def finish(self, count: int, draws: int) -> Statistics:
+        """The statistics, from `count` samples with `draws` classes each."""
         sample = torch.cat(self.samples).sort().values
         if len(sample) > _RANGE_SAMPLES:
             sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES, dtype=torch.float64).round().long()]
@@ -136,10 +157,18 @@ class _Collector:
 
 
 def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
-    """The layer's inputs at every output position, and a 1 for the bias: (g, M, d + 1) with M = samples x positions.
+    """The layer's inputs at every output position, with a 1 for the bias: (g, M, d + 1).
 
-    Columns of a convolution run kernel position first, channel second: so they are copied in runs of whole channels,
-    which is several times faster than `F.unfold`. `weight_order` puts them in the weight's order.
+    M is samples times positions. The product with the weight's rows, in the same order of columns, is the
+    layer's output at those positions.
+
+    Columns of a convolution run by kernel position first and by channel second, so that whole runs of
+    channels are copied; that is several times faster than `F.unfold`. `weight_order` puts them in the
+    weight's order.
+
+    Args:
+        x: (N, …) inputs of the layer.
+        module: a Conv1d, Conv2d or Linear.
     """
     if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
         flat = x.reshape(1, -1, x.shape[-1])
@@ -158,7 +187,7 @@ def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
     columns[..., -1] = 1
     for position, (row, column) in enumerate(itertools.product(range(kernel_h), range(kernel_w))):
         top, left = row * dilation_h, column * dilation_w
-        seen = x[
+        seen = x[  # (N, height, width, C): the pixel that each output position reads here
             :, top : top + (height - 1) * stride_h + 1 : stride_h, left : left + (width - 1) * stride_w + 1 : stride_w
         ]
         part = columns[..., position * per_group : (position + 1) * per_group]
@@ -167,7 +196,7 @@ def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def weight_order(layer: Layer) -> Tensor:
-    """(d + 1,) where each column of the flattened weight, and the bias, stands among `extended_columns`."""
+    """Place (d + 1,) of every column of the flattened weight, bias last, among `extended_columns`."""
     if layer.kind == "linear":
         return torch.arange(layer.fan_in + 1)
     per_group = layer.weight_shape[1]
@@ -176,7 +205,7 @@ def weight_order(layer: Layer) -> Tensor:
 
 
 def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    """Before and after each axis, the last axis first, as `F.pad` takes them."""
+    """Widths of the padding before and after each axis, the last axis first, as `F.pad` takes them."""
     if module.padding == "valid":
         sides = [(0, 0) for _ in module.kernel_size]
     elif module.padding == "same":  # PyTorch puts the odd one behind
@@ -189,7 +218,7 @@ def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
 
 @contextmanager
 def _collecting(modules: dict[str, nn.Module], collectors: dict[str, _Collector]) -> Iterator[None]:
-    """Hook the layers; the hooks are gone afterwards."""
+    """Hooks on the layers that feed their collectors; the hooks are gone afterwards."""
     handles = []
 
     def listen(collector: _Collector) -> Callable[..., None]:

@@ -1,6 +1,8 @@
-"""Pruning criteria: in which order a group's channels, or a layer's weights, are removed.
+"""Pruning criteria: in which order a group's channels, or a layer's single weights, are removed.
 
-A criterion ranks; the weights that stay are re-fitted afterwards (`algebra.refit`) whatever the criterion.
+A criterion only ranks. Whatever the criterion, the weights that stay are re-fitted afterwards
+(`algebra.refit`). W, H and G are those of `algebra`; n is the number of a group's channels, m that of the
+weight columns that read one channel (1 for a linear layer behind a pool, 9 for a 3x3 convolution).
 """
 
 from __future__ import annotations
@@ -14,19 +16,19 @@ from torch import Tensor
 from autocompress.menus.algebra import inverse
 from autocompress.registry import Registry
 
-_REMOVAL_STEPS = 64  # groups wider than this lose several channels a step
+_REMOVAL_STEPS = 64  # at most; groups with more channels lose several in a step
 
 
 @dataclass(frozen=True)
 class Consumer:
-    """One layer that reads a group.
+    """One layer that reads a group; removing the group's channels costs what it does to such layers.
 
     Attributes:
-        weight: (r, d + 1) float64, the bias last.
-        second_moment: (d + 1, d + 1), damped.
-        gradient_moment: (r, r).
-        columns: (n, m) the columns of each of the group's n channels.
-        activation: (n,) mean absolute activation of each channel.
+        weight: (r, d + 1) float64 W, the bias last.
+        second_moment: (d + 1, d + 1) float64 H, damped.
+        gradient_moment: (r, r) float64 G.
+        columns: (n, m) int64, the weight columns that read each of the group's channels.
+        activation: (n,) mean absolute activation of each channel, at least 0.
     """
 
     weight: Tensor
@@ -37,18 +39,35 @@ class Consumer:
 
 
 ChannelCriterion = Callable[[Sequence[Consumer], torch.Generator], Tensor]
-"""(n,) int64, the channels of a group in the order of their removal, from the layers that read the group."""
+"""From the layers that read a group, and a generator for random draws: the group's channels (n,) int64 in the
+order of their removal.
+"""
 
 
 def obs_order(consumers: Sequence[Consumer], generator: torch.Generator) -> Tensor:
-    """Optimal Brain Surgeon on channel blocks, what the removal costs all consumers summed.
+    """Optimal Brain Surgeon on channels: every step removes those that cost all readers together least.
 
-    Removing columns C of W costs ½ tr(G W_C S⁻¹ W_Cᵀ) with S = (H⁻¹)_CC, and changes
-    W by -W_C S⁻¹ (H⁻¹)_C: and H⁻¹ by -(H⁻¹)_:C S⁻¹ (H⁻¹)_C: (Optimal Brain Compression, Frantar & Alistarh 2022,
-    eq. 6-7; ZipLM, Kurtic et al. 2023), here weighted by the Fisher factor G of the layer's outputs.
+    Let C be the columns that read one channel, and S = (H⁻¹)_CC, (m, m). Where the columns C of W are set to
+    0 and all others are free to make up for it, the expected loss grows by
+
+        ½ tr(G W_C S⁻¹ W_Cᵀ)
+
+    and the best others are found by the updates
+
+        W   ← W - W_C S⁻¹ (H⁻¹)_C:
+        H⁻¹ ← H⁻¹ - (H⁻¹)_:C S⁻¹ (H⁻¹)_C:
+
+    after which the next channel is costed with what is left: two channels that carry the same information are
+    cheap one by one and expensive together. Sources: Optimal Brain Compression (Frantar & Alistarh 2022, eq.
+    6 and 7) and ZipLM (Kurtic et al. 2023); the weight by G, the Fisher factor of the layer's outputs, is
+    added here.
+
+    Args:
+        consumers: layers that read the group, at least one.
+        generator: not used; nothing is drawn.
 
     Returns:
-        (n,) channels, first removed first.
+        (n,) channels, the first removed first.
     """
     states = [_Elimination(consumer) for consumer in consumers]
     count = len(consumers[0].columns)
@@ -67,32 +86,39 @@ def obs_order(consumers: Sequence[Consumer], generator: torch.Generator) -> Tens
 
 
 class _Elimination:
-    """W and H⁻¹ of one consumer while channels go; W is kept multiplied by a root of G."""
+    """W and H⁻¹ of one reader while channels are removed.
+
+    W is kept as Rᵀ W, with a root R of G = R Rᵀ: then tr(G W_C S⁻¹ W_Cᵀ) = tr((Rᵀ W_C) S⁻¹ (Rᵀ W_C)ᵀ), and
+    the updates of W, which work on its columns, are the same for Rᵀ W.
+    """
 
     def __init__(self, consumer: Consumer) -> None:
         values, vectors = torch.linalg.eigh(consumer.gradient_moment)
-        root = vectors * values.clamp(min=0).sqrt()  # G = root rootᵀ
-        self.weight = root.T @ consumer.weight
-        self.inverse = inverse(consumer.second_moment)
-        self.columns = consumer.columns
+        root = vectors * values.clamp(min=0).sqrt()  # (r, r)
+        self.weight = root.T @ consumer.weight  # (r, d + 1)
+        self.inverse = inverse(consumer.second_moment)  # (d + 1, d + 1)
+        self.columns = consumer.columns  # (n, m)
 
     def removal_cost(self, channels: Tensor) -> Tensor:
-        """(c,) ½ tr(G W_C S⁻¹ W_Cᵀ) of each of the channels."""
+        """½ tr(G W_C S⁻¹ W_Cᵀ) of each of the (c,) channels alone, (c,)."""
         columns = self.columns[channels]  # (c, m)
-        block = self.inverse[columns[:, :, None], columns[:, None, :]]  # (c, m, m)
+        block = self.inverse[columns[:, :, None], columns[:, None, :]]  # (c, m, m) S
         weight = self.weight[:, columns].transpose(0, 1)  # (c, r, m)
-        solved = torch.linalg.solve(block, weight, left=False)
+        solved = torch.linalg.solve(block, weight, left=False)  # (c, r, m) W_C S⁻¹
         cost: Tensor = (weight * solved).sum((1, 2))
         return cost / 2
 
     def remove(self, channels: Tensor) -> None:
-        columns = self.columns[channels].flatten()
+        """Update W and H⁻¹ to those without the (c,) channels, all at once."""
+        columns = self.columns[channels].flatten()  # (c · m,)
         factor = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])  # S⁻¹ (H⁻¹)_C:
         self.weight -= self.weight[:, columns] @ factor
         self.inverse -= self.inverse[:, columns] @ factor
 
 
 def _by_score(score: Callable[[Consumer], Tensor]) -> ChannelCriterion:
+    """The criterion that removes channels by ascending score (n,), summed over the group's readers."""
+
     def order(consumers: Sequence[Consumer], generator: torch.Generator) -> Tensor:
         return torch.stack([score(consumer) for consumer in consumers]).sum(0).argsort(stable=True)
 
@@ -100,43 +126,49 @@ def _by_score(score: Callable[[Consumer], Tensor]) -> ChannelCriterion:
 
 
 def _channel_weights(consumer: Consumer) -> Tensor:
-    return consumer.weight[:, consumer.columns]  # (r, n, m)
+    """Weights (r, n, m) that read each of the group's channels."""
+    return consumer.weight[:, consumer.columns]
 
 
 def _l1(consumer: Consumer) -> Tensor:
-    """Li et al. 2017."""
+    """Sum (n,) of the magnitudes of the weights that read each channel (Li et al. 2017)."""
     return _channel_weights(consumer).abs().sum((0, 2))
 
 
 def _l2(consumer: Consumer) -> Tensor:
+    """Sum (n,) of the squares of the weights that read each channel."""
     return _channel_weights(consumer).square().sum((0, 2))
 
 
 def _activation(consumer: Consumer) -> Tensor:
-    """Channels that hardly fire go first (Hu et al. 2016, by mean instead of by share of zeros)."""
+    """Mean absolute activation (n,) of each channel (Hu et al. 2016, who take the share of zeros instead)."""
     return consumer.activation
 
 
 def _taylor(consumer: Consumer) -> Tensor:
-    """Expected squared first-order change of the loss (Molchanov et al. 2019), through the Fisher factors."""
+    """Expected square (n,) of the loss's first-order change without each channel: tr(G W_C H_CC W_Cᵀ).
+
+    Molchanov et al. 2019 take it over samples; here the Fisher factors H and G stand for the samples.
+    """
     weight = _channel_weights(consumer).permute(1, 0, 2)  # (n, r, m)
     moment = consumer.second_moment[consumer.columns[:, :, None], consumer.columns[:, None, :]]  # (n, m, m)
     return (consumer.gradient_moment @ weight * (weight @ moment)).sum((1, 2))
 
 
 def _random(consumers: Sequence[Consumer], generator: torch.Generator) -> Tensor:
+    """The channels (n,) in a random order."""
     return torch.randperm(len(consumers[0].columns), generator=generator)
 
 
 @dataclass(frozen=True)
 class ElementContext:
-    """What a criterion for single weights may look at.
+    """The numbers from which a criterion scores single weights.
 
     Attributes:
-        weight: (r, d) W.
-        inverse_diagonal: (r, d) or (d,), the diagonal of H⁻¹.
-        moment_diagonal: (r, d) or (d,), the diagonal of H.
-        gradient_diagonal: (r,) the diagonal of G.
+        weight: (r, d) W without the bias.
+        inverse_diagonal: (r, d) or (d,), diagonal of H⁻¹, the same in all rows of one group of a convolution.
+        moment_diagonal: (r, d) or (d,), diagonal of H, likewise.
+        gradient_diagonal: (r,) diagonal of G.
     """
 
     weight: Tensor
@@ -146,7 +178,9 @@ class ElementContext:
 
 
 ElementCriterion = Callable[[ElementContext, torch.Generator], Tensor]
-"""Scores (r, d) of single weights: the lowest are removed first."""
+"""From the numbers of a layer, and a generator for random draws: scores (r, d) of its single weights, of which the
+lowest are removed first.
+"""
 
 
 @dataclass(frozen=True)
@@ -154,8 +188,9 @@ class Criterion:
     """A pruning criterion.
 
     Attributes:
-        channels: the order in which a group's channels are removed.
-        elements: scores of single weights, for the granularities `element` and `n:m`; None: whole channels only.
+        channels: function that gives the order in which a group's channels are removed.
+        elements: function that scores single weights, for the granularities `element` and `n:m`; None where
+            the criterion ranks whole channels only.
     """
 
     channels: ChannelCriterion
@@ -182,15 +217,29 @@ CRITERIA: Registry[Criterion] = Registry(
 
 
 def element_mask(score: Tensor, remove: int) -> Tensor:
-    """(r, d) bool, True where a weight stays; exactly `remove` of the lowest scores go."""
+    """Mask (r, d) bool, False for exactly `remove` weights, those of the lowest scores.
+
+    >>> element_mask(torch.tensor([[3.0, 1.0], [2.0, 4.0]]), remove=2)
+    tensor([[ True, False],
+            [False,  True]])
+    """
     keep = torch.ones(score.numel(), dtype=torch.bool)
     keep[score.flatten().argsort(stable=True)[:remove]] = False
     return keep.view_as(score)
 
 
 def block_mask(score: Tensor, kept: int, block: int) -> Tensor:
-    """(r, d) bool: the `kept` highest scores of every `block` consecutive columns stay; d divides by `block`."""
-    blocks = score.view(score.shape[0], -1, block)
+    """Mask (r, d) bool, True for the `kept` highest scores of every `block` consecutive columns.
+
+    >>> block_mask(torch.tensor([[3.0, 1.0, 2.0, 4.0, 0.0, 1.0, 2.0, 3.0]]), kept=2, block=4)
+    tensor([[ True, False, False,  True, False, False,  True,  True]])
+
+    Args:
+        score: (r, d) scores; d is a multiple of `block`.
+        kept: number of weights that stay in a block.
+        block: number of columns of a block.
+    """
+    blocks = score.view(score.shape[0], -1, block)  # (r, d / block, block)
     rank = blocks.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     stays: Tensor = rank < kept
     return stays.view_as(score)

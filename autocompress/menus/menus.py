@@ -1,4 +1,11 @@
-"""The menus of a network: what every layer may get, what it costs, how much it hurts, and the weights of each label."""
+"""The menus of a network: every layer's labels, each with its weights, its cost and its expected loss.
+
+Sparsities belong to channel groups, weights to layers. So with granularity `channel` a layer's label decides
+about the channels that it writes (its own group), while the columns of its weight are decided by the layers
+that own the groups which it reads. With the other granularities a layer's sparsity is its own business.
+
+Sizes below: S sparsities, B weight bit-widths and A activation bit-widths on offer.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +26,7 @@ from autocompress.network.structure import Group, Layer, Network
 from autocompress.plan import Label, Plan
 from autocompress_envs.problem import Labeling, LayerNumbers, Problem, n_of_m
 
-_TOLERANCE = 1e-6  # by which a plan's sparsity may miss the menu's
+_TOLERANCE = 1e-6  # how far a plan's sparsity may be from the menu's
 
 
 @dataclass(frozen=True)
@@ -27,14 +34,16 @@ class Menus:
     """All menus of one network.
 
     Attributes:
-        network: the traced network.
-        settings: of the menus.
-        sources: by layer name, what variants are made from.
-        orders: for every group, (n,) its channels, first removed first.
-        ranges: by layer name, one range for each of `settings.activation_bits` (None for 32 bits).
-        range_errors: by layer name, (A,) layer errors of those, in nats.
-        store: where variants are kept.
-        eager: whether every variant is built beforehand; else most are built when first asked for.
+        network: traced network.
+        settings: settings that the menus were built with.
+        sources: weight and statistics by layer name, from which variants are made.
+        orders: channels (n,) of every group in the order of their removal.
+        ranges: ranges of every layer's input by its name, one for each of `settings.activation_bits`; None
+            for 32 bits.
+        range_errors: expected loss (A,) of each of those ranges in nats, by layer name.
+        store: folder in which variants are kept.
+        eager: whether all variants of the tables are built beforehand. Else only those without pruning are;
+            the tables estimate the others, which are built when they are first asked for.
     """
 
     network: Network
@@ -47,7 +56,11 @@ class Menus:
     eager: bool
 
     def sparsities(self, layer: Layer) -> tuple[float, ...]:
-        """What the layer itself may choose, ascending, first 0."""
+        """Sparsities (S) that the layer's label may have, ascending, first 0; just 0 where it has no choice.
+
+        They are exact: where a group of 10 channels loses an eighth, rounded down to 1 channel, the sparsity
+        is 0.1.
+        """
         if self.settings.granularity == "channel":
             group = self.owned_group(layer)
             return (0.0,) if group is None else tuple(1 - kept / group.width for kept in self.kept_options(group))
@@ -56,30 +69,33 @@ class Menus:
         return self.settings.sparsities()
 
     def kept_options(self, group: Group) -> list[int]:
-        """Channels left for each sparsity, descending; at least one stays, but where a whole branch may go."""
+        """Channels left of a group for each of its sparsities, descending.
+
+        At least one channel stays; only of a branch that may be removed whole, none does.
+        """
         kept = {group.width - int(sparsity * group.width) for sparsity in self.settings.sparsities()}
         branch = [0] if self.settings.remove_branches and group.is_branch else []
         return sorted((count for count in kept if count > 0), reverse=True) + branch
 
     def owned_group(self, layer: Layer) -> Group | None:
-        """The group whose sparsity is this layer's label, if pruning goes by channels."""
+        """The group whose sparsity stands in this layer's label; None where there is none."""
         if self.settings.granularity != "channel" or layer.writes is None:
             return None
         group = self.network.groups[layer.writes]
         return group if group.owner == layer.name else None
 
     def removed_channels(self, group_index: int, kept: int) -> Tensor:
-        """The channels that go when `kept` stay."""
+        """The channels (n - kept,) of a group that are removed where `kept` stay."""
         order = self.orders[group_index]
         return order[: len(order) - kept]
 
     def variants(self, layer: Layer, kept: Mapping[int, int], sparsity: float = 0.0) -> list[Variant]:
-        """The layer's variants, one for each weight bit-width.
+        """The layer's variants, one for each weight bit-width; read from the store, or built and stored.
 
         Args:
-            layer: the layer.
+            layer: layer of the network.
             kept: channels left in each group that the layer reads, by group index.
-            sparsity: of the layer's own weights, with granularity `element` or `n:m`.
+            sparsity: sparsity of the layer's own weights, with granularity `element` or `n:m`.
         """
         source, bits = self.sources[layer.name], self.settings.weight_bits
         name = self._file_name(layer, kept, sparsity)
@@ -89,7 +105,16 @@ class Menus:
         return self.store.variants(name, bits, lambda: channel_variants(source, columns, bits, self.settings))
 
     def variant(self, layer: Layer, kept: Mapping[int, int], sparsity: float, position: int) -> Variant:
-        """The layer's variant with the bit-width at `position`; alone where the layer's variants are not all built."""
+        """The layer's variant with the bit-width at `position` of `settings.weight_bits`.
+
+        Where the tables don't build all variants, this one is built and stored alone.
+
+        Args:
+            layer: layer of the network.
+            kept: channels left in each group that the layer reads, by group index.
+            sparsity: sparsity of the layer's own weights, with granularity `element` or `n:m`.
+            position: index into `settings.weight_bits`.
+        """
         full = all(count == self.network.groups[read].width for read, count in kept.items())
         if self.eager or full:
             return self.variants(layer, kept, sparsity)[position]
@@ -99,7 +124,13 @@ class Menus:
         return self.store.variants(name, bits, lambda: channel_variants(source, columns, bits, self.settings))[0]
 
     def kept_columns(self, layer: Layer, kept: Mapping[int, int]) -> Tensor:
-        """(k,) columns of the layer's flattened weight that stay."""
+        """Indices (k,) of the columns of the layer's flattened weight that stay, ascending.
+
+        Args:
+            layer: layer of the network.
+            kept: channels left in each group, by group index; groups that the layer does not read don't
+                matter.
+        """
         stays = torch.ones(layer.fan_in, dtype=torch.bool)
         for index, count in kept.items():
             columns = self.network.groups[index].consumers.get(layer.name)
@@ -108,11 +139,11 @@ class Menus:
         return stays.nonzero()[:, 0]
 
     def reads(self, layer: Layer) -> tuple[int, ...]:
-        """The groups whose sparsity changes the layer's columns."""
+        """Indices of the groups whose sparsity takes columns from the layer's weight."""
         return layer.reads if self.settings.granularity == "channel" else ()
 
     def problem(self) -> Problem:
-        """Everything in numbers, for the environment; read from the store once."""
+        """The menus in numbers, all that the environment and the solvers know; read from the store once."""
         return self._problem
 
     @cached_property
@@ -122,6 +153,12 @@ class Menus:
         return Problem(layers, replace(self.network.costs, granularity=self.settings.granularity))
 
     def _numbers(self, layer: Layer, index: Mapping[str, int]) -> LayerNumbers:
+        """One layer's menu in numbers; `index` holds the index of every layer by its name.
+
+        The expected loss of a label is the sum of its parts: that of the weight, by the sparsity of the first
+        group that the layer reads and by weight bits; that of the input's range; and what the sparsities of
+        further groups add.
+        """
         group = self.owned_group(layer)
         owners = [index[self.network.groups[read].owner] for read in self.reads(layer)]
         tables = [self._error_table(layer, position) for position in range(max(1, len(owners)))]
@@ -136,7 +173,7 @@ class Menus:
             weight_bits=np.array(self.settings.weight_bits),
             activation_bits=np.array(self.settings.activation_bits),
             source=owners[0] if owners else own_source,
-            errors=tables[0][:, :, None] + self.range_errors[layer.name],
+            errors=tables[0][:, :, None] + self.range_errors[layer.name],  # (S, B, A)
             extra_sources=tuple(
                 (owner, np.maximum(table[:, -1] - table[0, -1], 0.0))
                 for owner, table in zip(owners[1:], tables[1:], strict=True)
@@ -144,14 +181,23 @@ class Menus:
         )
 
     def _error_table(self, layer: Layer, position: int) -> np.ndarray:
-        """(S, B) layer errors while only the group at `position` of the layer's reads is pruned."""
+        """Expected loss (S, B) while only one group is pruned, that at `position` of the layer's reads."""
         return np.array([
             [variant.error for variant in self.variants(layer, kept, sparsity)] if full else self._estimate(layer, kept)
             for kept, sparsity, full in self.table_cells(layer, position)
         ])  # fmt: skip
 
     def table_cells(self, layer: Layer, position: int) -> list[tuple[dict[int, int], float, bool]]:
-        """The rows of an error table: (kept by group, own sparsity, whether every bit-width is built for it)."""
+        """The S rows of an error table.
+
+        Args:
+            layer: layer of the network.
+            position: index into the groups that the layer reads; all others keep every channel.
+
+        Returns:
+            For each row the channels left by group index, the sparsity of the layer's own weights, and
+            whether all its variants are built for the table.
+        """
         if self.settings.granularity != "channel":
             return [({}, sparsity, True) for sparsity in self.sparsities(layer)]
         full = {read: self.network.groups[read].width for read in layer.reads}
@@ -162,7 +208,11 @@ class Menus:
         return [(full | {read: kept}, 0.0, self.eager or kept == full[read]) for kept in options]
 
     def _estimate(self, layer: Layer, kept: Mapping[int, int]) -> list[float]:
-        """Errors of variants not built yet: of pruning alone, plus rounding's in proportion to what is left."""
+        """Expected loss (B) of variants that are not built yet: that of pruning, and an estimate of rounding's.
+
+        Rounding is taken to lose as much as in the unpruned layer, in proportion to the columns that are
+        left.
+        """
         full = {read: self.network.groups[read].width for read in layer.reads}
         columns = self.kept_columns(layer, kept)
         pruned = self.pruned_error(layer, kept, columns)
@@ -170,7 +220,13 @@ class Menus:
         return [pruned + variant.error * len(columns) / layer.fan_in for variant in unpruned]
 
     def pruned_error(self, layer: Layer, kept: Mapping[int, int], columns: Tensor) -> float:
-        """Layer error of pruning without rounding, in nats."""
+        """Expected loss of pruning without rounding, in nats; read from the store, or computed and stored.
+
+        Args:
+            layer: layer of the network.
+            kept: channels left in each group that the layer reads, by group index.
+            columns: (k,) indices of the columns that stay.
+        """
         source = self.sources[layer.name]
 
         def build() -> dict[str, Tensor]:
@@ -180,12 +236,12 @@ class Menus:
         return float(self.store.tensors(self._file_name(layer, kept, 0.0) + "-pruned", build)["error"])
 
     def _file_name(self, layer: Layer, kept: Mapping[int, int], sparsity: float) -> str:
-        """Name of a layer's variants in the store."""
+        """File name of a layer's variants, such as `layer005-k8-s0`: channels left, then own sparsity."""
         counts = "-".join(str(kept[read]) for read in self.reads(layer) if read in kept)
         return f"layer{self.network.layer_index()[layer.name]:03d}-k{counts or 'all'}-s{sparsity:g}"
 
     def plan(self, labeling: Labeling) -> Plan:
-        """The plan that a labelling stands for."""
+        """The plan that a labelling in indices into the menus stands for."""
         labels = {}
         for index, layer in enumerate(self.network.layers):
             labels[layer.name] = Label(
@@ -196,11 +252,11 @@ class Menus:
         return Plan(labels, self.settings.granularity, self.network.fingerprint)
 
     def labeling(self, plan: Plan) -> Labeling:
-        """The indices of a plan's labels in the menus.
+        """A plan's labels as indices into the menus; the inverse of `plan`.
 
         Raises:
-            InputError: the plan is for another network or granularity, misses a layer, names an unknown one, or holds
-                a label that is not on the menu.
+            InputError: the plan is for another network or granularity, misses a layer, names an unknown one,
+                or holds a label that is not on the menu.
         """
         self._check_plan(plan)
         indices = [self._label_indices(layer, plan.labels[layer.name]) for layer in self.network.layers]
@@ -208,6 +264,7 @@ class Menus:
         return Labeling(sparsity, weight_bits, activation_bits)
 
     def _check_plan(self, plan: Plan) -> None:
+        """Raise InputError where the plan is for another network or granularity, or for other layers."""
         names = [layer.name for layer in self.network.layers]
         if plan.fingerprint not in ("", self.network.fingerprint):
             raise InputError(
@@ -225,6 +282,7 @@ class Menus:
             raise InputError(f"`plan` must label every layer, these are missing: {', '.join(missing)}.")
 
     def _label_indices(self, layer: Layer, label: Label) -> tuple[int, int, int]:
+        """Indices of a label's numbers in the layer's menu. Raises InputError where one is not offered."""
         sparsities = self.sparsities(layer)
         distances = [abs(label.sparsity - sparsity) for sparsity in sparsities]
         if min(distances) > _TOLERANCE:
@@ -238,6 +296,7 @@ class Menus:
 
 
 def _position(layer: Layer, name: str, bits: int, choices: Sequence[int]) -> int:
+    """Index of `bits` among the choices of the option `name`. Raises InputError where it is none."""
     if bits not in choices:
         listed = ", ".join(map(str, choices))
         raise InputError(

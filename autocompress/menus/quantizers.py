@@ -1,6 +1,10 @@
-"""Quantizers: integer codes on one symmetric scale per output channel.
+"""Quantizers: integer codes q and one scale s for every output channel; a weight becomes s q.
 
-With b bits the codes are -2^(b-1) … 2^(b-1) - 1; with 1 bit they are -1 and 1. Biases stay in floating point.
+With b bits the codes are -2^(b-1) … 2^(b-1) - 1; with 1 bit they are -1 and 1. The zero point is always 0:
+weights lie about 0, and runtimes are fast on symmetric ones. Biases stay in floating point.
+
+Shapes: g groups of a convolution (1 for other layers), r rows (output channels) in a group, d weight columns,
+f scales that are tried.
 """
 
 from __future__ import annotations
@@ -14,18 +18,18 @@ from torch import Tensor
 from autocompress.menus.algebra import inverse
 from autocompress.registry import Registry
 
-_LARGE = 1_000_000  # weights; layers with more try every third scale, as the sweep's time is their product
-_BLOCK = 64  # columns rounded before their errors reach the columns behind the block
+_LARGE = 1_000_000  # weights; larger layers try every third scale, as a sweep takes weights times scales
+_BLOCK = 64  # columns that are rounded before their errors reach the columns behind them
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """What is to be rounded: a layer's weight in g groups of r rows and d columns.
+    """A layer's weight that is to be rounded, and what its inputs look like.
 
     Attributes:
         weight: (g, r, d + 1) float64, the bias last.
-        second_moment: (g, d + 1, d + 1) damped H.
-        mask: (g, r, d) bool, False where a weight is pruned and stays 0; None: all True.
+        second_moment: (g, d + 1, d + 1) float64 H of the inputs, damped.
+        mask: (g, r, d) bool, False where a weight is pruned and has to stay 0; None where none is.
     """
 
     weight: Tensor
@@ -35,7 +39,13 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Rounded:
-    """codes (g, r, d) int8, scale (g, r) float64 > 0, bias (g, r) float64; the weight is codes · scale."""
+    """A rounded weight, which is `codes` times `scale`.
+
+    Attributes:
+        codes: (g, r, d) int8.
+        scale: (g, r) float64, above 0.
+        bias: (g, r) float64.
+    """
 
     codes: Tensor
     scale: Tensor
@@ -43,7 +53,7 @@ class Rounded:
 
 
 RoundingFunction = Callable[[Rounding, Sequence[int]], list[Rounded]]
-"""The weight of a `Rounding`, rounded once for each of several bit-widths below 16."""
+"""From a weight and several bit-widths below 16, the weight rounded to each of them."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +61,8 @@ class Quantizer:
     """A way to round weights.
 
     Attributes:
-        round: what rounds.
-        bits: bit-widths below 16 that it can round to; None: 1 to 8.
+        round: function that rounds one weight to several bit-widths.
+        bits: bit-widths below 16 that it can round to; None stands for 1 to 8.
     """
 
     round: RoundingFunction
@@ -64,7 +74,7 @@ class Quantizer:
 
 
 def code_range(bits: int) -> tuple[int, int]:
-    """Smallest and largest code.
+    """Smallest and largest code of a bit-width, 1 to 8.
 
     >>> code_range(2), code_range(1)
     ((-2, 1), (-1, 1))
@@ -73,14 +83,15 @@ def code_range(bits: int) -> tuple[int, int]:
 
 
 def nearest(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
-    """Round to nearest on the smallest scale that clips nothing (min-max)."""
+    """Round every weight to the nearest level, on the smallest scale that clips nothing (min-max)."""
     return [_round_plainly(rounding, width, min_max_scale(rounding, width)) for width in bits]
 
 
 def mse(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
-    """Round to nearest on the scale of the least squared weight error."""
+    """Round every weight to the nearest level, on the scale of least squared error ‖W - s q‖² of each row."""
 
     def weight_error(rounded: Rounded) -> Tensor:
+        """Squared error (g, r) of every row."""
         change = rounding.weight[..., :-1] - rounded.codes * rounded.scale[..., None]
         return change.square().sum(-1)
 
@@ -88,9 +99,14 @@ def mse(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
 
 
 def fixed_point(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
-    """Round to nearest on the power-of-two scale of the least output error: shifts instead of multiplications."""
+    """Round every weight to the nearest level, on a power of two: hardware shifts instead of multiplying.
+
+    Of the first power of two that clips nothing and the four below it, every row gets the one of least output
+    error δ H δᵀ, with the row's error δ = w - s q.
+    """
 
     def output_error(rounded: Rounded) -> Tensor:
+        """δ H δᵀ (g, r) of every row."""
         change = torch.zeros_like(rounding.weight)
         change[..., :-1] = rounding.weight[..., :-1] - rounded.codes * rounded.scale[..., None]
         return (change @ rounding.second_moment * change).sum(-1)
@@ -104,36 +120,46 @@ def fixed_point(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
 
 
 def binary(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
-    """1 bit: the sign, times the mean magnitude of the row (XNOR-Net, Rastegari et al. 2016, eq. 6)."""
+    """Round to 1 bit: sign times mean magnitude of the row (XNOR-Net, Rastegari et al. 2016, eq. 6)."""
     assert set(bits) <= {1}, "MenuSettings admits no other integer width"
     return nearest(rounding, bits)
 
 
 def gptq(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
-    """Round column by column with error feedback to the columns still to come (GPTQ, Frantar et al. 2023, eq. 2-3).
+    """Round column by column; columns still to come make up for the errors of those already rounded.
 
-    Beyond the paper: the scale of every row is the one that leaves the least output error after the sweep, and the bias
-    is the last column: it takes feedback and is never rounded. (Feeding errors back between rows as well, through G as
-    in YAQA, Tseng et al. 2025, was measured on ResNet-20 and did not lower the divergence.)
+    Rounding column j of a row w to s q leaves the error w_j - s q. Where the columns behind j are free, the
+    least output error is reached by
+
+        w_k ← w_k - (w_j - s q) (H⁻¹)_jk / (H⁻¹)_jj     for k > j
+
+    with the H⁻¹ of the columns from j on (GPTQ, Frantar et al. 2023, eq. 2 and 3). All those inverses stand
+    in the rows of one factor U of the whole H⁻¹ = Uᵀ U: (H⁻¹)_jk / (H⁻¹)_jj = U_jk / U_jj (the paper's step
+    3).
+
+    Two things go beyond the paper. The scale of every row is the one that leaves the least output error after
+    the sweep. And the bias is the last column: it makes up for errors and is never rounded. (Feeding errors
+    back between rows as well, through G as in YAQA, Tseng et al. 2025, was measured on ResNet-20 and did not
+    lower the divergence.)
     """
     sweep = _Sweep.of(rounding)
     return [_gptq_width(rounding, sweep, width) for width in bits]
 
 
 def _gptq_width(rounding: Rounding, sweep: _Sweep, bits: int) -> Rounded:
-    """All candidate scales in one sweep, as further rows; then the best scale of every row."""
+    """The weight rounded to one bit-width: one sweep over all f scales, then every row's best scale."""
     groups, rows = rounding.weight.shape[:2]
     stride = 3 if rounding.weight.numel() > _LARGE else 1
-    factors = _factors(bits)[::stride]
+    factors = _factors(bits)[::stride]  # (f,)
     count = len(factors)
     scale = min_max_scale(rounding, bits)[:, None] * factors[:, None]  # (g, f, r)
-    weight = rounding.weight.repeat(1, count, 1)
+    weight = rounding.weight.repeat(1, count, 1)  # (g, f · r, d + 1)
     mask = None if rounding.mask is None else rounding.mask.repeat(1, count, 1)
-    codes, bias, loss = sweep.run(weight, scale.flatten(1), bits, mask)
+    codes, bias, loss = sweep.run(weight, scale.flatten(1), bits, mask)  # (g, f · r, d), (g, f · r), (g, f · r)
     best = loss.view(groups, count, rows).argmin(1, keepdim=True)  # (g, 1, r)
-    codes = codes.view(groups, count, rows, -1)
-    chosen = codes.gather(1, best[..., None].expand(-1, -1, -1, codes.shape[-1]))[:, 0]
-    bias = bias.view(groups, count, rows).gather(1, best)[:, 0]
+    codes = codes.view(groups, count, rows, -1)  # (g, f, r, d)
+    chosen = codes.gather(1, best[..., None].expand(-1, -1, -1, codes.shape[-1]))[:, 0]  # (g, r, d)
+    bias = bias.view(groups, count, rows).gather(1, best)[:, 0]  # (g, r)
     return Rounded(chosen.to(torch.int8), scale.gather(1, best)[:, 0], bias)
 
 
@@ -150,7 +176,7 @@ QUANTIZERS: Registry[Quantizer] = Registry(
 
 
 def min_max_scale(rounding: Rounding, bits: int) -> Tensor:
-    """(g, r) smallest scale at which no weight is clipped; for 1 bit the mean magnitude of the weights that stay."""
+    """Smallest scale (g, r) that clips no weight; with 1 bit, the mean magnitude of the weights that stay."""
     weight = rounding.weight[..., :-1]
     if bits == 1:
         kept = torch.ones_like(weight) if rounding.mask is None else rounding.mask.to(weight)
@@ -160,12 +186,14 @@ def min_max_scale(rounding: Rounding, bits: int) -> Tensor:
 
 
 def _round_codes(value: Tensor, bits: int) -> Tensor:
+    """The codes nearest to weights that are divided by their scale; same shape and dtype."""
     if bits == 1:
         return torch.where(value < 0, -1.0, 1.0).to(value.dtype)
     return value.round().clamp_(*code_range(bits))
 
 
 def _round_plainly(rounding: Rounding, bits: int, scale: Tensor) -> Rounded:
+    """Every weight rounded to the nearest level on the given scale (g, r)."""
     codes = _round_codes(rounding.weight[..., :-1] / scale[..., None], bits)
     if rounding.mask is not None:
         codes = codes * rounding.mask
@@ -173,7 +201,7 @@ def _round_plainly(rounding: Rounding, bits: int, scale: Tensor) -> Rounded:
 
 
 def _factors(bits: int) -> Tensor:
-    """Fractions of the min-max scale to try."""
+    """Fractions (f,) of the min-max scale that are tried; the fewer bits, the more is gained by clipping."""
     if bits == 1:
         return torch.linspace(0.5, 1.6, 12, dtype=torch.float64)
     lowest = {2: 0.30, 3: 0.40, 4: 0.55, 5: 0.70}.get(bits, 0.85)
@@ -181,50 +209,72 @@ def _factors(bits: int) -> Tensor:
 
 
 def _plain_candidates(rounding: Rounding, bits: int) -> list[Rounded]:
+    """The weight rounded to nearest on each of the scales that are tried."""
     base = min_max_scale(rounding, bits)
     return [_round_plainly(rounding, bits, base * factor) for factor in _factors(bits)]
 
 
 def _best_per_row(candidates: Sequence[Rounded], error: Callable[[Rounded], Tensor]) -> Rounded:
+    """Every row from the candidate whose error (g, r) is least there."""
     best = torch.stack([error(candidate) for candidate in candidates]).argmin(0)  # (g, r)
-    codes = torch.stack([candidate.codes for candidate in candidates])
-    scale = torch.stack([candidate.scale for candidate in candidates])
-    index = best[None, ..., None].expand(1, *codes.shape[1:])
+    codes = torch.stack([candidate.codes for candidate in candidates])  # (f, g, r, d)
+    scale = torch.stack([candidate.scale for candidate in candidates])  # (f, g, r)
+    index = best[None, ..., None].expand(1, *codes.shape[1:])  # (1, g, r, d)
     return Rounded(codes.gather(0, index)[0], scale.gather(0, best[None])[0], candidates[0].bias)
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """The factor of H⁻¹ that error feedback runs on, columns with the largest second moments first, the bias last."""
+    """The factor of H⁻¹ by which errors reach the columns still to come, and the order of the columns.
 
-    factor: Tensor  # (g, d + 1, d + 1) upper triangular, float32
-    order: Tensor  # (d + 1,)
+    Columns of the largest second moments come first: their errors weigh most, and early columns find the most
+    others to make up for them.
+
+    Attributes:
+        factor: (g, d + 1, d + 1) float32, upper triangular U with Uᵀ U = H⁻¹ in that order.
+        order: (d + 1,) column of the weight at each place of the order; the bias column is last.
+    """
+
+    factor: Tensor
+    order: Tensor
 
     @classmethod
     def of(cls, rounding: Rounding) -> _Sweep:
-        diagonal = rounding.second_moment.diagonal(dim1=-2, dim2=-1).sum(0)
+        """The sweep over a weight's columns, for any bit-width and scale."""
+        diagonal = rounding.second_moment.diagonal(dim1=-2, dim2=-1).sum(0)  # (d + 1,)
         order = diagonal[:-1].argsort(descending=True, stable=True)
         order = torch.cat([order, torch.tensor([len(diagonal) - 1])])
-        ordered = inverse(rounding.second_moment[:, order][:, :, order])
+        ordered = inverse(rounding.second_moment[:, order][:, :, order])  # (g, d + 1, d + 1)
         return cls(torch.linalg.cholesky(ordered, upper=True).float(), order)
 
     def run(self, weight: Tensor, scale: Tensor, bits: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Round (g, R, d + 1) on scale (g, R).
+        """Round R rows a group, in float32.
+
+        Columns are rounded in blocks. Within a block an error reaches the rest of the block at once; the
+        columns behind the block get all of its errors in one matrix product, which gives the same and is much
+        faster.
+
+        Args:
+            weight: (g, R, d + 1), the bias last.
+            scale: (g, R) scale of every row.
+            bits: bit-width of the codes.
+            mask: (g, R, d) bool, False where a weight is pruned and has to stay 0; or None.
 
         Returns:
-            codes (g, R, d) float32, bias (g, R) float64, and the output error (g, R) that each row is left with.
+            Codes (g, R, d) float32, biases (g, R) float64, and the output error (g, R) that each row is left
+            with: the sum of ((w_j - s q_j) / U_jj)² over its columns.
         """
         columns = weight.shape[-1] - 1
-        work = weight[..., self.order].float().contiguous()
+        work = weight[..., self.order].float().contiguous()  # (g, R, d + 1)
         step = scale.float()
-        codes = torch.empty_like(work[..., :-1])
+        codes = torch.empty_like(work[..., :-1])  # (g, R, d)
         kept = None if mask is None else mask[..., self.order[:-1]]
         loss = torch.zeros_like(step)
         for start in range(0, columns, _BLOCK):
             stop = min(start + _BLOCK, columns)
-            errors = torch.empty_like(work[..., start:stop])
+            errors = torch.empty_like(work[..., start:stop])  # (g, R, block)
             for j in range(start, stop):
-                code = _round_codes(work[..., j] / step, bits)
+                code = _round_codes(work[..., j] / step, bits)  # (g, R)
                 if kept is not None:
                     code = code * kept[..., j]
                 error = (work[..., j] - code * step) / self.factor[:, None, j, j]

@@ -1,4 +1,4 @@
-"""What a menu offers and how its weights are made."""
+"""Settings of the menus: which labels are on offer, and how their weights are made."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from autocompress_envs.problem import n_of_m
 
 @dataclass(frozen=True)
 class MenuSettings:
-    """Settings of the menus; part of the key under which they are cached.
+    """Settings of the menus. They are part of the key under which menus are cached.
 
     Attributes:
-        criterion: name in `CRITERIA`: what is pruned first.
-        quantizer: name in `QUANTIZERS`: how weights are rounded.
-        granularity: what is pruned: `channel`, `element` or `n:m` such as `2:4`.
-        weight_bits: the bit-widths on offer: 1 to 8, 16, 32.
-        activation_bits: the bit-widths of layer inputs on offer: 4 to 8, 32.
-        sparsity_levels: sparsities 0, 1/levels, …, (levels - 1)/levels are on offer; 1 turns pruning off.
-        remove_branches: whether residual branches may be removed whole: their sparsity may be 1, too.
+        criterion: name in `CRITERIA` of the order in which channels or weights are removed.
+        quantizer: name in `QUANTIZERS` of the way in which weights are rounded.
+        granularity: unit that is pruned: `channel`, `element` (single weights) or `n:m` such as `2:4` (2 of
+            every 4 consecutive weights stay).
+        weight_bits: bit-widths of weights on offer, ascending, each 1 to 8, 16 or 32.
+        activation_bits: bit-widths of layer inputs on offer, ascending, each 4 to 8 or 32.
+        sparsity_levels: number of sparsities on offer, 1 to 64: 0, 1/levels, …, (levels - 1)/levels; 1 turns
+            pruning off.
+        remove_branches: whether residual branches may be removed whole, so that sparsity 1 is on offer for
+            them, too.
         refit: whether the weights that stay are re-fitted by least squares after pruning.
-        damping: added to the diagonal of H, as a fraction of its mean.
-        fisher_draws: outputs drawn from the network's prediction for each calibration sample.
-        seed: of those draws and of the `random` criterion.
+        damping: number that is added to the diagonal of H, as a fraction of the diagonal's mean, in (0, 1).
+        fisher_draws: classes that are drawn from the network's prediction for each calibration sample, at
+            least 1.
+        seed: seed of those draws and of the `random` criterion.
 
     Raises:
         InputError: a value is out of range or a name unknown.
@@ -77,7 +81,11 @@ class MenuSettings:
             raise InputError(f"`fisher_draws` must be at least 1, got {self.fisher_draws}.")
 
     def sparsities(self) -> tuple[float, ...]:
-        """Ascending, first 0; without the 1 of branches."""
+        """Sparsities on offer, ascending, first 0; the 1 of branches that may be removed is not among them.
+
+        >>> MenuSettings(sparsity_levels=4).sparsities(), MenuSettings(granularity="2:4").sparsities()
+        ((0.0, 0.25, 0.5, 0.75), (0.0, 0.5))
+        """
         if self.granularity in ("channel", "element"):
             return tuple(level / self.sparsity_levels for level in range(self.sparsity_levels))
         kept, block = n_of_m(self.granularity)
@@ -85,5 +93,6 @@ class MenuSettings:
 
 
 def _check_bits(name: str, bits: tuple[int, ...], choices: tuple[int, ...]) -> None:
+    """Raise InputError where the bit-widths are not ascending, or not among the choices."""
     if not bits or any(width not in choices for width in bits) or list(bits) != sorted(set(bits)):
         raise InputError(f"`{name}` must be ascending and each one of {list(choices)}, got {list(bits)}.")

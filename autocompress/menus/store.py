@@ -1,8 +1,8 @@
-"""The menu store: variants on disk, one memory-mapped safetensors file for each layer and set of kept columns.
+"""The menu store: variants on disk, one safetensors file for each layer and set of kept columns.
 
-A folder holds the menus of one network: its name is a hash of weights, calibration data and settings. Files are written
-under a temporary name and renamed, so that two runs that share the cache never see a half-written file; both may build
-the same file, and both write the same bytes.
+A folder holds the menus of one network: its name is a hash of weights, calibration data and settings. Files
+are written under a temporary name and renamed, so that two runs that share the cache never see a half-written
+file; both may build the same file, and both write the same bytes.
 """
 
 from __future__ import annotations
@@ -29,16 +29,25 @@ _FORMAT = 4  # to be raised whenever the same settings give other menus
 
 
 def default_cache() -> Path:
-    """`$AUTOCOMPRESS_CACHE`, or `autocompress` below the user's cache folder."""
+    """Folder of the cache: `$AUTOCOMPRESS_CACHE`, or `autocompress` below the user's own cache folder."""
     if "AUTOCOMPRESS_CACHE" in os.environ:
         return Path(os.environ["AUTOCOMPRESS_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
 
 
 def content_key(model: nn.Module, fingerprint: str, data_fingerprint: str, settings: MenuSettings) -> str:
-    """Name of the folder: 24 hex digits of SHA-256 over weights, architecture, calibration data and settings.
+    """Name of the folder of one network's menus, which are the same wherever it is the same.
 
     Criteria and quantizers from outside count with their source files.
+
+    Args:
+        model: network whose parameters and buffers count.
+        fingerprint: fingerprint of its architecture.
+        data_fingerprint: fingerprint of the calibration data.
+        settings: settings of the menus.
+
+    Returns:
+        24 hex digits of SHA-256.
     """
     content = [_FORMAT, fingerprint, data_fingerprint, asdict(settings)]
     sources = [CRITERIA.source_of(settings.criterion), QUANTIZERS.source_of(settings.quantizer)]
@@ -53,7 +62,8 @@ class Store:
     """A folder of tensors by name, and of variants.
 
     Args:
-        folder: created where it is missing. None: a temporary folder that goes when the store does.
+        folder: folder of the files, which is created where it is missing; None takes a temporary folder that
+            is removed together with the store.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -62,7 +72,13 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def tensors(self, name: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of file `name`, memory-mapped; built and written where the file is missing or damaged."""
+        """The tensors of a file, memory-mapped.
+
+        Args:
+            name: name of the file, without its suffix.
+            build: function that makes the tensors; called where the file is missing or damaged, which is then
+                written.
+        """
         path = self.folder / f"{name}.safetensors"
         found = _read(path)
         if found is None:
@@ -72,12 +88,22 @@ class Store:
         return found
 
     def variants(self, name: str, bits: Sequence[int], build: Callable[[], list[Variant]]) -> list[Variant]:
-        """The variants of file `name`, one for each of `bits`."""
+        """The variants of a file.
+
+        Args:
+            name: name of the file, without its suffix.
+            bits: bit-widths of the variants, in the order of the file.
+            build: function that makes the variants; called where the file is missing or damaged, which is
+                then written.
+
+        Returns:
+            One variant for each of `bits`.
+        """
         return _unpack(self.tensors(name, lambda: _pack(build())), len(bits))
 
 
 def _read(path: Path) -> dict[str, Tensor] | None:
-    """None where the file is missing or cut short (an earlier run may have died while its disk was full)."""
+    """The tensors of a file; None where it is missing or cut short, as by a run that filled the disk."""
     if not path.exists():
         return None
     try:
@@ -88,6 +114,7 @@ def _read(path: Path) -> dict[str, Tensor] | None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file under a temporary name, and rename it: nobody reads it before it is whole."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     os.close(handle)
     try:
@@ -98,6 +125,7 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _pack(variants: Sequence[Variant]) -> dict[str, Tensor]:
+    """Variants of the same columns as named tensors."""
     tensors = {"columns": variants[0].columns}
     for index, variant in enumerate(variants):
         tensors |= {f"{index}.values": variant.values, f"{index}.bias": variant.bias}
@@ -108,6 +136,7 @@ def _pack(variants: Sequence[Variant]) -> dict[str, Tensor]:
 
 
 def _unpack(tensors: dict[str, Tensor], count: int) -> list[Variant]:
+    """The `count` variants that `_pack` made the tensors from."""
     return [
         Variant(
             tensors["columns"],

@@ -19,14 +19,16 @@ from autocompress_envs.problem import n_of_m, removed_weights
 
 @dataclass(frozen=True)
 class Variant:
-    """A layer's weights for one label; all rows, kept columns only.
+    """A layer's weights for one label: all of its rows, but the kept columns only.
 
     Attributes:
-        columns: (k,) int64, kept columns of the flattened weight; none where a branch is removed.
-        values: (rows, k) int8 codes where `scale` is given, else float32 (16 bits: exactly representable in float16).
-        scale: (rows,) float32 > 0, or None for floating-point labels.
+        columns: (k,) int64 indices of the kept columns of the flattened weight; k = 0 where a branch is
+            removed.
+        values: (rows, k) int8 codes where `scale` is given, else float32; those of a 16-bit label are exactly
+            representable in float16.
+        scale: (rows,) float32 above 0, or None for the floating-point labels of 16 and 32 bits.
         bias: (rows,) float32.
-        error: the label's layer error in nats.
+        error: expected loss of the label in nats, at least 0.
     """
 
     columns: Tensor
@@ -36,19 +38,19 @@ class Variant:
     error: float
 
     def weight(self) -> Tensor:
-        """(rows, k) float32."""
+        """The weight on the kept columns, (rows, k) float32."""
         return self.values.float() if self.scale is None else self.values * self.scale[:, None]
 
 
 @dataclass(frozen=True)
 class LayerSource:
-    """What variants of one layer are made from.
+    """The numbers that variants of one layer are made from; d is the layer's fan-in, g its number of groups.
 
     Attributes:
-        layer: its structure.
-        weight: (rows, d + 1) float64, the bias (0 without one) last.
-        second_moment: H (g, d + 1, d + 1) float64, as calibrated.
-        gradient_moment: G (rows, rows) float64, as calibrated.
+        layer: structure of the layer.
+        weight: (rows, d + 1) float64 W, flattened; the last column is the bias, 0 for a layer without one.
+        second_moment: (g, d + 1, d + 1) float64 H, as calibrated, not damped.
+        gradient_moment: (rows, rows) float64 G, as calibrated.
     """
 
     layer: Layer
@@ -58,10 +60,16 @@ class LayerSource:
 
     @classmethod
     def of(cls, layer: Layer, module: nn.Module, statistics: Statistics) -> LayerSource:
-        """Of a module whose norm has been folded in."""
-        weight = module.get_parameter("weight").detach().double().cpu().flatten(1)
+        """The source of a layer.
+
+        Args:
+            layer: structure of the layer.
+            module: the layer itself, with its batch norm folded in.
+            statistics: statistics of the layer from calibration.
+        """
+        weight = module.get_parameter("weight").detach().double().cpu().flatten(1)  # (rows, d)
         bias = getattr(module, "bias", None)
-        column = weight.new_zeros(len(weight)) if bias is None else bias.detach().double().cpu()
+        column = weight.new_zeros(len(weight)) if bias is None else bias.detach().double().cpu()  # (rows,)
         moment = statistics.second_moment
         if bias is None:
             moment = _without_bias(moment)
@@ -71,22 +79,42 @@ class LayerSource:
 def channel_variants(
     source: LayerSource, columns: Tensor, bits: Sequence[int], settings: MenuSettings
 ) -> list[Variant]:
-    """Variants with only the (k,) `columns` kept, one for each of `bits`.
+    """The layer's weights with only some columns kept, for every bit-width: prune, re-fit, round.
 
-    Dropping columns of a convolution in groups is not supported: such layers keep their inputs.
+    Re-fitting solves for the kept columns once; rounding then minimises ½ tr(G ΔW H ΔWᵀ) over the same H,
+    restricted to the kept columns, as the removed inputs are no longer there.
+
+    Args:
+        source: weight and statistics of the layer. A convolution in groups keeps all columns.
+        columns: (k,) int64 indices of the columns that stay, ascending.
+        bits: bit-widths, each 1 to 8, 16 or 32.
+        settings: quantizer, damping, and whether the kept weights are re-fitted.
+
+    Returns:
+        One variant for each of `bits`.
     """
     bias_column = torch.tensor([source.layer.fan_in])
-    kept = torch.cat([columns, bias_column])
+    kept = torch.cat([columns, bias_column])  # (k + 1,)
     moment = damped(source.second_moment, settings.damping)
     weight = source.weight
     if len(columns) < source.layer.fan_in:
         assert source.layer.groups == 1, "columns of grouped convolutions are never pruned"
-        weight = refit(weight, moment[0], kept) if settings.refit else weight[:, kept]
+        weight = refit(weight, moment[0], kept) if settings.refit else weight[:, kept]  # (rows, k + 1)
     return _round_all(source, weight, kept, moment[:, kept][:, :, kept], None, bits, settings)
 
 
 def sparse_variants(source: LayerSource, sparsity: float, bits: Sequence[int], settings: MenuSettings) -> list[Variant]:
-    """Variants with single weights removed (granularity `element` or `n:m`), one for each of `bits`."""
+    """The layer's weights with single weights removed (granularity `element` or `n:m`), for every bit-width.
+
+    Args:
+        source: weight and statistics of the layer.
+        sparsity: fraction of the weights that is removed, in [0, 1).
+        bits: bit-widths, each 1 to 8, 16 or 32.
+        settings: criterion, quantizer, damping, and whether the weights that stay are re-fitted.
+
+    Returns:
+        One variant for each of `bits`; every one has all columns, with zeros where weights are removed.
+    """
     kept = torch.arange(source.layer.fan_in + 1)
     moment = damped(source.second_moment, settings.damping)
     mask = sparsity_mask(source, moment, sparsity, settings) if sparsity > 0 else None
@@ -98,9 +126,16 @@ def sparse_variants(source: LayerSource, sparsity: float, bits: Sequence[int], s
 
 
 def sparsity_mask(source: LayerSource, moment: Tensor, sparsity: float, settings: MenuSettings) -> Tensor:
-    """(rows, d) bool, True where a weight stays."""
+    """Mask (rows, d) bool, True where a weight stays.
+
+    Args:
+        source: weight and statistics of the layer.
+        moment: (g, d + 1, d + 1) damped H.
+        sparsity: fraction of the weights that is removed; counts with granularity `element` only.
+        settings: criterion, granularity, and the seed of random scores.
+    """
     rows = len(source.weight) // source.layer.groups
-    inverse_diagonal = inverse(moment).diagonal(dim1=-2, dim2=-1)[:, :-1]
+    inverse_diagonal = inverse(moment).diagonal(dim1=-2, dim2=-1)[:, :-1]  # (g, d)
     context = ElementContext(
         source.weight[:, :-1],
         inverse_diagonal.repeat_interleave(rows, 0),
@@ -110,25 +145,26 @@ def sparsity_mask(source: LayerSource, moment: Tensor, sparsity: float, settings
     generator = torch.Generator().manual_seed(settings.seed)
     criterion = CRITERIA[settings.criterion].elements
     assert criterion is not None, "checked by the settings"
-    score = criterion(context, generator)
+    score = criterion(context, generator)  # (rows, d)
     if settings.granularity == "element":
         return element_mask(score, int(removed_weights(score.numel(), sparsity)))  # type: ignore[arg-type]
     return block_mask(score, *n_of_m(settings.granularity))
 
 
 def _masked_refit(source: LayerSource, moment: Tensor, mask: Tensor) -> Tensor:
-    """Least squares on every row's own support: rows with few columns at once, so that memory stays bounded.
+    """The weight (rows, d + 1), 0 where the mask is False, that reproduces the layer's outputs best.
 
-    Solves min (w - w') H (w - w')ᵀ with w' = 0 off the support: on the support S, w'_S H_SS = (w H)_S. Written for all
-    rows at once by replacing the equations off the support with w' = 0.
+    Every row w has its own support S, the columns that stay and the bias. The least squares min (w - w') H (w
+    - w')ᵀ over w' that is 0 off S have the normal equations w'_S H_SS = (w H)_S. Rows are solved one by one,
+    so that memory holds one H_SS at a time.
     """
-    rows = len(source.weight) // source.layer.groups
+    rows = len(source.weight) // source.layer.groups  # of one group
     right = torch.einsum("grd,gde->gre", source.weight.view(-1, rows, source.weight.shape[1]), moment).flatten(0, 1)
-    support = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.bool)], 1)
+    support = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.bool)], 1)  # (rows, d + 1)
     result = torch.empty_like(source.weight)
     for row in range(len(result)):
-        index = support[row].nonzero()[:, 0]
-        block = moment[row // rows][index][:, index]
+        index = support[row].nonzero()[:, 0]  # (s,)
+        block = moment[row // rows][index][:, index]  # (s, s)
         factor = torch.linalg.cholesky(block)
         result[row] = 0
         result[row, index] = torch.cholesky_solve(right[row, index][:, None], factor)[:, 0]
@@ -144,6 +180,19 @@ def _round_all(
     bits: Sequence[int],
     settings: MenuSettings,
 ) -> list[Variant]:
+    """The weight (rows, k + 1) on the `kept` columns (k + 1,), bias last, rounded to each of `bits`.
+
+    Bit-widths below 16 go to the quantizer all at once, as some of its work is the same for all.
+
+    Args:
+        source: weight and statistics of the layer, against which the expected loss is taken.
+        weight: (rows, k + 1) pruned and re-fitted.
+        kept: (k + 1,) indices of the columns, the bias column last.
+        moment: (g, k + 1, k + 1) damped H of those columns.
+        mask: (rows, k) bool, True where a weight stays; None: all stay.
+        bits: bit-widths, each 1 to 8, 16 or 32.
+        settings: quantizer that rounds.
+    """
     if len(kept) == 1:
         return [_constant(source, weight, kept, width) for width in bits]
     groups = source.layer.groups
@@ -162,7 +211,7 @@ def _round_all(
 
 
 def _constant(source: LayerSource, weight: Tensor, kept: Tensor, bits: int) -> Variant:
-    """Of a layer that has no columns left, only its bias."""
+    """The variant of a layer that has no columns left: only its bias."""
     nothing = weight.new_zeros(len(weight), 0)
     if bits < 16:
         return _variant(source, kept, nothing.to(torch.int8), torch.ones(len(weight)), weight[:, -1])
@@ -170,8 +219,9 @@ def _constant(source: LayerSource, weight: Tensor, kept: Tensor, bits: int) -> V
 
 
 def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | None, bias: Tensor) -> Variant:
+    """The variant of those numbers with its expected loss; ΔW includes the columns that are gone."""
     variant = Variant(kept[:-1], values, scale, bias.float(), 0.0)
-    change = -source.weight
+    change = -source.weight  # (rows, d + 1)
     change[:, kept[:-1]] += variant.weight()
     change[:, -1] += bias
     error = expected_loss(change, source.second_moment, source.gradient_moment)
@@ -179,7 +229,7 @@ def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | 
 
 
 def _without_bias(moment: Tensor) -> Tensor:
-    """H of a layer without bias: nothing is fed into the last column, so it stays 0."""
+    """H (g, d + 1, d + 1) of a layer without bias: its constant input is cut off, so the bias stays 0."""
     moment = moment.clone()
     diagonal = moment[:, -1, -1].clone()
     moment[:, -1, :] = 0

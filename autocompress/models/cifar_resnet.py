@@ -11,8 +11,8 @@ DEPTHS = (20, 32, 44, 56, 110)
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and the parameter-free shortcut (option A).
 
-    Where the shape changes, the shortcut takes every second pixel and pads the channels with zeros, a quarter of the
-    new width on each side.
+    Where the shape changes, the shortcut takes every second pixel and pads the channels with zeros, a quarter
+    of the new width on each side.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -31,10 +31,10 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2: three stages of n blocks with 16, 32, 64 channels.
+    """ResNet of depth 6n + 2: three stages of n blocks with 16, 32 and 64 channels.
 
     Args:
-        depth: one of 20, 32, 44, 56, 110.
+        depth: number of layers with weights, 20, 32, 44, 56 or 110.
         num_classes: width of the output.
     """
 
@@ -58,5 +58,6 @@ class CifarResNet(nn.Module):
 
 
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+    """Blocks of one width, of which the first changes width and edge."""
     first = BasicBlock(inputs, outputs, stride)
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))

@@ -1,4 +1,4 @@
-"""A small residual network for the 8x8 digits of scikit-learn; its trained weights are part of the package."""
+"""A small residual network for scikit-learn's 8x8 digits; its trained weights are part of the package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models by spec string."""
+"""Models by spec string: the registry of networks, and the function that makes the one that a spec names."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Model:
     """A network by name.
 
     Attributes:
-        build: makes the network from the keyword arguments of `model_args`.
-        weights: its own weights, or None.
-        needs_weights: whether it is of no use without weights, and has none of its own.
-        takes_classes: whether `num_classes`, the width of the output, is its only argument.
+        build: function that makes the network from the keyword arguments of `model_args`.
+        weights: path of the network's own weights, or None.
+        needs_weights: whether the user has to give weights, as the network has none of its own.
+        takes_classes: whether `num_classes`, the width of the output, is the only argument of `build`.
     """
 
     build: Callable[..., nn.Module]
@@ -65,13 +65,15 @@ def load_model(
     Args:
         spec: `digits`, `resnet20`/`32`/`44`/`56`/`110` (CIFAR), `torchvision:NAME`, `timm:NAME`,
             `package.module:callable` or `file.py:callable`.
-        weights: a `.safetensors`, `.pt` or `.pth` file. `digits` has its own; the CIFAR ResNets need one; without one,
-            torchvision's and timm's networks get random weights (always the same) and callables what they return.
-        model_args: keyword arguments for the model.
+        weights: path of a `.safetensors`, `.pt` or `.pth` file. `digits` has its own weights; the CIFAR
+            ResNets need a file. Without one, networks of torchvision and timm get random weights (always the
+            same), and callables keep the weights that they return.
+        model_args: keyword arguments of the model.
         num_classes: width of the output, for every spec but callables, which take theirs from `model_args`.
 
     Raises:
-        InputError: an unknown name, arguments that don't fit, or weights that are missing, corrupt, NaN or don't match.
+        InputError: an unknown name, arguments that don't fit, or weights that are missing, corrupt, NaN or
+            don't match.
     """
     arguments = dict(model_args or {})
     weights = _own_weights(spec, weights)
@@ -87,23 +89,23 @@ def load_model(
 
 
 def check_spec(spec: str) -> None:
-    """Raises InputError where `spec` has no form that `load_model` knows."""
+    """Raise InputError where `spec` has no form that `load_model` knows."""
     if ":" not in spec and spec not in MODELS:
         raise unknown_name("model", spec, [*MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
 
 
 def has_random_weights(spec: str, weights: str | Path | None) -> bool:
-    """Whether `load_model` gives an untrained network."""
+    """Whether `load_model` gives an untrained network for `spec` and `weights`."""
     return weights is None and spec.startswith(("torchvision:", "timm:"))
 
 
 def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]) -> None:
-    """Check that the network takes the data's inputs and has one output a class.
+    """Check that the network takes the data's inputs and has one output for each class.
 
     Args:
-        model: left as it was.
-        example: inputs (N, …), normalised.
-        data_classes: the class names of the data; without any, only the form of the output is checked.
+        model: network that is run in eval mode, and left as it was.
+        example: (N, …) normalised inputs of the data.
+        data_classes: class names of the data; without any, only the form of the output is checked.
 
     Raises:
         InputError: the network can't take the input, or gives anything but (N, number of classes).
@@ -127,6 +129,7 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
 
 
 def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:
+    """The given weights, else the model's own, else None. Raises InputError where it needs some."""
     if weights is not None or spec not in MODELS:
         return weights
     if MODELS[spec].needs_weights:
@@ -135,6 +138,7 @@ def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:
 
 
 def _build(spec: str, arguments: dict[str, Any], num_classes: int | None) -> Any:
+    """The network that `spec` names, without weights from a file; a callable may return anything."""
     source, colon, name = spec.partition(":")
     if colon and source not in _ZOOS:
         return call("model", spec, arguments)
@@ -154,6 +158,7 @@ def _build(spec: str, arguments: dict[str, Any], num_classes: int | None) -> Any
 
 
 def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The classification network of torchvision of that name, with random weights."""
     models = _import_zoo("torchvision").models
     names = models.list_models(module=models)  # classification only: the others take their backbone from the network
     if name not in names:
@@ -162,6 +167,7 @@ def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
 
 def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network of timm of that name, with random weights."""
     timm = _import_zoo("timm")
     if not timm.is_model(name):
         raise _unknown_in_zoo("timm", name, timm.list_models())
@@ -172,11 +178,13 @@ _ZOOS: Mapping[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {"torchvisi
 
 
 def _unknown_in_zoo(zoo: str, name: str, names: Sequence[str]) -> InputError:
+    """The error for a name that a zoo does not have; it names the three most similar ones."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
     return InputError(f"`model` {zoo}:NAME must be one of its {len(names)}, such as {', '.join(near)}, got {name!r}.")
 
 
 def _create(zoo: str, name: str, create: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+    """The network that `create` makes. Raises InputError where the arguments don't fit it."""
     try:
         return create(**arguments)
     except TypeError as error:
@@ -184,6 +192,7 @@ def _create(zoo: str, name: str, create: Callable[..., nn.Module], arguments: Ma
 
 
 def _import_zoo(name: str) -> ModuleType:
+    """The package of that name. Raises InputError where it is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -193,6 +202,7 @@ def _import_zoo(name: str) -> ModuleType:
 
 
 def _check_finite(model: nn.Module, spec: str) -> None:
+    """Raise InputError where a weight or buffer holds NaN or infinity."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"`model` must have finite weights, got NaN or infinity in {name} of {spec}.")

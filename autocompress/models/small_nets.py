@@ -1,7 +1,7 @@
-"""Small image networks of four families, to be trained from scratch in minutes: what policies are trained on.
+"""Small image networks of four families, which train from scratch in minutes; policies are trained on them.
 
-He et al. 2016 (residual), Simonyan & Zisserman 2015 (plain), Sandler et al. 2018 (inverted residuals with depthwise
-convolutions), Tolstikhin et al. 2021 (MLP-Mixer); all much narrower than published.
+He et al. 2016 (residual), Simonyan & Zisserman 2015 (plain), Sandler et al. 2018 (inverted residuals with
+depthwise convolutions), Tolstikhin et al. 2021 (MLP-Mixer); all much narrower than published.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from autocompress.models.digits_net import DigitsBlock
 
 
 class SmallResNet(nn.Module):
-    """Stages of residual blocks of two 3x3 convolutions; 1x1 convolutions where the shape changes.
+    """Stages of residual blocks of two 3x3 convolutions, with 1x1 convolutions where the shape changes.
 
     Args:
-        blocks: a stage; each stage after the first halves the edge.
+        blocks: number of blocks of every stage; each stage after the first halves the edge.
         width: channels of the first stage; each stage after it has twice as many.
-        channels: of the input.
+        channels: channels of the input.
         num_classes: width of the output.
     """
 
@@ -42,12 +42,12 @@ class SmallResNet(nn.Module):
 
 
 class SmallVgg(nn.Module):
-    """3x3 convolutions one after another; the largest of 2x2 between stages.
+    """3x3 convolutions one after another, with 2x2 max-pooling between stages.
 
     Args:
-        widths: channels of every convolution, a sequence a stage.
-        channels: of the input.
-        hidden: width of the linear layer before the last; 0: none.
+        widths: channels of every convolution, one sequence for each stage.
+        channels: channels of the input.
+        hidden: width of the linear layer before the last; 0 leaves it out.
         num_classes: width of the output.
     """
 
@@ -78,7 +78,7 @@ class SmallVgg(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widen by a 1x1 convolution, filter every channel by a 3x3 one, narrow by another 1x1."""
+    """A 1x1 convolution that widens, a 3x3 one that filters every channel, and a 1x1 one that narrows."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -97,11 +97,11 @@ class SmallMobileNet(nn.Module):
     """Stages of inverted residuals.
 
     Args:
-        blocks: a stage; each stage after the first halves the edge.
+        blocks: number of blocks of every stage; each stage after the first halves the edge.
         width: channels between the blocks of the first stage; each stage after it has twice as many.
-        expansion: of the channels within a block.
-        stride: of the first convolution.
-        channels: of the input.
+        expansion: factor by which a block widens its channels.
+        stride: stride of the first convolution.
+        channels: channels of the input.
         num_classes: width of the output.
     """
 
@@ -132,7 +132,7 @@ class SmallMobileNet(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """One perceptron over the patches, another over the channels, both beside a shortcut."""
+    """A perceptron over the patches and another one over the channels, each beside a shortcut."""
 
     def __init__(self, patches: int, width: int) -> None:
         super().__init__()
@@ -152,9 +152,10 @@ class SmallMixer(nn.Module):
 
     Args:
         depth: number of blocks.
-        width: channels of a patch.
-        edge: of the square images. patch: edge of a patch, which must divide it.
-        channels: of the input.
+        width: channels of a patch inside the network.
+        edge: edge of the square images in pixels.
+        patch: edge of a patch in pixels, which divides that of the images.
+        channels: channels of the input.
         num_classes: width of the output.
     """
 
@@ -175,11 +176,12 @@ class SmallMixer(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """A padded convolution without bias, and its batch norm."""
     convolution = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, groups=groups, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
 def _classified(features: Tensor, linear: nn.Linear) -> Tensor:
-    """(N, classes) from feature maps (N, C, H, W)."""
+    """Logits (N, num_classes) of feature maps (N, C, H, W): their means through the linear layer."""
     logits: Tensor = linear(F.adaptive_avg_pool2d(features, 1).flatten(1))
     return logits

@@ -23,16 +23,17 @@ _SHOWN = 3  # keys listed of each kind of mismatch
 def load_weights_(model: nn.Module, path: str | Path) -> None:
     """Load the state dict in `path` into `model`, in place.
 
-    `num_batches_tracked` of batch norms may be missing, for it has no effect on a trained network; every other key must
-    match. A `module.` before every key (from `DataParallel`) is taken off.
+    `num_batches_tracked` of batch norms may be missing, for it has no effect on a trained network; every
+    other key must match. A `module.` before every key (from `DataParallel`) is taken off.
 
     Args:
-        model: changed only if everything matches.
-        path: `.safetensors`, or `.pt`/`.pth` with a state dict, alone or under `state_dict` or `model`.
+        model: network whose weights are replaced; it stays as it is unless everything matches.
+        path: path of a `.safetensors` file, or of a `.pt` or `.pth` file with a state dict, alone or under
+            `state_dict` or `model`.
 
     Raises:
-        InputError: the file is missing or corrupt, a key is missing, unexpected or of another shape, or a tensor holds
-            NaN or infinity.
+        InputError: the file is missing or corrupt, a key is missing, unexpected or of another shape, or a
+            tensor holds NaN or infinity.
     """
     path = Path(path)
     state = _without_data_parallel(_read_state(path))
@@ -45,6 +46,7 @@ def load_weights_(model: nn.Module, path: str | Path) -> None:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file. Raises InputError where it can't be read."""
     readers = {".safetensors": _read_safetensors, ".pt": _read_torch, ".pth": _read_torch}
     if path.suffix not in readers:
         raise InputError(f"`weights` must end in {', '.join(readers)}, got {path}.")
@@ -75,6 +77,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
 
 def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in the content of a PyTorch file. Raises InputError where there is none."""
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -85,6 +88,7 @@ def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _without_data_parallel(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict without the `module.` before its keys, if it stands before all."""
     prefix = "module."
     if not state or not all(name.startswith(prefix) for name in state):
         return state
@@ -92,6 +96,7 @@ def _without_data_parallel(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _check_match(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError where a key is missing, unexpected or of another shape."""
     missing = [name for name in expected if name not in state and not name.endswith("num_batches_tracked")]
     unexpected = [name for name in state if name not in expected]
     shapes = [
@@ -106,13 +111,15 @@ def _check_match(expected: Mapping[str, Tensor], state: Mapping[str, Tensor], pa
 
 
 def _listed(names: list[str]) -> str:
+    """The first names in words."""
     return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
 
 
 def _line(error: Exception) -> str:
+    """The first sentence of an error's message; the name of its type where it has none."""
     return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0].rstrip(".")  # torch adds advice
 
 
 def weights_bytes(state: Mapping[str, Tensor]) -> bytes:
-    """A state dict as a safetensors file; tensors that share memory are stored each on its own."""
+    """A state dict as the bytes of a safetensors file; tensors that share memory are stored one by one."""
     return save({name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()})

@@ -1,34 +1,44 @@
-"""Which channel groups are whole residual branches: without them, only terms of sums are missing."""
+"""Residual branches: channel groups without which only terms of sums are missing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
-from autocompress.network.recording import Call, Recording
 from autocompress.network.structure import Group, Layer
+from autocompress.network.tape import Call, Tape
 
 _SUMS = frozenset({"aten.add", "aten.add_"})
 
 
-def with_branches(recording: Recording, layers: Sequence[Layer], groups: Sequence[Group]) -> tuple[Group, ...]:
-    """The groups, each marked by whether it is a branch (`Group.is_branch`): alone, and with all branches before it.
+def with_branches(tape: Tape, layers: Sequence[Layer], groups: Sequence[Group]) -> tuple[Group, ...]:
+    """The groups, each marked by whether it is a branch (`Group.is_branch`).
 
-    So of two branches that are added to nothing but each other, the second one stays.
+    A group is one if the network can do without it, alone and together with all branches before it. So of two
+    branches that are added to nothing but each other, the second one stays.
+
+    Args:
+        tape: operators of one forward pass.
+        layers: layers of the network.
+        groups: channel groups, in network order.
     """
     branches: list[Group] = []
     for group in groups:
-        if all(_can_go(recording, layers, gone) for gone in ([group], [*branches, group])):
+        if all(_can_go(tape, layers, gone) for gone in ([group], [*branches, group])):
             branches.append(group)
     owners = {branch.owner for branch in branches}
     return tuple(replace(group, is_branch=group.owner in owners) for group in groups)
 
 
-def _can_go(recording: Recording, layers: Sequence[Layer], groups: Sequence[Group]) -> bool:
-    """Follow what is left once the groups are gone: their readers put out constants, which may only be added.
+def _can_go(tape: Tape, layers: Sequence[Layer], groups: Sequence[Group]) -> bool:
+    """Whether the network can do without all channels of the groups.
 
-    Groups whose channels are several rows or input channels of a member, or that share a reader with another group, are
-    taken for no branches.
+    Without its inputs, a layer that reads a group puts out a constant, its bias. The network can do without
+    the group where such constants are only ever added to something that still depends on the input; so they
+    are followed through the operators of the tape.
+
+    Groups whose channels are several rows or input channels of a member, or that share a reader with another
+    group, are taken for no branches.
     """
     readers = {layer.name: layer for layer in layers for group in groups if layer.name in group.consumers}
     if not all(_is_simple(group, readers) for group in groups):
@@ -36,8 +46,8 @@ def _can_go(recording: Recording, layers: Sequence[Layer], groups: Sequence[Grou
     members = readers.keys() | {name for group in groups for name in group.producers}
     norms = {layer.norm for layer in readers.values() if layer.norm is not None}
     constants: set[int] = set()  # values that no longer depend on the input
-    terms: dict[int, Layer] = {}  # of these, what the readers put out, norms included
-    for call in recording.calls:
+    terms: dict[int, Layer] = {}  # those constants that are a reader's own result, norm included, with the reader
+    for call in tape.calls:
         fixed = constants.intersection(call.reads)
         if len(fixed) > 1 and fixed <= terms.keys() and fixed == set(call.reads):
             return False  # a sum of nothing but such constants: no operand is left to say how large it is
@@ -46,13 +56,13 @@ def _can_go(recording: Recording, layers: Sequence[Layer], groups: Sequence[Grou
             source = readers.get(call.module) or next((terms[value] for value in fixed if value in terms), None)
             if source is not None and (call.module in readers or call.module in norms or _is_whole(call, source)):
                 terms.update(dict.fromkeys(call.writes, source))
-        elif fixed and not (fixed <= terms.keys() and _adds(recording, call)):
+        elif fixed and not (fixed <= terms.keys() and _adds(tape, call)):
             return False
-    return not constants.intersection(recording.outputs)
+    return not constants.intersection(tape.outputs)
 
 
 def _is_simple(group: Group, readers: dict[str, Layer]) -> bool:
-    """Whether a channel of the group is one row or one input channel of each member, and no reader has others."""
+    """Whether a channel is one row or one input channel of every member, and no reader reads others."""
     own = [readers[name] for name in group.consumers]
     one_input = all(
         layer.fan_in == layer.weight_shape[1] * len(columns[0])
@@ -63,10 +73,10 @@ def _is_simple(group: Group, readers: dict[str, Layer]) -> bool:
 
 
 def _is_whole(call: Call, source: Layer) -> bool:
-    """Whether the call is part of the source itself: a linear layer on every token is a product between two views."""
+    """Whether the call is part of the layer itself: a linear layer on tokens is a product between views."""
     return call.kind == "view" and source.kind == "linear"
 
 
-def _adds(recording: Recording, call: Call) -> bool:
+def _adds(tape: Tape, call: Call) -> bool:
     """Whether the call adds tensors of the same shape."""
-    return call.operator in _SUMS and len({recording.values[each].shape for each in (*call.reads, *call.writes)}) == 1
+    return call.operator in _SUMS and len({tape.values[each].shape for each in (*call.reads, *call.writes)}) == 1

@@ -1,7 +1,7 @@
-"""Follows output channels of layers through the operators between layers, for the sizes of activations.
+"""Output channels of layers, followed through the operators between layers, for the sizes of activations.
 
-Where an operator mixes or moves channels in a way that is not modelled, the answer is None, "not known": such a tensor
-counts with its original size, so that memory is never understated.
+Where an operator mixes or moves channels in a way that is not modelled, the answer is None, "not known": such
+a tensor counts with its original size, so that memory is never understated.
 """
 
 from __future__ import annotations
@@ -26,32 +26,39 @@ class Channels:
     """Where the entries of one axis of a tensor come from.
 
     Attributes:
-        axis: which axis.
-        sources: (size of the axis,) int64: the number of the layer output channel, or -1 where there is none.
+        axis: index of the axis, 1 or higher.
+        sources: (size of the axis,) int64 number of the layer output channel that each entry comes from,
+            counted over all layers; -1 where it comes from none.
     """
 
     axis: int
     sources: IntArray
 
 
-Inputs = Mapping[int, Channels | None]  # by id of the tensor
+Inputs = Mapping[int, Channels | None]  # by the id of a tensor argument
 
 
 def written_by_layer(layer: nn.Module, shape: Sequence[int], first_row: int) -> Channels:
-    """Channels of a layer's own result: axis 1 of a convolution, the last axis of a linear layer."""
+    """Channels of a layer's own result: axis 1 of a convolution, the last axis of a linear layer.
+
+    Args:
+        layer: the layer.
+        shape: shape of the result, with the batch axis.
+        first_row: number of the layer's first output channel.
+    """
     axis = len(shape) - 1 if isinstance(layer, nn.Linear) else 1
     return Channels(axis, np.arange(first_row, first_row + shape[axis], dtype=np.int64))
 
 
 def follow(func: Any, args: Any, inputs: Inputs, made: Sequence[Tensor]) -> list[Channels | None]:
-    """Channels of every result of an operator that is not a layer.
+    """Channels of every result of an operator that is not a layer; None where they are not known.
 
     Args:
-        func: the aten operator.
-        args: its positional arguments.
-        inputs: channels of its tensor arguments, None where not known; tensors that do not depend on the network's
-            input are missing.
-        made: its results.
+        func: aten operator.
+        args: positional arguments of the call.
+        inputs: channels of the tensor arguments, None where they are not known; tensors that do not depend on
+            the network's input are missing.
+        made: results of the call.
     """
     name = func.overloadpacket.__name__
     if is_matmul(func):
@@ -66,7 +73,7 @@ def follow(func: Any, args: Any, inputs: Inputs, made: Sequence[Tensor]) -> list
 
 
 def _kept(args: Any, inputs: Inputs, made: Tensor) -> Channels | None:
-    """Element-wise operators, norms, pooling and reductions over other axes keep the channels where they are."""
+    """Channels that stay where they are in an argument: element-wise operators, pooling, reductions."""
     for given in torch.utils._pytree.tree_leaves(args):
         source = inputs.get(id(given)) if isinstance(given, Tensor) else None
         if source is None:
@@ -79,6 +86,7 @@ def _kept(args: Any, inputs: Inputs, made: Tensor) -> Channels | None:
 
 
 def _concatenated(args: Any, inputs: Inputs, made: Tensor) -> Channels | None:
+    """Channels of a concatenation: those of the parts one after another, or those of all parts alike."""
     tensors = [tensor for tensor in args[0] if tensor.numel()]
     dim = (args[1] if len(args) > 1 else 0) % made.ndim
     sources = [inputs.get(id(tensor)) for tensor in tensors]
@@ -95,7 +103,10 @@ def _concatenated(args: Any, inputs: Inputs, made: Tensor) -> Channels | None:
 
 
 def _reshaped(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Channels | None]:
-    """The axis stays whole where the same number of elements lies before it; later axes may be merged into it."""
+    """Channels of a view of another shape.
+
+    The axis stays whole where the same number of elements lies before it; later axes may be merged into it.
+    """
     before, size = math.prod(args[0].shape[: source.axis]), len(source.sources)
     shape = made[0].shape
     for axis in range(1, len(shape)):
@@ -105,17 +116,20 @@ def _reshaped(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Chann
 
 
 def _permuted(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Channels | None]:
+    """Channels of a tensor whose axes are put in another order."""
     order = [dim % args[0].ndim for dim in args[1]]
     return [Channels(order.index(source.axis), source.sources)]
 
 
 def _transposed(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Channels | None]:
+    """Channels of a tensor of which two axes are swapped."""
     first, second = (dim % args[0].ndim for dim in args[1:3])
     axis = {first: second, second: first}.get(source.axis, source.axis)
     return [Channels(axis, source.sources)]
 
 
 def _sliced(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Channels | None]:
+    """Channels of a slice along one axis."""
     given = list(args[1:])
     dim, start, end, step = given + [0, None, None, 1][len(given) :]
     if dim % args[0].ndim != source.axis:
@@ -124,6 +138,7 @@ def _sliced(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Channel
 
 
 def _split(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Channels | None]:
+    """Channels of every part of a tensor that is split along one axis."""
     dim = (args[2] if len(args) > 2 else 0) % args[0].ndim
     if dim != source.axis:
         return [source] * len(made)
@@ -132,6 +147,7 @@ def _split(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Channels
 
 
 def _lost(source: Channels, args: Any, made: Sequence[Tensor]) -> list[Channels | None]:
+    """Not known, for every result."""
     return [None] * len(made)
 
 

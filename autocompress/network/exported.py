@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.errors import ExportError
 
-LayerCalls = Mapping[fx.Node, str]  # the name of the layer by the node that calls it, in the order of the graph
+LayerCalls = Mapping[fx.Node, str]  # names of layers by the node that calls them, in the order of the graph
 
 _ATEN = torch.ops.aten
 _LAYER_OPERATORS = frozenset(
@@ -28,8 +28,8 @@ def export_graph(model: nn.Module, sample: Tensor) -> fx.GraphModule:
     Operators are functional, so that a node's value never changes after it was made.
 
     Args:
-        model: takes one tensor and gives one.
-        sample: (1, …).
+        model: network that takes one tensor and gives one.
+        sample: (1, …) input.
 
     Raises:
         ExportError: torch.export can't follow the model, or only for one batch size.
@@ -57,7 +57,7 @@ def export_graph(model: nn.Module, sample: Tensor) -> fx.GraphModule:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the pages that the exporter logs and prints before it raises the error that says the same."""
+    """Silence for what the exporter logs and prints before it raises the error that says the same."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -68,7 +68,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _free_the_batch_axis_(graph: fx.Graph) -> None:
-    """`x.view(x.size(0), 32, 7)` becomes `x.view(-1, 32, 7)`: nothing has to compute a shape when the network runs."""
+    """`x.view(x.size(0), 32, 7)` becomes `x.view(-1, 32, 7)`: no shape is computed when the network runs."""
     for node in graph.nodes:
         if node.target in (_ATEN.view.default, _ATEN.reshape.default):
             sizes = list(node.args[1])
@@ -79,6 +79,7 @@ def _free_the_batch_axis_(graph: fx.Graph) -> None:
 
 
 def _check_interface(graph: fx.GraphModule) -> None:
+    """Raise ExportError where the graph has not just one input and one output."""
     inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
     result = graph.graph.output_node().args[0]
     results = list(result) if isinstance(result, tuple | list) else [result]
@@ -90,12 +91,12 @@ def _check_interface(graph: fx.GraphModule) -> None:
 
 
 def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) -> LayerCalls:
-    """Where every layer runs, in the order of the graph.
+    """The layer that each node of the graph runs, in the order of the graph; other nodes are left out.
 
     Args:
-        graph: of the model.
-        model: the model.
-        layers: their names.
+        graph: graph of the model.
+        model: model with the same parameters.
+        layers: names of its layers.
 
     Raises:
         ExportError: a layer is not run as a module.
@@ -115,7 +116,7 @@ def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) 
 
 
 def _module_of(node: fx.Node, names: list[str]) -> str:
-    """Which of the layers that share a weight made the call."""
+    """Name of the layer that made the call, of several that share a weight."""
     path = str(list(node.meta["nn_module_stack"].values())[-1][0]).partition("@")[0]
     if path not in names:
         raise ExportError(
@@ -125,6 +126,6 @@ def _module_of(node: fx.Node, names: list[str]) -> str:
 
 
 def _kind_and_first_line(error: BaseException) -> str:
-    """What an error says, without the rest of its page; its kind where it says nothing."""
+    """The kind of an error and the first line of its message, which may run over a page."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Folds batch norms into the layers before them."""
+"""Folding batch norms into the layers before them, and back."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ def fold_batch_norms(model: nn.Module, network: Network) -> nn.Module:
     """A copy of `model` in eval mode that computes the same without the norms that its layers can absorb.
 
     Args:
-        model: the model that `network` was traced from; it is not changed.
-        network: says which norm belongs to which layer.
+        model: model that `network` was traced from; it is not changed.
+        network: trace, which holds the norm of every layer.
 
     Returns:
-        The copy. Folded norms are `nn.Identity` there, or just the activation where a norm module had one inside.
+        The copy. Folded norms are `nn.Identity` there, or just the activation where a norm module had one
+        inside.
     """
     return fold_norms(model, {layer.name: layer.norm for layer in network.layers if layer.norm is not None})
 
 
 def fold_norms(model: nn.Module, norm_of: Mapping[str, str]) -> nn.Module:
-    """As `fold_batch_norms`, with the norm's name by layer name."""
+    """As `fold_batch_norms`, from the names of the norms by layer name."""
     folded = copy.deepcopy(model).eval()
     modules = dict(folded.named_modules())
     replacements: dict[nn.Module, nn.Module] = {}
@@ -39,12 +40,12 @@ def fold_norms(model: nn.Module, norm_of: Mapping[str, str]) -> nn.Module:
 
 
 def unfold_batch_norms(model: nn.Module, network: Network, folded: nn.Module) -> nn.Module:
-    """A copy of `model` that computes what `folded` does, its norms being there but doing no more than add a bias.
+    """A copy of `model` that computes what `folded` does: its norms do no more than add the bias.
 
     Args:
-        model: the model that `network` was traced from; it is not changed.
-        network: says which norm belongs to which layer.
-        folded: from `fold_batch_norms`, with weights of the same shapes, whatever became of them since.
+        model: model that `network` was traced from; it is not changed.
+        network: trace, which holds the norm of every layer.
+        folded: result of `fold_batch_norms`, whose weights may have changed since, but not their shapes.
     """
     result = copy.deepcopy(model)
     norm_of = {layer.name: layer.norm for layer in network.layers}
@@ -59,6 +60,7 @@ def unfold_batch_norms(model: nn.Module, network: Network, folded: nn.Module) ->
 
 
 def _put_(layer: Any, norm: Any, source: Any) -> None:
+    """Write a folded layer's weight into the layer, and its bias into the norm where there is one."""
     layer.weight.copy_(source.weight)
     if norm is None:
         if layer.bias is not None:
@@ -74,13 +76,13 @@ def _put_(layer: Any, norm: Any, source: Any) -> None:
 
 
 def is_foldable(norm: nn.Module) -> bool:
-    """Whether a norm in eval mode is a fixed scale and shift per channel, and what else it does is known."""
+    """Whether a norm in eval mode is a fixed scale and shift, and all else that it does is known."""
     has_statistics = getattr(norm, "running_mean", None) is not None
     return has_statistics and (type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or _has_activation(norm))
 
 
 def _has_activation(norm: nn.Module) -> bool:
-    """timm's BatchNormAct2d is a batch norm, then `drop`, then `act`; timm is optional, hence no isinstance."""
+    """Whether it is timm's BatchNormAct2d: batch norm, then `drop`, then `act`. timm is optional."""
     return type(norm).__name__ == "BatchNormAct2d" and type(norm).__module__.startswith("timm.")
 
 
@@ -97,10 +99,12 @@ def _absorb_(layer: Any, norm: Any) -> None:
 
 
 def _values(parameter: Tensor | None, like: Tensor, default: float) -> Tensor:
+    """The parameter in double precision; where there is none, a tensor of the default."""
     return torch.full_like(like, default) if parameter is None else parameter.double()
 
 
 def _rest_of(norm: Any) -> nn.Module:
+    """The module that is left of a norm without its scale and shift."""
     if _has_activation(norm):
         return nn.Sequential(OrderedDict(drop=norm.drop, act=norm.act))
     return nn.Identity()

@@ -1,27 +1,34 @@
-"""Channel groups: what torch-pruning's dependency graph says, and why a group must keep its width."""
+"""Channel groups, read off torch-pruning's dependency graph, and why other layers keep their widths."""
 
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
-from autocompress.network.recording import LAYER_TYPES, NORM_TYPES
 from autocompress.network.structure import Group, IntArray
+from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
 from autocompress.network.verification import first_line, verify_groups
 
 
 @dataclass(frozen=True)
 class ChannelGroups:
-    """The prunable groups, in network order of their owners, and by layer name why its width is fixed."""
+    """The channel groups of a network.
+
+    Attributes:
+        groups: prunable groups, in network order of their owners.
+        fixed_reasons: reason why the width is fixed, by layer name; for the layers in none of the groups.
+    """
 
     groups: tuple[Group, ...]
     fixed_reasons: Mapping[str, str]
@@ -29,7 +36,11 @@ class ChannelGroups:
 
 @dataclass
 class _Draft:
-    """A group under construction: what torch-pruning ties to the channels of one layer."""
+    """A group under construction: what torch-pruning ties to the channels of one layer.
+
+    Attributes are those of `Group`; `reason` says why the group is not prunable, and is empty as long as it
+    may be.
+    """
 
     owner: str
     width: int
@@ -45,11 +56,11 @@ def find_groups(
     """Channels that must be removed together; every group was checked by pruning a copy.
 
     Args:
-        model: in eval mode, with its batch norms folded; it is copied, not changed.
-        sample: (1, ...).
-        layers: names, in network order.
-        fixed_outputs: by layer name, why its output channels can't be removed.
-        shared: by layer name, why neither its output nor its input channels can be removed.
+        model: network in eval mode, with its batch norms folded; it is copied, not changed.
+        sample: (1, ...) input.
+        layers: names of the layers, in network order.
+        fixed_outputs: reason why the output channels can't be removed, by layer name.
+        shared: reason why neither output nor input channels can be removed, by layer name.
     """
     reader = _GraphReader(model, fixed_outputs, shared)
     failure = reader.build(sample)
@@ -65,7 +76,7 @@ def find_groups(
 
 
 def _candidates(reader: _GraphReader, layers: Sequence[str]) -> tuple[list[Group], dict[str, str]]:
-    """The groups that look prunable, and the reasons of the layers in the others."""
+    """The groups that look prunable, and by name of each layer in the others why its width is fixed."""
     drafts: list[_Draft] = []
     seen: set[str] = set()
     for name in layers:
@@ -86,7 +97,7 @@ def _candidates(reader: _GraphReader, layers: Sequence[str]) -> tuple[list[Group
 
 
 class _GraphReader:
-    """Reads groups out of torch-pruning's dependency graph of a private copy."""
+    """Reader of the groups in torch-pruning's dependency graph of a private copy of the model."""
 
     def __init__(self, model: nn.Module, fixed_outputs: Mapping[str, str], shared: Mapping[str, str]) -> None:
         self._model = copy.deepcopy(model).requires_grad_(True)
@@ -97,7 +108,7 @@ class _GraphReader:
         self._modules = dict(self._model.named_modules())
         self._fixed_outputs = fixed_outputs
         self._shared = shared
-        self._graph = tp.DependencyGraph()
+        self._graph = _torch_pruning().DependencyGraph()
 
     def build(self, sample: Tensor) -> str:
         """Build the graph; returns why that failed, empty where it worked."""
@@ -129,6 +140,7 @@ class _GraphReader:
         return draft
 
     def _add(self, draft: _Draft, item: Any) -> None:
+        """Add one member of torch-pruning's group to the draft, or the reason why it rules out the group."""
         module, handler = item.dep.target.module, item.dep.handler
         name = self._names.get(module, "")
         indices = _by_channel(item.idxs, item.root_idxs, draft.width)
@@ -144,6 +156,7 @@ class _GraphReader:
             draft.reason = draft.reason or f"{type(module).__name__} {name} has the same channels"
 
     def _add_layer(self, draft: _Draft, name: str, layer: Any, indices: IntArray, is_producer: bool) -> None:
+        """Add a layer that writes (`is_producer`) or reads the channels, or why that rules out the group."""
         is_grouped = getattr(layer, "groups", 1) > 1
         problems = [self._shared.get(name)]
         if is_producer or is_depthwise(layer):
@@ -158,6 +171,7 @@ class _GraphReader:
         draft.reason = draft.reason or next((problem for problem in problems if problem), "")
 
     def _fault(self, draft: _Draft) -> str:
+        """Why the group of all members is not prunable; empty where it looks prunable."""
         if draft.width < 2:
             return "only one channel"
         if not draft.consumers:
@@ -166,6 +180,29 @@ class _GraphReader:
             if not np.array_equal(np.sort(rows, axis=None), np.arange(self._modules[name].weight.shape[0])):
                 return f"tied to some channels of {name} only"
         return ""
+
+
+def _torch_pruning() -> Any:
+    """The package torch-pruning, imported when the first graph is read."""
+    with _without_timm():
+        return importlib.import_module("torch_pruning")
+
+
+@contextmanager
+def _without_timm() -> Iterator[None]:
+    """Imports inside find no timm, unless it is imported already; `sys.modules` is as before afterwards.
+
+    torch-pruning imports timm where it is installed, and with it torchvision and torch._dynamo: two seconds,
+    only for its counter of operations, which is not used here. The dependency graph knows nothing of timm.
+    """
+    if "timm" in sys.modules:
+        yield
+        return
+    sys.modules["timm"] = None  # type: ignore[assignment]  # `import timm` then raises ModuleNotFoundError
+    try:
+        yield
+    finally:
+        del sys.modules["timm"]
 
 
 def is_depthwise(layer: nn.Module) -> bool:
@@ -180,7 +217,13 @@ def _unreadable(error: Exception) -> str:
 
 
 def _by_channel(indices: Iterable[int], roots: Iterable[int | None], width: int) -> IntArray:
-    """(width, r): the member's indices of every channel; empty where channels have different numbers of them."""
+    """A member's indices (width, r) of every channel; (width, 0) where channels have unequal numbers.
+
+    Args:
+        indices: rows or input channels of the member.
+        roots: the group's channel that each of them belongs to, or None.
+        width: channels of the group.
+    """
     pairs = sorted((root, index) for root, index in zip(roots, indices, strict=True) if root is not None)
     array = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     counts = np.bincount(array[:, 0], minlength=width)
@@ -190,6 +233,6 @@ def _by_channel(indices: Iterable[int], roots: Iterable[int | None], width: int)
 
 
 def _columns(layer: Any, inputs: IntArray) -> IntArray:
-    """(n, m): columns of the flattened weight that read the input channels (n, r)."""
+    """Columns (n, m) of the layer's flattened weight that read the input channels (n, r)."""
     taps = int(np.prod(layer.weight.shape[2:], dtype=np.int64))
     return (inputs[:, :, None] * taps + np.arange(taps)).reshape(len(inputs), -1)

@@ -1,4 +1,4 @@
-"""Removes the channels of groups from a copy of a model: for real, or masked so that nobody reads them."""
+"""Removing the channels of groups from a copy of a model: for real, or masked so that nobody reads them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from autocompress.network.structure import Group, IntArray
 
-Removed = Sequence[tuple[Group, IntArray]]  # groups with the indices of their channels to remove
+Removed = Sequence[tuple[Group, IntArray]]  # groups, each with the indices of its channels that are removed
 
 
 def remove_channels(model: nn.Module, removed: Removed) -> nn.Module:
     """A copy of `model` without the channels: weight rows, weight columns and norm channels are gone.
 
     Args:
-        model: the model that the groups were traced from, with its norms folded (`fold_batch_norms`).
-        removed: by group, the indices in [0, width) of the channels to remove; at least one channel must stay.
+        model: model that the groups were traced from, with its norms folded (`fold_batch_norms`).
+        removed: groups, each with the indices in [0, width) of its channels to remove; at least one must
+            stay.
     """
     smaller = copy.deepcopy(model)
     modules = dict(smaller.named_modules())
@@ -35,7 +36,12 @@ def remove_channels(model: nn.Module, removed: Removed) -> nn.Module:
 
 
 def mask_channels(model: nn.Module, removed: Removed) -> nn.Module:
-    """A copy of `model` with unchanged shapes in which no layer reads the channels: their weight columns are zero."""
+    """A copy of `model` of unchanged shapes in which no layer reads the channels: their weight columns are 0.
+
+    Args:
+        model: model that the groups were traced from, with its norms folded (`fold_batch_norms`).
+        removed: groups, each with the indices in [0, width) of its channels to mask.
+    """
     masked = copy.deepcopy(model)
     modules = dict(masked.named_modules())
     with torch.no_grad():
@@ -48,7 +54,12 @@ def mask_channels(model: nn.Module, removed: Removed) -> nn.Module:
 
 
 def _gather(removed: Removed, members: str) -> Mapping[str, IntArray]:
-    """By module: all of its rows or columns that go, whichever group they belong to."""
+    """All rows or columns of each module that are removed, of whichever group, by the module's name.
+
+    Args:
+        removed: groups with their channels to remove.
+        members: `producers`, `consumers` or `norms`.
+    """
     parts = defaultdict(list)
     for group, channels in removed:
         for name, indices in getattr(group, members).items():
@@ -57,6 +68,7 @@ def _gather(removed: Removed, members: str) -> Mapping[str, IntArray]:
 
 
 def _drop_columns(layer: Any, columns: IntArray) -> None:
+    """Remove columns of the flattened weight, and so input channels, in place."""
     weight = layer.weight
     flat = weight.detach().flatten(1)
     kept = flat[:, _others(columns, flat.shape[1])]
@@ -68,6 +80,7 @@ def _drop_columns(layer: Any, columns: IntArray) -> None:
 
 
 def _drop_rows(layer: Any, rows: IntArray) -> None:
+    """Remove output channels of a layer in place."""
     kept = _others(rows, layer.weight.shape[0])
     _select(layer, ("weight", "bias"), kept)
     if isinstance(layer, nn.Linear):
@@ -79,12 +92,14 @@ def _drop_rows(layer: Any, rows: IntArray) -> None:
 
 
 def _drop_norm_channels(norm: Any, channels: IntArray) -> None:
+    """Remove channels of a norm in place."""
     kept = _others(channels, norm.num_features)
     _select(norm, ("weight", "bias", "running_mean", "running_var"), kept)
     norm.num_features = len(kept)
 
 
 def _select(module: nn.Module, names: Sequence[str], kept: Tensor) -> None:
+    """Keep the `kept` entries of the named parameters and buffers in place."""
     for name in names:
         tensor = getattr(module, name)
         if tensor is None:
@@ -95,4 +110,5 @@ def _select(module: nn.Module, names: Sequence[str], kept: Tensor) -> None:
 
 
 def _others(indices: IntArray, size: int) -> Tensor:
+    """The indices in [0, size) that are not among `indices`, ascending."""
     return torch.from_numpy(np.setdiff1d(np.arange(size), indices))

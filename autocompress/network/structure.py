@@ -1,4 +1,4 @@
-"""What tracing finds: layers, channel groups and costs, as plain data."""
+"""The result of tracing as plain data: layers, channel groups and costs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ class Layer:
     """One weight-carrying operator.
 
     Attributes:
-        name: as in `named_modules()`.
+        name: name of the module, as in `named_modules()`.
         kind: `conv`, `depthwise` or `linear`.
-        weight_shape: of the PyTorch weight.
-        groups: of the convolution; 1 for linear layers.
-        positions: output positions per sample, so that the layer does `positions` multiply-accumulates a weight.
-        input_shape: of one call, without the batch axis.
-        output_shape: of one call, without the batch axis.
-        norm: name of the batch norm that can be folded into the layer (it alone reads the layer's output), or None.
+        weight_shape: shape of the PyTorch weight.
+        groups: number of the convolution's groups; 1 for linear layers.
+        positions: output positions per sample over all calls, which is the number of multiply-accumulates a
+            weight.
+        input_shape: shape of the first call's input, without the batch axis.
+        output_shape: shape of the first call's output, without the batch axis.
+        norm: name of the batch norm that can be folded into the layer, as it alone reads the output; or None.
         has_bias: whether the layer has a bias once its norm is folded.
-        reads: index of the groups whose removed channels take weight columns away, in column order. A depthwise
-            layer loses rows only, so it reads none.
+        reads: indices of the groups whose removed channels take weight columns away, in column order. A
+            depthwise layer loses rows only, so it reads none.
         writes: index of the group that the layer's output channels belong to, or None.
-        fixed_reason: why the output channels can't be removed; empty where they can.
+        fixed_reason: reason why the output channels can't be removed; empty where they can.
     """
 
     name: str
@@ -48,36 +49,41 @@ class Layer:
 
     @property
     def rows(self) -> int:
-        """Output channels."""
+        """Number of output channels, which are the rows of the flattened weight."""
         return self.weight_shape[0]
 
     @property
     def fan_in(self) -> int:
-        """Weight columns of one output channel."""
+        """Number of weights of one output channel, which are the columns of the flattened weight."""
         return int(np.prod(self.weight_shape[1:], dtype=np.int64))
 
     @property
     def parameters(self) -> int:
+        """Number of weights, without the bias."""
         return self.rows * self.fan_in
 
     @property
     def macs(self) -> int:
+        """Multiply-accumulates for one sample."""
         return self.parameters * self.positions
 
 
 @dataclass(frozen=True)
 class Group:
-    """Channels that must be removed together. Channel c of the group is, in every member, the listed rows or columns.
+    """Channels that must be removed together.
+
+    Channel c of the group is, in every member, the rows or columns that stand in row c of the member's table.
 
     Attributes:
         owner: name of the first layer of the group in network order; its label's sparsity is the group's.
-        width: number of channels, n.
-        producers: by layer name, (n, r) int64: the output channels (weight rows) of the layer; depthwise
-            followers are here too.
-        consumers: by layer name, (n, m) int64: the columns of the layer's flattened (rows, fan_in) weight.
-        norms: by module name, (n, r) int64: the channels of norms that are not folded into a layer.
-        is_branch: whether the network can do without all of its channels: what the layers that read them put out is
-            only added to something else, as in a residual block.
+        width: number n of channels.
+        producers: tables (n, r) int64 by layer name: the layer's output channels (weight rows). Depthwise
+            layers that follow are here too.
+        consumers: tables (n, m) int64 by layer name: the columns of the layer's flattened (rows, fan_in)
+            weight.
+        norms: tables (n, r) int64 by module name: the channels of norms that are not folded into a layer.
+        is_branch: whether the network can do without all of the channels, as the results of the layers that
+            read them are only added to something else; so in a residual block.
     """
 
     owner: str
@@ -93,12 +99,15 @@ class Network:
     """A traced network.
 
     Attributes:
-        layers: in the order in which they run.
-        groups: of prunable channels, every one checked by pruning a copy.
-        costs: closed-form costs; layer and group order as here.
-        fingerprint: hash of the architecture (layers, shapes, wiring; not the weights).
-        unknown_operators: operators that are in no cost table, with the number of calls; their cost counts as 0.
-        input_shape: of one sample.
+        layers: layers in the order in which they first run.
+        groups: groups of prunable channels, every one checked by pruning a copy.
+        costs: closed-form costs, with layers and groups in the same order.
+        fingerprint: hash of the architecture (layers, shapes, wiring; not the weights), 16 hex digits.
+        unknown_operators: number of calls by name of the operators that are in no cost table; their cost
+            counts as 0.
+        input_shape: shape of one input sample, without the batch axis.
+        fixed_operators: multiply-accumulates a sample by name of the operators that multiply by no layer's
+            weight, such as the products of attention; they count in full whatever the labels.
     """
 
     layers: tuple[Layer, ...]
@@ -107,6 +116,8 @@ class Network:
     fingerprint: str
     unknown_operators: Mapping[str, int]
     input_shape: tuple[int, ...]
+    fixed_operators: Mapping[str, int] = field(default_factory=dict)
 
     def layer_index(self) -> dict[str, int]:
+        """Index of every layer by its name."""
         return {layer.name: index for index, layer in enumerate(self.layers)}

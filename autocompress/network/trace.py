@@ -1,4 +1,4 @@
-"""Traces a model: its layers, its channel groups, its costs."""
+"""Tracing a model: its layers, its channel groups, its costs."""
 
 from __future__ import annotations
 
@@ -15,51 +15,55 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.network.branches import with_branches
-from autocompress.network.costs import build_costs
+from autocompress.network.costs import build_costs, fixed_operators
 from autocompress.network.flow import layers_behind
 from autocompress.network.folding import fold_norms, is_foldable
 from autocompress.network.groups import ChannelGroups, find_groups, is_depthwise
-from autocompress.network.recording import BATCH, Call, Recording, record
 from autocompress.network.structure import Group, Layer, Network
+from autocompress.network.tape import BATCH, Call, Tape, record_tape
 from autocompress.network.verification import first_line
 
 
 def trace(model: nn.Module, example: Tensor) -> Network:
-    """Find the layers, channel groups and costs of any network of convolutions, linears, norms and shape operators.
+    """The layers, channel groups and costs of a network of convolutions, linears, norms and shape operators.
 
-    The model is copied and only copies run, in eval mode: its own mode, hooks, parameters, buffers and the random
-    state stay as they are. Modules that never run, and modules whose weight is not used as it is stored, are no layers.
+    The model is copied and only copies run, in eval mode: its own mode, hooks, parameters, buffers and the
+    random state stay as they are. Modules that never run, and modules whose weight is not used as it is
+    stored, are no layers.
 
     Args:
-        model: takes one tensor.
-        example: (1+, ...) input; its first sample is run.
+        model: network that takes one tensor.
+        example: (1+, ...) input, of which the first sample is run.
 
     Raises:
-        InputError: `model` is no module, `example` is no batch, the model can't run on it, or it has no layers.
+        InputError: `model` is no module, `example` is no batch, the model can't run on it, or it has no
+            layers.
     """
     sample = _checked_sample(model, example)
     with torch.random.fork_rng(devices=[]):
         evaluated = copy.deepcopy(model).eval()
-        recording = _run(evaluated, sample)
-        calls = _calls_by_layer(recording)
-        norm_of = _foldable_norms(evaluated, recording, calls)
+        tape = _run(evaluated, sample)
+        calls = _calls_by_layer(tape)
+        norm_of = _foldable_norms(evaluated, tape, calls)
         folded = fold_norms(evaluated, norm_of)
         shared = _shared_layers(evaluated, calls)
-        outputs = dict.fromkeys(layers_behind(recording, recording.outputs), "network output")
+        outputs = dict.fromkeys(layers_behind(tape, tape.outputs), "network output")
         found = find_groups(folded, sample, list(calls), outputs, shared)
-    layers = tuple(_layer(evaluated, recording, name, calls[name], norm_of, found) for name in calls)
-    unknown = Counter(call.operator for call in recording.calls if call.kind == "unknown")
+    layers = tuple(_layer(evaluated, tape, name, calls[name], norm_of, found) for name in calls)
+    unknown = Counter(call.operator for call in tape.calls if call.kind == "unknown")
     return Network(
         layers=layers,
-        groups=with_branches(recording, layers, found.groups),
-        costs=build_costs(folded, recording, layers, found.groups),
-        fingerprint=_fingerprint(layers, recording),
+        groups=with_branches(tape, layers, found.groups),
+        costs=build_costs(folded, tape, layers, found.groups),
+        fingerprint=_fingerprint(layers, tape),
         unknown_operators=dict(unknown),
         input_shape=tuple(sample.shape[1:]),
+        fixed_operators=fixed_operators(tape),
     )
 
 
 def _checked_sample(model: nn.Module, example: Tensor) -> Tensor:
+    """A copy (1, ...) of the first sample. Raises InputError where model or example is of no use."""
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
     if not isinstance(example, Tensor):
@@ -69,39 +73,40 @@ def _checked_sample(model: nn.Module, example: Tensor) -> Tensor:
     return example.detach()[:1].clone()
 
 
-def _run(model: nn.Module, sample: Tensor) -> Recording:
+def _run(model: nn.Module, sample: Tensor) -> Tape:
+    """The tape of a model. Raises InputError where it can't run on the sample, or has no layers."""
     try:
-        recording = record(model, sample)
+        tape = record_tape(model, sample)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shape = tuple(sample.shape)
         raise InputError(f"`example` must fit the model's input, got shape {shape}: {first_line(error)}") from error
-    if not any(call.kind == "layer" for call in recording.calls):
+    if not any(call.kind == "layer" for call in tape.calls):
         raise InputError("`model` must run at least one Conv1d, Conv2d or Linear layer on `example`, got none.")
-    return recording
+    return tape
 
 
-def _calls_by_layer(recording: Recording) -> dict[str, list[Call]]:
-    """By name, in the order in which the layers first run."""
+def _calls_by_layer(tape: Tape) -> dict[str, list[Call]]:
+    """The calls of every layer by its name, in the order in which the layers first run."""
     calls: dict[str, list[Call]] = defaultdict(list)
-    for call in recording.calls:
+    for call in tape.calls:
         if call.kind == "layer":
             calls[call.module].append(call)
     return dict(calls)
 
 
-def _foldable_norms(model: nn.Module, recording: Recording, calls: Mapping[str, list[Call]]) -> dict[str, str]:
-    """By layer: the norm that alone reads the layer's result, along the layer's output channels."""
+def _foldable_norms(model: nn.Module, tape: Tape, calls: Mapping[str, list[Call]]) -> dict[str, str]:
+    """By layer name, the norm that alone reads the layer's result, along the layer's output channels."""
     touching: dict[int, list[Call]] = defaultdict(list)
-    for call in recording.calls:
-        for storage in recording.storages(call.reads):
+    for call in tape.calls:
+        for storage in tape.storages(call.reads):
             touching[storage].append(call)
-    runs = Counter(call.module for call in recording.calls)
-    returned = recording.storages(recording.outputs)
+    runs = Counter(call.module for call in tape.calls)
+    returned = tape.storages(tape.outputs)
     shared = _shared_layers(model, calls)
     norms: dict[str, str] = {}
     for name, (call, *_) in calls.items():
         (result,) = call.writes
-        value = recording.values[result]
+        value = tape.values[result]
         readers = touching[value.storage]
         if name in shared or len(readers) != 1 or value.storage in returned:
             continue
@@ -114,7 +119,7 @@ def _foldable_norms(model: nn.Module, recording: Recording, calls: Mapping[str, 
 
 
 def _shared_layers(model: nn.Module, calls: Mapping[str, list[Call]]) -> dict[str, str]:
-    """By name of each layer that runs several times or has its weight in common with another layer: that reason."""
+    """By name of each layer that runs several times, or shares its weight with another one: that reason."""
     users = Counter(id(_weight(model, name)) for name in calls)
     reasons = {name: "runs more than once" for name, runs in calls.items() if len(runs) > 1}
     for name in calls:
@@ -129,21 +134,24 @@ def _weight(model: nn.Module, layer: str) -> Tensor:
 
 @dataclass(frozen=True)
 class _Membership:
+    """Indices of the groups that a layer reads, in column order, and of the one that it writes."""
+
     reads: tuple[int, ...]
     writes: int | None
 
 
 def _layer(
     model: nn.Module,
-    recording: Recording,
+    tape: Tape,
     name: str,
     calls: list[Call],
     norm_of: Mapping[str, str],
     found: ChannelGroups,
 ) -> Layer:
+    """One layer, from its calls on the tape and the groups that were found."""
     module = model.get_submodule(name)
     weight_shape = tuple(_weight(model, name).shape)
-    results = [recording.values[call.writes[0]] for call in calls]
+    results = [tape.values[call.writes[0]] for call in calls]
     positions = sum(int(np.prod(value.shape, dtype=np.int64)) for value in results) // (BATCH * weight_shape[0])
     kind = "linear" if isinstance(module, nn.Linear) else "depthwise" if is_depthwise(module) else "conv"
     member = _membership(found.groups, name)
@@ -153,7 +161,7 @@ def _layer(
         weight_shape=weight_shape,
         groups=getattr(module, "groups", 1),
         positions=positions,
-        input_shape=_input_shape(recording, calls[0]),
+        input_shape=_input_shape(tape, calls[0]),
         output_shape=results[0].shape[1:],
         norm=norm_of.get(name),
         has_bias=module.bias is not None or name in norm_of,
@@ -170,19 +178,19 @@ def _membership(groups: tuple[Group, ...], name: str) -> _Membership:
     return _Membership(tuple(read), written[0] if written else None)
 
 
-def _input_shape(recording: Recording, call: Call) -> tuple[int, ...]:
-    return recording.values[call.reads[0]].shape[1:]
+def _input_shape(tape: Tape, call: Call) -> tuple[int, ...]:
+    return tape.values[call.reads[0]].shape[1:]
 
 
-def _fingerprint(layers: tuple[Layer, ...], recording: Recording) -> str:
-    """Names, shapes and which layers feed which; neither weights nor the operators of this PyTorch version."""
+def _fingerprint(layers: tuple[Layer, ...], tape: Tape) -> str:
+    """Hash of names, shapes and wiring; neither weights nor this PyTorch version's operators count."""
     feeds: dict[str, set[str]] = defaultdict(set)
-    for call in recording.calls:
+    for call in tape.calls:
         if call.kind == "layer":
-            feeds[call.module] |= layers_behind(recording, call.reads)
+            feeds[call.module] |= layers_behind(tape, call.reads)
     structure = [
         (each.name, each.kind, each.weight_shape, each.groups, each.positions, each.norm, sorted(feeds[each.name]))
         for each in layers
     ]
-    text = json.dumps([recording.values[recording.input].shape, structure])
+    text = json.dumps([tape.values[tape.input].shape, structure])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Checks channel groups by experiment: a copy without some channels must compute what the masked copy computes."""
+"""Channel groups checked by experiment: a copy without channels must compute what a masked copy does."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from autocompress.network.recording import LAYER_TYPES, NORM_TYPES
 from autocompress.network.slicing import Removed, mask_channels, remove_channels
 from autocompress.network.structure import Group, IntArray
+from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
 
 TOLERANCE = 1e-6  # of the largest output, in float64; rounding alone gives about 1e-12
 _SEED = 20240901
 
 
 def verify_groups(model: nn.Module, sample: Tensor, groups: Sequence[Group]) -> tuple[list[Group], dict[str, str]]:
-    """Split groups into those whose channels can be removed independently and those that fail.
+    """Groups whose channels can be removed independently, and why those of others can't.
 
     Args:
-        model: in eval mode; it is copied, not changed.
-        sample: (1, ...) gives the input's shape; where it is floating point, its values are replaced by noise.
-        groups: candidates.
+        model: network in eval mode; it is copied, not changed.
+        sample: (1, ...) input; where it is floating point, noise of its shape takes its place.
+        groups: groups that look prunable.
 
     Returns:
         The groups that hold up together, in the given order, and by owner of each other group why it fails.
@@ -45,7 +45,11 @@ def verify_groups(model: nn.Module, sample: Tensor, groups: Sequence[Group]) -> 
 def _admit(
     fault_of: Callable[[Sequence[Group]], str], passed: list[Group], candidates: list[Group]
 ) -> tuple[list[Group], dict[str, str]]:
-    """Add to `passed` every candidate that holds up together with it; halves a failing set until single groups fail."""
+    """`passed` with every candidate that holds up together with it, and by owner of the others why they fail.
+
+    A set that fails is halved until single groups fail: a few bad ones among many groups are found in few
+    runs.
+    """
     if not candidates:
         return passed, {}
     fault = fault_of([*passed, *candidates])
@@ -60,18 +64,23 @@ def _admit(
 
 
 def _draw(width: int, rng: np.random.Generator) -> IntArray:
-    """Random channels, and a random number of them: groups that are tied in truth must not be cut alike."""
+    """Random channels, and a random number of them: groups that are tied in truth must not be cut alike.
+
+    Returns:
+        Between a quarter and a half of the indices in [0, width), at least 1, ascending.
+    """
     count = int(rng.integers(max(1, width // 4), max(1, width // 2) + 1))
     return np.sort(rng.choice(width, count, replace=False)).astype(np.int64)
 
 
 def _fault(probe: nn.Module, sample: Tensor, removed: Removed) -> str:
     """Why removing the channels does not equal masking them; empty where it does."""
-    masked = _run(mask_channels(probe, removed), sample)
     try:
+        masked = _run(mask_channels(probe, removed), sample)
         smaller = _run(remove_channels(probe, removed), sample)
-    # The user's own forward pass may raise anything at all when widths change; whatever it is, the group is not
-    # prunable and the message is reported.
+    # The user's own forward pass may raise anything at all when widths change, and a group that was read
+    # wrong may name columns that a layer does not have. Whatever it is, the group is not prunable and the
+    # message is reported.
     except Exception as error:
         return f"pruned copy fails to run: {first_line(error)}"
     same = len(masked) == len(smaller) and all(
@@ -82,11 +91,12 @@ def _fault(probe: nn.Module, sample: Tensor, removed: Removed) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, on one line."""
+    """The first line of an exception's message; the name of its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _run(model: nn.Module, sample: Tensor) -> list[Tensor]:
+    """The floating-point tensors that a model returns."""
     with torch.no_grad():
         leaves = pytree.tree_leaves(model(sample))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
@@ -95,8 +105,8 @@ def _run(model: nn.Module, sample: Tensor) -> list[Tensor]:
 def _probe(model: nn.Module, sample: Tensor, generator: torch.Generator) -> nn.Module:
     """A float64 copy with random parameters in which every layer's output has about unit size.
 
-    The structure is what is checked, so weights must not hide it: trained networks may have zero-initialised norms,
-    tiny layer scales or dead channels, through which a wrong mask would not show.
+    The structure is what is checked, so weights must not hide it: trained networks may have zero-initialised
+    norms, tiny layer scales or dead channels, through which a wrong mask would not show.
     """
     probe = copy.deepcopy(model).double()
     with torch.no_grad():
@@ -107,7 +117,7 @@ def _probe(model: nn.Module, sample: Tensor, generator: torch.Generator) -> nn.M
 
 
 def _randomize_(module: nn.Module, generator: torch.Generator) -> None:
-    """Signed weights in layers, signed shifts, positive scales everywhere else."""
+    """Draw all parameters anew in place: layers' weights and shifts of any sign, other scales positive."""
     signed = {"weight", "bias"} if isinstance(module, LAYER_TYPES) else {"bias"}
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.is_floating_point():

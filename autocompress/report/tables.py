@@ -207,6 +207,10 @@ def _inspection_lines(inspection: Inspection) -> list[str]:
     if unknown:
         calls = ", ".join(f"{name} ({count} calls)" for name, count in unknown.items())
         lines.append(f"operators that are in no cost table, so their cost counts as 0: {calls}")
+    fixed = inspection.network.fixed_operators
+    if fixed:
+        total, each = sum(fixed.values()), ", ".join(f"{name} {macs:,}" for name, macs in fixed.items())
+        lines.append(f"operators that can't shrink, {total:,} multiply-accumulates in all: {each}")
     return lines
 
 

@@ -221,8 +221,7 @@ def progress(tables: Tables, so_far: Labeling, decided: int) -> tuple[FloatArray
         costs.granularity,
     )
     after = tables.option_costs(fan_in[decided:], out[decided:], decided)
-    spent = {name: int(before[name].sum()) for name in ADDITIVE}
-    spent["size"] += costs.fixed_bytes + int(kept @ costs.fixed_bytes_coef)
+    spent = {name: int(before[name].sum() + costs.fixed(name, kept)) for name in ADDITIVE}
     least = {name: spent[name] + int(after[name].min((1, 2, 3)).sum()) for name in ADDITIVE}
     least["memory"] = int(costs.memory(kept, activations))
     is_read = costs.tensor_readers[:, :decided].any(1)

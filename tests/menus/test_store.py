@@ -2,11 +2,13 @@
 
 import copy
 import hashlib
+import itertools
 import multiprocessing
 import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +18,13 @@ import numpy as np
 import pytest
 import torch
 from menu_toys import branches
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.evaluation.stitch import resolve
-from autocompress.menus import Menus, MenuSettings, build_menus, variants
+from autocompress.menus import QUANTIZERS, Menus, MenuSettings, Quantizer, build_menus
+from autocompress.menus.quantizers import Rounded, Rounding
 from autocompress.menus.store import Store, content_key, default_cache
 from autocompress.network import trace
 from autocompress_envs import Labeling
@@ -40,42 +44,51 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often something was computed."""
-    counted: Counter[str] = Counter()
-
-    def count(path: str) -> None:
-        module, name = path.rsplit(".", 1)
-        original = getattr(__import__(module, fromlist=[name]), name)
-
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            counted[name] += 1
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(path, counting)
-
-    count("autocompress.menus.build.calibrate")
-    count("autocompress.menus.menus.channel_variants")
-    count("autocompress.menus.menus.sparse_variants")
-    count("autocompress.menus.build._consumers")
-    return counted
+def written(folder: Path) -> dict[str, tuple[int, int]]:
+    """By file name: inode and time of the last write. A file that is written anew gets another inode."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
 
-def test_second_build_reads_what_the_first_wrote(tmp_path: Path, calls: Counter[str]) -> None:
+def kinds(folder: Path) -> Counter[str]:
+    """How many files there are of each kind: `statistics`, `order` (of a group's channels), `layer` (its variants)."""
+    return Counter(re.match("[a-z]+", path.name).group() for path in folder.rglob("*.safetensors"))  # type: ignore[union-attr]
+
+
+def test_second_build_writes_nothing(tmp_path: Path) -> None:
     first = build(tmp_path)
     # 3 rows for each of join's two groups, for point and for head; one for left, right and depthwise. The unpruned row
     # of join is one file, which the second of its groups finds there.
-    assert calls == {"calibrate": 1, "_consumers": 3, "channel_variants": 14}
-    before = contents(tmp_path)
-    assert len(before) == 1 + 3 + 14
-    calls.clear()
+    assert kinds(tmp_path) == {"statistics": 1, "order": 3, "layer": 14}
+    before = written(tmp_path)
     second = build(tmp_path)
-    assert calls == {}
-    assert contents(tmp_path) == before
     for a, b in zip(first.problem().layers, second.problem().layers, strict=True):
         assert np.array_equal(a.errors, b.errors)
-    assert calls == {}
+    assert written(tmp_path) == before
+
+
+@pytest.mark.parametrize(("victim", "name"), [("layer005-k8-s0", "0.error"), ("order002", "order")])
+def test_second_build_believes_what_the_first_wrote(tmp_path: Path, victim: str, name: str) -> None:
+    """Nothing is computed that a file holds: what is changed there shows in the menus."""
+    build(tmp_path)
+    (path,) = tmp_path.rglob(f"{victim}.safetensors")
+    tensors = load_file(path)
+    tensors[name] = tensors[name].flip(0) if tensors[name].ndim else torch.tensor(123.0, dtype=torch.float64)
+    save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, path)
+    found = build(tmp_path)
+    if name == "order":
+        assert torch.equal(found.orders[2], tensors["order"])
+    else:
+        assert float(found.problem().layers[5].errors[0, 0, 0] - found.range_errors["head"][0]) == pytest.approx(123)
+
+
+def test_second_build_does_not_calibrate(tmp_path: Path) -> None:
+    """No sample runs through the network again: inputs that would give infinite outputs go unnoticed."""
+    model, x = branches()
+    build(tmp_path, prepared=(model, x))
+    before = written(tmp_path)
+    build(tmp_path, prepared=(model, x + float("inf")))
+    assert written(tmp_path) == before
 
 
 def test_threads_do_not_change_what_is_written(tmp_path: Path) -> None:
@@ -93,16 +106,17 @@ def test_without_a_cache_the_folder_goes_with_the_menus() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 5, 100, -1])
-def test_cut_files_are_rebuilt(tmp_path: Path, calls: Counter[str], size: int) -> None:
+def test_cut_files_are_rebuilt(tmp_path: Path, size: int) -> None:
+    """The damaged file alone, with the bytes that it had."""
     build(tmp_path)
-    before = contents(tmp_path)
+    before, files = contents(tmp_path), written(tmp_path)
     (victim,) = tmp_path.rglob("layer005-k8-*.safetensors")
     data = victim.read_bytes()
     victim.write_bytes(data[:size])
-    calls.clear()
     build(tmp_path)
-    assert calls == {"channel_variants": 1}
     assert contents(tmp_path) == before
+    after = written(tmp_path)
+    assert {name for name in files if after[name] != files[name]} == {victim.name}
 
 
 def test_failed_builds_leave_nothing_behind(tmp_path: Path) -> None:
@@ -114,27 +128,33 @@ def test_failed_builds_leave_nothing_behind(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_interrupted_builds_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rest of the queue is dropped, not worked through."""
-    started, interrupted = [], threading.Event()
-    original = variants.channel_variants
+@pytest.fixture
+def slow_quantizer() -> Iterator[threading.Event]:
+    """`slow` rounds its first weight at once, all others 0.2 seconds after the event."""
+    interrupted, started = threading.Event(), itertools.count()
 
-    def slow(*args: Any) -> Any:
-        started.append(args)
-        if len(started) > 1:
+    def slow(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
+        if next(started):
             interrupted.wait(10)
             time.sleep(0.2)
-        return original(*args)
+        return QUANTIZERS["nearest"](rounding, bits)
+
+    QUANTIZERS.register("slow", Quantizer(slow))
+    yield interrupted
+    QUANTIZERS.unregister("slow")
+
+
+def test_interrupted_builds_stop(tmp_path: Path, slow_quantizer: threading.Event) -> None:
+    """The rest of the queue is dropped, not worked through."""
 
     def interrupt(done: int, total: int, what: str) -> None:
         if what == "menus":
-            interrupted.set()
+            slow_quantizer.set()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("autocompress.menus.menus.channel_variants", slow)
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, progress=interrupt)
-    assert len(started) <= 2  # of 14
+        build(tmp_path, replace(SETTINGS, quantizer="slow"), progress=interrupt)
+    assert 1 <= kinds(tmp_path)["layer"] <= 2  # of 14
 
 
 def test_two_threads_in_one_folder(tmp_path: Path) -> None:
@@ -253,12 +273,12 @@ def test_broken_weights() -> None:
         build_menus(model, network, x, SETTINGS, data_fingerprint="")
 
 
-def test_no_weights_are_made_for_a_known_plan(calls: Counter[str], tmp_path: Path) -> None:
+def test_no_weights_are_made_for_a_known_plan(tmp_path: Path) -> None:
     """With granularity `element` too: stitching asks for the files that the build wrote."""
     found = build(tmp_path, replace(SETTINGS, granularity="element"))
-    assert calls["sparse_variants"] == 6 * 3
-    calls.clear()
+    assert kinds(tmp_path) == {"statistics": 1, "layer": 6 * 3}
+    before = written(tmp_path)
     ones = np.ones(6, np.int64)
     for layer, choice in zip(found.network.layers, resolve(found, Labeling(ones, ones, 0 * ones)), strict=True):
         found.variants(layer, choice.reads, choice.sparsity)
-    assert calls == {}
+    assert written(tmp_path) == before

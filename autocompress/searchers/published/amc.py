@@ -177,7 +177,8 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
         return Labeling(sparsity, labeling.weight_bits, labeling.activation_bits)
 
     def _removed(self, index: int, level: int) -> float:
-        left = self._tables.resources(self._with_least_after(index, level), ["macs"])["macs"]
+        total = self._tables.resources(self._with_least_after(index, level), ["macs"])["macs"]
+        left = total - self._tables.problem.costs.fixed_macs  # of layers, as `_macs`
         return 1.0 - left / float(self._macs.sum())
 
     def _observe(self, removed: float, previous: float) -> FloatArray:

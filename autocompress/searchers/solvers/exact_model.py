@@ -174,7 +174,7 @@ class _Builder:
             if name == "size":
                 columns += [self._of_sparsity(layer) for layer in self._deciders]
                 amounts += [self._group_bytes(layer) for layer in self._deciders]
-                limit -= self._fixed_bytes()
+            limit -= self._fixed(name)
             scale = ROW_SCALE / self._solver.limits[name]
             self._add(np.concatenate(columns), np.concatenate(amounts) * scale, -math.inf, limit * scale)
 
@@ -182,12 +182,12 @@ class _Builder:
         """(S,) bytes beside the layers' own that an owner's sparsity leaves."""
         return self._solver.lagrangian.group_bytes[layer, : self._tables.counts[layer, 0]]
 
-    def _fixed_bytes(self) -> int:
-        """Bytes that no layer holds and no sparsity changes."""
-        costs = self._tables.problem.costs
+    def _fixed(self, name: str) -> int:
+        """The part of an additive resource that no layer has and no sparsity changes."""
         kept = self._tables.kept_channels(np.zeros(self._tables.layer_count, dtype=np.int64))
+        fixed = int(self._tables.problem.costs.fixed(name, kept))
         deciding = sum(int(self._group_bytes(layer)[0]) for layer in self._deciders)
-        return costs.fixed_bytes + int(kept @ costs.fixed_bytes_coef) - deciding
+        return fixed - deciding if name == "size" else fixed
 
     def _limit_memory(self) -> None:
         if not self._tensor_column:

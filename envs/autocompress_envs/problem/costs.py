@@ -49,6 +49,7 @@ class CostModel:
         alive: (P, T) which tensors are alive at which moment.
         granularity: `channel`, `element`, or `n:m` such as `2:4`. The last two leave widths as they are and
             shrink the storage of weights.
+        fixed_macs: multiply-accumulates of operators that carry no weights; they stay whatever the labels.
     """
 
     group_width: IntArray
@@ -65,6 +66,7 @@ class CostModel:
     tensor_readers: BoolArray
     alive: BoolArray
     granularity: str = "channel"
+    fixed_macs: int = 0
 
     def widths(self, kept: IntArray) -> tuple[IntArray, IntArray]:
         """Weight columns and weight rows of every layer.
@@ -97,10 +99,26 @@ class CostModel:
         layers = layer_resources(
             fan_in, out, self.positions, self.has_bias, weight_bits, activation_bits, sparsity, self.granularity
         )
-        totals = {name: amounts.sum(-1) for name, amounts in layers.items()}
-        totals["size"] = totals["size"] + self.fixed_bytes + kept @ self.fixed_bytes_coef
+        totals = {name: amounts.sum(-1) + self.fixed(name, kept) for name, amounts in layers.items()}
         totals["memory"] = self.memory(kept, activation_bits)
         return totals
+
+    def fixed(self, name: str, kept: IntArray) -> IntArray | int:
+        """The part of an additive resource that belongs to no layer.
+
+        Operators without weights have no label; they compute in 32 bits.
+
+        Args:
+            name: `size`, `macs` or `bitops`.
+            kept: (..., G) channels left in every group.
+
+        Returns:
+            (...) bytes of `size`; one number of `macs` or `bitops`.
+        """
+        if name == "size":
+            fixed_bytes: IntArray = self.fixed_bytes + kept @ self.fixed_bytes_coef
+            return fixed_bytes
+        return {"macs": self.fixed_macs, "bitops": self.fixed_macs * 32 * 32}[name]
 
     def memory(self, kept: IntArray, activation_bits: IntArray) -> IntArray:
         """Bytes of activations at the peak, for one sample.

@@ -156,9 +156,7 @@ class Tables:
             self.sparsities[rows, labelings.sparsity],
             costs.granularity,
         )
-        totals = {name: layers[name].sum(-1) for name in ADDITIVE if name in names}
-        if "size" in names:
-            totals["size"] = totals["size"] + costs.fixed_bytes + kept @ costs.fixed_bytes_coef
+        totals = {name: layers[name].sum(-1) + costs.fixed(name, kept) for name in ADDITIVE if name in names}
         if "memory" in names:
             totals["memory"] = costs.memory(kept, activation_bits)
         return totals

@@ -153,9 +153,7 @@ class Reach:
             self.tables.sparsities[rows, labeling.sparsity[:index]],
             costs.granularity,
         )
-        totals = {name: amount.sum(-1) for name, amount in amounts.items()}
-        totals["size"] = totals["size"] + costs.fixed_bytes + kept @ costs.fixed_bytes_coef
-        return totals
+        return {name: amount.sum(-1) + costs.fixed(name, kept) for name, amount in amounts.items()}
 
     def _here(self, index: int, kept: IntArray) -> dict[str, IntArray]:
         """(S, B, A) amounts by resource of the options of layer `index`, for channels (S, G)."""

@@ -1,4 +1,4 @@
-"""Records one forward pass: which operator reads and writes which tensor, and which layer runs it."""
+"""The tape of one forward pass: which operator reads and writes which tensor, and which layer runs it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autocompress.network.channels import Channels, follow, written_by_layer
-from autocompress.network.operators import is_free, is_matmul
+from autocompress.network.operators import is_free, is_matmul, multiply_accumulates
 
 LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d)
-BATCH = 2
+BATCH = 2  # samples of the forward pass; with 2 of them, the batch axis shows
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Value:
     """One tensor that depends on the network's input.
 
     Attributes:
-        storage: index of the memory it lies in; views and in-place results share it.
-        shape: with the batch axis.
-        channels: where its channels come from, or None where that is not known.
+        storage: index of the memory that the tensor lies in; views and in-place results share it.
+        shape: shape of the tensor, with the batch axis.
+        channels: origin of the entries of its channel axis, or None where it is not known.
     """
 
     storage: int
@@ -42,12 +42,14 @@ class Call:
     """One operator call.
 
     Attributes:
-        operator: such as `aten.convolution`.
-        kind: `layer` (multiplies by the weight of `module`), `norm` (the batch norm `module`), `view` (moves no
-            data), `unknown` (costs something that nobody counts) or `other`.
+        operator: name of the operator, such as `aten.convolution`.
+        kind: `layer` (multiplies by the weight of `module`), `norm` (the batch norm `module`), `view` (moves
+            no data), `fixed` (multiplies by no layer's weight, as the products of attention do), `unknown`
+            (costs something that nobody counts) or `other` (costs nothing that the budgets count).
         module: name of the layer or norm; empty for the other kinds.
-        reads: indices of values.
-        writes: indices of values.
+        reads: indices of the values that the operator reads.
+        writes: indices of the values that the operator writes.
+        macs: multiply-accumulates of a `fixed` call, for the whole batch; 0 for the other kinds.
     """
 
     operator: str
@@ -55,17 +57,18 @@ class Call:
     module: str
     reads: tuple[int, ...]
     writes: tuple[int, ...]
+    macs: int = 0
 
 
 @dataclass(frozen=True)
-class Recording:
-    """One forward pass of a batch of `BATCH` samples.
+class Tape:
+    """The operators of one forward pass of `BATCH` samples, in order, as on autograd's tape.
 
     Attributes:
-        calls: in execution order.
+        calls: operator calls in the order in which they ran.
         values: every tensor that depends on the input.
         storage_elements: elements of every storage, for the whole batch.
-        first_row: by layer name: number of the layer's first output channel in `Channels.sources`.
+        first_row: number of each layer's first output channel in `Channels.sources`, by the layer's name.
         input: index of the value that is the network's input.
         outputs: indices of the values that the network returns.
     """
@@ -78,27 +81,30 @@ class Recording:
     outputs: tuple[int, ...]
 
     def storages(self, values: Sequence[int]) -> set[int]:
+        """The storages that the values lie in."""
         return {self.values[value].storage for value in values}
 
 
-def record(model: nn.Module, sample: Tensor) -> Recording:
-    """Run `model` once, in the mode it is in, and write down every operator that depends on the input.
+def record_tape(model: nn.Module, sample: Tensor) -> Tape:
+    """The tape of one run of `model` in the mode it is in, without operators that don't depend on the input.
 
     Args:
-        model: may be changed by its own forward pass, so hand in a copy.
-        sample: (1, ...) one sample; it is repeated to a batch of `BATCH` so that per-sample sizes can be told apart.
+        model: network that runs; its own forward pass may change it, so hand in a copy.
+        sample: (1, ...) one sample; it is repeated to a batch of `BATCH`.
     """
     batch = sample.repeat(BATCH, *[1] * (sample.ndim - 1))
-    recorder = _Recorder(model)
-    given = recorder.add_input(batch)
-    with recorder.watch_modules(), torch.no_grad(), recorder:
+    mode = _TapeMode(model)
+    given = mode.add_input(batch)
+    with mode.watch_modules(), torch.no_grad(), mode:
         result = model(batch)
-    outputs = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    return recorder.finish(given, outputs)
+    return mode.finish(given, _tensors(result))
 
 
-class _Recorder(TorchDispatchMode):
-    """Keeps every tensor alive, so that identities of tensors and storages stay unique while it runs."""
+class _TapeMode(TorchDispatchMode):
+    """Dispatch mode that writes a tape: PyTorch hands it every operator that runs while it is entered.
+
+    It keeps every tensor alive, so that the identities of tensors and storages stay unique.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -115,6 +121,7 @@ class _Recorder(TorchDispatchMode):
         self._alive: list[Tensor] = []
 
     def add_input(self, batch: Tensor) -> int:
+        """Index of the value that the network's input is."""
         return self._add(batch, None)
 
     @contextmanager
@@ -136,9 +143,10 @@ class _Recorder(TorchDispatchMode):
     def _leave(self, *_: Any) -> None:
         self._running.pop()
 
-    def finish(self, given: int, outputs: Sequence[Tensor]) -> Recording:
+    def finish(self, given: int, outputs: Sequence[Tensor]) -> Tape:
+        """The tape, with the value of the input and the tensors that the network returned."""
         known = [self._value(tensor) for tensor in outputs if self._is_known(tensor)]
-        return Recording(
+        return Tape(
             tuple(self._calls),
             tuple(self._values),
             tuple(self._storage_elements),
@@ -148,28 +156,32 @@ class _Recorder(TorchDispatchMode):
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if any(self._is_known(tensor) for tensor in given):
-            made = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-            self._write_down(func, args, given, [tensor for tensor in made if tensor.numel()])
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        given = _tensors((args, kwargs))
+        known = [tensor for tensor in given if self._is_known(tensor)]
+        if known:
+            made = [tensor for tensor in _tensors(result) if tensor.numel()]
+            kind, module = self._classify(func, given, made)
+            macs = multiply_accumulates(func, args, kwargs, result) if kind == "unknown" else None
+            reads = tuple(self._value(tensor) for tensor in known)
+            channels = self._channels(func, args, module if kind == "layer" else "", known, made)
+            writes = tuple(self._add(tensor, source) for tensor, source in zip(made, channels, strict=False))
+            kind = kind if macs is None else "fixed"
+            self._calls.append(Call(str(func.overloadpacket), kind, module, reads, writes, macs or 0))
         return result
 
-    def _write_down(self, func: Any, args: Any, given: list[Tensor], made: list[Tensor]) -> None:
-        reads = [self._value(tensor) for tensor in given if self._is_known(tensor)]
-        kind, module = self._classify(func, given, made)
-        if kind == "layer":
-            channels: list[Channels | None] = [
-                written_by_layer(self._modules[module], made[0].shape, self._rows_from(module))
-            ]
-        else:
-            known = [tensor for tensor in given if self._is_known(tensor)]
-            inputs = {id(tensor): self._values[self._value(tensor)].channels for tensor in known}
-            channels = follow(func, args, inputs, made)
-        writes = [self._add(tensor, source) for tensor, source in zip(made, channels, strict=False)]
-        self._calls.append(Call(str(func.overloadpacket), kind, module, tuple(reads), tuple(writes)))
+    def _channels(
+        self, func: Any, args: Any, layer: str, known: list[Tensor], made: list[Tensor]
+    ) -> list[Channels | None]:
+        """Channels of every result: those of `layer` itself, or those that another operator passes on."""
+        if layer:
+            return [written_by_layer(self._modules[layer], made[0].shape, self._rows_from(layer))]
+        inputs = {id(tensor): self._values[self._value(tensor)].channels for tensor in known}
+        return follow(func, args, inputs, made)
 
     def _classify(self, func: Any, given: list[Tensor], made: list[Tensor]) -> tuple[str, str]:
+        """Kind and module of a call, as in `Call`, but that `fixed` calls are still `unknown`."""
         if not func._schema.is_mutable and all(self._is_known(tensor) for tensor in made):
             return "view", ""
         module = self._running[-1] if self._running else ""
@@ -181,25 +193,29 @@ class _Recorder(TorchDispatchMode):
         return ("other" if is_free(func) else "unknown"), ""
 
     def _multiplies_weight(self, module: str, given: list[Tensor]) -> bool:
+        """Whether the module is a layer whose stored weight is among the operator's arguments."""
         if not isinstance(self._modules[module], LAYER_TYPES):
             return False
         weight = _storage_key(self._modules[module].weight)
         return any(_storage_key(tensor) == weight for tensor in given)
 
     def _rows_from(self, layer: str) -> int:
+        """Number of the layer's first output channel, counted in the order in which layers first run."""
         if layer not in self._first_row:
             self._first_row[layer] = self._next_row
             self._next_row += self._modules[layer].weight.shape[0]
         return self._first_row[layer]
 
     def _is_known(self, tensor: Tensor) -> bool:
+        """Whether the tensor depends on the network's input."""
         return _storage_key(tensor) in self._storage_of
 
     def _value(self, tensor: Tensor) -> int:
-        """Index of a tensor that lies in a known storage; it may be a view made before the storage was written."""
+        """Index of a tensor in a known storage; it may be a view from before the storage was written."""
         return self._value_of[id(tensor)] if id(tensor) in self._value_of else self._add(tensor, None)
 
     def _add(self, tensor: Tensor, channels: Channels | None) -> int:
+        """Index of the new value that the tensor is."""
         key = _storage_key(tensor)
         if key not in self._storage_of:
             self._storage_of[key] = len(self._storage_elements)
@@ -210,14 +226,20 @@ class _Recorder(TorchDispatchMode):
         return len(self._values) - 1
 
 
+def _tensors(tree: Any) -> list[Tensor]:
+    """The tensors in any nesting of tuples, lists and dicts, in order."""
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def _storage_key(tensor: Tensor) -> int:
+    """Identity of the memory that a tensor lies in."""
     return int(tensor.untyped_storage()._cdata)
 
 
-def first_values(recording: Recording) -> dict[int, Value]:
-    """By storage: the value that was first written there."""
+def first_values(tape: Tape) -> dict[int, Value]:
+    """The value that was first written into each storage, by storage."""
     firsts: dict[int, Value] = {}
-    written = itertools.chain.from_iterable(call.writes for call in recording.calls)
-    for index in itertools.chain([recording.input], written):
-        firsts.setdefault(recording.values[index].storage, recording.values[index])
+    written = itertools.chain.from_iterable(call.writes for call in tape.calls)
+    for index in itertools.chain([tape.input], written):
+        firsts.setdefault(tape.values[index].storage, tape.values[index])
     return firsts
