@@ -13,7 +13,7 @@ from autocompress.policies.network import Walk, nearest_kinds, walk
 from autocompress.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import SearchSettings
-from autocompress.searchers.model_based.foresight import SAMPLES, foreseen
+from autocompress.searchers.model_based.first_order import SAMPLES, predicted_best_plan
 from autocompress.searchers.search import Searcher
 from autocompress_envs.problem.numbers import Labeling, Problem
 
@@ -43,12 +43,12 @@ def chosen_policy(options: SearchOptions, settings: SearchSettings, searcher: Se
 def planned(
     saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], evaluator: Evaluator, watcher: Progress
 ) -> Labeling:
-    """The policy's plan without an evaluation: what is foreseen under its prices, or its walk's where effects are
-    not to be had."""
+    """The policy's plan without an evaluation: the predicted best plan under its prices, or its walk's where there are
+    no effects."""
     found, effects = decided(saved, problem, limits, watcher), known_effects(evaluator, watcher, samples=SAMPLES)
     if effects is None:
         return found.labeling
-    return foreseen(problem, limits, evaluator.probabilities, effects, found.prices)
+    return predicted_best_plan(problem, limits, evaluator.probabilities, effects, found.prices)
 
 
 def known_effects(

@@ -7,7 +7,7 @@ import pytest
 from output_toys import LinearNetwork
 
 from autocompress.searchers.base import SearchSettings, Task
-from autocompress.searchers.model_based.foresight import foreseen
+from autocompress.searchers.model_based.first_order import predicted_best_plan
 from autocompress.searchers.search import run_search
 from autocompress_envs.problem.numbers import Labeling, Outcome
 from autocompress_envs.solver.pricing import Pricer
@@ -56,7 +56,7 @@ def test_finds_the_best_of_many_plans_where_prices_lead_to_few(seed, prices):
 
 
 class Linear:
-    """Four layers whose effects add up, by 0.8 of what is foreseen, under a limit that a third of the plans meet."""
+    """Four layers whose effects add up, by 0.8 of what is predicted, under a limit that a third of the plans meet."""
 
     def __init__(self, kind, seed):
         self.network = LinearNetwork(4, 10, 3, seed, kind, plans=300)
@@ -96,16 +96,16 @@ def linear():
 
 
 @pytest.mark.parametrize("prices", [None, PRICES], ids=["from zero", "from prices"])
-def test_the_foreseen_plan_comes_first(linear, prices):
+def test_the_predicted_plan_comes_first(linear, prices):
     network = linear.network
     effects = network.effects(0.8)
     (first,) = linear.searched(lambda around: effects, prices, episodes=1)
-    expected = foreseen(network.problem, linear.limits, network.probabilities, effects, prices)
+    expected = predicted_best_plan(network.problem, linear.limits, network.probabilities, effects, prices)
     assert first.labeling.key() == expected.key()
 
 
-def test_the_explorers_plans_take_their_turns_after_the_foreseen_one():
-    """Every twelfth evaluation: of the policy's prices, then the solver's. Nobody looks around the best plan."""
+def test_the_explorers_plans_take_their_turns_after_the_predicted_one():
+    """Every twelfth evaluation: of the policy's prices, then the solver's. Effects are never refreshed."""
     network, rng = LinearNetwork(8, seed=1, kind="chain"), np.random.default_rng(0)
     prices, effects = rng.normal(size=(8, 2)), replace(network.effects(0.8, missed=0.5), passes=np.inf)
     sizes = [network.problem.resources(network.random(rng))["size"] for _ in range(200)]
