@@ -8,7 +8,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.searchers.base import Evaluated, SearchSettings, Task
-from autocompress.searchers.black_box.evolution import MOST_CHANGED, Nursery, genes_of, repaired
+from autocompress.searchers.black_box.evolution import MOST_CHANGED, PlanGenerator, genes_of, repaired
 from autocompress.searchers.search import run_search
 from autocompress_envs.problem.numbers import Labeling, Outcome
 from autocompress_envs.problem.tables import is_within
@@ -101,19 +101,19 @@ def test_repair_keeps_what_is_within_and_full():
 def test_children_are_new():
     task = chain_task()
     pricer = Pricer(task.problem, task.limits)
-    nursery = Nursery(pricer, np.random.default_rng(0))
+    generator = PlanGenerator(pricer, np.random.default_rng(0))
     start = pricer.solve()
     population = [Evaluated(0, start, task.evaluate(start), 0.0, True)]
-    keys = {start.key(), *(nursery.child(population).key() for _ in range(20))}
+    keys = {start.key(), *(generator.child(population).key() for _ in range(20))}
     assert len(keys) == 21
 
 
 def test_a_mutation_changes_few_layers():
     task = chain_task()
     pricer = Pricer(task.problem, task.limits)
-    nursery = Nursery(pricer, np.random.default_rng(0))
+    generator = PlanGenerator(pricer, np.random.default_rng(0))
     genes = genes_of(pricer.solve())
-    mutants = [nursery._mutated(genes) for _ in range(60)]
+    mutants = [generator._mutated(genes) for _ in range(60)]
     assert {int((mutant != genes).sum()) for mutant in mutants} == set(range(1, MOST_CHANGED + 1))
     assert {int((mutant != genes).any(1).sum()) for mutant in mutants} == set(range(1, MOST_CHANGED + 1))
     assert all((mutant >= 0).all() and (mutant < pricer.tables.counts).all() for mutant in mutants)

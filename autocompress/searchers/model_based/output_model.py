@@ -174,29 +174,30 @@ class OutputModel:
         indicators = self.encoding.indicators(codes)  # (M, S)
         overlap = indicators @ self._slot_kernel  # a, (M, n)
         kernel = overlap + self.settings.pairs * overlap**2  # k(p), (M, n)
-        variance = np.maximum(self._prior_variance(codes) - ((kernel @ self._inverse) * kernel).sum(1), 0.0)  # v, (M,)
-        expected = self._expanded(indicators, kernel) + 0.5 * caution * self.signal_variance * variance
+        alpha = kernel @ self._inverse  # (M, n)
+        variance = np.maximum(self._prior_variance(codes) - (alpha * kernel).sum(1), 0.0)  # v, (M,)
+        expected = self._expanded(indicators, alpha) + 0.5 * caution * self.signal_variance * variance
         return expected, self.calibration * np.sqrt(variance)
 
-    def _expanded(self, indicators: FloatArray, kernel: FloatArray) -> FloatArray:
-        """(M,) KL(b) + g'z + z'H z / 2 in nats, from indicators (M, S) and kernel values (M, n) of plans."""
-        z = self._coefficients(indicators, kernel)  # (M, S + n)
+    def _expanded(self, indicators: FloatArray, alpha: FloatArray) -> FloatArray:
+        """(M,) KL(b) + g'z + z'H z / 2 in nats, from indicators (M, S) and alpha (M, n) of plans."""
+        z = self._coefficients(indicators, alpha)  # (M, S + n)
         curvature = ((z @ self._metric) * z).sum(1)
         loss: FloatArray = self.losses[self._best] + z @ self._gradient + 0.5 * curvature
         return loss
 
-    def _coefficients(self, indicators: FloatArray, kernel: FloatArray) -> FloatArray:
-        """(M, S + n) coefficients z of the basis: what plans add to the outputs of the expansion point.
+    def _coefficients(self, indicators: FloatArray, alpha: FloatArray) -> FloatArray:
+        """(M, S + n) coefficients z of the basis, from indicators (M, S) and alpha (M, n) of plans.
 
-        The first S are s times the slots that a plan gains (1) or loses (-1); without effects there are none. The last
-        n are alpha(p) - onehot(b).
+        The first S are s times the slots that a plan gains (1) or loses (-1) against the expansion point; without
+        effects there are none. The last n are alpha - onehot(b).
         """
         count = len(self._effects)  # S, or 0
         at_best = self.encoding.indicators(self.codes[self._best][None])
         gained = indicators[:, :count] - at_best[:, :count]
-        alpha = kernel @ self._inverse
-        alpha[:, self._best] -= 1.0
-        return np.hstack([self.slope * gained, alpha])
+        mixture = alpha.copy()
+        mixture[:, self._best] -= 1.0
+        return np.hstack([self.slope * gained, mixture])
 
     def moves(
         self, codes: IntArray, feature: IntArray, option: IntArray, caution: float = 0.0
@@ -232,7 +233,8 @@ class OutputModel:
         kernel = overlap + pairs * overlap**2  # k, (n,)
         kernel_change = change * (1.0 + 2.0 * pairs * overlap) + pairs * change**2  # m, (M, n)
         alpha = kernel_change @ self._inverse  # the last n coefficients of u, (M, n)
-        slope = self._gradient + self._metric @ self._coefficients(indicators, kernel[None])[0]  # g + H z, (S + n,)
+        z = self._coefficients(indicators, kernel[None] @ self._inverse)[0]  # (S + n,)
+        slope = self._gradient + self._metric @ z  # g + H z, (S + n,)
         alone = alpha @ slope[count:]  # (M,)
         joint = (alpha @ self._residual_metric) @ alpha.T  # (M, M)
         if count:

@@ -47,17 +47,23 @@ from autocompress_envs.problem.tables import Tables, is_within
 from autocompress_envs.rewards import compute
 
 METHOD = "haq"
-STEPS_A_LAYER = 128
+STEPS_A_LAYER = 128  # steps that the replay holds, for each layer
 STATE_SIZE = 10
 EXPLORATION = Exploration(random_episodes=21, first_exponent=1, decay=0.99)
 
 
 def search_haq(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `haq`.
+    """The method `haq`: DDPG over bits, layer by layer.
+
+    Args:
+        task: the problem, its limits and its evaluation, with `original_accuracy`.
+        settings: options of the search; `episodes` and `seed` count here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
         InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data without
             labels.
+        StopSearch: the search is over.
     """
     env = HaqEnv(task, recorder)
     options = DdpgOptions(EXPLORATION.limited_to(settings.episodes), capacity=STEPS_A_LAYER * len(task.problem.layers))
@@ -78,6 +84,14 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
     | 7     | place among the layers                                          |
     | 8     | bits chosen before, as a share of the most on that menu         |
     | 9     | 1 before weight bits, 0 before activation bits                  |
+
+    Args:
+        task: the problem, its limits and its evaluation, with `original_accuracy`.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        InputError: one weight bit-width for each layer, an unknown original accuracy, or a budget that the fewest bits
+            don't meet.
     """
 
     def __init__(self, task: Task, recorder: Recorder) -> None:
@@ -91,7 +105,7 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
         self._fixed = _fixed_features(self._offered.problem)
         menus = [[layer.weight_bits for layer in layers], [layer.activation_bits for layer in layers]]
         kinds = (0, 1) if any(len(menu) > 1 for menu in menus[1]) else (0,)
-        self._slots = [(index, kind) for index in range(len(layers)) for kind in kinds]
+        self._order = [(index, kind) for index in range(len(layers)) for kind in kinds]
         self._menus = menus
         self.observation_space = spaces.Box(0.0, 1.0, (STATE_SIZE,), np.float64)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float64)
@@ -109,42 +123,66 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
         return self._state, {}
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Choose bits; after the last layer's, lower them as far as the limits ask, and evaluate.
+        """Choose the next bits; after the last layer's, lower bits as far as the limits ask, and evaluate the plan.
+
+        Args:
+            action: (1,) the bits, in [0, 1], spread evenly over the menu's range.
+
+        Returns:
+            Observation, reward (0 before the end), whether the episode is over, False, and an empty info.
 
         Raises:
             InputError: the outcome holds no accuracy.
             StopSearch: the search is over.
         """
-        index, kind = self._slots[self._step]
+        index, kind = self._order[self._step]
         menu = self._menus[kind][index]
         chosen = nearest_bits(menu, float(action[0]))
         self._chosen[kind, index] = chosen
-        if self._step + 1 == len(self._slots):
+        if self._step + 1 == len(self._order):
             return self._state.copy(), self._finish(), True, False, {}  # as the code: the last state again
         self._step += 1
         self._state = self._observe(float(menu[chosen] / menu[-1]))
         return self._state, 0.0, False, False, {}
 
     def _observe(self, previous: float) -> FloatArray:
-        index, kind = self._slots[self._step]
+        """(10,) observation of the next step, given the bits chosen before as a share of the most."""
+        index, kind = self._order[self._step]
         return np.array([*self._fixed[index], previous, 1.0 - kind])
 
     def _finish(self) -> float:
+        """The reward of the finished plan, which is lowered and evaluated."""
         none = np.zeros_like(self._chosen[0])
         plan = lowered(self._tables, Labeling(none, *self._chosen), self._limits)
         return compute("haq", measured(self._recorder, self._offered, plan, METHOD), self._context)
 
 
 def nearest_bits(menu: IntArray, action: float) -> int:
-    """Index into a menu of bits; [0, 1] is spread evenly over [lowest - 0.5, highest + 0.5], as in the code."""
+    """Index of the entry of a menu that an action stands for; of two that are as near, the fewer bits.
+
+    As in the code, [0, 1] is spread evenly over [lowest - 0.5, highest + 0.5].
+
+    >>> [nearest_bits(np.array([2, 4, 8]), action) for action in (0.0, 0.3, 0.6, 1.0)]
+    [0, 1, 1, 2]
+
+    Args:
+        menu: bits in ascending order.
+        action: the action, in [0, 1].
+    """
     low, high = float(menu[0]) - 0.5, float(menu[-1]) + 0.5
     return int(np.abs(menu - (low + (high - low) * action)).argmin())
 
 
 def lowered(tables: Tables, labeling: Labeling, limits: Mapping[str, int]) -> Labeling:
-    """HAQ's last wall: one menu entry less at a time, last layer first, activations before weights, round and round.
+    """HAQ's last wall: the labelling with bits lowered by one menu entry at a time, until the limits hold.
 
-    Ends as soon as the limits hold, or with the fewest bits everywhere.
+    The order is last layer first, activations before weights, and round again. Where the limits can't be met, the
+    result has the fewest bits everywhere.
+
+    Args:
+        tables: the problem's numbers as arrays.
+        labeling: the labels chosen.
+        limits: upper bound of every limited resource, in absolute units.
     """
     weights, activations = labeling.weight_bits.copy(), labeling.activation_bits.copy()
     plan = Labeling(labeling.sparsity, weights, activations)
@@ -160,6 +198,7 @@ def lowered(tables: Tables, labeling: Labeling, limits: Mapping[str, int]) -> La
 
 
 def _fixed_features(problem: Problem) -> FloatArray:
+    """(L, 8) the part of the observation that no choice changes."""
     of = layer_features(problem)
     order = np.arange(len(of.macs), dtype=np.float64)
     fields = [of.is_depthwise, of.is_linear, of.columns, of.rows, of.positions, of.weights, of.macs, order]

@@ -22,12 +22,11 @@ Differences:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from sb3_contrib import RecurrentPPO
 from torch import nn
 
 from autocompress.searchers.base import Recorder, SearchSettings, Task
@@ -44,27 +43,43 @@ from autocompress_envs.actions import LabelActions
 from autocompress_envs.problem.numbers import FloatArray, Problem
 from autocompress_envs.solver.pricing import Pricer
 
+if TYPE_CHECKING:
+    from sb3_contrib import RecurrentPPO
+
 METHOD = "releq"
 STATE_SIZE = 8
-ENDLESS = 10**9  # steps; the recorder ends the search
-MARGIN = 0.4  # relative accuracy below which every plan is as bad
-QUANTIZATION_POWER = 0.8
-ACCURACY_POWER = 1.0
+ENDLESS = 10**9  # steps of the learn loop; the recorder ends the search long before
+MARGIN = 0.4  # relative accuracy below which the reward is -1
+QUANTIZATION_POWER = 0.8  # power of the state of quantization in the reward
+ACCURACY_POWER = 1.0  # numerator of the relative accuracy's power in the reward
 SMALLEST_ERROR = 1e-12  # nats; stands for 0 in logarithms
 
 
 def search_releq(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `releq`.
+    """The method `releq`: recurrent PPO over weight bits, layer by layer.
+
+    Args:
+        task: the problem, its limits and its evaluation, with `original_accuracy`.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
         InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data without
             labels.
+        StopSearch: the search is over.
     """
     build_releq(ReleqEnv(task, recorder), settings).learn(ENDLESS)
 
 
 def build_releq(env: ReleqEnv, settings: SearchSettings) -> RecurrentPPO:
-    """The agent; one update after every episode."""
+    """The recurrent PPO agent of the released code, with one update after every episode.
+
+    Args:
+        env: environment in which it acts.
+        settings: options of the search; `seed` counts here.
+    """
+    from sb3_contrib import RecurrentPPO  # seconds to import, with Stable-Baselines3
+
     layers = env.steps
     return RecurrentPPO(
         "MlpLstmPolicy",
@@ -106,6 +121,17 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
     | 4-5   | weight rows, weight columns                                                    | [0, 1]  |
     | 6     | output positions                                                               | [0, 1]  |
     | 7     | log10 of the layer's error at its fewest bits                                  | [0, 1]  |
+
+    Args:
+        task: the problem, its limits and its evaluation, with `original_accuracy`.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Attributes:
+        bits: all bit-widths on any menu, in ascending order; an action is an index into these.
+
+    Raises:
+        InputError: one weight bit-width for each layer, an unknown original accuracy, or a budget that the fewest bits
+            don't meet.
     """
 
     def __init__(self, task: Task, recorder: Recorder) -> None:
@@ -116,7 +142,7 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         require_reachable(task, self._offered, METHOD, "it only chooses weight bits")
         self._recorder, self._original = recorder, task.original_accuracy
         pricer = Pricer(self._offered.problem, task.limits)
-        self._walk = LabelActions(pricer)
+        self._actions = LabelActions(pricer)
         self._menus = [layer.weight_bits.astype(np.float64) for layer in layers]
         self.bits = sorted({int(bits) for menu in self._menus for bits in menu})
         self._fixed = _fixed_features(self._offered.problem)
@@ -127,12 +153,12 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
 
     @property
     def steps(self) -> int:
-        """Steps an episode."""
+        """Number of steps of an episode, one a layer."""
         return len(self._menus)
 
     @property
     def quantization(self) -> float:
-        """The state of quantization: mean bits by the most bits."""
+        """The state of quantization: mean bits of the layers so far, divided by the most bits."""
         return float(self._now.mean() / self.bits[-1])
 
     def reset(
@@ -144,7 +170,13 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         return self._observe(), {}
 
     def step(self, action: np.int64) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Choose the next layer's bits; after the last one's, evaluate.
+        """Choose the next layer's bits; after the last layer's, evaluate the plan.
+
+        Args:
+            action: index into `bits`; the nearest bits on the menu that leave the budget within reach are taken.
+
+        Returns:
+            Observation, reward (0 before the end), whether the episode is over, False, and an empty info.
 
         Raises:
             InputError: the outcome holds no accuracy.
@@ -152,12 +184,12 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         """
         index, menu = self._step, self._menus[self._step]
         wanted = self.bits[int(action)]
-        allowed = self._walk.allowed(index)[0, :, 0]
+        allowed = self._actions.allowed(index)[0, :, 0]
         chosen = int(np.where(allowed, np.abs(menu - wanted), np.inf).argmin())
-        self._walk.choose(index, (0, chosen, 0))
+        self._actions.choose(index, (0, chosen, 0))
         self._now[index] = menu[chosen]
         if index + 1 == self.steps:
-            accuracy = measured(self._recorder, self._offered, self._walk.finish(), METHOD).accuracy
+            accuracy = measured(self._recorder, self._offered, self._actions.finish(), METHOD).accuracy
             self._relative_accuracy = accuracy / self._original
             reward = shaped_reward(self.quantization, self._relative_accuracy, self.bits[0] / self.bits[-1])
             return self._observe(), reward, True, False, {}
@@ -165,7 +197,7 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         return self._observe(), 0.0, False, False, {}
 
     def _start(self) -> None:
-        self._walk.start()
+        self._actions.start()
         self._step = 0
         self._now = np.array([menu[-1] for menu in self._menus])
 
@@ -176,13 +208,14 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
 
 
 def shaped_reward(quantization: float, accuracy: float, least: float) -> float:
-    """The released code's `calculate_reward_shaping`, at most 1 for an accuracy no better than the original's.
+    """The released code's `calculate_reward_shaping`: 2 ((1 - (q - q_least)^0.8) a^(1 / a) - 0.5), or -1 for a < 0.4.
 
-    2 * ((1 - (q - q_least)^0.8) * a^(1 / a) - 0.5), and -1 where a is below 0.4.
+    It is at most 1 where the accuracy is no better than the original's.
 
     Args:
-        quantization: q, mean bits by the most bits. accuracy: a, relative to the original's.
-        least: q_least, the fewest bits by the most bits.
+        quantization: state of quantization q, the mean bits divided by the most bits.
+        accuracy: relative accuracy a, the accuracy divided by the original's.
+        least: q_least, the fewest bits divided by the most bits.
 
     >>> shaped_reward(0.25, 1.0, 0.25), shaped_reward(1.0, 0.39, 0.25)
     (1.0, -1.0)
@@ -194,6 +227,7 @@ def shaped_reward(quantization: float, accuracy: float, least: float) -> float:
 
 
 def _fixed_features(problem: Problem) -> FloatArray:
+    """(L, 4) the part of the observation that no choice changes."""
     of = layer_features(problem)
     fewest = np.array([max(layer.errors[0, 0, -1], SMALLEST_ERROR) for layer in problem.layers])
     return scaled(np.stack([of.rows, of.columns, of.positions, np.log10(fewest)], axis=1))
