@@ -11,7 +11,10 @@ from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.stable_baselines.specs import SPECS, AgentSpec
 
 Search = Callable[[Task, SearchSettings, Recorder], None]
-"""Evaluates plans by calling the recorder, until that raises `StopSearch` or there is no further plan; see `Recorder`."""
+"""Evaluates plans by calling the recorder, until that raises `StopSearch` or there is no further plan.
+
+The contract and an example stand at `Recorder`.
+"""
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,13 @@ class Agent:
 
     Attributes:
         search: function that runs its search.
-        actions: kinds of action that it can take, some of `price`, `label` and `discrete`. Default: `price` alone.
+        actions: kinds of action that it can take, some of `price`, `label` and `discrete`. Default: `price`
+            alone.
         rewards: names of the rewards that it can maximise. Default: None, for any.
-        begins_with_policy: whether it can begin with the prices that a policy gives (`Task.prices`). Default: False.
-        needs_outputs: whether it models the network's outputs. The task then brings `probabilities` and `effects`, and
-            every outcome its `shift`. Default: False.
+        begins_with_policy: whether it can begin with the prices that a policy gives (`Task.prices`). Default:
+            False.
+        needs_outputs: whether it models the network's outputs. The task then brings `probabilities` and
+            `effects`, and every outcome its `shift`. Default: False.
     """
 
     search: Search
@@ -87,7 +92,7 @@ def check_agent(settings: SearchSettings) -> None:
 
 
 def begins_with_policy(settings: SearchSettings) -> bool:
-    """Whether the settings' agent can begin with the prices that a policy gives: it acts by prices, around an explorer's.
+    """Whether the settings' agent can begin with a policy's prices: it acts by prices, around an explorer's.
 
     Args:
         settings: options of the search.
@@ -107,8 +112,8 @@ def search_with_agent(task: Task, settings: SearchSettings, recorder: Recorder) 
         recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
-        InputError: there is no such agent, it can't take such actions or rewards, or it models the network's outputs
-            and the evaluation keeps none.
+        InputError: there is no such agent, it can't take such actions or rewards, or it models the network's
+            outputs and the evaluation keeps none.
         StopSearch: the search is over.
     """
     check_agent(settings)

@@ -1,7 +1,8 @@
-"""What every searcher shares: settings, the task, and the recorder that counts evaluations and keeps the best plan.
+"""Classes that all searchers share: settings, task, recorder and result.
 
-A search is a deterministic function of (task, settings). So a killed search resumes by replay: the caller passes an
-`evaluate` that answers from the journal of earlier evaluations, and the search takes the same decisions again.
+A search is a deterministic function of (task, settings). So a killed search resumes by replay: the caller
+passes an `evaluate` that answers from the journal of earlier evaluations, and the search takes the same
+decisions again.
 
 Who writes a searcher finds the contract and an example at `Recorder`.
 """
@@ -26,12 +27,13 @@ Evaluate = Callable[[Labeling], Outcome]
 """Measures one plan on the network."""
 
 REWARDS: Registry[Reward] = Registry("reward", rewards.REWARDS)
-"""Rewards by name. This is the environment's own table: what is registered here, the environment knows too."""
+"""Rewards by name, in the environment's own table: the environment knows what is registered here."""
 
 MOST_REPEATS = 50
 """Plans seen before, in a row, that end the search.
 
-Such plans are free. So an agent that has converged, or has seen all that its actions can reach, would go on for ever.
+Such plans are free. So an agent that has converged, or has seen all that its actions can reach, would go on
+for ever.
 """
 
 
@@ -41,17 +43,18 @@ class SearchSettings:
 
     Attributes:
         agent: name in `agents.AGENTS`; used by the method `rl` only. Default: `model-based`.
-        action: kind of action of one step of the environment, `price`, `label` or `discrete`; used by the method `rl`
-            only. Default: `price`.
+        action: kind of action of one step of the environment, `price`, `label` or `discrete`; used by the
+            method `rl` only. Default: `price`.
         reward: name in `REWARDS` of the number that the search maximises. Default: `kl`.
-        episodes: the allowance: most network evaluations, everything included, at least 1. A plan seen before is free.
-            Other work on a plan's network counts as the number of evaluations that take as long. Default: 200.
+        episodes: the allowance: most network evaluations, everything included, at least 1. A plan seen before
+            is free. Other work on a plan's network counts as the number of evaluations that take as long.
+            Default: 200.
         seed: seed of every random choice, at least 0. Default: 0.
         patience: number of evaluations without improvement after which the search stops; 0 (default) = never.
-        environments: number of environments in lockstep; 0 (default) = what suits the agent. Off-policy agents always
-            use one.
-        price_scale: log price of action 1, above 0 and below 20: the layer's error then weighs `exp(price_scale)` times
-            as much. Anchored agents' offsets reach a share of it. Default: 2.
+        environments: number of environments in lockstep; 0 (default) = what suits the agent. Off-policy
+            agents always use one.
+        price_scale: log price of action 1, above 0 and below 20: the layer's error then weighs
+            `exp(price_scale)` times as much. Anchored agents' offsets reach a share of it. Default: 2.
 
     Raises:
         InputError: a value is out of range.
@@ -83,17 +86,19 @@ class Task:
     Attributes:
         problem: the network in numbers: menus, layer errors and costs of its L layers.
         limits: upper bound of every limited resource, in absolute units (bytes, MACs, ...).
-        evaluate: function that measures one plan on the network; the recorder calls it once for every distinct plan.
-        original_accuracy: task metric of the uncompressed network in [0, 1]; the reward `haq` needs it. Default: NaN,
-            for unknown.
-        probabilities: (N, K) predictions of the uncompressed network on the N samples of `Outcome.shift`; rows sum to
-            1. Agents that model the network's outputs need both. Default: None.
-        prices: (L, 2) log prices that a policy gives the layers' pruning and rounding, from which agents that act by
-            prices start. Default: None, for no policy.
-        effects: function that returns the first-order effects of all labels on the network's outputs, on the samples
-            of `probabilities`: around a plan or, given None, around the original; it returns None where there are none.
-            Effects around the original depend on no plan: they are part of the calibration, and free. A searcher that
-            asks for those around a plan counts them by `Recorder.spend`. Default: None, for none at all.
+        evaluate: function that measures one plan on the network; the recorder calls it once for every
+            distinct plan.
+        original_accuracy: task metric of the uncompressed network in [0, 1]; the reward `haq` needs it.
+            Default: NaN, for unknown.
+        probabilities: (N, K) predictions of the uncompressed network on the N samples of `Outcome.shift`;
+            rows sum to 1. Agents that model the network's outputs need both. Default: None.
+        prices: (L, 2) log prices that a policy gives the layers' pruning and rounding, from which agents that
+            act by prices start. Default: None, for no policy.
+        effects: function that returns the first-order effects of all labels on the network's outputs, on the
+            samples of `probabilities`: around a plan or, given None, around the original; it returns None
+            where there are none. Effects around the original depend on no plan: they are part of the
+            calibration, and free. A searcher that asks for those around a plan counts them by
+            `Recorder.spend`. Default: None, for none at all.
     """
 
     problem: Problem
@@ -114,7 +119,8 @@ class Evaluated:
         labeling: the plan.
         outcome: its measurement: divergence, task metrics and resources.
         reward: the reward of the outcome; higher is better.
-        is_best: whether the plan is within the limits, and has a higher reward than all plans before it that are.
+        is_best: whether the plan is within the limits, and has a higher reward than all plans before it that
+            are.
         spent: evaluations' worth of the allowance that other work has used up to then. Default: 0.
     """
 
@@ -139,7 +145,8 @@ class SearchResult:
         best: the evaluated plan within the limits with the highest reward; the first of several.
         evaluations: number of distinct plans that were evaluated.
         stopped_because: reason why the search ended, in one clause.
-        policy_state: parameters of the agent's policy at the end, by name. Default: None, for searchers without one.
+        policy_state: parameters of the agent's policy at the end, by name. Default: None, for searchers
+            without one.
     """
 
     best: Evaluated
@@ -153,20 +160,21 @@ class StopSearch(Exception):
 
 
 class Recorder:
-    """Evaluates plans for a searcher: counts distinct plans, keeps the best within the limits, and ends the search.
+    """Evaluates plans for a searcher, counts them, keeps the best one within the limits, and ends the search.
 
     A searcher is a function of (task, settings, recorder) that returns nothing. What it has to know:
 
     - It calls `recorder(labeling)` with plans from `task.problem`'s menus, and gets the plan's `Outcome`; or
-      `recorder.record(labeling)`, which also has the reward and whether the plan is the best so far. It never calls
-      `task.evaluate` itself: only plans that the recorder evaluated are in the journal, count, and can be the result.
-    - The recorder raises `StopSearch` when the search is over. A searcher lets it through; who has to clean up does so
-      in a `finally` or re-raises it. A searcher that has no further plan simply returns.
+      `recorder.record(labeling)`, which also has the reward and whether the plan is the best so far. It never
+      calls `task.evaluate` itself: only plans that the recorder evaluated are in the journal, count, and can
+      be the result.
+    - The recorder raises `StopSearch` when the search is over. A searcher lets it through; who has to clean
+      up does so in a `finally` or re-raises it. A searcher that has no further plan simply returns.
     - A plan seen before comes from memory and is free; `MOST_REPEATS` of them in a row end the search.
     - A plan beyond `task.limits` may be evaluated, and counts, but is never the best. `Pricer.solve` and
       `Pricer.repair` of `autocompress_envs.solver.pricing` give plans within the limits.
-    - All randomness comes from `settings.seed`: the same task and settings must give the same plans in the same order,
-      or else a killed search can't be resumed.
+    - All randomness comes from `settings.seed`: the same task and settings must give the same plans in the
+      same order, or else a killed search can't be resumed.
     - Other work on the network, such as passes for gradients, is told by `spend`.
 
     An example, random log prices for the solver, that ends by returning:
@@ -194,8 +202,8 @@ class Recorder:
 
     Attributes:
         best: the evaluated plan within the limits with the highest reward so far; None before there is one.
-        policy_state: parameters of the agent's policy, by name; a searcher with a policy sets them before it ends, for
-            `SearchResult`. None at first.
+        policy_state: parameters of the agent's policy, by name; a searcher with a policy sets them before it
+            ends, for `SearchResult`. None at first.
     """
 
     def __init__(self, task: Task, settings: SearchSettings, observers: Sequence[Callable[[Evaluated], None]]) -> None:
@@ -238,8 +246,8 @@ class Recorder:
             labeling: the plan, as indices into the menus of the task's problem.
 
         Raises:
-            StopSearch: the plan is new and the allowance or the patience is used up, or `MOST_REPEATS` plans in a row
-                were not new.
+            StopSearch: the plan is new and the allowance or the patience is used up, or `MOST_REPEATS` plans
+                in a row were not new.
             InputError: the evaluation gave no number that the reward can use, such as NaN.
         """
         key = labeling.key()
@@ -275,7 +283,7 @@ class Recorder:
         return evaluated
 
     def _reward(self, outcome: Outcome) -> float:
-        """The settings' reward of an outcome. Raises InputError, which names the evaluation, where it has none."""
+        """The settings' reward of an outcome. Raises InputError, with the evaluation's number, for NaN."""
         try:
             return compute(self._settings.reward, outcome, self._context)
         except ValueError as error:

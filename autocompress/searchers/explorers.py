@@ -18,8 +18,8 @@ class Proposal:
     """Prices to try next.
 
     Attributes:
-        prices: (L, 2) log prices of pruning and of rounding, in [-`PRICE_LIMIT`, `PRICE_LIMIT`] where an explorer drew
-            them.
+        prices: (L, 2) log prices of pruning and of rounding, in [-`PRICE_LIMIT`, `PRICE_LIMIT`] where an
+            explorer drew them.
         origin: name of the explorer that drew them, or of another source: `solver`, `policy` or `model`.
     """
 
@@ -58,7 +58,7 @@ class Explorer(Protocol):
         """Learn from one trial, also from one that another explorer proposed."""
 
     def knowledge(self) -> FloatArray:
-        """(L, 4) the two prices around which it explores, and the standard deviation of each: what a policy observes."""
+        """(L, 4) what a policy observes: the two prices around which it explores, and their standard deviations."""
 
 
 class LocalExplorer:
@@ -116,8 +116,8 @@ class LocalExplorer:
 class PosteriorExplorer:
     """Posterior sampling: draws prices from `PriceBelief`, so that uncertainty drives exploration.
 
-    Thompson 1933; for reinforcement learning, Osband, Russo & Van Roy 2013 (arXiv:1306.0940): draw one model from the
-    posterior, and act optimally under it for an episode. The solver is the optimal actor.
+    Thompson 1933; for reinforcement learning, Osband, Russo & Van Roy 2013 (arXiv:1306.0940): draw one model
+    from the posterior, and act optimally under it for an episode. The solver is the optimal actor.
 
     Args:
         problem: menus, layer errors and costs of the network.
@@ -164,7 +164,8 @@ class PosteriorExplorer:
 class MixedExplorer:
     """Posterior sampling and hill-climbing by turns, each learning from the other's trials.
 
-    Posterior sampling finds the right region fast; the hill-climb does not need the additive model to be right.
+    Posterior sampling finds the right region fast; the hill-climb does not need the additive model to be
+    right.
 
     Args:
         problem: menus, layer errors and costs of the network.
@@ -197,4 +198,4 @@ EXPLORERS: dict[str, Callable[[Problem, np.random.Generator, FloatArray | None],
     "posterior": PosteriorExplorer,
     "mixed": MixedExplorer,
 }
-"""Explorers by name; each is made of a problem, a random generator, and a policy's log prices (L, 2) or None."""
+"""Explorers by name, each a function of problem, random generator, and a policy's log prices (L, 2) or None."""

@@ -1,13 +1,15 @@
 """A Gaussian posterior of the layers' true prices, given the plans evaluated so far.
 
-Prices are natural logarithms of the weights that `Pricer.solve` takes, shape (L, 2). A price says how much more a
-layer's pruning (column 0, for the layer that owns the sparsity) or quantization (column 1) hurts than its layer error
-says. With prices of 0 the solver returns the Lagrangian solution of the layer-error problem itself.
+Prices are natural logarithms of the weights that `Pricer.solve` takes, shape (L, 2). A price says how much
+more a layer's pruning (column 0, for the layer that owns the sparsity) or quantization (column 1) hurts than
+its layer error says. With prices of 0 the solver returns the Lagrangian solution of the layer-error problem
+itself.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from autocompress_envs.problem.numbers import BoolArray, FloatArray
 
@@ -18,13 +20,14 @@ PRICE_LIMIT = 4.0
 class PriceBelief:
     """A Gaussian posterior of the prices that explain the measured divergences.
 
-    - Model: log KL = log sum_i exp(price_i) part_i + noise, with the plan's loss parts (`LossParts`), one for each of
-      the P active prices.
-    - Prior: prices scatter by `SPREAD` around a policy's, or around 0. Their common mean is free, since only ratios of
-      prices change a plan.
-    - Noise: plans far worse than the best have more, because the additive model need only be right for good plans.
-    - Posterior: the Laplace approximation at its mode (MacKay 2003, ch. 27), found by Gauss-Newton steps from the last
-      mode.
+    - Model: log KL = log sum_i exp(price_i) part_i + noise, with the plan's loss parts (`LossParts`), one for
+      each of the P active prices.
+    - Prior: prices scatter by `SPREAD` around a policy's, or around 0. Their common mean is free, since only
+      ratios of prices change a plan.
+    - Noise: plans far worse than the best have more, because the additive model need only be right for good
+      plans.
+    - Posterior: the Laplace approximation at its mode (MacKay 2003, ch. 27), found by Gauss-Newton steps from
+      the last mode.
 
     Args:
         active: (L, 2) whether a price weighs any error at all.
@@ -64,10 +67,11 @@ class PriceBelief:
         self._fit()
 
     def _fit(self) -> None:
-        """Move the mode by `STEPS` Gauss-Newton steps, each price by at most 1 a step, and take the precision there.
+        """Move the mode by `STEPS` Gauss-Newton steps, each price by at most 1 a step.
 
-        With the log of the modelled loss f, its slope J = df / d price and the noise's precisions W, a step is
-        (J'WJ + prior)^-1 (J'W (log KL - f) - prior (price - expected)).
+        With the log of the modelled loss f, its slope J = df / d price and the noise's precisions W, a step
+        is (J'WJ + prior)^-1 (J'W (log KL - f) - prior (price - expected)). The matrix that is inverted is the
+        posterior's precision.
         """
         parts, log_losses = np.array(self._parts), np.array(self._log_losses)  # (N, P), (N,)
         weights = 1.0 / (self.NOISE**2 + (self.FORGIVENESS * (log_losses - log_losses.min())) ** 2)
@@ -83,7 +87,8 @@ class PriceBelief:
     def sample(self, rng: np.random.Generator, temperature: float) -> FloatArray:
         """(L, 2) prices drawn from the posterior, with mean 0 over the active ones; 0 where not active.
 
-        With the Cholesky factor C C' of the precision, C'^-1 z has the posterior's covariance for standard normal z.
+        With the Cholesky factor C C' of the precision, C'^-1 z has the posterior's covariance for standard
+        normal z.
 
         Args:
             rng: random generator of the draw.
@@ -100,7 +105,7 @@ class PriceBelief:
             (L, 2) means, and (L, 2) standard deviations; 0 where not active.
         """
         centre = np.eye(len(self.mean)) - 1.0 / max(len(self.mean), 1)
-        covariance = centre @ np.linalg.inv(self._precision) @ centre
+        covariance = centre @ cho_solve(cho_factor(self._precision, lower=True), centre)
         deviation = np.sqrt(np.maximum(np.diag(covariance), 0.0))
         return self._spread_out(centre @ self.mean), self._spread_out(deviation)
 

@@ -35,12 +35,12 @@ class Searcher:
     Attributes:
         search: function that runs the search.
         is_random: whether it makes random choices; else every seed gives the same plans. Default: True.
-        needs_labels: whether it needs labelled data for rewards of its own, whatever `SearchSettings.reward` says.
-            Default: False.
+        needs_labels: whether it needs labelled data for rewards of its own, whatever `SearchSettings.reward`
+            says. Default: False.
         needs_original_accuracy: whether such a reward compares with `Task.original_accuracy`. Default: False.
         has_agent: whether `SearchSettings.agent` and `SearchSettings.action` matter to it. Default: False.
-        needs_outputs: whether it models the network's outputs, as in `Agent`. Of a method with agents, the agent's
-            attribute counts instead. Default: False.
+        needs_outputs: whether it models the network's outputs, as in `Agent`. Of a method with agents, the
+            agent's attribute counts instead. Default: False.
     """
 
     search: Search
@@ -105,21 +105,21 @@ def run_search(
 ) -> SearchResult:
     """Search for the plan of highest reward within the limits.
 
-    The result, and the order in which plans are evaluated, depend on `task` and `settings` alone. So a search is
-    resumed by running it again with an `evaluate` that answers from the journal. Global random generators are left as
-    they were.
+    The result, and the order in which plans are evaluated, depend on `task` and `settings` alone. So a search
+    is resumed by running it again with an `evaluate` that answers from the journal. Global random generators
+    are left as they were.
 
     Args:
         task: the problem, its limits and its evaluation.
         settings: options of the search; `agent` and `action` matter to the method `rl` only.
-        method: name in `SEARCHERS`, or a searcher, or a function such as `amc_searcher(AmcOptions(overshoot=True))`.
-            Default: `rl`.
+        method: name in `SEARCHERS`, or a searcher, or a function such as
+            `amc_searcher(AmcOptions(overshoot=True))`. Default: `rl`.
         observe: function that is called after every new evaluation. Default: None.
         tensorboard: folder to which TensorBoard scalars are written. Default: None, for no scalars.
 
     Raises:
-        InputError: an unknown method or agent, an agent that can't take such actions, an evaluation that gave NaN,
-            or no plan of the method within the limits.
+        InputError: an unknown method or agent, an agent that can't take such actions, an evaluation that gave
+            NaN, or no plan of the method within the limits.
         InfeasibleBudgetError: no plan at all meets the limits.
     """
     searcher = as_searcher(method)

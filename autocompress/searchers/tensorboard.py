@@ -16,8 +16,8 @@ Observe = Callable[[Evaluated], None]
 def tensorboard_observer(folder: Path, limits: dict[str, int]) -> Iterator[Observe]:
     """An observer that writes TensorBoard scalars, one step per evaluation, until the block ends.
 
-    Tags: `search/kl` (nats), `search/accuracy`, `search/reward`, `search/best_kl` (nats, the best plan's so far), and
-    `search/cost_RESOURCE` (share of the limit that the plan uses) for every limited resource.
+    Tags: `search/kl` (nats), `search/accuracy`, `search/reward`, `search/best_kl` (nats, the best plan's so
+    far), and `search/cost_RESOURCE` (share of the limit that the plan uses) for every limited resource.
 
     Args:
         folder: folder to which the event files are written; made where it is missing.

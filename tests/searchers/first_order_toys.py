@@ -1,4 +1,4 @@
-"""What tests of the first-order model share: a network of two layers computed by hand, and what `moves` and plans stand beside."""
+"""What tests of the first-order model share: two layers computed by hand, and differences of predictions."""
 
 import numpy as np
 from output_toys import effects_of

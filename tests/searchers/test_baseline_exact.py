@@ -98,7 +98,9 @@ def test_dominated_and_hopeless_options_are_left_out():
     problem, _ = toy_problem()
     pricer = Pricer(problem, {"size": 204})
     # Rows of conv2: 3 bit-widths for each of the 2 widths of its input; those pruned lose 0.6 at least.
-    sizes = {most: [len(options.error) for options in exact_model.joint_options(pricer, most)] for most in (1.0, 0.26, 0.05)}
+    sizes = {
+        most: [len(options.error) for options in exact_model.joint_options(pricer, most)] for most in (1.0, 0.26, 0.05)
+    }
     assert sizes == {1.0: [6, 6, 3], 0.26: [6, 3, 2], 0.05: [4, 2, 2]}
     unlimited_bits = exact_model.joint_options(Pricer(problem, {"macs": 24}), 1.0)
     assert [len(options.error) for options in unlimited_bits] == [2, 2, 1]  # bits cost nothing: 8 beats 2 and 4

@@ -1,4 +1,4 @@
-"""Regularised evolution of plans (Real et al. 2019, arXiv:1802.01548): the oldest plan dies, not the worst."""
+"""Regularised evolution of plans: the oldest plan dies, not the worst (Real et al. 2019, arXiv:1802.01548)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ ATTEMPTS = 20  # draws for one child, until one was not seen before
 
 
 def search_evolution(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `evolution`: mutate and cross the plans of a population that starts with the solver's and random ones.
+    """The method `evolution`: mutate and cross the plans of a population.
+
+    It starts with the solver's plan and random ones.
 
     Differs from the paper by crossover, and by repair (`repaired`): each evaluated plan meets every limit.
 
@@ -43,7 +45,7 @@ def search_evolution(task: Task, settings: SearchSettings, recorder: Recorder) -
 
 
 class PlanGenerator:
-    """Makes plans within the limits, each different from all before it where that takes at most `ATTEMPTS` draws.
+    """Makes plans within the limits, each different from all before it as far as `ATTEMPTS` draws suffice.
 
     Args:
         pricer: the problem and its limits.
@@ -78,7 +80,7 @@ class PlanGenerator:
         return self._first_new(bred)
 
     def _first_new(self, draw: Callable[[], IntArray]) -> Labeling:
-        """The first draw of genes (L, 3) that, repaired, was not seen before, or else the last of `ATTEMPTS`."""
+        """The first draw of genes (L, 3) that, repaired, is a new plan, or else the last of `ATTEMPTS`."""
         for _ in range(ATTEMPTS):
             labeling = repaired(self._pricer, labeling_of_genes(draw()))
             if labeling.key() not in self._known:
@@ -93,7 +95,7 @@ class PlanGenerator:
         return max(candidates, key=lambda evaluated: evaluated.reward)
 
     def _mutated(self, genes: IntArray) -> IntArray:
-        """(L, 3) genes with another sparsity or another bit-width in 1 to `MOST_CHANGED` layers, one change each."""
+        """(L, 3) genes with another sparsity or another bit-width in each of 1 to `MOST_CHANGED` layers."""
         genes = genes.copy()
         layers = np.unique(self._choices[:, 0])
         changed = min(int(self._rng.integers(1, MOST_CHANGED + 1)), len(layers))
@@ -107,9 +109,9 @@ class PlanGenerator:
 def repaired(pricer: Pricer, labeling: Labeling) -> Labeling:
     """A labelling within the limits, near the one given.
 
-    Single changes lower the costs until the limits hold, then fill the room that is left. Where these lead nowhere,
-    which a limit on peak memory can cause, every layer in turn takes the nearest label that leaves every limit within
-    reach.
+    Single changes lower the costs until the limits hold, then fill the room that is left. Where these lead
+    nowhere, which a limit on peak memory can cause, every layer in turn takes the nearest label that leaves
+    every limit within reach.
 
     Args:
         pricer: the problem and its limits.

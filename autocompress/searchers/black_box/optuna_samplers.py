@@ -1,4 +1,4 @@
-"""Optuna's black-box optimisers (Akiba et al. 2019, arXiv:1907.10902), over prices or directly over labels."""
+"""Optuna's black-box optimisers (Akiba et al. 2019, arXiv:1907.10902), over prices or over labels."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 PRICE_RANGE = PRICE_LIMIT / 2  # largest absolute log price
 STARTUP_TRIALS = 20  # random trials before TPE has a model
 POPULATION = 20  # plans of one generation of NSGA-II: twenty generations in 400 evaluations
-CROSSED = 0.5  # share of NSGA-II's children with two parents; 0.9, the default, was worse over a few hundred evaluations
+CROSSED = 0.5  # share of NSGA-II's children with two parents; the default, 0.9, was worse over 400 evaluations
 
 
 def search_tpe(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
@@ -49,8 +49,8 @@ def search_tpe(task: Task, settings: SearchSettings, recorder: Recorder) -> None
 def search_cmaes(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
     """The method `cmaes`: CMA-ES over log prices (Hansen & Ostermeier 2001), from 0, the solver's own plan.
 
-    The first mean is the middle of the range, 0, and the first standard deviation a sixth of the range, 0.67: Optuna's
-    defaults.
+    The first mean is the middle of the range, 0, and the first standard deviation a sixth of the range, 0.67:
+    Optuna's defaults.
 
     Args:
         task: the problem, its limits and its evaluation.
@@ -65,11 +65,11 @@ def search_cmaes(task: Task, settings: SearchSettings, recorder: Recorder) -> No
 
 
 def search_nsga2(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `nsga2`: NSGA-II over labels (Deb et al. 2002), with reward and used share of the limits as objectives.
+    """The method `nsga2`: NSGA-II over labels (Deb et al. 2002), for reward and costs.
 
-    The reward is maximised, the largest share of a limit that the plan uses is minimised. A plan beyond the limits is
-    repaired by layer errors before it is evaluated, and its trial is told the values of the repaired plan. The first
-    trial is the solver's plan.
+    The reward is maximised, the largest share of a limit that the plan uses is minimised. A plan beyond the
+    limits is repaired by layer errors before it is evaluated, and its trial is told the values of the
+    repaired plan. The first trial is the solver's plan.
 
     Args:
         task: the problem, its limits and its evaluation.
@@ -106,7 +106,7 @@ def _within(pricer: Pricer, labeling: Labeling) -> Labeling:
 
 
 def _search_log_prices(task: Task, settings: SearchSettings, recorder: Recorder, sampler: MakeSampler) -> None:
-    """Let a sampler choose the active log prices in [-`PRICE_RANGE`, `PRICE_RANGE`] until the search is over."""
+    """Let a sampler choose the active log prices, within `PRICE_RANGE`, until the search is over."""
     pricer = Pricer(task.problem, task.limits)
     active = LossParts(task.problem).active
     names = [f"layer{layer}.kind{kind}" for layer, kind in np.argwhere(active)]
@@ -138,7 +138,7 @@ def _cmaes(seed: int) -> BaseSampler:
 
 @contextmanager
 def _quiet_optuna() -> Iterator[Any]:
-    """The module `optuna`, which logs nothing but errors and does not warn of experimental features in the block."""
+    """The module `optuna`, which in the block logs nothing but errors, and warns of no experimental features."""
     import optuna
 
     verbosity = optuna.logging.get_verbosity()

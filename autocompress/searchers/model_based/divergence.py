@@ -1,12 +1,13 @@
 """The divergence of shifted predictions to second order: what all models of plans share.
 
-For predictions q and the original's p0, both (N, K), a further shift d of the log-probabilities changes the mean
+For predictions q and the original's p0, both (N, K), a further shift d of the log-probabilities changes the
+mean
 divergence KL(p0 || q) by
 
     E[(q - p0)' d] + E[d' (diag(q) - q q') d] / 2,
 
-to second order, with the mean E over the N samples. The matrix in the second term is the Fisher information of a
-softmax with respect to its logits. Its product is called the *Fisher metric* here.
+to second order, with the mean E over the N samples. The matrix in the second term is the Fisher information
+of a softmax with respect to its logits. Its product is called the *Fisher metric* here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Numbers = TypeVar("Numbers", FloatArray, Matrix)
 def shifted(log_probabilities: FloatArray, shift: FloatArray | Matrix) -> FloatArray:
     """(..., N, K) normalised log-probabilities: those given (N, K) after shifts (..., N, K)."""
     logits = log_probabilities + shift
-    # Class by class and as a product: numpy's own reductions over a few neighbouring numbers take ten times as long.
+    # Class by class, and as a product: numpy's own reductions over few neighbouring numbers take ten times as long.
     logits -= reduce(np.maximum, np.moveaxis(logits, -1, 0))[..., None]
     logits -= np.log(_class_sum(np.exp(logits)))
     return logits
@@ -40,8 +41,8 @@ def _class_sum(values: Numbers) -> Numbers:
 def fisher_coordinates(shifts: Matrix, probabilities: FloatArray) -> Matrix:
     """(M, N * K) coordinates of shifts whose inner products are the Fisher metric E[d' (diag(q) - q q') d].
 
-    d' (diag(q) - q q') d is the variance of d under q. So every shift is centred under q and multiplied by the root of
-    q / N. A shift that is the same for all classes changes no probability, and has length 0:
+    d' (diag(q) - q q') d is the variance of d under q. So every shift is centred under q and multiplied by
+    the root of q / N. A shift that is the same for all classes changes no probability, and has length 0:
 
     >>> coordinates = fisher_coordinates(np.array([[2.0, -2.0], [3.0, 3.0]], dtype=np.float32), np.array([[0.5, 0.5]]))
     >>> (coordinates @ coordinates.T).round(4).tolist()

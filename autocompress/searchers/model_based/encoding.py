@@ -1,10 +1,12 @@
 """Plans as vectors of integers, and one row of numbers over all options: what models of plans compute with.
 
-A plan's *codes* are (2L,) integers, one for each *feature*. The first L features are the layers' sparsities, as indices
-into their menus. The last L are the layers' bits, as flat indices of (weight bits, activation bits).
+A plan's *codes* are (2L,) integers, one for each *feature*. The first L features are the layers' sparsities,
+as indices into their menus. The last L are the layers' bits, as flat indices of (weight bits, activation
+bits).
 
-Every option of every feature has a *slot*. All slots lie in one row of S entries, feature after feature. So a plan is
-also a vector of S zeros and ones with 2L ones, and what is additive over layers is a product with that vector.
+Every option of every feature has a *slot*. All slots lie in one row of S entries, feature after feature. So a
+plan is also a vector of S zeros and ones with 2L ones, and what is additive over layers is a product with
+that vector.
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from autocompress_envs.solver.lagrangian import Choice, choice_of, labeling_of
 Matrix = npt.NDArray[np.float32]
 
 SMALLEST_ERROR = 1e-3
-"""Least layer error of an option, as a share of the layer's largest; the option of least error keeps an error of 0.
+"""Least layer error of an option, as a share of the layer's largest.
 
-An estimate of no error at all would hide from the models that the option changes the outputs.
+Only the option of least error has an error of 0. An estimate of no error at all would hide from the models
+that the option changes the outputs.
 """
 
 
@@ -40,13 +43,13 @@ class PlanEncoding:
 
     Args:
         problem: menus, layer errors and costs of the network.
-        prices: (L, 2) logarithms of the factors on layer errors: column 0 for pruning, column 1 for rounding. Default:
-            None, which leaves the layer errors as they are.
+        prices: (L, 2) logarithms of the factors on layer errors: column 0 for pruning, column 1 for rounding.
+            Default: None, which leaves the layer errors as they are.
 
     Attributes:
         tables: the problem's numbers as arrays.
-        errors: layer errors in nats, a pair of arrays. (L, sparsities): of an owner's sparsity, over all layers that
-            read its group. (L, B * A): of a layer's bits, unpruned.
+        errors: layer errors in nats, a pair of arrays. (L, sparsities): of an owner's sparsity, over all
+            layers that read its group. (L, B * A): of a layer's bits, unpruned.
         slot_errors: (S,) the same layer errors in one row, by slot.
         offsets: (2L,) the first slot of every feature.
     """
@@ -105,7 +108,7 @@ class PlanEncoding:
 
 
 def _floored(errors: FloatArray) -> FloatArray:
-    """(L, options) errors of at least `SMALLEST_ERROR` of the layer's largest; 0 for the option of least error."""
+    """(L, options) errors of at least `SMALLEST_ERROR` of the largest; 0 for the option of least error."""
     floor = SMALLEST_ERROR * errors.max(1, keepdims=True)
     mildest = errors.argmin(1)[:, None] == np.arange(errors.shape[1])
     return np.where(mildest, 0.0, np.maximum(errors, floor))

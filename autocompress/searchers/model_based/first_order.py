@@ -1,18 +1,21 @@
-"""What plans are expected to do to the network before any of them is evaluated, and the best plan by that prediction.
+"""The divergence of plans as first-order effects predict it before any evaluation, and the best plan by that.
 
-The first-order effects of a plan's labels add up to a shift D(p) of the log-probabilities. The shift gives a divergence
-in which layers that change the outputs alike do more harm than the sum of their own. Two corrections follow. Large
-shifts saturate, so D(p) is shrunk. And what is not first-order grows with the layer errors e(o), faster the more of
-them there are. In all, the expected divergence of a plan p is
+The first-order effects of a plan's labels add up to a shift D(p) of the log-probabilities. The shift gives a
+divergence in which layers that change the outputs alike do more harm than the sum of their own. Two
+corrections follow. Large shifts saturate, so D(p) is shrunk. And what is not first-order grows with the layer
+errors e(o), faster the more of them there are. In all, the expected divergence of a plan p is
 
-    J(p) = KL(p0 || softmax(log p0 + SHRINKAGE D(p))) + e(p) + e(p)^2,   e(p) = sum over labels o of exp(price) e(o)
+    J(p) = KL(p0 || softmax(log p0 + SHRINKAGE D(p))) + e(p) + e(p)^2,
+    e(p) = sum over labels o of exp(price) e(o),
 
 with the original's predictions p0, and a policy's log prices, learned on other networks; 0 without a policy.
 
-Around an incumbent b, a plan that was measured, the shift d(b) is known, and first-order effects D_b around b are small
-enough to count in full. What is not first-order grows with the layer errors of the labels that differ from b's:
+Around an incumbent b, a plan that was measured, the shift d(b) is known, and first-order effects D_b around b
+are small enough to count in full. What is not first-order grows with the layer errors of the labels that
+differ from b's:
 
-    J(p) = KL(p0 || softmax(log p0 + d(b) + D_b(p))) + sum over changed labels o of exp(price) max(e(o), e(b's label)).
+    J(p) = KL(p0 || softmax(log p0 + d(b) + D_b(p)))
+           + sum over changed labels o of exp(price) max(e(o), e(b's label)).
 """
 
 from __future__ import annotations
@@ -59,9 +62,10 @@ class FirstOrderModel:
         problem: menus, layer errors and costs of the network.
         probabilities: (N, K) the uncompressed network's predictions; the first `SAMPLES` count.
         effects: first-order effects of all labels on the same N samples.
-        prices: (L, 2) a policy's log prices of pruning and of rounding. Default: None, which leaves layer errors as
-            they are.
-        around: the incumbent around which the effects were taken. Default: None, for effects around the original.
+        prices: (L, 2) a policy's log prices of pruning and of rounding. Default: None, which leaves layer
+            errors as they are.
+        around: the incumbent around which the effects were taken. Default: None, for effects around the
+            original.
 
     Attributes:
         encoding: codes and slots of the problem's plans, with layer errors multiplied by the prices.
@@ -94,7 +98,7 @@ class FirstOrderModel:
     def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
         """The expected divergence J of plans.
 
-        KL(p0 || q) = sum of p0 log p0 - sum of p0 log q, averaged over samples. The first sum is the same for all plans.
+        KL(p0 || q) = sum of p0 log p0 - sum of p0 log q, averaged over samples. No plan changes the first sum.
 
         Args:
             codes: (M, 2L) the plans.
@@ -112,13 +116,13 @@ class FirstOrderModel:
     ) -> tuple[FloatArray, FloatArray]:
         """What M single changes of one plan do to J, to second order.
 
-        A change from slot a to slot b shifts the log-probabilities by d = D_b - D_a. With q the plan's own predictions
-        and <., .> the Fisher metric under q, the divergence changes by E[(q - p0)' d] + <d, d> / 2, and two changes i
-        and j together by <d_i, d_j> more than the sum of their own.
+        A change from slot a to slot b shifts the log-probabilities by d = D_b - D_a. With q the plan's own
+        predictions and <., .> the Fisher metric under q, the divergence changes by E[(q - p0)' d] + <d, d> /
+        2, and two changes i and j together by <d_i, d_j> more than the sum of their own.
 
-        What is not first-order is exact. Around an incumbent it is a sum over features, so it adds to single changes
-        alone. Around the original it is f(e) = e + e^2, and a change of e by x adds f(e + x) - f(e) = x (1 + 2 e + x);
-        two changes by x and y together add 2 x y more.
+        What is not first-order is exact. Around an incumbent it is a sum over features, so it adds to single
+        changes alone. Around the original it is f(e) = e + e^2, and a change of e by x adds f(e + x) - f(e) =
+        x (1 + 2 e + x); two changes by x and y together add 2 x y more.
 
         Args:
             codes: (2L,) the plan.
@@ -127,7 +131,8 @@ class FirstOrderModel:
             caution: ignored, for the model knows no uncertainty.
 
         Returns:
-            (M,) the change of J in nats that each makes alone, and (M, M) what two make on top of the sum of their own.
+            (M,) the change of J in nats that each makes alone, and (M, M) what two make on top of the sum of
+            their own.
         """
         encoding = self.encoding
         before, after = encoding.changed_slots(codes, feature, option)  # (M,)
@@ -152,7 +157,7 @@ class FirstOrderModel:
         return errors + errors**2
 
     def _change_errors(self, slots: IntArray, feature: IntArray) -> FloatArray:
-        """(...) the larger layer error of a slot (...) and of the incumbent's in its feature; 0 where they are one."""
+        """(...) the larger error of a slot (...) and of the incumbent's in its feature; 0 where they are one."""
         assert self._incumbent is not None
         own, errors = self._incumbent[feature], self.encoding.slot_errors
         return np.where(slots == own, 0.0, np.maximum(errors[slots], errors[own]))
@@ -160,8 +165,8 @@ class FirstOrderModel:
     def _log_probabilities(self, codes: IntArray) -> FloatArray:
         """(M, N, K) predicted log-probabilities under plans (M, 2L), in float32.
 
-        The shift of every plan is the sum of its slots' rows. Plans on a descent differ in few labels. So the sum is
-        taken once, for the most common plan, and a sparse matrix adds what each plan changes of it.
+        The shift of every plan is the sum of its slots' rows. Plans on a descent differ in few labels. So the
+        sum is taken once, for the most common plan, and a sparse matrix adds what each plan changes of it.
         """
         from scipy.sparse import csr_array
 
@@ -187,7 +192,7 @@ def predicted_best_plan(
     prices: FloatArray | None = None,
     around: Incumbent | None = None,
 ) -> Labeling:
-    """The plan within the limits whose expected divergence is least, as far as descents find it; none is evaluated.
+    """The plan within the limits of least expected divergence, as far as descents find it, without evaluations.
 
     Args:
         problem: menus, layer errors and costs of the network.
@@ -195,8 +200,8 @@ def predicted_best_plan(
         probabilities: (N, K) the uncompressed network's predictions.
         effects: first-order effects of all labels on the same N samples.
         prices: (L, 2) a policy's log prices of pruning and of rounding. Default: None, for prices of 0.
-        around: the incumbent around which the effects were taken; the descent starts from it. Default: None, for
-            effects around the original; descents then start from the solver's plans under the prices.
+        around: the incumbent around which the effects were taken; the descent starts from it. Default: None,
+            for effects around the original; descents then start from the solver's plans under the prices.
 
     Raises:
         InfeasibleBudgetError: no plan meets the limits.
@@ -210,7 +215,7 @@ def predicted_best_plan(
 
 
 def _solver_plans(problem: Problem, limits: Mapping[str, int], prices: FloatArray | None) -> list[Labeling]:
-    """The solver's plan, and its plans under the policy's prices with pruning's weight times `PRUNING_FACTORS`."""
+    """The solver's plan, and those under the policy's prices with pruning's weight times `PRUNING_FACTORS`."""
     pricer = Pricer(problem, limits)
     pruning, rounding = np.exp(np.zeros((len(problem.layers), 2)) if prices is None else prices).T
     return [pricer.solve(), *(pricer.solve(factor * pruning, rounding) for factor in PRUNING_FACTORS)]

@@ -1,4 +1,4 @@
-"""The kernel of the Gaussian process over plans: its hyper-parameters, and its values between options of one feature."""
+"""The kernel of the Gaussian process over plans: hyper-parameters, and values between options of a feature."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ class KernelSettings:
     """Hyper-parameters of the kernel, chosen among `CHOICES` by leave-one-out error.
 
     Attributes:
-        pruning: correlation r of neighbouring sparsities, in (0, 1). They remove nested sets of channels, so it is
-            close to 1. Default: 0.95.
-        rounding: correlation r of neighbouring bit-widths, in (0, 1). Their rounding errors have little in common.
-            Default: 0.3.
+        pruning: correlation r of neighbouring sparsities, in (0, 1). They remove nested sets of channels, so
+            it is close to 1. Default: 0.95.
+        rounding: correlation r of neighbouring bit-widths, in (0, 1). Their rounding errors have little in
+            common. Default: 0.3.
         pairs: weight c of the square, at least 0. Default: 1.
-        noise: variance s of the measurements' noise, as a share of the mean of K's diagonal, above 0. Default: 0.01.
+        noise: variance s of the measurements' noise, as a share of the mean of K's diagonal, above 0.
+            Default: 0.01.
     """
 
     pruning: float = 0.95

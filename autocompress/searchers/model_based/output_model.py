@@ -1,48 +1,51 @@
 """A Gaussian process over plans for the network's outputs, learned from the plans that were evaluated.
 
-Every evaluation gives more than one number: the change d(p) in R^(N x K) of each class's log-probability on each sample.
-Layers disturb the outputs nearly additively. So d is modelled as a Gaussian process over plans, whose kernel says which
-plans disturb alike, the same kernel for all N x K outputs:
+Every evaluation gives more than one number: the change d(p) in R^(N x K) of each class's log-probability on
+each sample. Layers disturb the outputs nearly additively. So d is modelled as a Gaussian process over plans,
+whose kernel says which plans disturb alike, the same kernel for all N x K outputs:
 
     k(p, p') = a + c a^2,   a(p, p') = sum over features of sqrt(e(o) e(o')) r^|o - o'|
 
-with o and o' the options that the two plans take in a feature (a layer's sparsity, or its bits), e(o) the layer error
-of an option, r the correlation of neighbouring options, and the square for pairs of layers. (Rasmussen & Williams 2006,
-"Gaussian Processes for Machine Learning", ch. 2; outputs that share one kernel: Bonilla et al. 2008.)
+with o and o' the options that the two plans take in a feature (a layer's sparsity, or its bits), e(o) the
+layer error of an option, r the correlation of neighbouring options, and the square for pairs of layers.
+(Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning", ch. 2; outputs that share one kernel:
+Bonilla et al. 2008.)
 
-**Prediction.** After n evaluations with Gram matrix K_y = K + s I, the posterior mean for a plan p never seen is a
-mixture of measured shifts, sum_n alpha_n(p) d(p_n) with alpha(p) = K_y^-1 k(p) (eq. 2.25). The model expands the
-divergence to second order around its *expansion point*, the best plan b measured so far:
+**Prediction.** After n evaluations with Gram matrix K_y = K + s I, the posterior mean for a plan p never seen
+is a mixture of measured shifts, sum_n alpha_n(p) d(p_n) with alpha(p) = K_y^-1 k(p) (eq. 2.25). The model
+expands the divergence to second order around its *expansion point*, the best plan b measured so far:
 
     KL(p) = KL(b) + g'z + z'H z / 2,   z = alpha(p) - onehot(b),
     g_n = E[(q - p0)' d_n],   H_nm = E[d_n' (diag(q) - q q') d_m],
 
-with the mean E over samples, the original's predictions p0 and b's predictions q. H is the Gram matrix of the shifts in
-the Fisher metric (`divergence`). So one candidate costs O(n^2) operations, however many samples there are: thousands of
-candidates for the price of one evaluation.
+with the mean E over samples, the original's predictions p0 and b's predictions q. H is the Gram matrix of the
+shifts in the Fisher metric (`divergence`). So one candidate costs O(n^2) operations, however many samples
+there are: thousands of candidates for the price of one evaluation.
 
-**First-order effects** (`evaluation.effects`), where they are known, are the process's mean function (Rasmussen &
-Williams, sec. 2.7): the process only models the residual r(p) = d(p) - s D(p). D(p) is the sum of the effects of the
-plan's labels. The slope s is fitted by least squares, for large disturbances saturate. Effects taken around a plan b0
-say what other labels do instead of b0's: r(p) = d(p) - d(b0) - D_b0(p). Nothing saturates nearby, so their slope is 1.
+**First-order effects** (`evaluation.effects`), where they are known, are the process's mean function
+(Rasmussen & Williams, sec. 2.7): the process only models the residual r(p) = d(p) - s D(p). D(p) is the sum
+of the effects of the plan's labels. The slope s is fitted by least squares, for large disturbances saturate.
+Effects taken around a plan b0 say what other labels do instead of b0's: r(p) = d(p) - d(b0) - D_b0(p).
+Nothing saturates nearby, so their slope is 1.
 
-The *basis* then has one row for the effect of every slot, followed by one row for the residual of every measured plan.
-The coefficients z, the gradient g and the metric H are over all rows:
+The *basis* then has one row for the effect of every slot, followed by one row for the residual of every
+measured plan. The coefficients z, the gradient g and the metric H are over all rows:
 
     z = (s (indicators of p - indicators of b), alpha(p) - onehot(b)).
 
 So what single labels do need not be learned: a good plan is found in a tenth of the evaluations.
 
-**Uncertainty.** The divergence is convex, so what is uncertain about d(p) raises its expectation: by h v(p) / 2, with
-the posterior variance v(p) = k(p, p) - k(p)' K_y^-1 k(p) (eq. 2.26) in units of the kernel, and the signal variance h,
-in nats a unit of the kernel. Its maximum-likelihood estimate is h = tr(K_y^-1 H) / n, for H is the Gram matrix of all
-residuals. `caution` is the share of this rise that counts: 1 gives the expected divergence, and 0 the divergence at the
-posterior mean, which explores.
+**Uncertainty.** The divergence is convex, so what is uncertain about d(p) raises its expectation: by h v(p) /
+2, with the posterior variance v(p) = k(p, p) - k(p)' K_y^-1 k(p) (eq. 2.26) in units of the kernel, and the
+signal variance h, in nats a unit of the kernel. Its maximum-likelihood estimate is h = tr(K_y^-1 H) / n, for
+H is the Gram matrix of all residuals. `caution` is the share of this rise that counts: 1 gives the expected
+divergence, and 0 the divergence at the posterior mean, which explores.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.linalg import cho_factor, cho_solve
 
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.model_based.divergence import directional_derivatives, fisher_coordinates, shifted
@@ -62,10 +65,10 @@ class OutputModel:
     Args:
         problem: menus, layer errors and costs of the network.
         probabilities: (N, K) the uncompressed network's predictions, as in `Task.probabilities`.
-        prices: (L, 2) a policy's log prices of pruning and of rounding. Layer errors in the kernel are multiplied by
-            their `TRUST`-th power. Default: None, which leaves the layer errors as they are.
-        effects: first-order effects of all labels around the original, on the same N samples. Default: None, for a
-            process with mean 0.
+        prices: (L, 2) a policy's log prices of pruning and of rounding. Layer errors in the kernel are
+            multiplied by their `TRUST`-th power. Default: None, which leaves the layer errors as they are.
+        effects: first-order effects of all labels around the original, on the same N samples. Default: None,
+            for a process with mean 0.
 
     Attributes:
         encoding: codes and slots of the problem's plans.
@@ -73,8 +76,8 @@ class OutputModel:
         losses: (n,) their measured divergences in nats.
         settings: hyper-parameters of the kernel.
         slope: the slope s of the effects; 0 where there are none.
-        signal_variance: factor h, in nats, that turns variances in units of the kernel into variances in the Fisher
-            metric; at least 0.
+        signal_variance: factor h, in nats, that turns variances in units of the kernel into variances in the
+            Fisher metric; at least 0.
     """
 
     def __init__(
@@ -112,12 +115,12 @@ class OutputModel:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether a prediction was ever compared with a measurement; before, standard deviations have no scale."""
+        """Whether a prediction was ever compared with a measurement; before, deviations have no scale."""
         return bool(self._standardised_errors)
 
     @property
     def calibration(self) -> float:
-        """Factor that brings standard deviations to nats: the root mean square of the latest standardised errors."""
+        """Factor on standard deviations: the root mean square of the latest standardised errors."""
         recent = self._standardised_errors[-RECENT:]
         return float(np.sqrt(np.mean(np.square(recent)))) if recent else 1.0
 
@@ -189,8 +192,8 @@ class OutputModel:
     def _coefficients(self, indicators: FloatArray, alpha: FloatArray) -> FloatArray:
         """(M, S + n) coefficients z of the basis, from indicators (M, S) and alpha (M, n) of plans.
 
-        The first S are s times the slots that a plan gains (1) or loses (-1) against the expansion point; without
-        effects there are none. The last n are alpha - onehot(b).
+        The first S are s times the slots that a plan gains (1) or loses (-1) against the expansion point;
+        without effects there are none. The last n are alpha - onehot(b).
         """
         count = len(self._effects)  # S, or 0
         at_best = self.encoding.indicators(self.codes[self._best][None])
@@ -208,13 +211,13 @@ class OutputModel:
 
             u'(g + H z) + u'H u / 2,
 
-        and two changes i and j together add u_i'H u_j to the sum of their own. Only what changes is computed. In the
-        first S coefficients, u is -s at the slot that is left and s at the slot that is taken. In the last n it is
-        m' K_y^-1, with m the change of the kernel's values: where a changes by x, k = a + c a^2 changes by
-        m = x (1 + 2 c a) + c x^2.
+        and two changes i and j together add u_i'H u_j to the sum of their own. Only what changes is computed.
+        In the first S coefficients, u is -s at the slot that is left and s at the slot that is taken. In the
+        last n it is m' K_y^-1, with m the change of the kernel's values: where a changes by x, k = a + c a^2
+        changes by m = x (1 + 2 c a) + c x^2.
 
-        Two changes of x and y together also change k by 2 c x y more than alone. That is left out here; `predict`,
-        which decides among the best candidates, has it.
+        Two changes of x and y together also change k by 2 c x y more than alone. That is left out here;
+        `predict`, which decides among the best candidates, has it.
 
         Args:
             codes: (2L,) the plan.
@@ -223,7 +226,8 @@ class OutputModel:
             caution: share of the rise by uncertainty that counts, as in `predict`.
 
         Returns:
-            (M,) the change in nats that each makes alone, and (M, M) what two make on top of the sum of their own.
+            (M,) the change in nats that each makes alone, and (M, M) what two make on top of the sum of their
+            own.
         """
         indicators = self.encoding.indicators(codes[None])  # (1, S)
         overlap = (indicators @ self._slot_kernel)[0]  # a, (n,)
@@ -262,8 +266,8 @@ class OutputModel:
     ) -> tuple[FloatArray, FloatArray]:
         """What M single changes of one plan do to its posterior variance v, to second order.
 
-        The prior variance k(p, p) = t + c t^2, with t the sum of the plan's layer errors, changes by
-        y (1 + 2 c t) + c y^2 for an error that changes by y, and by 2 c y y' more for two together. The part that
+        The prior variance k(p, p) = t + c t^2, with t the sum of the plan's layer errors, changes by y (1 + 2
+        c t) + c y^2 for an error that changes by y, and by 2 c y y' more for two together. The part that
         measurements explain, k' K_y^-1 k, changes by 2 m' K_y^-1 k + m' K_y^-1 m, and by 2 m' K_y^-1 m' more.
 
         Args:
@@ -274,7 +278,8 @@ class OutputModel:
             alpha: (M, n) m' K_y^-1.
 
         Returns:
-            (M,) the change of v that each makes alone, and (M, M) what two make on top of the sum of their own.
+            (M,) the change of v that each makes alone, and (M, M) what two make on top of the sum of their
+            own.
         """
         errors, pairs = self.encoding.slot_errors, self.settings.pairs
         before, after = slots
@@ -323,7 +328,7 @@ class OutputModel:
         return shifts - self._offset - np.float32(self.slope) * first_order
 
     def _fitted_slope(self) -> float:
-        """Slope s of measured shifts over first-order shifts, by least squares in the Fisher metric; at least 0.
+        """Slope s of measured over first-order shifts, by least squares in the Fisher metric; at least 0.
 
         1 around a plan, and where the effects are next to nothing; 0 without effects.
         """
@@ -355,8 +360,8 @@ class OutputModel:
     def _leave_one_out_error(self) -> float:
         """Mean squared leave-one-out error in the Fisher metric, over the better half of the plans.
 
-        Without plan i, the others predict its residual with the error [K_y^-1 r]_i / [K_y^-1]_ii (Rasmussen & Williams
-        2006, eq. 5.12). So no prediction is repeated.
+        Without plan i, the others predict its residual with the error [K_y^-1 r]_i / [K_y^-1]_ii (Rasmussen &
+        Williams 2006, eq. 5.12). So no prediction is repeated.
         """
         squared = ((self._inverse @ self._residual_metric) * self._inverse).sum(1)  # of [K_y^-1 r]_i, (n,)
         errors = squared / np.diag(self._inverse) ** 2
@@ -381,9 +386,10 @@ class OutputModel:
         return errors + self.settings.pairs * errors**2
 
     def _factorise(self) -> None:
-        """Invert K_y = K + s I of the measured plans, and estimate the signal variance h."""
+        """Invert K_y = K + s I of the measured plans by its Cholesky factor, and estimate the signal variance h."""
         overlap = self.encoding.indicators(self.codes) @ self._slot_kernel  # (n, n)
         kernel = overlap + self.settings.pairs * overlap**2  # K
         noise = self.settings.noise * max(float(np.diag(kernel).mean()), 1e-12)
-        self._inverse = np.linalg.inv(kernel + noise * np.eye(len(kernel)))
+        factor = cho_factor(kernel + noise * np.eye(len(kernel)), lower=True)
+        self._inverse = cho_solve(factor, np.eye(len(kernel)))  # explicit: every prediction multiplies by it
         self.signal_variance = float((self._inverse * self._residual_metric).sum()) / max(len(self), 1)

@@ -13,7 +13,7 @@ import numpy as np
 from autocompress.searchers.model_based.encoding import PlanEncoding
 from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Problem
 
-CANDIDATES = 96  # most promising changes and pairs of changes, whose cost and divergence are computed exactly, a step
+CANDIDATES = 96  # changes and pairs of changes a step, whose cost and divergence are computed exactly
 MOST_STEPS = 40  # steps of one descent
 LEAST_IMPROVEMENT = 1e-9  # nats; a step that gains less ends the descent
 
@@ -43,8 +43,9 @@ class PlanModel(Protocol):
             caution: as in `predict`.
 
         Returns:
-            (M,) the change in nats that each makes alone, and (M, M) what changes i and j together make on top of the
-            sum of their own. Changes of the same feature exclude each other; their entries have no meaning.
+            (M,) the change in nats that each makes alone, and (M, M) what changes i and j together make on
+            top of the sum of their own. Changes of the same feature exclude each other; their entries have no
+            meaning.
         """
         ...
 
@@ -76,8 +77,8 @@ class Planner:
     def descend(self, codes: IntArray, caution: float = 0.0) -> IntArray:
         """All candidates met on one descent, for the caller to choose from.
 
-        Every step goes to the candidate of least expected divergence. The descent ends where no candidate is better
-        than the plan itself, or after `MOST_STEPS`.
+        Every step goes to the candidate of least expected divergence. The descent ends where no candidate is
+        better than the plan itself, or after `MOST_STEPS`.
 
         Args:
             codes: (2L,) the plan from which the descent starts; it need not be within the limits.
@@ -103,8 +104,9 @@ class Planner:
     def _candidates(self, codes: IntArray, caution: float) -> IntArray:
         """(C, 2L) the most promising plans within the limits that one or two changes of a plan (2L,) lead to.
 
-        First, all M changes and their M^2 / 2 pairs are ranked, by second order and by the sum of their costs. Then
-        the exact costs of the best `CANDIDATES` decide: costs of two changes in one layer do not add up.
+        First, all M changes and their M^2 / 2 pairs are ranked, by second order and by the sum of their
+        costs. Then the exact costs of the best `CANDIDATES` decide: costs of two changes in one layer do not
+        add up.
         """
         is_change = self._option != codes[self._feature]
         feature, option = self._feature[is_change], self._option[is_change]  # (M,)
@@ -116,9 +118,10 @@ class Planner:
         return plans[(self._costs(plans) <= self._most).all(1)]
 
     def _pair_values(self, codes: IntArray, feature: IntArray, option: IntArray, caution: float) -> FloatArray:
-        """(M, M) the expected change in nats by changes i and j together, and by change i alone on the diagonal.
+        """(M, M) what changes i and j together do, in nats, and what change i does alone on the diagonal.
 
-        Infinite where the costs, were they to add up, exceed the limits, or where i and j set the same feature.
+        Infinite where the costs, were they to add up, exceed the limits, or where i and j set the same
+        feature.
         """
         alone, joint = self._model.moves(codes, feature, option, caution)
         before = self._costs(codes[None])

@@ -1,16 +1,16 @@
-"""Model-based reinforcement learning: real episodes teach a model of the network's outputs, and plans are made in it.
+"""Model-based reinforcement learning: real episodes teach a model of the outputs, and plans are made in it.
 
-The Dyna idea (Sutton 1991), where an episode is one plan: between two evaluations of the network, thousands of plans
-are tried in the model at no cost, and the most promising one is evaluated next.
+The Dyna idea (Sutton 1991), where an episode is one plan: between two evaluations of the network, thousands
+of plans are tried in the model at no cost, and the most promising one is evaluated next.
 
-There are two ways to begin. Where first-order effects are known, the first evaluation is the plan that they predict to
-be the best. Where nothing is known, an explorer's prices (`explorers`) begin the search, and uncertain plans are taken
-to be better than expected (optimism in the face of uncertainty).
+There are two ways to begin. Where first-order effects are known, the first evaluation is the plan that they
+predict to be the best. Where nothing is known, an explorer's prices (`explorers`) begin the search, and
+uncertain plans are taken to be better than expected (optimism in the face of uncertainty).
 
-Three things keep the search from a local optimum. The explorer takes turns with the model, so that the model also
-learns of plans that it would not have chosen. Some descents start from random plans. And first-order effects around
-the original are wrong far away from it, so they are refreshed around the best plan. That takes about half of a long
-search's allowance at most.
+Three things keep the search from a local optimum. The explorer takes turns with the model, so that the model
+also learns of plans that it would not have chosen. Some descents start from random plans. And first-order
+effects around the original are wrong far away from it, so they are refreshed around the best plan. That takes
+about half of a long search's allowance at most.
 """
 
 from __future__ import annotations
@@ -42,12 +42,13 @@ class Schedule:
     Attributes:
         warm_up: evaluations of the explorer alone, at the start; at least 0.
         explorer_every: one in so many later evaluations is the explorer's; at least 1.
-        optimism: standard deviations by which an uncertain plan is taken to be better than expected; at least 0.
-        cautious_share: share of the model's plans, in [0, 1], for which uncertainty counts as the harm that it is
-            expected to do (`caution` 1). For the others it counts for nothing, which explores.
-        restart_probability: probability that a descent starts from a random plan, and not from one of the best.
-            Effects are known of all labels, so the model is of use everywhere; descents from the best plans alone ended
-            in a local optimum (ResNet-20, 2.4 bits).
+        optimism: standard deviations by which an uncertain plan is taken to be better than expected; at least
+            0.
+        cautious_share: share of the model's plans, in [0, 1], for which uncertainty counts as the harm that
+            it is expected to do (`caution` 1). For the others it counts for nothing, which explores.
+        restart_probability: probability that a descent starts from a random plan, and not from one of the
+            best. Effects are known of all labels, so the model is of use everywhere; descents from the best
+            plans alone ended in a local optimum (ResNet-20, 2.4 bits).
     """
 
     warm_up: int
@@ -57,7 +58,7 @@ class Schedule:
     restart_probability: float
 
 
-# Effects say what single labels do: better plans are near the predicted one, and uncertain ones are mostly worse.
+# Effects say what single labels do: better plans are near the predicted one, uncertain plans are mostly worse.
 FROM_EFFECTS = Schedule(warm_up=0, explorer_every=12, optimism=0.0, cautious_share=0.4, restart_probability=0.2)
 FROM_ZERO = Schedule(warm_up=24, explorer_every=4, optimism=1.0, cautious_share=0.0, restart_probability=0.0)
 # A policy's plan is close to the best: less is to be explored.
@@ -67,8 +68,8 @@ FROM_PRICES = Schedule(warm_up=6, explorer_every=4, optimism=1.0, cautious_share
 def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) -> NoReturn:
     """Search until the recorder ends it.
 
-    Where the task has effects, the first evaluation is the predicted best plan. The explorer's first evaluations are
-    the plan of the policy's prices, where the task has any, and the solver's plan.
+    Where the task has effects, the first evaluation is the predicted best plan. The explorer's first
+    evaluations are the plan of the policy's prices, where the task has any, and the solver's plan.
 
     Args:
         task: the problem, its limits and its evaluation, with the uncompressed network's `probabilities`.
@@ -118,7 +119,7 @@ class _Search:
         self._refreshed_at = 0  # evaluations before the last refresh
 
     def evaluate_predicted_best(self) -> None:
-        """Evaluate the plan that effects around the original predict to be the best, where there are effects."""
+        """Evaluate the predicted best plan of effects around the original, where there are effects."""
         task = self._task
         if self._effects is not None:
             assert task.probabilities is not None
@@ -128,10 +129,10 @@ class _Search:
     def is_time_to_refresh(self) -> bool:
         """Whether effects around the best plan are worth their time.
 
-        Three things must hold. The best plan is another than at the last refresh. Since then, as many evaluations went
-        by as the last effects took forward passes; the first refresh waits for none. And more evaluations are left
-        than that. Effects around a plan never take more passes than those around the original: fewer classes, and only
-        labels nearby.
+        Three things must hold. The best plan is another than at the last refresh. Since then, as many
+        evaluations went by as the last effects took forward passes; the first refresh waits for none. And
+        more evaluations are left than that. Effects around a plan never take more passes than those around
+        the original: fewer classes, and only labels nearby.
         """
         best, effects = self._recorder.best, self._effects
         if effects is None or best is None or best is self._refreshed_around:
@@ -168,7 +169,8 @@ class _Search:
     def is_explorers_turn(self) -> bool:
         """Whether the explorer's plan comes next.
 
-        The explorer loses its turn where it has just proposed a plan seen before: the model knows one that is new.
+        The explorer loses its turn where it has just proposed a plan seen before: the model knows one that is
+        new.
         """
         if self._is_repeating:
             return False
@@ -181,7 +183,7 @@ class _Search:
         self._proposal = self._first.pop(0) if self._first else self._explorer.propose()
 
     def plan(self) -> None:
-        """Evaluate the plan that the model holds most promising, or the explorer's where the model has no new one."""
+        """Evaluate the model's most promising plan, or the explorer's where the model has no new one."""
         labeling = self._most_promising()
         if labeling is None:
             self.explore()
@@ -189,7 +191,7 @@ class _Search:
             self._evaluate(labeling, Proposal(self._proposal.prices, "model"))
 
     def _most_promising(self) -> Labeling | None:
-        """The new plan of least expected divergence, less optimism, on one descent; None where all were evaluated."""
+        """The new plan of least optimistic divergence on one descent; None where all were evaluated."""
         model = self._model
         caution = 1.0 if self._rng.random() < self._schedule.cautious_share else 0.0
         candidates = self._new(self._planner.descend(self._start(), caution))
@@ -200,7 +202,7 @@ class _Search:
         return model.encoding.decode(candidates[int((expected - optimism * deviation).argmin())])
 
     def _start(self) -> IntArray:
-        """(2L,) the plan from which a descent starts: the best plan, one of the `STARTS` best, or a random one."""
+        """(2L,) the start of a descent: the best plan, one of the `STARTS` best, or a random plan."""
         restart_probability = self._schedule.restart_probability
         if restart_probability and self._rng.random() < restart_probability:
             noise = self._rng.normal(0.0, RESTART_DEVIATION, (len(self._task.problem.layers), 2))

@@ -1,23 +1,26 @@
 """AMC: prune channels layer by layer with DDPG (He et al. 2018, arXiv 1802.03494; code mit-han-lab/amc).
 
-As published: one continuous preserve ratio a layer, the wall (Algorithm 1; `_action_wall`), preserve ratios of at
-least 0.2, reward -error, the last reward with every step, 101 random episodes (the code's `episode <= warmup` for
-`warmup=100`), then truncated normal noise 0.5 * 0.95^(episode - warmup), a replay of 100 steps a layer, one update a
-step, and the hyper-parameters in `ddpg.DdpgOptions`.
+As published: one continuous preserve ratio a layer, the wall (Algorithm 1; `_action_wall`), preserve ratios
+of at least 0.2, reward -error, the last reward with every step, 101 random episodes (the code's `episode <=
+warmup` for `warmup=100`), then truncated normal noise 0.5 * 0.95^(episode - warmup), a replay of 100 steps a
+layer, one update a step, and the hyper-parameters in `ddpg.DdpgOptions`.
 
 Differences:
-- Plans come from the task's menus. The ratio is executed as the nearest ratio on the menu; the code rounds channels
-  up to multiples of 8. Levels that leave less than 0.2 are not offered; all bits are the highest on the menu.
-- The code rounds after its wall and may overshoot the budget. Here the nearest level that leaves the budget within
-  reach is taken. `AmcOptions(overshoot=True)` leaves that out; plans beyond the limits are then evaluated and
-  counted, but are never the search's best.
-- Only layers with several sparsities on the menu take a step. A ratio sets the channels that a layer writes (the
-  group's first layer, in network order), the code's those that it reads: the same groups under another name.
-- State: the menus' numbers know no kernel and stride. In their stead stand output positions and multiply-accumulates;
-  input channels are weight columns (times the kernel's area). Features that are the same everywhere are 0, not raw.
+- Plans come from the task's menus. The ratio is executed as the nearest ratio on the menu; the code rounds
+  channels up to multiples of 8. Levels that leave less than 0.2 are not offered; all bits are the highest on
+  the menu.
+- The code rounds after its wall and may overshoot the budget. Here the nearest level that leaves the budget
+  within reach is taken. `AmcOptions(overshoot=True)` leaves that out; plans beyond the limits are then
+  evaluated and counted, but are never the search's best.
+- Only layers with several sparsities on the menu take a step. A ratio sets the channels that a layer writes
+  (the group's first layer, in network order), the code's those that it reads: the same groups under another
+  name.
+- State: the menus' numbers know no kernel and stride. In their stead stand output positions and
+  multiply-accumulates; input channels are weight columns (times the kernel's area). Features that are the
+  same everywhere are 0, not raw.
 - The rest is always counted in multiply-accumulates; the code's first state counts it in parameters.
-- The wall interpolates the cost between menu levels and serves every limited resource; the code's formula is the same
-  for multiply-accumulates of layers that read or write the group but don't do both.
+- The wall interpolates the cost between menu levels and serves every limited resource; the code's formula is
+  the same for multiply-accumulates of layers that read or write the group but don't do both.
 - The error is that of top-1, on the search split; the code's default metric is top-5.
 - With fewer than 202 evaluations allowed, half of them are random episodes.
 """
@@ -64,8 +67,9 @@ class AmcOptions:
     """Options of AMC.
 
     Attributes:
-        overshoot: whether ratios are rounded after the wall, as in the released code, even where the plan then exceeds
-            the budget. Default: False, which takes the nearest ratio that leaves the budget within reach.
+        overshoot: whether ratios are rounded after the wall, as in the released code, even where the plan
+            then exceeds the budget. Default: False, which takes the nearest ratio that leaves the budget
+            within reach.
     """
 
     overshoot: bool = False
@@ -165,8 +169,8 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
             action: (1,) the layer's preserve ratio, in [0, 1].
 
         Returns:
-            Observation, reward (0 before the end), whether the episode is over, False, and an info with the preserve
-            ratio that was executed as `executed_action`.
+            Observation, reward (0 before the end), whether the episode is over, False, and an info with the
+            preserve ratio that was executed as `executed_action`.
 
         Raises:
             InputError: the outcome holds no accuracy.
@@ -187,10 +191,10 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
         return self._state, 0.0, False, False, info
 
     def wall(self, index: int) -> float:
-        """The highest preserve ratio of a layer with which the limits can be met, all layers after it at their least.
+        """The highest preserve ratio of a layer that meets the limits with all layers after it at their least.
 
-        It is continuous: between the ratios on the menu, the cost is interpolated. Where no ratio meets the limits, it
-        is the least one on the menu.
+        It is continuous: between the ratios on the menu, the cost is interpolated. Where no ratio meets the
+        limits, it is the least one on the menu.
 
         Args:
             index: index of the layer.
@@ -204,7 +208,7 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
         )
 
     def _with_least_after(self, index: int, level: int) -> Labeling:
-        """The labels so far, with a layer's sparsity at `level` and the most sparsity in all layers after it."""
+        """The labels so far, a layer's sparsity at `level`, and the most sparsity in all layers after it."""
         labeling = self._choices.so_far()
         sparsity = labeling.sparsity.copy()
         sparsity[index] = level
@@ -222,7 +226,7 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
         return np.array([*self._fixed[self._step], removed, rest, previous])
 
     def _fixed_features(self) -> tuple[FloatArray, FloatArray]:
-        """(steps, 7) the part of the observation that no choice changes, and (L,) multiply-accumulates of all layers."""
+        """(steps, 7) the part of the observation that no choice changes, and (L,) MACs of all layers."""
         of = layer_features(self._offered.problem)
         order = np.arange(len(of.macs), dtype=np.float64)
         fields = [order, of.is_linear, of.columns, of.rows, of.positions, of.weights, of.macs]

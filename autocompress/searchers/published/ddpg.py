@@ -1,14 +1,15 @@
-"""Deep deterministic policy gradients as AMC, HAQ and Galen train it (Lillicrap et al. 2016, arXiv 1509.02971).
+"""Deep deterministic policy gradients as in AMC, HAQ and Galen (Lillicrap et al. 2016, arXiv 1509.02971).
 
-Written after mit-han-lab/haq `lib/rl/{ddpg,memory}.py`, Microsoft's copy of AMC's `lib/agent.py` (the same agent) and
-UniHD-CEG/galen `runtime/agent/{agent,ddpg,memory}.py`. Stable-Baselines3's DDPG is not used because these agents
-store the episode's last reward with every step, subtract a moving average of the sampled rewards, and draw truncated
-noise around the actor's answer; and because Galen never marks the end of an episode.
+Written after mit-han-lab/haq `lib/rl/{ddpg,memory}.py`, Microsoft's copy of AMC's `lib/agent.py` (the same
+agent) and UniHD-CEG/galen `runtime/agent/{agent,ddpg,memory}.py`. Stable-Baselines3's DDPG is not used
+because these agents store the episode's last reward with every step, subtract a moving average of the sampled
+rewards, and draw truncated noise around the actor's answer; and because Galen never marks the end of an
+episode.
 
-As in the code, the replay holds the action that the agent asked for, not what the wall made of it. Differences:
-entries that only stand between two episodes are not stored (the code stores one and never samples it), a batch never
-waits for its newest step's successor, and Galen draws with replacement, instead of waiting, while its replay holds
-less than a batch (tiny networks).
+As in the code, the replay holds the action that the agent asked for, not what the wall made of it.
+Differences: entries that only stand between two episodes are not stored (the code stores one and never
+samples it), a batch never waits for its newest step's successor, and Galen draws with replacement, instead of
+waiting, while its replay holds less than a batch (tiny networks).
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ class DdpgOptions:
         tau: share by which the target networks move towards the trained ones at each update, in (0, 1].
         discount: factor on the next state's value, in [0, 1].
         batch: number of steps of one gradient step.
-        baseline_share: share by which the baseline, which is subtracted from rewards, moves towards a batch's mean
-            reward, in [0, 1].
-        updates_every_step: whether there is one update for each of the episode's steps; else there is one an episode.
-        knows_end: whether the value after the last step is 0; else it is bootstrapped.
-        keeps_first_step: whether the replay holds the first step of every episode; else (Galen) only that of the first
+        baseline_share: share by which the baseline, which is subtracted from rewards, moves towards a batch's
+            mean reward, in [0, 1].
+        updates_every_step: whether there is one update for each of the episode's steps; else there is one an
             episode.
-        narrow_start: bounds of the uniform initial weights of the actor's and the critic's last layers; None (default)
-            leaves PyTorch's initial weights.
+        knows_end: whether the value after the last step is 0; else it is bootstrapped.
+        keeps_first_step: whether the replay holds the first step of every episode; else (Galen) only that of
+            the first episode.
+        narrow_start: bounds of the uniform initial weights of the actor's and the critic's last layers; None
+            (default) leaves PyTorch's initial weights.
     """
 
     exploration: Exploration
@@ -91,7 +93,7 @@ class Environment(Protocol):
         """Begin an episode, and return its first state (S,) and an info."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Act on the next layer; return state (S,), reward, whether it was the last, whether it was cut off, and an info."""
+        """Act on the next layer; return state (S,), reward, whether the episode ended, whether it was cut, and info."""
 
 
 class Replay:
@@ -135,8 +137,8 @@ class Replay:
             batch: number of steps.
 
         Returns:
-            (batch, S) states, (batch, A) actions, (batch,) rewards, (batch, S) following states, and (batch,) ones for
-            last steps.
+            (batch, S) states, (batch, A) actions, (batch,) rewards, (batch, S) following states, and (batch,)
+            ones for last steps.
         """
         rows = rng.choice(self._size, batch, replace=self._size < batch)
         fields = self._states, self._actions, self._rewards, self._followings, self._ends

@@ -1,24 +1,26 @@
-"""Galen: sparsity and bits together with DDPG (Krieger, Klein & Fröning 2022, arXiv 2212.07818; UniHD-CEG/galen).
+"""Galen: sparsity and bits with DDPG (Krieger, Klein & Fröning 2022, arXiv 2212.07818; UniHD-CEG/galen).
 
-As published (the joint agent, `runtime/agent/pq_agent.py`): three actions a layer in [0, 1] (sparsity, activations,
-weights; 1 compresses most), a state of 47 numbers with the layer's sensitivities, standardized as they come, an
-absolute reward for all steps, 10 random episodes, then truncated normal noise 0.5 * 0.95^(episode - 10), hidden
-layers of 400 and 300, tau 0.001, discount 0.99, batches of 128 from the last 2,000 steps, weight decay 0.01 for the
-critic, one update an episode, last layers that start within 0.003 and 0.0003, no end of an episode in the targets,
-and the first step of every episode but the first left out of the replay. The paper searches for 410 episodes.
+As published (the joint agent, `runtime/agent/pq_agent.py`): three actions a layer in [0, 1] (sparsity,
+activations, weights; 1 compresses most), a state of 47 numbers with the layer's sensitivities, standardized
+as they come, an absolute reward for all steps, 10 random episodes, then truncated normal noise 0.5 *
+0.95^(episode - 10), hidden layers of 400 and 300, tau 0.001, discount 0.99, batches of 128 from the last
+2,000 steps, weight decay 0.01 for the critic, one update an episode, last layers that start within 0.003 and
+0.0003, no end of an episode in the targets, and the first step of every episode but the first left out of the
+replay. The paper searches for 410 episodes.
 
 Differences:
-- The paper has no wall: its reward punishes cost on either side of the target. Here labels are also clipped to those
-  that leave the budget within reach (`LabelActions`), since evaluated plans must meet it; the replay holds the action
-  before the clip.
+- The paper has no wall: its reward punishes cost on either side of the target. Here labels are also clipped
+  to those that leave the budget within reach (`LabelActions`), since evaluated plans must meet it; the replay
+  holds the action before the clip.
 - The target is the budget in its own resources, summed over the limits; the paper's is measured latency. The
   punishment is 3 times the distance (`rewards.galen`); the released code's default is 5.
-- An action runs linearly over the layer's menu. The code has thresholds: float32 up to 0.2, int8 up to 0.5, mixed bits
-  beyond, and rounds channels to multiples of 32.
-- Sensitivities are log10 of the menus' layer errors (nats), interpolated; the code measures the KL divergence of 32
-  single-layer changes a layer. They cost no evaluation. Layers that can't be pruned have 3 (the code: 1,000).
-- State: kernel and stride are not among the menus' numbers; output positions and whether the layer is depthwise stand
-  in their stead, and input channels are weight columns (times the kernel's area).
+- An action runs linearly over the layer's menu. The code has thresholds: float32 up to 0.2, int8 up to 0.5,
+  mixed bits beyond, and rounds channels to multiples of 32.
+- Sensitivities are log10 of the menus' layer errors (nats), interpolated; the code measures the KL divergence
+  of 32 single-layer changes a layer. They cost no evaluation. Layers that can't be pruned have 3 (the code:
+  1,000).
+- State: kernel and stride are not among the menus' numbers; output positions and whether the layer is
+  depthwise stand in their stead, and input channels are weight columns (times the kernel's area).
 - With fewer than 20 evaluations allowed, half of them are random episodes.
 """
 
@@ -185,10 +187,10 @@ class GalenEnv(gymnasium.Env[FloatArray, FloatArray]):
 
 
 class Standardizer:
-    """Scales vectors to mean 0 and deviation 1 over all vectors so far, the present one included (Welford 1962).
+    """Scales vectors to mean 0 and deviation 1 over all vectors so far, with the present one (Welford 1962).
 
-    An entry that has not varied yet is only centred, as in scikit-learn's StandardScaler, which the code feeds one by
-    one.
+    An entry that has not varied yet is only centred, as in scikit-learn's StandardScaler, which the code
+    feeds one by one.
 
     Args:
         size: length of the vectors.
@@ -212,8 +214,8 @@ class Standardizer:
 def sensitivities(problem: Problem, tables: Tables) -> FloatArray:
     """(L, 32) sensitivities of every layer: log10 of layer errors in nats.
 
-    Ten each for sparsity, activation bits and weight bits, from none to nine tenths of the way to the harshest; then
-    one at (about) 8 bits, and one at the most bits.
+    Ten each for sparsity, activation bits and weight bits, from none to nine tenths of the way to the
+    harshest; then one at (about) 8 bits, and one at the most bits.
 
     Args:
         problem: menus and layer errors of the network.
@@ -238,7 +240,7 @@ def _sensitivity(layer: LayerNumbers, pruning: FloatArray) -> FloatArray:
 
 
 def _pruning_errors(problem: Problem, tables: Tables) -> FloatArray:
-    """(L, S) log10 of the errors of a layer's sparsities, over all layers that they touch, at the most bits."""
+    """(L, S) log10 of the errors of a layer's sparsities over all layers that they touch, at the most bits."""
     total = tables.extra_errors.copy()
     for index, layer in enumerate(problem.layers):
         if layer.source is not None:

@@ -1,23 +1,25 @@
-"""HAQ: bits layer by layer with DDPG, lowered at the end until the budget holds (Wang et al. 2019, arXiv 1811.08886).
+"""HAQ: bits with DDPG, lowered at the end until the budget holds (Wang et al. 2019, arXiv 1811.08886).
 
-Code: mit-han-lab/haq, `lib/env/{quantize,linear_quantize}_env.py`, `rl_quantize.py`. As published: an action in [0, 1]
-spread evenly over the bits; weights first, then activations (where there is a choice); no wall within the episode;
-at its end bits are lowered one by one, from the last layer to the first and round again, activations before weights,
-until the budget holds (`_final_action_wall`); then one evaluation. Reward 0.1 * (accuracy - original accuracy) in
-percent, the last reward with every step, 21 random episodes (the code's `episode <= warmup` for `warmup=20`), then
-truncated normal noise 0.5 * 0.99^(episode - warmup), a replay of 128 steps a layer, one update a step, and the
-hyper-parameters in `ddpg.DdpgOptions`.
+Code: mit-han-lab/haq, `lib/env/{quantize,linear_quantize}_env.py`, `rl_quantize.py`. As published: an action
+in [0, 1] spread evenly over the bits; weights first, then activations (where there is a choice); no wall
+within the episode; at its end bits are lowered one by one, from the last layer to the first and round again,
+activations before weights, until the budget holds (`_final_action_wall`); then one evaluation. Reward 0.1 *
+(accuracy - original accuracy) in percent, the last reward with every step, 21 random episodes (the code's
+`episode <= warmup` for `warmup=20`), then truncated normal noise 0.5 * 0.99^(episode - warmup), a replay of
+128 steps a layer, one update a step, and the hyper-parameters in `ddpg.DdpgOptions`.
 
 Differences:
-- Bits come from the task's menus: the nearest one on the menu is taken, and lowering goes to the next one below.
-- Every limited resource is kept, as it is counted in the end; the k-means code counts weights alone, the linear one
-  looks latencies up. Sparsity is 0 everywhere.
+- Bits come from the task's menus: the nearest one on the menu is taken, and lowering goes to the next one
+  below.
+- Every limited resource is kept, as it is counted in the end; the k-means code counts weights alone, the
+  linear one looks latencies up. Sparsity is 0 everywhere.
 - Which layers keep 8 bits is the menus' matter; the linear code keeps the first and the last layer there.
 - No fine-tuning within the episode (one epoch in the code) and no k-means: the weights are the menus'.
-- State: the menus' numbers know no kernel, stride and input pixels. In their stead stand output positions, multiply-
-  accumulates and whether the layer is linear; input channels are weight columns (times the kernel's area). The flag is
-  1 before weight actions (the code shows the kind of the action before), the previous bits are scaled by the most
-  bits (the k-means code: raw), and the first state does not carry over from the episode before.
+- State: the menus' numbers know no kernel, stride and input pixels. In their stead stand output positions,
+  multiply- accumulates and whether the layer is linear; input channels are weight columns (times the kernel's
+  area). The flag is 1 before weight actions (the code shows the kind of the action before), the previous bits
+  are scaled by the most bits (the k-means code: raw), and the first state does not carry over from the
+  episode before.
 - With fewer than 42 evaluations allowed, half of them are random episodes.
 """
 
@@ -61,8 +63,8 @@ def search_haq(task: Task, settings: SearchSettings, recorder: Recorder) -> None
         recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
-        InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data without
-            labels.
+        InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data
+            without labels.
         StopSearch: the search is over.
     """
     env = HaqEnv(task, recorder)
@@ -90,8 +92,8 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
         recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
-        InputError: one weight bit-width for each layer, an unknown original accuracy, or a budget that the fewest bits
-            don't meet.
+        InputError: one weight bit-width for each layer, an unknown original accuracy, or a budget that the
+            fewest bits don't meet.
     """
 
     def __init__(self, task: Task, recorder: Recorder) -> None:
@@ -123,7 +125,7 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
         return self._state, {}
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Choose the next bits; after the last layer's, lower bits as far as the limits ask, and evaluate the plan.
+        """Choose the next bits; after the last layer's, lower bits until the limits hold, and evaluate the plan.
 
         Args:
             action: (1,) the bits, in [0, 1], spread evenly over the menu's range.
@@ -176,8 +178,8 @@ def nearest_bits(menu: IntArray, action: float) -> int:
 def lowered(tables: Tables, labeling: Labeling, limits: Mapping[str, int]) -> Labeling:
     """HAQ's last wall: the labelling with bits lowered by one menu entry at a time, until the limits hold.
 
-    The order is last layer first, activations before weights, and round again. Where the limits can't be met, the
-    result has the fewest bits everywhere.
+    The order is last layer first, activations before weights, and round again. Where the limits can't be met,
+    the result has the fewest bits everywhere.
 
     Args:
         tables: the problem's numbers as arrays.

@@ -1,4 +1,4 @@
-"""The part of a task's menus that a published agent may use, and plans of the whole menus from its choices."""
+"""The part of a task's menus that a published agent may use, and the plans that its choices stand for."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def offer(problem: Problem, least_preserved: float, weight_bits: slice = ALL, ac
 
     Args:
         problem: the problem with full menus.
-        least_preserved: smallest preserve ratio (`preserve_ratios`) on the short menus, in [0, 1]; 1 leaves sparsity 0
-            alone.
+        least_preserved: smallest preserve ratio (`preserve_ratios`) on the short menus, in [0, 1]; 1 leaves
+            sparsity 0 alone.
         weight_bits: slice of the entries of every layer's weight bits that stay. Default: `ALL`.
         activation_bits: slice of the entries of every layer's activation bits that stay. Default: `ALL`.
     """
@@ -67,7 +67,7 @@ def offer(problem: Problem, least_preserved: float, weight_bits: slice = ALL, ac
 
 
 def preserve_ratios(problem: Problem, index: int) -> FloatArray:
-    """(S,) shares of a layer's channels that the sparsities on its menu leave; of its weights where it has no group."""
+    """(S,) shares of channels that a layer's sparsities leave; of weights where the layer has no group."""
     layer = problem.layers[index]
     if layer.group is None:
         return 1.0 - np.asarray(layer.sparsities, dtype=np.float64)
@@ -156,7 +156,7 @@ def measured(recorder: Recorder, offered: Offer, labeling: Labeling, method: str
 
 
 def reward_context(task: Task) -> RewardContext:
-    """The numbers with which published rewards compare an outcome: original accuracy, original costs, and limits."""
+    """Numbers with which published rewards compare an outcome: original accuracy and costs, and limits."""
     return RewardContext(task.original_accuracy, task.problem.original(), task.limits)
 
 

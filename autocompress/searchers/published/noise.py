@@ -1,4 +1,4 @@
-"""Exploration of the published agents: normal noise that is cut off at the ends of the action range, and decays."""
+"""Exploration of the published agents: truncated normal noise that decays."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Exploration:
         return episode < self.random_episodes
 
     def deviation_at(self, episode: int) -> float:
-        """Standard deviation of the noise in an episode, counted from 0, that is not random; before truncation."""
+        """Standard deviation, before truncation, of the noise in a later episode, counted from 0."""
         return float(self.deviation * self.decay ** (episode - self.random_episodes + self.first_exponent))
 
     def limited_to(self, episodes: int) -> Exploration:
-        """The same schedule with at most half of `episodes` random, since short searches would learn nothing else."""
+        """The same schedule with at most half of `episodes` random, so that short searches learn too."""
         fewer = min(self.random_episodes, episodes // 2)
         return Exploration(fewer, self.first_exponent, self.decay, self.deviation)
 
@@ -43,8 +43,8 @@ class Exploration:
 def truncated_normal(rng: np.random.Generator, mean: FloatArray, deviation: float) -> FloatArray:
     """Draws from normal distributions that are truncated to [0, 1], of the shape of `mean`.
 
-    By inversion: the normal quantile of a uniform draw between the probabilities of the two ends. Unlike clipping, this
-    does not favour the ends.
+    By inversion: the normal quantile of a uniform draw between the probabilities of the two ends. Unlike
+    clipping, this does not favour the ends.
 
     Args:
         rng: random generator of the draws.

@@ -1,23 +1,26 @@
-"""ReLeQ: weight bits layer by layer with recurrent PPO (Elthakeb et al. 2018, arXiv 1811.01704; he-actlab/releq).
+"""ReLeQ: weight bits with recurrent PPO (Elthakeb et al. 2018, arXiv 1811.01704; code he-actlab/releq).
 
-Follows the released code, `examples/classifier_compression/releq_cifar.py` (the recurrent agent) and, for episodes
-that are measured once, at their end, `ppo_all_layers.py`: a discrete choice of bits a layer, all layers at the most
-bits at first; a state of eight numbers with the state of quantization (mean bits by the most bits) and the state of
-relative accuracy (the latest measured by the original's); an LSTM of 128 before policy (128, 128) and value (128, 64)
-layers; PPO with one pass over each episode, clip 0.3, Adam 1e-4, discount 0.999, lambda 1, entropy 0.01, value loss
-1, plain advantages. Reward 0 before the last layer, then `calculate_reward_shaping` (see `shaped_reward`).
+Follows the released code, `examples/classifier_compression/releq_cifar.py` (the recurrent agent) and, for
+episodes that are measured once, at their end, `ppo_all_layers.py`: a discrete choice of bits a layer, all
+layers at the most bits at first; a state of eight numbers with the state of quantization (mean bits by the
+most bits) and the state of relative accuracy (the latest measured by the original's); an LSTM of 128 before
+policy (128, 128) and value (128, 64) layers; PPO with one pass over each episode, clip 0.3, Adam 1e-4,
+discount 0.999, lambda 1, entropy 0.01, value loss 1, plain advantages. Reward 0 before the last layer, then
+`calculate_reward_shaping` (see `shaped_reward`).
 
 Differences:
-- ReLeQ has no budget: its reward trades bits against accuracy. Here the nearest bits (the fewer where two are as
-  near) that leave the budget within reach are taken; PPO learns with the choice before that.
-- Bits are those on the task's menus; activations keep the most bits and nothing is pruned. No fine-tuning within the
-  episode (the code trains for some epochs): the weights are the menus'.
-- State: the menus' numbers know no kernel and no deviation of the weights. Output positions and log10 of the layer's
-  error at its fewest bits stand in their stead; input channels are weight columns (times the kernel's area).
-- The paper weighs bits in the state of quantization by memory accesses and multiply-accumulates; the code does not,
-  and neither does this. The paper's text was not at hand: its constants for reward and PPO may differ from the code's.
-- The LSTM starts anew with each episode (the code carries its state over), gradients flow through the whole episode
-  (the code: one step), and the softmax has temperature 1 (the code halves it).
+- ReLeQ has no budget: its reward trades bits against accuracy. Here the nearest bits (the fewer where two are
+  as near) that leave the budget within reach are taken; PPO learns with the choice before that.
+- Bits are those on the task's menus; activations keep the most bits and nothing is pruned. No fine-tuning
+  within the episode (the code trains for some epochs): the weights are the menus'.
+- State: the menus' numbers know no kernel and no deviation of the weights. Output positions and log10 of the
+  layer's error at its fewest bits stand in their stead; input channels are weight columns (times the kernel's
+  area).
+- The paper weighs bits in the state of quantization by memory accesses and multiply-accumulates; the code
+  does not, and neither does this. The paper's text was not at hand: its constants for reward and PPO may
+  differ from the code's.
+- The LSTM starts anew with each episode (the code carries its state over), gradients flow through the whole
+  episode (the code: one step), and the softmax has temperature 1 (the code halves it).
 """
 
 from __future__ import annotations
@@ -64,8 +67,8 @@ def search_releq(task: Task, settings: SearchSettings, recorder: Recorder) -> No
         recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
-        InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data without
-            labels.
+        InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data
+            without labels.
         StopSearch: the search is over.
     """
     build_releq(ReleqEnv(task, recorder), settings).learn(ENDLESS)
@@ -130,8 +133,8 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         bits: all bit-widths on any menu, in ascending order; an action is an index into these.
 
     Raises:
-        InputError: one weight bit-width for each layer, an unknown original accuracy, or a budget that the fewest bits
-            don't meet.
+        InputError: one weight bit-width for each layer, an unknown original accuracy, or a budget that the
+            fewest bits don't meet.
     """
 
     def __init__(self, task: Task, recorder: Recorder) -> None:
@@ -173,7 +176,8 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         """Choose the next layer's bits; after the last layer's, evaluate the plan.
 
         Args:
-            action: index into `bits`; the nearest bits on the menu that leave the budget within reach are taken.
+            action: index into `bits`; the nearest bits on the menu that leave the budget within reach are
+                taken.
 
         Returns:
             Observation, reward (0 before the end), whether the episode is over, False, and an empty info.
@@ -208,9 +212,10 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
 
 
 def shaped_reward(quantization: float, accuracy: float, least: float) -> float:
-    """The released code's `calculate_reward_shaping`: 2 ((1 - (q - q_least)^0.8) a^(1 / a) - 0.5), or -1 for a < 0.4.
+    """The released code's `calculate_reward_shaping`.
 
-    It is at most 1 where the accuracy is no better than the original's.
+    It is 2 ((1 - (q - q_least)^0.8) a^(1 / a) - 0.5), and -1 for a < 0.4. It is at most 1 where the accuracy
+    is no better than the original's.
 
     Args:
         quantization: state of quantization q, the mean bits divided by the most bits.

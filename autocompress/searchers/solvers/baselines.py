@@ -32,7 +32,7 @@ def search_uniform(task: Task, settings: SearchSettings, recorder: Recorder) -> 
 
 
 def search_random(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `random`: in every layer, a label drawn uniformly from those that leave the budget within reach.
+    """The method `random`: in every layer, a uniform draw from the labels that leave the budget within reach.
 
     Args:
         task: the problem, its limits and its evaluation.
@@ -96,8 +96,9 @@ def search_prices(explorer_name: str) -> Callable[[Task, SearchSettings, Recorde
 def uniform_frontier(problem: Problem, limits: dict[str, int]) -> list[Labeling]:
     """Uniform plans within the limits than which no other such plan is milder.
 
-    A plan is milder than another where its sparsity is at most the other's, its bits are at least the other's, and one
-    of them differs. A layer whose menu lacks the common value takes the next milder one, or else its harshest.
+    A plan is milder than another where its sparsity is at most the other's, its bits are at least the
+    other's, and one of them differs. A layer whose menu lacks the common value takes the next milder one, or
+    else its harshest.
 
     Args:
         problem: menus, layer errors and costs of the network.
@@ -121,7 +122,7 @@ def uniform_frontier(problem: Problem, limits: dict[str, int]) -> list[Labeling]
 
 
 def _uniform(problem: Problem, sparsity: float, weight_bits: int, activation_bits: int) -> Labeling:
-    """The labelling that comes closest to these values in every layer, from the milder side where there is one."""
+    """The labelling of these values in every layer, or else of the next milder ones, or of the harshest."""
     layers = problem.layers
     return Labeling(
         np.array([np.flatnonzero(layer.sparsities <= sparsity + 1e-9)[-1] for layer in layers]),

@@ -32,7 +32,7 @@ def search_exact(task: Task, settings: SearchSettings, recorder: Recorder) -> No
 
 
 def search_measured(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `measured`: measure what every layer's change alone loses, then evaluate the plan of least such error.
+    """The method `measured`: measure every layer's changes alone, then evaluate the plan of least such error.
 
     All evaluations of the allowance but one measure single changes, as far as there are that many.
 
@@ -54,17 +54,18 @@ def search_measured(task: Task, settings: SearchSettings, recorder: Recorder) ->
 def solve_exactly(problem: Problem, limits: Mapping[str, int], seconds: float = 60.0) -> Labeling:
     """The labelling of least total layer error within every limit, to a relative `GAP`.
 
-    The Lagrangian solution bounds the search, and is returned where HiGHS finds nothing better. HiGHS is deterministic
-    as long as it needs less than `seconds`.
+    The Lagrangian solution bounds the search, and is returned where HiGHS finds nothing better. HiGHS is
+    deterministic as long as it needs less than `seconds`.
 
     Args:
         problem: menus, layer errors and costs of the network.
-        limits: upper bound of every limited resource (`size`, `macs`, `bitops`, `memory`), in absolute units; at least
-            one.
+        limits: upper bound of every limited resource (`size`, `macs`, `bitops`, `memory`), in absolute units;
+            at least one.
         seconds: most time that HiGHS may take; then its best labelling so far counts. Default: 60.
 
     Raises:
-        InputError: HiGHS found no plan in that time, or a layer's cost depends on too many sparsities together.
+        InputError: HiGHS found no plan in that time, or a layer's cost depends on too many sparsities
+            together.
         InfeasibleBudgetError: no labelling meets the limits.
     """
     pricer = Pricer(problem, limits)
@@ -86,7 +87,7 @@ def _solution(pricer: Pricer, known: float, seconds: float) -> Labeling:
         integrality=program.integral.astype(int),
         bounds=Bounds(0.0, [1.0 if binary else float("inf") for binary in program.integral]),
         constraints=LinearConstraint(program.matrix, program.low, program.high),
-        # Presolving saves no time here; and HiGHS 1.12 prints a line where a presolved solution has to be repaired.
+        # Presolving saves no time here, and HiGHS 1.12 prints a line where it has to repair a presolved solution.
         options={"time_limit": seconds, "mip_rel_gap": GAP, "presolve": False},
     )
     if result.x is None:

@@ -1,19 +1,19 @@
 """The layer-error problem as a mixed-integer linear program: columns, rows, and the way back to a plan.
 
-There is one binary column for every sparsity of every layer that has a choice, and exactly one of a layer's is 1. A
-layer's cost also depends on the sparsities of the layers before it. So there is one more binary column for every *joint
-option* of a layer: one choice of its bits together with all sparsities that its cost depends on (its *deciders*').
+There is one binary column for every sparsity of every layer that has a choice, and exactly one of a layer's
+is 1. A layer's cost also depends on the sparsities of the layers before it. So there is one more binary
+column for every *joint option* of a layer: one choice of its bits together with all sparsities that its cost
+depends on (its *deciders*).
 
-The columns of a layer's joint options with a given sparsity sum to the column of that sparsity. With x_{j,b} for joint
-options (j sparsities, b bits) and y_{l,i} for sparsity i of layer l, the program is
+Let y[l, i] be the column of sparsity i of layer l, and x[m, o] that of joint option o of layer m. The program is
 
-    minimise    sum over l, i of error_{l,i} y_{l,i} + sum over layers of error_{j,b} x_{j,b}
-    such that   sum over i of y_{l,i} = 1                           for every layer l with a choice
-                sum over (j, b) with j_l = i of x_{j,b} = y_{l,i}   for every layer's joint options, its deciders l, and i
-                sum over all of cost x + cost y <= limit            for every additive resource.
+    minimise    sum of error[l, i] y[l, i] + sum of error[m, o] x[m, o]
+    such that   sum over i of y[l, i] = 1                  for every layer l with a choice,
+                sum over o with i of x[m, o] = y[l, i]     for every layer m, its deciders l, and their sparsities i,
+                sum of cost[l, i] y[l, i] + sum of cost[m, o] x[m, o] <= limit     for every additive resource.
 
-So every additive resource is linear and exact, byte rounding included. Peak memory is linear through one continuous
-column a tensor, its bytes, which are at least what every reader's joint option makes of them.
+So every additive resource is linear and exact, byte rounding included. Peak memory is linear through one
+continuous column a tensor, its bytes, which are at least what every reader's joint option makes of them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ROUNDING = 1e-9  # relative tolerance where options worse than a known plan are 
 
 @dataclass(frozen=True)
 class JointOptions:
-    """n joint options of one layer: its bits, together with the sparsities of the D layers that its cost depends on.
+    """n joint options of one layer: its bits, together with the sparsities of its D deciders.
 
     Where memory is limited, also those of one tensor that no layer reads: its deciders' sparsities alone.
 
@@ -48,7 +48,8 @@ class JointOptions:
         activation_bits: (n,) indices into the layer's menu of activation bits.
         error: (n,) layer errors in nats.
         costs: (n,) amounts, by limited additive resource.
-        memory: (n,) bytes that the layer makes of a tensor that it reads, by tensor; empty where memory is not limited.
+        memory: (n,) bytes that the layer makes of a tensor that it reads, by tensor; empty where memory is
+            not limited.
     """
 
     layer: int | None
@@ -80,12 +81,14 @@ class Program:
 
     Attributes:
         objective: (columns,) layer errors, scaled so that a known plan has 1,000.
-        integral: (columns,) whether a column is binary; else it is the bytes of a tensor, scaled like memory's limit.
+        integral: (columns,) whether a column is binary; else it is the bytes of a tensor, scaled like
+            memory's limit.
         matrix: (rows, columns) sparse array of the constraints.
         low: (rows,) lower bounds.
         high: (rows,) upper bounds.
         block_start: first column of every block of joint options.
-        blocks: the joint options that the columns stand for, one block for every layer, and for tensors that none reads.
+        blocks: the joint options that the columns stand for, one block for every layer, and for tensors that
+            none reads.
     """
 
     objective: FloatArray
@@ -112,8 +115,8 @@ def build_program(pricer: Pricer, most_error: float) -> Program:
 
     Args:
         pricer: the problem and its limits.
-        most_error: total layer error of a known plan in nats, above 0. Joint options that are worse alone are left out,
-            and the objective is scaled by it.
+        most_error: total layer error of a known plan in nats, above 0. Joint options that are worse alone are
+            left out, and the objective is scaled by it.
 
     Raises:
         InputError: a layer's cost depends on too many sparsities together.
@@ -124,8 +127,8 @@ def build_program(pricer: Pricer, most_error: float) -> Program:
 class _Builder:
     """Numbers the columns and collects the rows.
 
-    The columns are, in this order: the deciders' sparsities, layer by layer; the joint options, block by block; the
-    tensors.
+    The columns are, in this order: the deciders' sparsities, layer by layer; the joint options, block by
+    block; the tensors.
     """
 
     def __init__(self, pricer: Pricer, most_error: float) -> None:
@@ -177,8 +180,8 @@ class _Builder:
     def _objective(self) -> FloatArray:
         """(columns,) layer errors, scaled by the known plan's.
 
-        A layer's error stands at its joint options. What an owner's sparsity costs at layers that read several groups
-        stands at the sparsity, for these errors add up over groups.
+        A layer's error stands at its joint options. What an owner's sparsity costs at layers that read
+        several groups stands at the sparsity, for these errors add up over groups.
         """
         objective = np.zeros(self._columns)
         for layer in self._deciders:
@@ -189,7 +192,7 @@ class _Builder:
         return objective * (1e3 / self._most_error)  # HiGHS stops at an absolute gap of 1e-6 as well
 
     def _choose_one(self) -> None:
-        """One sparsity for every decider, and joint options that agree with it; one joint option without deciders."""
+        """One sparsity for every decider, and joint options that agree with it; else one joint option."""
         for layer in self._deciders:
             columns = self._sparsity_columns(layer)
             self._add(columns, np.ones(len(columns)), 1.0, 1.0)
@@ -229,7 +232,7 @@ class _Builder:
         return costs.fixed_bytes + int(kept @ costs.fixed_bytes_coef) - deciding
 
     def _limit_memory(self) -> None:
-        """Every tensor's bytes are at least what a reader makes of them; those alive at a moment meet the limit."""
+        """Bytes of every tensor that are enough for all readers, and that meet the limit at every moment."""
         if not self._tensor_column:
             return
         limit = self._pricer.limits["memory"]
@@ -311,7 +314,7 @@ def _layer_options(pricer: Pricer, layer: int, reads: list[int]) -> JointOptions
 
 
 def _tensor_options(tables: Tables, tensor: int) -> JointOptions:
-    """The joint options of a tensor that no layer reads: its deciders' sparsities, with 32 bits an element."""
+    """The joint options of a tensor that no layer reads: its deciders' sparsities, at 32 bits an element."""
     deciders = tuple(sorted(_tensor_deciders(tables, tensor)))
     combined = _combinations(tables, deciders, 1, f"tensor {tensor}")
     kept = tables.kept_channels(_all_sparsities(tables, deciders, combined))
@@ -327,7 +330,7 @@ def _tensor_deciders(tables: Tables, tensor: int) -> set[int]:
 
 
 def _tensor_bytes(tables: Tables, tensor: int, kept: IntArray, bits: IntArray) -> IntArray:
-    """(n,) bytes of a tensor, for `kept` (n, G) channels of all groups and `bits` (n,) an element, rounded up."""
+    """(n,) bytes of a tensor, rounded up, for `kept` (n, G) channels of all groups and `bits` (n,) an element."""
     costs = tables.problem.costs
     amounts: IntArray = -(-(costs.tensor_const[tensor] + kept @ costs.tensor_coef[tensor]) * bits // 8)
     return amounts
@@ -349,9 +352,9 @@ def _combinations(tables: Tables, deciders: tuple[int, ...], bits: int, name: st
     options = math.prod(counts) * bits
     if options > MOST_OPTIONS:
         raise InputError(
-            f"`method` can be exact only where a layer has at most {MOST_OPTIONS:,} combinations of its bits and of the "
-            f"sparsities that its cost depends on, got {options:,} of {len(deciders)} sparsities at {name}; choose the "
-            "method solver or local-measured, or shorter menus."
+            f"`method` can be exact only where a layer has at most {MOST_OPTIONS:,} combinations of its bits and of "
+            f"the sparsities that its cost depends on, got {options:,} of {len(deciders)} sparsities at {name}; choose "
+            "the method solver or local-measured, or shorter menus."
         )
     return np.indices(counts).reshape(len(counts), -1).T if counts else np.zeros((1, 0), dtype=np.int64)
 

@@ -13,9 +13,9 @@ from autocompress_envs.solver.pricing import Pricer
 def search_greedy(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
     """The method `greedy`: one plan, by single changes from the mildest labels until all limits hold.
 
-    A change takes one layer's sparsity, or its bits, to any other entry of the menu. The next one has the least layer
-    error for the excess that it removes. Excess is the sum, over resources, of the amount beyond the limit as a share
-    of the limit. The room that the last change leaves is filled in the same way.
+    A change takes one layer's sparsity, or its bits, to any other entry of the menu. The next one has the
+    least layer error for the excess that it removes. Excess is the sum, over resources, of the amount beyond
+    the limit as a share of the limit. The room that the last change leaves is filled in the same way.
 
     Args:
         task: the problem, its limits and its evaluation.

@@ -48,7 +48,7 @@ class Axis:
 
 
 def search_measured_prices(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `local-measured`: measure single changes with half of the allowance, then hill-climb over prices.
+    """The method `local-measured`: measure single changes with half of the allowance, then hill-climb.
 
     SPDY (Frantar & Alistarh 2022, arXiv:2201.13096), with measured instead of expected layer errors.
 
@@ -68,20 +68,22 @@ def search_measured_prices(task: Task, settings: SearchSettings, recorder: Recor
 def measured_problem(problem: Problem, evaluate: Callable[[Labeling], Outcome], allowance: int) -> Problem:
     """The same menus and costs with layer errors that were measured one layer at a time.
 
-    The network with the mildest label everywhere is measured first, then with one change each: an owner's sparsity, or
-    a layer's weight and activation bits where nothing is pruned. The KL above the first one's, at least 0, becomes the
-    layer error. The pruning part falls on the consumers of the owner's group in the proportion that the problem
-    expects. An entry of a layer's table with both is the sum of its two parts, the quantization part scaled by sparsity
-    as expected.
+    The network with the mildest label everywhere is measured first, then with one change each: an owner's
+    sparsity, or a layer's weight and activation bits where nothing is pruned. The KL above the first one's,
+    at least 0, becomes the layer error. The pruning part falls on the consumers of the owner's group in the
+    proportion that the problem expects. An entry of a layer's table with both is the sum of its two parts,
+    the quantization part scaled by sparsity as expected.
 
-    Where there are more changes than the allowance admits, every axis (one layer's sparsities, or its bits) has an even
-    share of measurements, spread over its levels from the harshest down, and log(measured / expected) is interpolated
-    between them. Axes for which nothing is left, those of least expected loss, take the median ratio of all
-    measurements. With fewer than 2 evaluations nothing can be measured: the problem is returned as it is.
+    Where there are more changes than the allowance admits, every axis (one layer's sparsities, or its bits)
+    has an even share of measurements, spread over its levels from the harshest down, and log(measured /
+    expected) is interpolated between them. Axes for which nothing is left, those of least expected loss, take
+    the median ratio of all measurements. With fewer than 2 evaluations nothing can be measured: the problem
+    is returned as it is.
 
     Args:
         problem: menus, costs and expected layer errors of the network.
-        evaluate: function that measures one labelling; called at most `allowance` times, never twice for the same.
+        evaluate: function that measures one labelling; called at most `allowance` times, never twice for the
+            same.
         allowance: most evaluations, that of the mildest labelling included.
     """
     axes = _axes(problem)
@@ -119,7 +121,7 @@ def _axis(layer: int, is_sparsity: bool, levels: IntArray, predicted: FloatArray
 
 
 def _pruning_parts(problem: Problem, owner: int) -> dict[tuple[int, int], FloatArray]:
-    """(S,) losses in nats, at least 0, that each sparsity of an owner is expected to cost, by layer that it touches.
+    """(S,) expected losses in nats, at least 0, of an owner's sparsities, by layer that they touch.
 
     Keys: (layer, -1) for the layer's own table of errors, (layer, n) for its n-th extra source.
     """
@@ -134,7 +136,7 @@ def _pruning_parts(problem: Problem, owner: int) -> dict[tuple[int, int], FloatA
 
 
 def _quantization(layer: LayerNumbers) -> FloatArray:
-    """(S or 1, B, A) expected losses in nats, at least 0, above that of the most bits at the same sparsity."""
+    """(S or 1, B, A) expected losses in nats, at least 0, above that of the most bits at equal sparsity."""
     return np.maximum(layer.errors - layer.errors[:, -1:, -1:], 0.0)
 
 
@@ -204,7 +206,7 @@ def _with_losses(problem: Problem, axes: list[Axis], losses: list[FloatArray]) -
 
 
 def _shared_out(parts: dict[tuple[int, int], FloatArray], loss: FloatArray) -> dict[tuple[int, int], FloatArray]:
-    """(S,) shares of the loss (S,), in the proportion of the parts (S,); even shares where all parts are 0."""
+    """(S,) shares of the loss (S,) in the proportion of the parts (S,); even shares where all are 0."""
     total = np.sum(list(parts.values()), axis=0)
     safe = np.where(total > 0, total, 1.0)
     return {key: loss * np.where(total > 0, part / safe, 1.0 / len(parts)) for key, part in parts.items()}

@@ -28,10 +28,10 @@ Environment = gym.Env[Any, Any]
 
 
 def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Let an agent act and learn until the recorder ends the search; keep its policy's parameters in the recorder.
+    """Let an agent act and learn until the recorder ends the search; the recorder keeps its policy.
 
-    The first evaluation is the plan of the policy's prices, where the task has any. The next one is the solver's plan,
-    so that no agent is worse than the solver.
+    The first evaluation is the plan of the policy's prices, where the task has any. The next one is the
+    solver's plan, so that no agent is worse than the solver.
 
     Args:
         spec: the agent.

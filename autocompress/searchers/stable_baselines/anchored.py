@@ -20,14 +20,16 @@ Observation = npt.NDArray[np.float32]
 class AnchoredPrices(gym.Wrapper[Observation, npt.NDArray[np.float32], Observation, npt.NDArray[np.float32]]):
     """The price environment, with actions that are offsets from an anchor.
 
-    At reset an explorer draws the anchor: prices (L, 2) for the whole episode. So exploration is correlated over layers,
-    where independent noise would average out. The price of layer l is `anchor[l] + reach * action`.
+    At reset an explorer draws the anchor: prices (L, 2) for the whole episode. So exploration is correlated
+    over layers, where independent noise would average out. The price of layer l is `anchor[l] + reach *
+    action`.
 
-    The agent therefore learns a residual (residual policy learning: Johannink et al. 2019, Silver et al. 2018). It
-    depends on a layer's observation alone, so the layers of any network share it. The explorer learns what is
-    particular to this network.
+    The agent therefore learns a residual (residual policy learning: Johannink et al. 2019, Silver et al.
+    2018). It depends on a layer's observation alone, so the layers of any network share it. The explorer
+    learns what is particular to this network.
 
-    Reward: the improvement over the best plan so far, clipped to [-1, 1], at the end of the episode; 0 before.
+    Reward: the improvement over the best plan so far, clipped to [-1, 1], at the end of the episode; 0
+    before.
 
     Observation: the environment's own, then six numbers in [-1, 1], divided by `PRICE_LIMIT` and clipped:
 
@@ -74,8 +76,8 @@ class AnchoredPrices(gym.Wrapper[Observation, npt.NDArray[np.float32], Observati
             action: (2,) offsets of the prices of pruning and of rounding, clipped to [-1, 1].
 
         Returns:
-            Observation, reward, whether the episode is over, False, and the environment's info with the clipped action
-            as `executed_action`.
+            Observation, reward, whether the episode is over, False, and the environment's info with the
+            clipped action as `executed_action`.
 
         Raises:
             StopSearch: the search is over.

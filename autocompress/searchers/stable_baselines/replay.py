@@ -12,8 +12,8 @@ from stable_baselines3.common.buffers import ReplayBuffer
 class ExecutedReplayBuffer(ReplayBuffer):
     """A replay buffer that stores `info["executed_action"]` instead of the action that the agent asked for.
 
-    Where a budget moved an action, the value function so learns the value of the action that was taken. Action spaces
-    are boxes in [-1, 1], so executed actions need no rescaling.
+    Where a budget moved an action, the value function so learns the value of the action that was taken.
+    Action spaces are boxes in [-1, 1], so executed actions need no rescaling.
     """
 
     def add(
@@ -25,6 +25,6 @@ class ExecutedReplayBuffer(ReplayBuffer):
         done: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
-        """Store one transition of every environment; `action` is replaced by the executed actions of `infos`."""
+        """Store one transition of every environment, with the executed actions of `infos` for `action`."""
         executed = np.stack([info["executed_action"] for info in infos]).astype(action.dtype)
         super().add(obs, next_obs, executed, reward, done, infos)

@@ -1,0 +1,25 @@
+"""What the table of searchers imports before a search begins: nothing that only one method, or nobody here, needs."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["stable_baselines3", "sb3_contrib", "optuna", "scipy.optimize", "scipy.sparse", "pandas", "matplotlib", "tensorboard"]  # fmt: skip
+
+
+def imported_by(statement):
+    """The heavy modules that a fresh Python has after the statement."""
+    code = f"{statement}; import sys; print(*(name for name in {HEAVY} if name in sys.modules))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.mark.parametrize(
+    "module", ["searchers.search", "searchers.model_based.search", "searchers.published.releq", "policies.use"]
+)
+def test_modules_of_searchers_import_nothing_heavy(module):
+    assert imported_by(f"import autocompress.{module}") == []
+
+
+def test_the_check_sees_heavy_modules():
+    assert "stable_baselines3" in imported_by("import autocompress.searchers.stable_baselines.agents")
