@@ -54,8 +54,8 @@ class LinearNetwork:
 class Taught:
     """A network, its model after random plans, and 40 further plans with their true divergences."""
 
-    def __init__(self, effects=None, plans=60, scale=2.0):
-        self.network, rng = LinearNetwork(scale=scale), np.random.default_rng(1)
+    def __init__(self, effects=None, plans=60, scale=2.0, seed=0):
+        self.network, rng = LinearNetwork(seed=seed, scale=scale), np.random.default_rng(1 + seed)
         network = self.network
         known = None if effects is None else network.effects(*effects)
         self.model, seen = OutputModel(network.problem, network.probabilities, effects=known), set()

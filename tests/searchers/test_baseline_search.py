@@ -113,19 +113,21 @@ def test_a_mutation_changes_few_layers():
     pricer = Pricer(task.problem, task.limits)
     generator = PlanGenerator(pricer, np.random.default_rng(0))
     genes = genes_of(pricer.solve())
-    mutants = [generator._mutated(genes) for _ in range(60)]
+    mutants = [generator.mutated(genes) for _ in range(60)]
     assert {int((mutant != genes).sum()) for mutant in mutants} == set(range(1, MOST_CHANGED + 1))
     assert {int((mutant != genes).any(1).sum()) for mutant in mutants} == set(range(1, MOST_CHANGED + 1))
     assert all((mutant >= 0).all() and (mutant < pricer.tables.counts).all() for mutant in mutants)
 
 
-# The toy's few plans are plateaus to CMA-ES: in 2 of 6 seeds it saw 50 known plans in a row before the fourth plan.
-@pytest.mark.parametrize(
-    ("method", "seed"), [*((method, seed) for method in ("evolution", "tpe", "nsga2") for seed in (0, 1)), ("cmaes", 0)]
-)
-def test_finds_the_optimum(method, seed):
-    result = run_search(toy_task(), SearchSettings(episodes=40, seed=seed), method=method)
-    assert result.best.outcome.kl == pytest.approx(0.512)
+# The toy's few plans are plateaus to CMA-ES: in some seeds it sees 50 known plans in a row before the fourth plan.
+@pytest.mark.parametrize(("method", "share"), [("evolution", 1.0), ("tpe", 1.0), ("nsga2", 1.0), ("cmaes", 0.5)])
+def test_finds_the_optimum(method, share):
+    losses = [
+        run_search(toy_task(), SearchSettings(episodes=40, seed=seed), method=method).best.outcome.kl
+        for seed in range(6 if share < 1.0 else 3)
+    ]
+    assert np.median(losses) == pytest.approx(0.512)
+    assert np.mean(np.array(losses) < 0.513) >= share
 
 
 @pytest.mark.parametrize("method", EVOLVING)

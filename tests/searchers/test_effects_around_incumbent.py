@@ -198,10 +198,10 @@ def test_effects_around_plans_are_right_where_those_around_the_original_are_not(
 def test_refreshes_save_evaluations_where_effects_change_from_plan_to_plan():
     """Passes included, until the better plan of both searches is found, but for 1 %.
 
-    38, 14, 15 and 34 of 60 with refreshes; without, 60 are not enough once, then 39, 10 and 26.
+    On eight networks. A search that does not find it in 60 counts as 61.
     """
     needed = {4.0: [], math.inf: []}
-    for seed in range(4):
+    for seed in range(8):
         runs = {}
         for passes in needed:
             watched = Watched(Bent(seed), 60, (passes,), seed)
@@ -210,4 +210,6 @@ def test_refreshes_save_evaluations_where_effects_change_from_plan_to_plan():
         goal = 1.01 * min(each.outcome.kl for plans in runs.values() for each in plans)
         for passes, plans in runs.items():
             needed[passes].append(next((each.used for each in plans if each.outcome.kl <= goal), 61))
+    assert np.median(needed[4.0]) < 0.85 * np.median(needed[math.inf])
     assert sum(needed[4.0]) < 0.85 * sum(needed[math.inf])
+    assert max(needed[4.0]) <= 60 < max(needed[math.inf])

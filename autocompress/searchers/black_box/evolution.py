@@ -75,7 +75,7 @@ class PlanGenerator:
             if self._rng.random() < CROSSED:
                 other = genes_of(self._winner(population).labeling)
                 genes = np.where(self._rng.random(len(genes))[:, None] < 0.5, genes, other)
-            return self._mutated(genes)
+            return self.mutated(genes)
 
         return self._first_new(bred)
 
@@ -94,8 +94,12 @@ class PlanGenerator:
         candidates = [population[int(place)] for place in sample]
         return max(candidates, key=lambda evaluated: evaluated.reward)
 
-    def _mutated(self, genes: IntArray) -> IntArray:
-        """(L, 3) genes with another sparsity or another bit-width in each of 1 to `MOST_CHANGED` layers."""
+    def mutated(self, genes: IntArray) -> IntArray:
+        """(L, 3) genes with another sparsity or another bit-width in each of 1 to `MOST_CHANGED` layers.
+
+        Args:
+            genes: (L, 3) genes of the parent, which stay as they are.
+        """
         genes = genes.copy()
         layers = np.unique(self._choices[:, 0])
         changed = min(int(self._rng.integers(1, MOST_CHANGED + 1)), len(layers))

@@ -13,9 +13,10 @@ of a softmax with respect to its logits. Its product is called the *Fisher metri
 from __future__ import annotations
 
 from functools import reduce
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from autocompress.searchers.model_based.encoding import Matrix
 from autocompress_envs.problem.numbers import FloatArray
@@ -23,9 +24,14 @@ from autocompress_envs.problem.numbers import FloatArray
 Numbers = TypeVar("Numbers", FloatArray, Matrix)
 
 
-def shifted(log_probabilities: FloatArray, shift: FloatArray | Matrix) -> FloatArray:
-    """(..., N, K) normalised log-probabilities: those given (N, K) after shifts (..., N, K)."""
-    logits = log_probabilities + shift
+def shifted(log_probabilities: FloatArray | Matrix, shift: FloatArray | Matrix) -> FloatArray:
+    """(..., N, K) normalised log-probabilities after shifts.
+
+    Args:
+        log_probabilities: (N, K) log-probabilities before the shifts, normalised or not.
+        shift: (..., N, K) shifts that are added to them.
+    """
+    logits: npt.NDArray[Any] = log_probabilities + shift  # in float32 where both are
     # Class by class, and as a product: numpy's own reductions over few neighbouring numbers take ten times as long.
     logits -= reduce(np.maximum, np.moveaxis(logits, -1, 0))[..., None]
     logits -= np.log(_class_sum(np.exp(logits)))
@@ -44,7 +50,8 @@ def fisher_coordinates(shifts: Matrix, probabilities: FloatArray) -> Matrix:
     d' (diag(q) - q q') d is the variance of d under q. So every shift is centred under q and multiplied by
     the root of q / N. A shift that is the same for all classes changes no probability, and has length 0:
 
-    >>> coordinates = fisher_coordinates(np.array([[2.0, -2.0], [3.0, 3.0]], dtype=np.float32), np.array([[0.5, 0.5]]))
+    >>> shifts = np.array([[2.0, -2.0], [3.0, 3.0]], dtype=np.float32)
+    >>> coordinates = fisher_coordinates(shifts, np.array([[0.5, 0.5]]))
     >>> (coordinates @ coordinates.T).round(4).tolist()
     [[4.0, 0.0], [0.0, 0.0]]
 

@@ -1,7 +1,7 @@
 """The divergence of plans as first-order effects predict it before any evaluation, and the best plan by that.
 
 The first-order effects of a plan's labels add up to a shift D(p) of the log-probabilities. The shift gives a
-divergence in which layers that change the outputs alike do more harm than the sum of their own. Two
+divergence in which layers that change the outputs alike cost more than the sum of their own. Two
 corrections follow. Large shifts saturate, so D(p) is shrunk. And what is not first-order grows with the layer
 errors e(o), faster the more of them there are. In all, the expected divergence of a plan p is
 

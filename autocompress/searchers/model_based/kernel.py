@@ -36,10 +36,14 @@ CHOICES = tuple(
 
 
 def option_kernel(errors: FloatArray, correlation: float) -> FloatArray:
-    """(L, O, O) sqrt(e(o) e(o')) r^|o - o'| between all options of a feature, from layer errors (L, O).
+    """(L, O, O) sqrt(e(o) e(o')) r^|o - o'| between all O options o and o' of a feature.
 
     >>> option_kernel(np.array([[4.0, 1.0]]), 0.5).tolist()
     [[[4.0, 1.0], [1.0, 1.0]]]
+
+    Args:
+        errors: (L, O) layer errors e of the options.
+        correlation: r, the correlation of neighbouring options, in (0, 1).
     """
     options = np.arange(errors.shape[1])
     correlations = correlation ** np.abs(options[:, None] - options)  # (O, O)

@@ -28,7 +28,15 @@ class PlanModel(Protocol):
     encoding: PlanEncoding
 
     def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
-        """(M,) expected divergence in nats, and (M,) its standard deviation, of plans with codes (M, 2L)."""
+        """Expected divergence of plans, and its uncertainty.
+
+        Args:
+            codes: (M, 2L) the plans.
+            caution: share that counts of the rise of the expected divergence by uncertainty. Default: 0.
+
+        Returns:
+            (M,) the divergence in nats, and (M,) its standard deviation.
+        """
         ...
 
     def moves(
@@ -82,7 +90,7 @@ class Planner:
 
         Args:
             codes: (2L,) the plan from which the descent starts; it need not be within the limits.
-            caution: share of the expected harm of uncertainty that counts; see `OutputModel.predict`.
+            caution: share of the rise by uncertainty that counts, as in `PlanModel.predict`.
 
         Returns:
             (M, 2L) codes of plans within the limits, step after step; M is 0 where the first step finds none.

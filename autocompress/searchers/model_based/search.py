@@ -44,8 +44,8 @@ class Schedule:
         explorer_every: one in so many later evaluations is the explorer's; at least 1.
         optimism: standard deviations by which an uncertain plan is taken to be better than expected; at least
             0.
-        cautious_share: share of the model's plans, in [0, 1], for which uncertainty counts as the harm that
-            it is expected to do (`caution` 1). For the others it counts for nothing, which explores.
+        cautious_share: share of the model's plans, in [0, 1], for which uncertainty raises the expected
+            divergence in full (`caution` 1). For the others it does not, which explores.
         restart_probability: probability that a descent starts from a random plan, and not from one of the
             best. Effects are known of all labels, so the model is of use everywhere; descents from the best
             plans alone ended in a local optimum (ResNet-20, 2.4 bits).

@@ -272,16 +272,21 @@ class _Unlimited:
         self.start()
 
     def start(self) -> None:
+        """Begin an episode with indices of 0 everywhere."""
         self._chosen: IntArray = np.zeros((3, len(self._counts)), dtype=np.int64)
 
     def allowed(self, index: int) -> BoolArray:
+        """(S, B, A) ones: every label may be chosen."""
         return np.ones(self._counts[index], dtype=bool)
 
     def choose(self, index: int, label: tuple[int, int, int]) -> None:
+        """Decide a layer's label, as indices of sparsity, weight bits and activation bits."""
         self._chosen[:, index] = label
 
     def so_far(self) -> Labeling:
+        """All labels, with indices of 0 for layers that are not decided."""
         return Labeling(*self._chosen)
 
     def finish(self) -> Labeling:
+        """A copy of all labels."""
         return Labeling(*self._chosen.copy())

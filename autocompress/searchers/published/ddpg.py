@@ -114,6 +114,7 @@ class Replay:
         self._ends = np.zeros(capacity, dtype=np.float32)
 
     def __len__(self) -> int:
+        """The number of stored steps."""
         return self._size
 
     @property
@@ -160,6 +161,8 @@ class Ddpg:
         actor: network from states to actions.
         critic: network from states and actions to values.
         replay: the stored steps.
+        updates: number of gradient steps so far.
+        baseline: moving average of the rewards of batches, which is subtracted from rewards; None before the first.
     """
 
     def __init__(self, options: DdpgOptions, state_size: int, actions: int, seed: int) -> None:
@@ -175,7 +178,8 @@ class Ddpg:
         self._critic_adam = torch.optim.Adam(
             self.critic.parameters(), options.critic_rate, weight_decay=options.critic_decay, fused=True
         )
-        self._baseline: float | None = None
+        self.updates = 0
+        self.baseline: float | None = None
 
     def act(self, state: FloatArray, episode: int) -> FloatArray:
         """(A,) the action in [0, 1] for a state (S,): the actor's answer with noise, or a random one.
@@ -210,6 +214,7 @@ class Ddpg:
 
     def _update(self) -> None:
         """One gradient step of critic and actor on a random batch; the target networks follow."""
+        self.updates += 1
         options = self._options
         state, action, reward, following, end = map(self._tensor, self.replay.sample(self._rng, options.batch))
         with torch.no_grad():
@@ -223,9 +228,9 @@ class Ddpg:
 
     def _follow(self, mean: float) -> float:
         """The moving average of rewards after a batch of this mean reward; it is the baseline."""
-        old = mean if self._baseline is None else self._baseline
-        self._baseline = old + self._options.baseline_share * (mean - old)
-        return self._baseline
+        old = mean if self.baseline is None else self.baseline
+        self.baseline = old + self._options.baseline_share * (mean - old)
+        return self.baseline
 
     def _tensor(self, array: FloatArray) -> Tensor:
         """The array in float32."""

@@ -55,7 +55,11 @@ def layer_features(problem: Problem, kept: IntArray | None = None) -> LayerFeatu
 
 
 def scaled(features: FloatArray) -> FloatArray:
-    """(N, F) features, each scaled to [0, 1] over the rows; 0 where it is the same for all rows."""
+    """(N, F) features, each scaled to [0, 1] over the rows; 0 where it is the same for all rows.
+
+    Args:
+        features: (N, F) features of N layers.
+    """
     low, spread = features.min(axis=0), np.ptp(features, axis=0)
     shares: FloatArray = (features - low) / np.where(spread > 0, spread, 1.0)
     return shares

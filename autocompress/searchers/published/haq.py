@@ -12,7 +12,7 @@ Differences:
 - Bits come from the task's menus: the nearest one on the menu is taken, and lowering goes to the next one
   below.
 - Every limited resource is kept, as it is counted in the end; the k-means code counts weights alone, the
-  linear one looks latencies up. Sparsity is 0 everywhere.
+  linear one takes latencies from a table. Sparsity is 0 everywhere.
 - Which layers keep 8 bits is the menus' matter; the linear code keeps the first and the last layer there.
 - No fine-tuning within the episode (one epoch in the code) and no k-means: the weights are the menus'.
 - State: the menus' numbers know no kernel, stride and input pixels. In their stead stand output positions,

@@ -67,7 +67,12 @@ def offer(problem: Problem, least_preserved: float, weight_bits: slice = ALL, ac
 
 
 def preserve_ratios(problem: Problem, index: int) -> FloatArray:
-    """(S,) shares of channels that a layer's sparsities leave; of weights where the layer has no group."""
+    """(S,) shares of channels that a layer's sparsities leave; of weights where the layer has no group.
+
+    Args:
+        problem: menus and costs of the network.
+        index: index of the layer.
+    """
     layer = problem.layers[index]
     if layer.group is None:
         return 1.0 - np.asarray(layer.sparsities, dtype=np.float64)
@@ -103,7 +108,7 @@ def require_choice(menus: Sequence[IntArray] | Sequence[FloatArray], method: str
     Args:
         menus: entries of every layer's menu.
         method: name of the method, for the error.
-        what: what the entries are, for the error.
+        what: plural noun for the entries, such as `weight bit-widths`, for the error.
 
     Raises:
         InputError: no layer's menu has more than one entry.

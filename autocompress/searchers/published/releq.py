@@ -201,11 +201,13 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         return self._observe(), 0.0, False, False, {}
 
     def _start(self) -> None:
+        """Begin an episode with the most bits everywhere."""
         self._actions.start()
         self._step = 0
         self._now = np.array([menu[-1] for menu in self._menus])
 
     def _observe(self) -> FloatArray:
+        """(8,) observation of the next step."""
         place = (self._step + 1) / self.steps
         bits = self._now[self._step] / self.bits[-1]
         return np.array([place, bits, self.quantization, self._relative_accuracy, *self._fixed[self._step]])

@@ -343,7 +343,7 @@ def _combinations(tables: Tables, deciders: tuple[int, ...], bits: int, name: st
         tables: the problem's numbers as arrays.
         deciders: indices of the D layers that own the sparsities.
         bits: number of choices of bits that go with every combination.
-        name: what the combinations are of, for the error.
+        name: name of the layer or tensor, for the error.
 
     Raises:
         InputError: the combinations, times `bits`, are more than `MOST_OPTIONS`.

@@ -37,7 +37,11 @@ def search_greedy(task: Task, settings: SearchSettings, recorder: Recorder) -> N
 
 
 def mildest(problem: Problem) -> Labeling:
-    """The labelling that prunes nothing and has the most bits on every menu."""
+    """The labelling that prunes nothing and has the most bits on every menu.
+
+    Args:
+        problem: menus of the network.
+    """
     layers = problem.layers
     return Labeling(
         np.zeros(len(layers), dtype=np.int64),
