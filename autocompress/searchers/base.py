@@ -168,11 +168,12 @@ class Recorder:
       `recorder.record(labeling)`, which also has the reward and whether the plan is the best so far. It never
       calls `task.evaluate` itself: only plans that the recorder evaluated are in the journal, count, and can
       be the result.
-    - The recorder raises `StopSearch` when the search is over. A searcher lets it through; who has to clean
-      up does so in a `finally` or re-raises it. A searcher that has no further plan simply returns.
+    - The recorder raises `StopSearch` when the search is over. A searcher lets it through, or catches it to
+      clean up and raises it again. A searcher that has no further plan simply returns.
     - A plan seen before comes from memory and is free; `MOST_REPEATS` of them in a row end the search.
-    - A plan beyond `task.limits` may be evaluated, and counts, but is never the best. `Pricer.solve` and
-      `Pricer.repair` of `autocompress_envs.solver.pricing` give plans within the limits.
+    - A plan beyond `task.limits` may be evaluated, and counts, but is never the best. `Pricer.solve` of
+      `autocompress_envs.solver.pricing` gives a plan within the limits for any prices; `Pricer.repair` changes
+      a plan until it is within them, or returns None where single changes do not lead there.
     - All randomness comes from `settings.seed`: the same task and settings must give the same plans in the
       same order, or else a killed search can't be resumed.
     - Other work on the network, such as passes for gradients, is told by `spend`.

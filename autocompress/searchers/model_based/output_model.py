@@ -35,11 +35,11 @@ measured plan. The coefficients z, the gradient g and the metric H are over all 
 
 So what single labels do need not be learned: a good plan is found in a tenth of the evaluations.
 
-**Uncertainty.** The divergence is convex, so what is uncertain about d(p) raises its expectation: by h v(p) /
-2, with the posterior variance v(p) = k(p, p) - k(p)' K_y^-1 k(p) (eq. 2.26) in units of the kernel, and the
-signal variance h, in nats a unit of the kernel. Its maximum-likelihood estimate is h = tr(K_y^-1 H) / n, for
-H is the Gram matrix of all residuals. `caution` is the share of this rise that counts: 1 gives the expected
-divergence, and 0 the divergence at the posterior mean, which explores.
+**Uncertainty.** The divergence is convex, so what is uncertain about d(p) raises its expectation. The rise is
+h v(p) / 2, with the posterior variance v(p) = k(p, p) - k(p)' K_y^-1 k(p) (eq. 2.26) in units of the kernel,
+and the signal variance h in nats a unit of the kernel. Its maximum-likelihood estimate is
+h = tr(K_y^-1 H) / n, with the part of H between residuals. `caution` is the share of the rise that counts: 1
+gives the expected divergence, and 0 the divergence at the posterior mean, which explores.
 """
 
 from __future__ import annotations
