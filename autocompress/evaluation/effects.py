@@ -30,7 +30,7 @@ from autocompress.evaluation.stitch import LayerChoice, full_weight, resolve, un
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
-from autocompress_envs.problem.numbers import IntArray, Labeling
+from autocompress_envs.problem import IntArray, Labeling
 
 NEAR = 2  # positions on the menu, to either side of a plan's label, for which effects around it are computed
 CLASSES_AROUND = 4  # whose derivatives are taken there: the likeliest on every sample, and all others as one

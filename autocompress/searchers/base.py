@@ -19,7 +19,7 @@ from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
 from autocompress.registry import Registry
 from autocompress_envs import rewards
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome, Problem
+from autocompress_envs.problem import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.rewards import Reward, RewardContext, compute
 
@@ -171,8 +171,8 @@ class Recorder:
     - The recorder raises `StopSearch` when the search is over. A searcher lets it through, or catches it to
       clean up and raises it again. A searcher that has no further plan simply returns.
     - A plan seen before comes from memory and is free; `MOST_REPEATS` of them in a row end the search.
-    - A plan beyond `task.limits` may be evaluated, and counts, but is never the best. `Pricer.solve` of
-      `autocompress_envs.solver.pricing` gives a plan within the limits for any prices; `Pricer.repair` changes
+    - A plan beyond `task.limits` may be evaluated, and counts, but is never the best. `Solver.solve` of
+      `autocompress_envs.solver.pricing` gives a plan within the limits for any prices; `Solver.repair` changes
       a plan until it is within them, or returns None where single changes do not lead there.
     - All randomness comes from `settings.seed`: the same task and settings must give the same plans in the
       same order, or else a killed search can't be resumed.
@@ -182,13 +182,13 @@ class Recorder:
 
     >>> import numpy as np
     >>> from autocompress.searchers.search import run_search
-    >>> from autocompress_envs.solver.pricing import Pricer
+    >>> from autocompress_envs.solver import Solver
     >>> from autocompress_envs.testing import TOY_LIMITS, toy_problem
     >>> def random_prices(task, settings, recorder):
-    ...     rng, pricer = np.random.default_rng(settings.seed), Pricer(task.problem, task.limits)
+    ...     rng, solver = np.random.default_rng(settings.seed), Solver(task.problem, task.limits)
     ...     while recorder.left > 0:
     ...         prices = rng.normal(0.0, 2.0, (len(task.problem.layers), 2))
-    ...         recorder(pricer.solve(*np.exp(prices).T))
+    ...         recorder(solver.solve(*np.exp(prices).T))
     >>> problem, evaluate = toy_problem()
     >>> result = run_search(Task(problem, TOY_LIMITS, evaluate), SearchSettings(episodes=4), method=random_prices)
     >>> result.evaluations, result.stopped_because

@@ -1,6 +1,6 @@
 """A Gaussian posterior of the layers' true prices, given the plans evaluated so far.
 
-Prices are natural logarithms of the weights that `Pricer.solve` takes, shape (L, 2). A price says how much
+Prices are natural logarithms of the weights that `Solver.solve` takes, shape (L, 2). A price says how much
 more a layer's pruning (column 0, for the layer that owns the sparsity) or quantization (column 1) hurts than
 its layer error says. With prices of 0 the solver returns the Lagrangian solution of the layer-error problem
 itself.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from autocompress_envs.problem.numbers import BoolArray, FloatArray
+from autocompress_envs.problem import BoolArray, FloatArray
 
 PRICE_LIMIT = 4.0
 """Largest absolute log price that a search tries: a weight of exp(4) = 55 already decides every choice."""

@@ -12,7 +12,7 @@ from autocompress.execute.compressed import Compressed, from_menus, uncompressed
 from autocompress.menus.menus import Menus
 from autocompress.targets.target import Target, lowered_for, target_file
 from autocompress.version import __version__
-from autocompress_envs.problem.numbers import CostModel, Labeling, layer_resources
+from autocompress_envs.problem import CostModel, Labeling, layer_resources
 
 # Bytes that labels may make longer: lengths, offsets, and the plan itself, which compresses worst where labels differ.
 _SLACK, _SLACK_A_LAYER = 64, 8

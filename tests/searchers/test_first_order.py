@@ -9,7 +9,7 @@ from autocompress.searchers.model_based import first_order
 from autocompress.searchers.model_based.encoding import PlanEncoding
 from autocompress.searchers.model_based.first_order import SAMPLES, SHRINKAGE, FirstOrderModel, predicted_best_plan
 from autocompress_envs.problem.tables import is_within
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,8 @@ class Enumerated:
         return self.plans[tuple(self.network.encoding.encode(labeling).tolist())]
 
     def starts(self):
-        pricer = Pricer(self.network.problem, self.limits)
-        return [pricer.solve()] if self.prices is None else [pricer.solve(), pricer.solve(*np.exp(self.prices).T)]
+        solver = Solver(self.network.problem, self.limits)
+        return [solver.solve()] if self.prices is None else [solver.solve(), solver.solve(*np.exp(self.prices).T)]
 
     def least_within_two_changes(self, labeling):
         changes = (self.codes != self.network.encoding.encode(labeling)).sum(1)

@@ -8,7 +8,7 @@ from output_toys import LinearNetwork, effects_of, softmax
 from autocompress.searchers.model_based.encoding import PlanEncoding
 from autocompress.searchers.model_based.first_order import SAMPLES, FirstOrderModel, Incumbent, predicted_best_plan
 from autocompress_envs.problem.tables import is_within
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 HEAD_ROUNDED = [0, 0, 1, 0]
 MOVED = np.array([[0.3, -0.3], [-0.5, 0.0]])  # what that does to the logits
@@ -74,7 +74,7 @@ class Enumerated:
         self.network = network = LinearNetwork(4, 10, 3, seed, KINDS[seed % 5], plans=300)
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
         self.limits, self.codes = tight(network, seed)
-        self.plan = Pricer(network.problem, self.limits).solve()
+        self.plan = Solver(network.problem, self.limits).solve()
         slots, own = (network.encoding.slots(codes) for codes in (self.codes, network.encoding.encode(self.plan)))
         errors = PlanEncoding(network.problem, self.prices).slot_errors
         risk = np.where(slots == own, 0.0, np.maximum(errors[slots], errors[own])).sum(1)
@@ -117,7 +117,7 @@ def test_no_two_changes_improve_the_predicted_plan_and_mostly_it_is_the_best_of_
 def test_it_is_deterministic_and_uses_the_first_samples():
     network = LinearNetwork(5, SAMPLES + 60, 3, seed=1, kind="chain")
     limits = {"size": int(0.3 * network.problem.original()["size"])}
-    plan = Pricer(network.problem, limits).solve()
+    plan = Solver(network.problem, limits).solve()
     shift, effects = network.evaluate(plan, np.float64).shift, network.effects(1.0, around=plan)
     few = network.probabilities[:SAMPLES], effects.first(SAMPLES), None, Incumbent(plan, shift[:SAMPLES])
     given = (network.probabilities, effects, None, Incumbent(plan, shift)), few, few

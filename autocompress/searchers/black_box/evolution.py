@@ -9,8 +9,8 @@ import numpy as np
 
 from autocompress.searchers.base import Evaluated, Recorder, SearchSettings, Task
 from autocompress_envs.actions import LabelActions, label_at, menu_coordinates
-from autocompress_envs.problem.numbers import IntArray, Labeling
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import IntArray, Labeling
+from autocompress_envs.solver import Solver
 
 POPULATION = 24  # plans
 SAMPLE = 6  # plans of the population that compete to be a parent
@@ -35,9 +35,9 @@ def search_evolution(task: Task, settings: SearchSettings, recorder: Recorder) -
         StopSearch: the search is over.
         InfeasibleBudgetError: no plan meets the limits.
     """
-    pricer = Pricer(task.problem, task.limits)
-    generator = PlanGenerator(pricer, np.random.default_rng(settings.seed))
-    population = deque([recorder.record(pricer.solve())], maxlen=POPULATION)
+    solver = Solver(task.problem, task.limits)
+    generator = PlanGenerator(solver, np.random.default_rng(settings.seed))
+    population = deque([recorder.record(solver.solve())], maxlen=POPULATION)
     while True:
         is_growing = len(population) < POPULATION
         plan = generator.random_plan() if is_growing else generator.child(population)
@@ -48,15 +48,15 @@ class PlanGenerator:
     """Makes plans within the limits, each different from all before it as far as `ATTEMPTS` draws suffice.
 
     Args:
-        pricer: the problem and its limits.
+        solver: the problem and its limits.
         rng: random generator of every draw.
     """
 
-    def __init__(self, pricer: Pricer, rng: np.random.Generator) -> None:
-        self._pricer, self._rng = pricer, rng
-        self._counts = pricer.tables.counts
+    def __init__(self, solver: Solver, rng: np.random.Generator) -> None:
+        self._solver, self._rng = solver, rng
+        self._counts = solver.tables.counts
         self._choices = np.argwhere(self._counts > 1)  # (n, 2): layer, axis of its label
-        self._known = {pricer.solve().key()}
+        self._known = {solver.solve().key()}
 
     def random_plan(self) -> Labeling:
         """A plan with labels drawn uniformly from the menu of every layer, repaired."""
@@ -82,7 +82,7 @@ class PlanGenerator:
     def _first_new(self, draw: Callable[[], IntArray]) -> Labeling:
         """The first draw of genes (L, 3) that, repaired, is a new plan, or else the last of `ATTEMPTS`."""
         for _ in range(ATTEMPTS):
-            labeling = repaired(self._pricer, labeling_of_genes(draw()))
+            labeling = repaired(self._solver, labeling_of_genes(draw()))
             if labeling.key() not in self._known:
                 break
         self._known.add(labeling.key())
@@ -110,7 +110,7 @@ class PlanGenerator:
         return genes
 
 
-def repaired(pricer: Pricer, labeling: Labeling) -> Labeling:
+def repaired(solver: Solver, labeling: Labeling) -> Labeling:
     """A labelling within the limits, near the one given.
 
     Single changes lower the costs until the limits hold, then fill the room that is left. Where these lead
@@ -118,18 +118,18 @@ def repaired(pricer: Pricer, labeling: Labeling) -> Labeling:
     every limit within reach.
 
     Args:
-        pricer: the problem and its limits.
+        solver: the problem and its limits.
         labeling: the labelling to repair.
 
     Raises:
         InfeasibleBudgetError: no plan meets the limits.
     """
-    single = pricer.repair(labeling)
+    single = solver.repair(labeling)
     if single is not None:
         return single
-    actions = LabelActions(pricer)
-    for index in range(pricer.tables.layer_count):
-        wanted = menu_coordinates(pricer.tables, index)[np.arange(3), label_at(labeling, index)]
+    actions = LabelActions(solver)
+    for index in range(solver.tables.layer_count):
+        wanted = menu_coordinates(solver.tables, index)[np.arange(3), label_at(labeling, index)]
         actions.apply(index, wanted)
     return actions.finish()
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autocompress.searchers.model_based.encoding import Matrix
-from autocompress_envs.problem.numbers import FloatArray
+from autocompress_envs.problem import FloatArray
 
 Numbers = TypeVar("Numbers", FloatArray, Matrix)
 

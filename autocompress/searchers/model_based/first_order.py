@@ -29,8 +29,8 @@ from autocompress.evaluation.effects import Effects
 from autocompress.searchers.model_based.divergence import directional_derivatives, fisher_coordinates, shifted
 from autocompress.searchers.model_based.encoding import Matrix, PlanEncoding
 from autocompress.searchers.model_based.planning import Planner
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, Problem
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem
+from autocompress_envs.solver import Solver
 
 SHRINKAGE = 0.7  # factor on shifts around the original
 PRUNING_FACTORS = (0.25, 1.0, 4.0)
@@ -216,6 +216,6 @@ def predicted_best_plan(
 
 def _solver_plans(problem: Problem, limits: Mapping[str, int], prices: FloatArray | None) -> list[Labeling]:
     """The solver's plan, and those under the policy's prices with pruning's weight times `PRUNING_FACTORS`."""
-    pricer = Pricer(problem, limits)
+    solver = Solver(problem, limits)
     pruning, rounding = np.exp(np.zeros((len(problem.layers), 2)) if prices is None else prices).T
-    return [pricer.solve(), *(pricer.solve(factor * pruning, rounding) for factor in PRUNING_FACTORS)]
+    return [solver.solve(), *(solver.solve(factor * pruning, rounding) for factor in PRUNING_FACTORS)]

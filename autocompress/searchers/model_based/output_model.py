@@ -51,7 +51,7 @@ from autocompress.evaluation.effects import Effects
 from autocompress.searchers.model_based.divergence import directional_derivatives, fisher_coordinates, shifted
 from autocompress.searchers.model_based.encoding import Matrix, PlanEncoding
 from autocompress.searchers.model_based.kernel import CHOICES, KernelSettings, option_kernel
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, Outcome, Problem
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, Outcome, Problem
 
 REFIT = 24  # evaluations between two choices of kernel settings
 TRUST = 0.5  # power of a policy's prices by which layer errors are multiplied: between none (0) and all (1)

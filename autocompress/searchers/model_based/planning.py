@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from autocompress.searchers.model_based.encoding import PlanEncoding
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Problem
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Problem
 
 CANDIDATES = 96  # changes and pairs of changes a step, whose cost and divergence are computed exactly
 MOST_STEPS = 40  # steps of one descent

@@ -28,8 +28,8 @@ from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
 from autocompress.searchers.model_based.first_order import Incumbent, predicted_best_plan
 from autocompress.searchers.model_based.output_model import OutputModel
 from autocompress.searchers.model_based.planning import Planner
-from autocompress_envs.problem.numbers import IntArray, Labeling
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import IntArray, Labeling
+from autocompress_envs.solver import Solver
 
 STARTS = 3  # best plans from which descents start
 RESTART_DEVIATION = 1.0  # standard deviation of the log prices whose solver's plan is a random start
@@ -103,7 +103,7 @@ class _Search:
         assert task.probabilities is not None
         self._recorder = recorder
         self._rng = np.random.default_rng(settings.seed)
-        self._pricer = Pricer(task.problem, task.limits)
+        self._solver = Solver(task.problem, task.limits)
         self._explorer = MixedExplorer(task.problem, self._rng, task.prices)
         self._first = [Proposal(np.zeros((len(task.problem.layers), 2)), "solver")]
         if task.prices is not None:
@@ -179,7 +179,7 @@ class _Search:
     def explore(self) -> None:
         """Evaluate the solver's plan under the prices that the explorer proposes."""
         proposal = self._proposal
-        self._evaluate(self._pricer.solve(*np.exp(proposal.prices).T), proposal)
+        self._evaluate(self._solver.solve(*np.exp(proposal.prices).T), proposal)
         self._proposal = self._first.pop(0) if self._first else self._explorer.propose()
 
     def plan(self) -> None:
@@ -207,7 +207,7 @@ class _Search:
         if restart_probability and self._rng.random() < restart_probability:
             noise = self._rng.normal(0.0, RESTART_DEVIATION, (len(self._task.problem.layers), 2))
             prices = noise if self._task.prices is None else noise + self._task.prices
-            return self._model.encoding.encode(self._pricer.solve(*np.exp(prices).T))
+            return self._model.encoding.encode(self._solver.solve(*np.exp(prices).T))
         best = self._model.losses.argsort(kind="stable")[:STARTS]
         start: IntArray = self._model.codes[best[0] if self._rng.random() < 0.5 else self._rng.choice(best)]
         return start

@@ -50,10 +50,10 @@ from autocompress.searchers.published.menus import (
 )
 from autocompress.searchers.published.noise import Exploration
 from autocompress_envs.actions import LabelActions
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.rewards import compute
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 METHOD = "amc"
 LEAST_PRESERVED = 0.2  # smallest preserve ratio that is offered
@@ -261,7 +261,7 @@ class _Choices(Protocol):
 
 def _within_limits(offered: Offer, task: Task) -> _Choices:
     """Choices of labels that leave the limits within reach."""
-    return LabelActions(Pricer(offered.problem, task.limits))
+    return LabelActions(Solver(offered.problem, task.limits))
 
 
 class _Unlimited:

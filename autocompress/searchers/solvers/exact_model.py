@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling, layer_resources
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling, layer_resources
 from autocompress_envs.problem.tables import ADDITIVE, Tables
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 MOST_OPTIONS = 20_000  # joint options of one layer; with more, the program is too large for a solver
 ROW_SCALE = 100.0  # a row's limit after scaling: HiGHS lets a row be off by 1e-6, which is then 1e-8 of the limit
@@ -110,18 +110,18 @@ class Program:
         return Labeling(*chosen)
 
 
-def build_program(pricer: Pricer, most_error: float) -> Program:
-    """The program of the pricer's problem and limits.
+def build_program(solver: Solver, most_error: float) -> Program:
+    """The program of the solver's problem and limits.
 
     Args:
-        pricer: the problem and its limits.
+        solver: the problem and its limits.
         most_error: total layer error of a known plan in nats, above 0. Joint options that are worse alone are
             left out, and the objective is scaled by it.
 
     Raises:
         InputError: a layer's cost depends on too many sparsities together.
     """
-    return _Builder(pricer, most_error).program()
+    return _Builder(solver, most_error).program()
 
 
 class _Builder:
@@ -131,11 +131,11 @@ class _Builder:
     block; the tensors.
     """
 
-    def __init__(self, pricer: Pricer, most_error: float) -> None:
-        tables = pricer.tables
-        self._pricer, self._tables, self._most_error = pricer, tables, most_error
+    def __init__(self, solver: Solver, most_error: float) -> None:
+        tables = solver.tables
+        self._solver, self._tables, self._most_error = solver, tables, most_error
         self._deciders = [int(layer) for layer in np.flatnonzero(tables.counts[:, 0] > 1)]
-        self._blocks = joint_options(pricer, most_error)
+        self._blocks = joint_options(solver, most_error)
         counts = [int(tables.counts[layer, 0]) for layer in self._deciders]
         starts = np.cumsum([0, *counts, *(len(options.error) for options in self._blocks)]).tolist()
         self._sparsity_start = dict(zip(self._deciders, starts, strict=False))
@@ -207,7 +207,7 @@ class _Builder:
 
     def _limit_additive(self) -> None:
         """One row for every limited additive resource."""
-        for name, limit in self._pricer.limits.items():
+        for name, limit in self._solver.limits.items():
             if name not in ADDITIVE:
                 continue
             of_layers = [(block, options) for block, options in enumerate(self._blocks) if options.layer is not None]
@@ -217,12 +217,12 @@ class _Builder:
                 columns += [self._sparsity_columns(layer) for layer in self._deciders]
                 amounts += [self._group_bytes(layer) for layer in self._deciders]
                 limit -= self._fixed_bytes()
-            scale = ROW_SCALE / self._pricer.limits[name]
+            scale = ROW_SCALE / self._solver.limits[name]
             self._add(np.concatenate(columns), np.concatenate(amounts) * scale, -math.inf, limit * scale)
 
     def _group_bytes(self, layer: int) -> FloatArray:
         """(sparsities,) bytes beside the layers' own that each sparsity of an owner leaves."""
-        return self._pricer.lagrangian.group_bytes[layer, : self._tables.counts[layer, 0]]
+        return self._solver.lagrangian.group_bytes[layer, : self._tables.counts[layer, 0]]
 
     def _fixed_bytes(self) -> int:
         """Bytes that no layer holds and no sparsity changes."""
@@ -235,7 +235,7 @@ class _Builder:
         """Bytes of every tensor that are enough for all readers, and that meet the limit at every moment."""
         if not self._tensor_column:
             return
-        limit = self._pricer.limits["memory"]
+        limit = self._solver.limits["memory"]
         scale = ROW_SCALE / limit  # tensor columns are counted in it too
         for block, options in enumerate(self._blocks):
             for tensor, amounts in options.memory.items():
@@ -246,41 +246,41 @@ class _Builder:
             self._add(columns, np.ones(len(columns)), -math.inf, limit * scale)
 
 
-def joint_options(pricer: Pricer, most_error: float) -> list[JointOptions]:
+def joint_options(solver: Solver, most_error: float) -> list[JointOptions]:
     """The joint options of every layer and, where memory is limited, of every tensor that no layer reads.
 
     Options of more error than `most_error` are left out. So are those than which another option with the same
     sparsities is no worse in error and in every limited resource.
 
     Args:
-        pricer: the problem and its limits.
+        solver: the problem and its limits.
         most_error: total layer error of a known plan in nats.
 
     Raises:
         InputError: a layer has more than `MOST_OPTIONS`.
     """
-    tables, costs = pricer.tables, pricer.tables.problem.costs
-    tensors = np.arange(len(costs.tensor_const)) if "memory" in pricer.limits else np.arange(0)
+    tables, costs = solver.tables, solver.tables.problem.costs
+    tensors = np.arange(len(costs.tensor_const)) if "memory" in solver.limits else np.arange(0)
     blocks = []
     for layer in range(tables.layer_count):
         reads = [int(tensor) for tensor in tensors if costs.tensor_readers[tensor, layer]]
-        options = _layer_options(pricer, layer, reads)
+        options = _layer_options(solver, layer, reads)
         is_kept = _not_dominated(options) & (options.error <= most_error * (1 + ROUNDING))
         blocks.append(options.only(is_kept))
     unread = [int(tensor) for tensor in tensors if not costs.tensor_readers[tensor].any()]
     return blocks + [_tensor_options(tables, tensor) for tensor in unread]
 
 
-def _layer_options(pricer: Pricer, layer: int, reads: list[int]) -> JointOptions:
+def _layer_options(solver: Solver, layer: int, reads: list[int]) -> JointOptions:
     """All n = N * B * A joint options of a layer, one combination of sparsities after another.
 
     Args:
-        pricer: the problem and its limits.
+        solver: the problem and its limits.
         layer: index of the layer.
         reads: tensors that the layer reads, where memory is limited; else none.
     """
-    tables, costs = pricer.tables, pricer.tables.problem.costs
-    deciders = set(pricer.lagrangian.deciders_of[layer]).union(*(_tensor_deciders(tables, t) for t in reads))
+    tables, costs = solver.tables, solver.tables.problem.costs
+    deciders = set(solver.lagrangian.deciders_of[layer]).union(*(_tensor_deciders(tables, t) for t in reads))
     ordered = tuple(sorted(deciders))
     _, weight_count, activation_count = (int(count) for count in tables.counts[layer])
     bit_count = weight_count * activation_count
@@ -308,7 +308,7 @@ def _layer_options(pricer: Pricer, layer: int, reads: list[int]) -> JointOptions
         weight_bits,
         activation_bits,
         tables.errors[layer, rows, weight_bits, activation_bits],
-        {name: amounts[name].astype(np.float64) for name in ADDITIVE if name in pricer.limits},
+        {name: amounts[name].astype(np.float64) for name in ADDITIVE if name in solver.limits},
         {tensor: _tensor_bytes(tables, tensor, kept[combination], bits) for tensor in reads},
     )
 

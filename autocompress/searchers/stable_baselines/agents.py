@@ -20,7 +20,7 @@ from autocompress.searchers.stable_baselines.anchored import AnchoredPrices
 from autocompress.searchers.stable_baselines.replay import ExecutedReplayBuffer
 from autocompress.searchers.stable_baselines.specs import AgentSpec
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 ENDLESS = 10**9  # steps of the learn loop; the recorder ends the search long before
 HIDDEN = 64  # units of each of the two hidden layers
@@ -43,10 +43,10 @@ def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSe
         StopSearch: the search is over.
         InfeasibleBudgetError: no plan meets the limits.
     """
-    pricer = Pricer(task.problem, task.limits)
+    solver = Solver(task.problem, task.limits)
     if task.prices is not None:
-        recorder(pricer.solve(*np.exp(task.prices).T))
-    recorder(pricer.solve())
+        recorder(solver.solve(*np.exp(task.prices).T))
+    recorder(solver.solve())
     environments = DummyVecEnv(_environment_makers(task, settings, recorder, spec))
     agent = build_agent(spec, environments, len(task.problem.layers), settings)
     try:
