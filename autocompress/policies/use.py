@@ -18,7 +18,7 @@ from autocompress.policies.network import PolicyPlan, nearest_kinds, plan_in_one
 from autocompress.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import SearchSettings
-from autocompress.searchers.model_based.foresight import SAMPLES, foreseen
+from autocompress.searchers.model_based.first_order import SAMPLES, predicted_best_plan
 from autocompress.searchers.search import Searcher
 from autocompress_envs.problem import Labeling, Problem
 
@@ -73,7 +73,7 @@ def zero_shot_plan(
     effects = effects_with_progress(evaluator, watcher, samples=SAMPLES)
     if effects is None:
         return found.labeling
-    return foreseen(problem, limits, evaluator.probabilities, effects, found.prices)
+    return predicted_best_plan(problem, limits, evaluator.probabilities, effects, found.prices)
 
 
 def effects_with_progress(

@@ -1,4 +1,4 @@
-"""The agents of the method `rl`, by name: what each can do, and how it searches."""
+"""The agents of the method `rl`, by name: their abilities, and their searches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.stable_baselines.specs import SPECS, AgentSpec
 
 Search = Callable[[Task, SearchSettings, Recorder], None]
-"""Evaluates plans by calling the recorder, until that raises `StopSearch`."""
+"""Evaluates plans by calling the recorder, until that raises `StopSearch` or there is no further plan.
+
+The contract and an example stand at `Recorder`.
+"""
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,14 @@ class Agent:
     """An agent of the method `rl`.
 
     Attributes:
-        search: how it searches.
-        actions: kinds of action that it can take: some of `price`, `label` and `discrete`.
-        rewards: names of the rewards that it can maximise; None: any.
-        begins_with_policy: whether it can begin with the prices that a policy gives (`Task.prices`).
-        needs_outputs: whether it models the network's outputs: the task then brings `probabilities` and `effects`, and
-            every outcome its `shift`.
+        search: function that runs its search.
+        actions: kinds of action that it can take, some of `price`, `label` and `discrete`. Default: `price`
+            alone.
+        rewards: names of the rewards that it can maximise. Default: None, for any.
+        begins_with_policy: whether it can begin with the prices that a policy gives (`Task.prices`). Default:
+            False.
+        needs_outputs: whether it models the network's outputs. The task then brings `probabilities` and
+            `effects`, and every outcome its `shift`. Default: False.
     """
 
     search: Search
@@ -35,12 +40,15 @@ class Agent:
 
 
 def _model_based(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
+    """The search of the agent `model-based`, imported where it is used."""
     from autocompress.searchers.model_based.search import search_with_model
 
     search_with_model(task, settings, recorder)
 
 
 def _stable_baselines(spec: AgentSpec) -> Agent:
+    """The agent of a spec, whose library is imported where it searches."""
+
     def search(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
         from autocompress.searchers.stable_baselines.agents import search_with_stable_baselines  # a second to import
 
@@ -59,7 +67,14 @@ AGENTS: Registry[Agent] = Registry(
 
 
 def check_agent(settings: SearchSettings) -> None:
-    """Raises InputError where there is no such agent, or it can't take such actions or rewards."""
+    """Check that there is an agent of the settings' name, and that it can take their action and reward.
+
+    Args:
+        settings: options of the search.
+
+    Raises:
+        InputError: there is no such agent, or it can't take such actions or rewards.
+    """
     agent = AGENTS.find(settings.agent)
     if settings.action not in agent.actions:
         names = sorted(name for name, each in AGENTS.items() if settings.action in each.actions)
@@ -77,15 +92,29 @@ def check_agent(settings: SearchSettings) -> None:
 
 
 def begins_with_policy(settings: SearchSettings) -> bool:
-    """Whether the agent can begin with the prices that a policy gives: it acts by prices, around an explorer's."""
+    """Whether the settings' agent can begin with a policy's prices: it acts by prices, around an explorer's.
+
+    Args:
+        settings: options of the search.
+
+    Raises:
+        InputError: there is no such agent.
+    """
     return settings.action == "price" and AGENTS.find(settings.agent).begins_with_policy
 
 
 def search_with_agent(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Let the agent of the settings search.
+    """Let the agent of the settings search: the method `rl`.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
-        InputError: see `check_agent`; or the agent models outputs, and the evaluation keeps none.
+        InputError: there is no such agent, it can't take such actions or rewards, or it models the network's
+            outputs and the evaluation keeps none.
+        StopSearch: the search is over.
     """
     check_agent(settings)
     AGENTS[settings.agent].search(task, settings, recorder)

@@ -1,4 +1,4 @@
-"""The search methods by name, and the one way to run any of them."""
+"""The search methods by name, and the one function that runs any of them."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from autocompress.searchers.solvers.sensitivity import search_measured_prices
 from autocompress.searchers.tensorboard import tensorboard_observer
 
 Observe = Callable[[Evaluated], None]
+"""Takes every new evaluation of a search, in order."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Searcher:
     """A search method.
 
     Attributes:
-        search: how it searches.
-        is_random: whether it makes random choices; else every seed gives the same plans.
-        needs_labels: whether rewards of its own need labels, whatever `SearchSettings.reward` says.
-        needs_original_accuracy: whether one of these compares with the original (`Task.original_accuracy`).
-        has_agent: whether `SearchSettings.agent` and `action` matter to it.
-        needs_outputs: as for `Agent`; of a method with agents, the agent's own counts.
+        search: function that runs the search.
+        is_random: whether it makes random choices; else every seed gives the same plans. Default: True.
+        needs_labels: whether it needs labelled data for rewards of its own, whatever `SearchSettings.reward`
+            says. Default: False.
+        needs_original_accuracy: whether such a reward compares with `Task.original_accuracy`. Default: False.
+        has_agent: whether `SearchSettings.agent` and `SearchSettings.action` matter to it. Default: False.
+        needs_outputs: whether it models the network's outputs, as in `Agent`. Of a method with agents, the
+            agent's attribute counts instead. Default: False.
     """
 
     search: Search
@@ -48,7 +51,7 @@ class Searcher:
     needs_outputs: bool = False
 
     def wants_outputs(self, settings: SearchSettings) -> bool:
-        """Whether it, or its agent, models the network's outputs."""
+        """Whether the method, or the settings' agent where it has agents, models the network's outputs."""
         return AGENTS.find(settings.agent).needs_outputs if self.has_agent else self.needs_outputs
 
 
@@ -79,7 +82,14 @@ SEARCHERS: Registry[Searcher] = Registry(
 
 
 def as_searcher(method: str | Search | Searcher) -> Searcher:
-    """The searcher of a name in `SEARCHERS`, of a function, or itself. Raises InputError for an unknown name."""
+    """The searcher of a method.
+
+    Args:
+        method: name in `SEARCHERS`, a function that searches, or a searcher, which comes back as it is.
+
+    Raises:
+        InputError: there is no method of that name.
+    """
     if isinstance(method, Searcher):
         return method
     return SEARCHERS.find(method) if isinstance(method, str) else Searcher(method)
@@ -95,21 +105,22 @@ def run_search(
 ) -> SearchResult:
     """Search for the plan of highest reward within the limits.
 
-    The result, and the order in which plans are evaluated, depend on `task` and `settings` alone, so a search is
-    resumed by running it again with an `evaluate` that answers from the journal. Global random generators are
-    left as they were.
+    The result, and the order in which plans are evaluated, depend on `task` and `settings` alone. So a search
+    is resumed by running it again with an `evaluate` that answers from the journal. Global random generators
+    are left as they were.
 
     Args:
-        task: what to search.
-        settings: how; `settings.agent` and `settings.action` matter to the method `rl` only.
-        method: name in `SEARCHERS`, or a searcher, or a function such as `amc_searcher(AmcOptions(overshoot=True))`.
-        observe: called after every evaluation.
-        tensorboard: folder for TensorBoard scalars.
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `agent` and `action` matter to the method `rl` only.
+        method: name in `SEARCHERS`, or a searcher, or a function such as
+            `amc_searcher(AmcOptions(overshoot=True))`. Default: `rl`.
+        observe: function that is called after every new evaluation. Default: None.
+        tensorboard: folder to which TensorBoard scalars are written. Default: None, for no scalars.
 
     Raises:
-        InputError: an unknown method or agent, an agent that can't take such actions, an evaluation that gave NaN,
-            or no plan of the method within the limits.
-        InfeasibleBudgetError: no plan at all within the limits.
+        InputError: an unknown method or agent, an agent that can't take such actions, an evaluation that gave
+            NaN, or no plan of the method within the limits.
+        InfeasibleBudgetError: no plan at all meets the limits.
     """
     searcher = as_searcher(method)
     if searcher.has_agent:
@@ -128,7 +139,7 @@ def run_search(
 
 
 def _run(searcher: Searcher, task: Task, settings: SearchSettings, recorder: Recorder) -> str:
-    """Why the search ended, in a few words."""
+    """Run a search to its end, and return the reason why it ended, in one clause."""
     try:
         searcher.search(task, settings, recorder)
     except StopSearch as stop:

@@ -9,14 +9,19 @@ from pathlib import Path
 from autocompress.searchers.base import Evaluated
 
 Observe = Callable[[Evaluated], None]
+"""Takes every new evaluation of a search, in order."""
 
 
 @contextmanager
 def tensorboard_observer(folder: Path, limits: dict[str, int]) -> Iterator[Observe]:
-    """An observer that writes to `folder`, one step per evaluation.
+    """An observer that writes TensorBoard scalars, one step per evaluation, until the block ends.
 
-    Tags: `search/kl` (nats), `search/accuracy`, `search/reward`, `search/best_kl` (of the best plan so far), and
-    `search/cost_RESOURCE`, the share of every limit that the plan uses, at most 1.
+    Tags: `search/kl` (nats), `search/accuracy`, `search/reward`, `search/best_kl` (nats, the best plan's so
+    far), and `search/cost_RESOURCE` (share of the limit that the plan uses) for every limited resource.
+
+    Args:
+        folder: folder to which the event files are written; made where it is missing.
+        limits: upper bound of every limited resource, in absolute units.
     """
     from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
 

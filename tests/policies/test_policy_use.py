@@ -22,7 +22,7 @@ from autocompress.searchers.agents import AGENTS
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.explorers import EXPLORERS
 from autocompress.searchers.model_based import search as model_based
-from autocompress.searchers.model_based.foresight import foreseen
+from autocompress.searchers.model_based.first_order import predicted_best_plan
 from autocompress.searchers.prices import PriceBelief
 from autocompress.searchers.search import run_search
 from autocompress_envs.observation import KINDS
@@ -238,12 +238,12 @@ def plan_of(saved, result):
     return plan_in_one_pass(load_policy(saved).policy, result.problem, result.limits, ["conv"])
 
 
-def test_without_evaluations_the_plan_is_what_is_foreseen_under_the_policys_prices(zero_shot, job, mine):
+def test_without_evaluations_the_plan_is_the_predicted_best_under_the_policys_prices(zero_shot, job, mine):
     result, watcher = zero_shot
     found, evaluator = plan_of(mine, result), build_evaluator(*job)
     given = result.problem, result.limits, evaluator.probabilities, evaluator.effects()
-    assert foreseen(*given, found.prices).key() == result.labeling.key()
-    others = found.labeling, foreseen(*given), Solver(result.problem, result.limits).solve()
+    assert predicted_best_plan(*given, found.prices).key() == result.labeling.key()
+    others = found.labeling, predicted_best_plan(*given), Solver(result.problem, result.limits).solve()
     assert result.labeling.key() not in [other.key() for other in others]
     assert evaluator.evaluations == 0
     assert result.outcome.resources["size"] <= result.limits["size"]
@@ -307,11 +307,11 @@ def test_a_resumed_run_must_find_the_same_policy(zero_shot, quick, mine, tmp_pat
     assert len(now) == 16
 
 
-def test_a_search_begins_with_the_foreseen_plan_and_later_takes_the_policys_and_the_solvers(
+def test_a_search_begins_with_the_predicted_best_plan_and_later_takes_the_policys_and_the_solvers(
     quick, mine, zero_shot, tmp_path, monkeypatch
 ):
     """Every fourth evaluation, here; 9 are too few for effects around a plan."""
-    monkeypatch.setattr(model_based, "FROM_EFFECTS", replace(model_based.FROM_EFFECTS, every=4))
+    monkeypatch.setattr(model_based, "FROM_EFFECTS", replace(model_based.FROM_EFFECTS, explorer_every=4))
     options = {**quick, "episodes": 9, "policy": str(mine), "selection_samples": 0}
     result = autocompress.search(out=tmp_path / "run", **options)
     entries = read_journal(tmp_path / "run" / "journal.jsonl")[1]

@@ -13,7 +13,7 @@ from autocompress.evaluation import Evaluator
 from autocompress.policies.files import SavedPolicy, load_policy
 from autocompress.policies.network import PricePolicy
 from autocompress.policy_training.evaluation import Score, evaluate_policy, summarised
-from autocompress.searchers.model_based.foresight import foreseen
+from autocompress.searchers.model_based.first_order import predicted_best_plan
 
 ALLOWED = (
     "activation_bits, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, granularity, "
@@ -37,15 +37,15 @@ def untrained():
     return SavedPolicy(PricePolicy("layer", 1, 4), {"kinds": ["conv", "linear"]}, "untrained")
 
 
-def test_an_untrained_policy_is_what_effects_alone_foresee(on, untrained, monkeypatch):
+def test_an_untrained_policy_is_what_effects_alone_predict(on, untrained, monkeypatch):
     """Its prices are all the same."""
     found = []
 
     def remembered(*given):
-        found.append((foreseen(*given), foreseen(*given[:4])))  # with the prices, and without
+        found.append((predicted_best_plan(*given), predicted_best_plan(*given[:4])))  # with the prices, and without
         return found[-1][0]
 
-    monkeypatch.setattr("autocompress.policies.use.foreseen", remembered)
+    monkeypatch.setattr("autocompress.policies.use.predicted_best_plan", remembered)
     scores = evaluate_policy(untrained, on)
     assert [score.budget for score in scores] == ["size=8%", "size=12%"]
     assert [priced.key() == plain.key() for priced, plain in found] == [True, True]

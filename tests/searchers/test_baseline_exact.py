@@ -94,14 +94,16 @@ def all_zero(problem):
     return Labeling(zeros, zeros, zeros)
 
 
-def test_dominated_and_hopeless_cells_are_left_out():
+def test_dominated_and_hopeless_options_are_left_out():
     problem, _ = toy_problem()
     solver = Solver(problem, {"size": 204})
     # Rows of conv2: 3 bit-widths for each of the 2 widths of its input; those pruned lose 0.6 at least.
-    sizes = {most: [len(cells.error) for cells in exact_model.layer_cells(solver, most)] for most in (1.0, 0.26, 0.05)}
+    sizes = {
+        most: [len(options.error) for options in exact_model.joint_options(solver, most)] for most in (1.0, 0.26, 0.05)
+    }
     assert sizes == {1.0: [6, 6, 3], 0.26: [6, 3, 2], 0.05: [4, 2, 2]}
-    unlimited_bits = exact_model.layer_cells(Solver(problem, {"macs": 24}), 1.0)
-    assert [len(cells.error) for cells in unlimited_bits] == [2, 2, 1]  # bits cost nothing: 8 beats 2 and 4
+    unlimited_bits = exact_model.joint_options(Solver(problem, {"macs": 24}), 1.0)
+    assert [len(options.error) for options in unlimited_bits] == [2, 2, 1]  # bits cost nothing: 8 beats 2 and 4
 
 
 def test_exact_is_one_evaluation():

@@ -8,7 +8,7 @@ import pytest
 
 from autocompress.errors import InputError
 from autocompress.searchers.base import Evaluated, SearchSettings, Task
-from autocompress.searchers.black_box.evolution import MOST_CHANGED, Nursery, genes_of, repaired
+from autocompress.searchers.black_box.evolution import MOST_CHANGED, PlanGenerator, genes_of, repaired
 from autocompress.searchers.search import run_search
 from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.problem.tables import is_within
@@ -101,31 +101,33 @@ def test_repair_keeps_what_is_within_and_full():
 def test_children_are_new():
     task = chain_task()
     solver = Solver(task.problem, task.limits)
-    nursery = Nursery(solver, np.random.default_rng(0))
+    generator = PlanGenerator(solver, np.random.default_rng(0))
     start = solver.solve()
     population = [Evaluated(0, start, task.evaluate(start), 0.0, True)]
-    keys = {start.key(), *(nursery.child(population).key() for _ in range(20))}
+    keys = {start.key(), *(generator.child(population).key() for _ in range(20))}
     assert len(keys) == 21
 
 
 def test_a_mutation_changes_few_layers():
     task = chain_task()
     solver = Solver(task.problem, task.limits)
-    nursery = Nursery(solver, np.random.default_rng(0))
+    generator = PlanGenerator(solver, np.random.default_rng(0))
     genes = genes_of(solver.solve())
-    mutants = [nursery._mutated(genes) for _ in range(60)]
+    mutants = [generator.mutated(genes) for _ in range(60)]
     assert {int((mutant != genes).sum()) for mutant in mutants} == set(range(1, MOST_CHANGED + 1))
     assert {int((mutant != genes).any(1).sum()) for mutant in mutants} == set(range(1, MOST_CHANGED + 1))
     assert all((mutant >= 0).all() and (mutant < solver.tables.counts).all() for mutant in mutants)
 
 
-# The toy's few plans are plateaus to CMA-ES: in 2 of 6 seeds it saw 50 known plans in a row before the fourth plan.
-@pytest.mark.parametrize(
-    ("method", "seed"), [*((method, seed) for method in ("evolution", "tpe", "nsga2") for seed in (0, 1)), ("cmaes", 0)]
-)
-def test_finds_the_optimum(method, seed):
-    result = run_search(toy_task(), SearchSettings(episodes=40, seed=seed), method=method)
-    assert result.best.outcome.kl == pytest.approx(0.512)
+# The toy's few plans are plateaus to CMA-ES: in some seeds it sees 50 known plans in a row before the fourth plan.
+@pytest.mark.parametrize(("method", "share"), [("evolution", 1.0), ("tpe", 1.0), ("nsga2", 1.0), ("cmaes", 0.5)])
+def test_finds_the_optimum(method, share):
+    losses = [
+        run_search(toy_task(), SearchSettings(episodes=40, seed=seed), method=method).best.outcome.kl
+        for seed in range(6 if share < 1.0 else 3)
+    ]
+    assert np.median(losses) == pytest.approx(0.512)
+    assert np.mean(np.array(losses) < 0.513) >= share
 
 
 @pytest.mark.parametrize("method", EVOLVING)

@@ -65,7 +65,7 @@ def test_toy_by_hand():
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_an_additive_truth_comes_back_in_every_cell(kind, seed):
+def test_an_additive_truth_comes_back_in_every_entry(kind, seed):
     problem = random_problem(np.random.default_rng(seed), 7, kind)
     measured = measured_problem(problem, Truth(problem), 10**6)
     for before, after in zip(problem.layers, measured.layers, strict=True):

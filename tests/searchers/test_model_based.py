@@ -7,7 +7,7 @@ import pytest
 from output_toys import LinearNetwork
 
 from autocompress.searchers.base import SearchSettings, Task
-from autocompress.searchers.model_based.foresight import foreseen
+from autocompress.searchers.model_based.first_order import predicted_best_plan
 from autocompress.searchers.search import run_search
 from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.solver import Solver
@@ -31,32 +31,52 @@ class Interacting:
         losses = 0.05 * layer_errors(self.problem, labeling) * disturbed
         return Outcome(float(losses.sum()), 0.5, 0.5, self.problem.resources(labeling), coin_shift(losses))
 
+    def inside(self):
+        """Whether each of all plans is within the limits."""
+        return all_resources(self.problem, all_labelings(self.problem))["size"] <= self.limits["size"]
+
     def feasible(self):
         """The KL of every plan within the limits, least first."""
-        every = all_labelings(self.problem)
-        plans = map(Labeling, every.sparsity, every.weight_bits, every.activation_bits)
-        outcomes = [
-            self.evaluate(plan) for plan in plans if self.problem.resources(plan)["size"] <= self.limits["size"]
-        ]
-        return np.sort([outcome.kl for outcome in outcomes])
+        every, inside = all_labelings(self.problem), self.inside()
+        labels = (every.sparsity, every.weight_bits, every.activation_bits)
+        return np.sort([self.evaluate(Labeling(*plan)).kl for plan in zip(*(of[inside] for of in labels), strict=True)])
+
+
+@pytest.fixture(scope="module")
+def interacting():
+    """Tasks, and the best plans' divergences, of the small ones among 36 networks whose solver's plan is not the best.
+
+    On most networks it is; here it is more than 4 % worse.
+    """
+    found = []
+    for seed in range(36):
+        network = Interacting(seed)
+        if np.count_nonzero(network.inside()) > 2_000:
+            continue
+        task = Task(network.problem, network.limits, network.evaluate, probabilities=fair_coins(4))
+        best = network.feasible()[0]
+        if run_search(task, SearchSettings(), method="solver").best.outcome.kl > 1.04 * best:
+            found.append((task, best))
+    return found
 
 
 @pytest.mark.parametrize("prices", [None, PRICES], ids=["from zero", "from prices"])
-@pytest.mark.parametrize("seed", [3, 17, 30, 33])  # networks on which it is not
-def test_finds_the_best_of_many_plans_where_prices_lead_to_few(seed, prices):
-    """Of 432 to 1,631 plans within the limits; the explorer alone brings 1 to 3 and then repeats itself."""
-    network = Interacting(seed)
-    task = Task(network.problem, network.limits, network.evaluate, probabilities=fair_coins(4), prices=prices)
-    best = network.feasible()[0]
-    solved = run_search(task, SearchSettings(), method="solver").best.outcome.kl
-    assert solved > 1.04 * best
-    found = run_search(task, SearchSettings("model-based", "price", episodes=60))
-    assert found.best.outcome.kl == pytest.approx(best)
-    assert (found.evaluations, found.stopped_because) == (60, "all 60 evaluations are used")
+def test_finds_the_best_of_many_plans_where_prices_lead_to_few(interacting, prices):
+    """Of up to 2,000 plans within the limits; the explorer alone brings a few plans and then repeats itself."""
+    ratios, explored = [], []
+    for task, best in interacting:
+        found = run_search(replace(task, prices=prices), SearchSettings("model-based", "price", episodes=60))
+        assert (found.evaluations, found.stopped_because) == (60, "all 60 evaluations are used")
+        ratios.append(found.best.outcome.kl / best)
+        explored.append(run_search(task, SearchSettings(episodes=60), method="mixed").evaluations)
+    assert len(ratios) >= 4
+    assert np.median(explored) <= 10
+    assert np.median(ratios) == pytest.approx(1.0)
+    assert sum(ratio < 1.0001 for ratio in ratios) >= len(ratios) - 1
 
 
 class Linear:
-    """Four layers whose effects add up, by 0.8 of what is foreseen, under a limit that a third of the plans meet."""
+    """Four layers whose effects add up, by 0.8 of what is predicted, under a limit that a third of the plans meet."""
 
     def __init__(self, kind, seed):
         self.network = LinearNetwork(4, 10, 3, seed, kind, plans=300)
@@ -96,16 +116,16 @@ def linear():
 
 
 @pytest.mark.parametrize("prices", [None, PRICES], ids=["from zero", "from prices"])
-def test_the_foreseen_plan_comes_first(linear, prices):
+def test_the_predicted_plan_comes_first(linear, prices):
     network = linear.network
     effects = network.effects(0.8)
     (first,) = linear.searched(lambda around: effects, prices, episodes=1)
-    expected = foreseen(network.problem, linear.limits, network.probabilities, effects, prices)
+    expected = predicted_best_plan(network.problem, linear.limits, network.probabilities, effects, prices)
     assert first.labeling.key() == expected.key()
 
 
-def test_the_explorers_plans_take_their_turns_after_the_foreseen_one():
-    """Every twelfth evaluation: of the policy's prices, then the solver's. Nobody looks around the best plan."""
+def test_the_explorers_plans_take_their_turns_after_the_predicted_one():
+    """Every twelfth evaluation: of the policy's prices, then the solver's. Effects are never refreshed."""
     network, rng = LinearNetwork(8, seed=1, kind="chain"), np.random.default_rng(0)
     prices, effects = rng.normal(size=(8, 2)), replace(network.effects(0.8, missed=0.5), passes=np.inf)
     sizes = [network.problem.resources(network.random(rng))["size"] for _ in range(200)]
@@ -118,12 +138,17 @@ def test_the_explorers_plans_take_their_turns_after_the_foreseen_one():
     assert plans == [12, 24]
 
 
-@pytest.mark.parametrize(("kind", "seed"), [("chain", 0), ("concat", 2), ("element", 4), ("chain", 5)])
-def test_effects_save_most_of_the_evaluations(kind, seed):
-    """Until the best of 143 to 2,168 plans within the limits is found: 8, 22, 8 and 5 without, 1, 4, 1 and 1 with."""
-    world = Linear(kind, seed)
-    assert world.needed(world.effects) <= 4
-    assert world.needed(None) >= 5
+def test_effects_save_most_of_the_evaluations():
+    """Until the best of all plans within the limits is found, on two networks of every kind.
+
+    On half of them the solver's plan is the best, and it comes first; on the others, effects save most evaluations.
+    """
+    worlds = [Linear(kind, seed) for kind in ("chain", "residual", "concat", "depthwise", "element") for seed in (0, 1)]
+    known, unknown = np.array([(world.needed(world.effects), world.needed(None)) for world in worlds]).T
+    assert known.max() <= 4
+    is_hard = unknown > 1
+    assert is_hard.sum() >= 4
+    assert 3 * np.median(known[is_hard]) <= np.median(unknown[is_hard])
 
 
 def test_a_seed_is_a_search_with_effects_too(linear):

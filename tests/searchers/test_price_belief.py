@@ -30,16 +30,22 @@ def test_loss_parts_add_up_to_the_layer_errors():
 
 
 def test_belief_recovers_true_prices():
-    rng = np.random.default_rng(3)
-    truth = rng.normal(0.0, 0.5, (10, 2))
-    belief = PriceBelief(np.ones((10, 2), dtype=bool))
-    for _ in range(300):
-        parts = np.exp(rng.normal(0.0, 1.0, (10, 2)))
-        parts /= (np.exp(truth) * parts).sum()  # equally good plans count alike
-        belief.add(parts, 1.0)
-    mean, deviation = belief.moments()
-    np.testing.assert_allclose(mean, truth - truth.mean(), atol=0.25)
-    assert deviation.max() < 0.4 < PriceBelief.SPREAD
+    """The truth lies about one standard deviation from the mean, whatever was drawn."""
+    misses, deviations = [], []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        truth = rng.normal(0.0, 0.5, (10, 2))
+        belief = PriceBelief(np.ones((10, 2), dtype=bool))
+        for _ in range(300):
+            parts = np.exp(rng.normal(0.0, 1.0, (10, 2)))
+            parts /= (np.exp(truth) * parts).sum()  # equally good plans count alike
+            belief.add(parts, 1.0)
+        mean, deviation = belief.moments()
+        misses.append(np.abs(mean - (truth - truth.mean())).max())
+        deviations.append(deviation.max())
+    assert np.median(misses) < 0.2
+    assert max(misses) < 0.3
+    assert max(deviations) < 0.4 < PriceBelief.SPREAD
 
 
 def test_belief_without_evaluations_is_the_prior():

@@ -21,7 +21,7 @@ def toy_env(size=220):
     return GalenEnv(task, recorder), recorder
 
 
-def walk(env, actions):
+def steps_through(env, actions):
     env.reset()
     for action in actions:
         _, reward, done, _, _ = env.step(np.array(action))
@@ -84,7 +84,7 @@ def test_the_first_state_is_centred_on_itself():
 )
 def test_actions_compress_within_the_budget(action, size, sparsity, weight_bits):
     env, recorder = toy_env(size)
-    walk(env, [action] * 3)
+    steps_through(env, [action] * 3)
     assert recorder.best.labeling.sparsity.tolist() == sparsity
     assert recorder.best.labeling.weight_bits.tolist() == weight_bits
 
@@ -92,7 +92,7 @@ def test_actions_compress_within_the_budget(action, size, sparsity, weight_bits)
 def test_reward_punishes_what_stays_below_the_target():
     env, _ = toy_env(220)
     # 4 bits everywhere: 208 of 220 bytes, kl 0.01 + 0.012 + 0.04
-    assert walk(env, [(0.0, 0.0, 0.6)] * 3) == pytest.approx(np.exp(-0.062) - 3 * 12 / 220)
+    assert steps_through(env, [(0.0, 0.0, 0.6)] * 3) == pytest.approx(np.exp(-0.062) - 3 * 12 / 220)
 
 
 def test_labels_are_needed():

@@ -34,7 +34,7 @@ def chain_problem():
     return build_problem(shapes, np.array([4, 8]), Menu((0.0, 0.5), (2, 4), (4, 8)), errors, has_bias=False)
 
 
-def walk(env, actions):
+def steps_through(env, actions):
     """The states before each action, and the last reward."""
     state, _ = env.reset()
     states = []
@@ -90,14 +90,14 @@ def test_the_last_wall_lowers_activations_before_weights():
 
 def test_reward_and_plan_after_the_last_layer():
     env, recorder = toy_env()
-    _, reward = walk(env, [1.0, 1.0, 1.0])
+    _, reward = steps_through(env, [1.0, 1.0, 1.0])
     assert recorder.best.labeling.weight_bits.tolist() == [1, 0, 0]  # (4, 2, 2) bits
     assert recorder.best.labeling.sparsity.tolist() == [0, 0, 0]
     assert reward == pytest.approx(10 * (np.exp(-0.53) - 1.0))  # kl 0.01 + 0.12 + 0.40
 
 
 def test_states_of_weights_alone():
-    states, _ = walk(toy_env()[0], [0.0, 0.5, 1.0])
+    states, _ = steps_through(toy_env()[0], [0.0, 0.5, 1.0])
     # 8 weights each, once: nothing differs but the columns 2, 4, 2, the rows 4, 2, 4, the last layer's kind, the place
     assert states[0] == pytest.approx([0, 0, 0, 1, 0, 0, 0, 0, 1, 1])
     assert states[1] == pytest.approx([0, 0, 1, 0, 0, 0, 0, 0.5, 2 / 8, 1])
@@ -108,7 +108,7 @@ def test_weights_and_activations_take_turns():
     problem = chain_problem()
     task = Task(problem, {"bitops": 4096}, lambda at: Outcome(1.0, 0.5, 0.5, problem.resources(at)), 0.75)
     recorder = Recorder(task, SETTINGS, [])
-    states, reward = walk(HaqEnv(task, recorder), [0.0, 1.0, 1.0, 0.0, 1.0, 1.0])
+    states, reward = steps_through(HaqEnv(task, recorder), [0.0, 1.0, 1.0, 0.0, 1.0, 1.0])
     assert [state[9] for state in states] == [1, 0, 1, 0, 1, 0]
     assert [state[8] for state in states] == [1, 2 / 4, 1, 1, 4 / 8, 1]
     assert [state[7] for state in states] == [0, 0, 0.5, 0.5, 1, 1]
@@ -119,8 +119,8 @@ def test_weights_and_activations_take_turns():
 
 def test_an_episode_begins_like_the_one_before():
     env, _ = toy_env()
-    first, _ = walk(env, [0.0, 0.0, 0.0])
-    second, _ = walk(env, [1.0, 1.0, 1.0])
+    first, _ = steps_through(env, [0.0, 0.0, 0.0])
+    second, _ = steps_through(env, [1.0, 1.0, 1.0])
     assert first[0].tolist() == second[0].tolist()
 
 

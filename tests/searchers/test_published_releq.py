@@ -18,7 +18,7 @@ def toy_env(size=220):
     return ReleqEnv(Task(problem, {"size": size}, evaluate, 1.0), recorder), recorder
 
 
-def walk(env, actions):
+def steps_through(env, actions):
     state, _ = env.reset()
     states = [state]
     for action in actions:
@@ -45,7 +45,7 @@ def test_shaped_reward(quantization, accuracy, reward):
 
 def test_states_and_reward():
     env, recorder = toy_env()
-    states, reward = walk(env, [2, 1, 0])
+    states, reward = steps_through(env, [2, 1, 0])
     # at the fewest bits the layers lose 0.10, 0.12 and 0.40 nats
     middle = np.log10(0.12 / 0.10) / np.log10(0.40 / 0.10)
     assert states[0] == pytest.approx([1 / 3, 1, 1, 1, 1, 0, 0, 0])
@@ -59,7 +59,7 @@ def test_states_and_reward():
 
 def test_the_nearest_bits_that_the_budget_leaves():
     env, recorder = toy_env(204)  # one layer at 4 bits, the others at 2
-    walk(env, [2, 2, 2])
+    steps_through(env, [2, 2, 2])
     assert recorder.best.labeling.weight_bits.tolist() == [1, 0, 0]
 
 
@@ -79,7 +79,7 @@ def heads(agent):
 
 
 @pytest.mark.parametrize("method", ["amc", "haq", "galen", "releq"])
-def test_a_seed_is_a_walk(method):
+def test_a_seed_is_a_search(method):
     problem = random_problem(np.random.default_rng(3), 8, "chain")
     limits = {"size": problem.original()["size"] * 2 // 5}
 

@@ -37,7 +37,7 @@ def settings_of(agent, action, **changes):
     return SearchSettings(**{"action": action, "episodes": 6, **({"agent": agent} if agent else {}), **changes})
 
 
-def walk(way, task=None, **changes):
+def search_by(way, task=None, **changes):
     """The (plan, reward, outcome) triples in the order of evaluation, and the result."""
     method, agent, action = way
     seen = []
@@ -65,12 +65,12 @@ def way(request):
 
 
 @functools.cache
-def walked(way):
-    return walk(way)
+def searched(way):
+    return search_by(way)
 
 
 def test_every_plan_meets_the_budget(way):
-    seen, result = walked(way)
+    seen, result = searched(way)
     resources = [outcome.resources for _, _, outcome in seen]
     if way[0] in MEASURING:
         resources = [result.best.outcome.resources, resources[-1]]
@@ -78,7 +78,7 @@ def test_every_plan_meets_the_budget(way):
 
 
 def test_best_is_the_best_of_all_evaluated(way):
-    seen, result = walked(way)
+    seen, result = searched(way)
     rewards = [reward if outcome.resources["size"] <= 204 else -np.inf for _, reward, outcome in seen]
     assert result.best.reward == max(rewards)
     assert result.best.index == rewards.index(max(rewards))
@@ -99,9 +99,9 @@ def test_counts_distinct_plans_and_never_exceeds_the_allowance(way):
 
 
 def test_same_seed_same_plans_and_global_random_state_is_left_alone(way):
-    first = walked(way)[0]
+    first = searched(way)[0]
     before = global_random_state()
-    assert walk(way)[0] == first
+    assert search_by(way)[0] == first
     assert global_random_state() == before
 
 
@@ -113,7 +113,7 @@ def global_random_state():
 def test_nan_is_one_clear_line(way):
     task = toy_task(change=lambda outcome: dataclasses.replace(outcome, kl=float("nan")))
     with pytest.raises(InputError) as caught:
-        walk(way, task)
+        search_by(way, task)
     assert str(caught.value) == (
         "Evaluation 0: `kl` of an outcome must be finite and at least 0, got nan; check the evaluation."
     )
@@ -122,23 +122,23 @@ def test_nan_is_one_clear_line(way):
 @pytest.mark.parametrize("name", sorted(AGENTS))
 def test_agents_start_with_the_solver(name):
     action = AGENTS[name].actions[0]
-    solver = walk(("solver", "", "price"))[0]
-    assert walk(("rl", name, action), episodes=1)[0] == solver
-    assert walked(("rl", name, action))[1].best.reward >= solver[0][1]
+    solver = search_by(("solver", "", "price"))[0]
+    assert search_by(("rl", name, action), episodes=1)[0] == solver
+    assert searched(("rl", name, action))[1].best.reward >= solver[0][1]
 
 
-def test_another_process_walks_the_same_way():
+def test_another_process_searches_the_same_way():
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_search_contract import walk, base;"
-        "base.MOST_REPEATS = 8; print(walk(('rl', 'model-based', 'price'))[0])"
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_search_contract import search_by, base;"
+        "base.MOST_REPEATS = 8; print(search_by(('rl', 'model-based', 'price'))[0])"
     )
     folder = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(walked(("rl", "model-based", "price"))[0])
+    assert done.stdout.strip() == str(searched(("rl", "model-based", "price"))[0])
 
 
 @pytest.mark.parametrize("agent", ["model-based", "posterior-ppo"])
-def test_different_seeds_walk_differently(agent):
+def test_different_seeds_search_differently(agent):
     problem = random_problem(np.random.default_rng(0), 12, "chain")
     limits = {"size": problem.original()["size"] // 6}
 
@@ -147,6 +147,6 @@ def test_different_seeds_walk_differently(agent):
         return Outcome(additive_error(problem, labeling), 0.5, 0.5, problem.resources(labeling), shift)
 
     task = Task(problem, limits, evaluate, probabilities=fair_coins(12))
-    first, second = (walk(("rl", agent, "price"), task, seed=seed)[0] for seed in (0, 1))
+    first, second = (search_by(("rl", agent, "price"), task, seed=seed)[0] for seed in (0, 1))
     assert first[0] == second[0]  # the solver's plan
     assert first[1:] != second[1:]

@@ -1,4 +1,4 @@
-"""Regularised evolution of plans (Real et al. 2019, arXiv:1802.01548): the oldest plan dies, not the worst."""
+"""Regularised evolution of plans: the oldest plan dies, not the worst (Real et al. 2019, arXiv:1802.01548)."""
 
 from __future__ import annotations
 
@@ -12,29 +12,45 @@ from autocompress_envs.actions import LabelActions, label_at, menu_coordinates
 from autocompress_envs.problem import IntArray, Labeling
 from autocompress_envs.solver import Solver
 
-POPULATION = 24
-SAMPLE = 6  # plans that compete to be a parent
-MOST_CHANGED = 3  # layers of one mutation
+POPULATION = 24  # plans
+SAMPLE = 6  # plans of the population that compete to be a parent
+MOST_CHANGED = 3  # layers that one mutation changes at most
 CROSSED = 0.5  # share of children with two parents
-ATTEMPTS = 20  # at a child within the limits that was not seen before
+ATTEMPTS = 20  # draws for one child, until one was not seen before
 
 
 def search_evolution(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Mutate and cross plans of a population that starts with the solver's plan and random ones.
+    """The method `evolution`: mutate and cross the plans of a population.
+
+    It starts with the solver's plan and random ones.
 
     Differs from the paper by crossover, and by repair (`repaired`): each evaluated plan meets every limit.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the search is over.
+        InfeasibleBudgetError: no plan meets the limits.
     """
     solver = Solver(task.problem, task.limits)
-    nursery = Nursery(solver, np.random.default_rng(settings.seed))
+    generator = PlanGenerator(solver, np.random.default_rng(settings.seed))
     population = deque([recorder.record(solver.solve())], maxlen=POPULATION)
     while True:
-        is_young = len(population) < POPULATION
-        child = nursery.stranger() if is_young else nursery.child(population)
-        population.append(recorder.record(child))
+        is_growing = len(population) < POPULATION
+        plan = generator.random_plan() if is_growing else generator.child(population)
+        population.append(recorder.record(plan))
 
 
-class Nursery:
-    """Makes plans within the limits, each different from all before it where that takes few attempts."""
+class PlanGenerator:
+    """Makes plans within the limits, each different from all before it as far as `ATTEMPTS` draws suffice.
+
+    Args:
+        solver: the problem and its limits.
+        rng: random generator of every draw.
+    """
 
     def __init__(self, solver: Solver, rng: np.random.Generator) -> None:
         self._solver, self._rng = solver, rng
@@ -42,12 +58,16 @@ class Nursery:
         self._choices = np.argwhere(self._counts > 1)  # (n, 2): layer, axis of its label
         self._known = {solver.solve().key()}
 
-    def stranger(self) -> Labeling:
-        """A label drawn uniformly from the menu of every layer, repaired."""
+    def random_plan(self) -> Labeling:
+        """A plan with labels drawn uniformly from the menu of every layer, repaired."""
         return self._first_new(lambda: self._rng.integers(self._counts))
 
     def child(self, population: Sequence[Evaluated]) -> Labeling:
-        """A mutated plan, half of the time of a crossing of two; the winners of samples of the population."""
+        """A mutated plan, from one parent or (with probability `CROSSED`) from two, repaired.
+
+        Args:
+            population: evaluated plans; a parent is the one of highest reward in a random sample of `SAMPLE`.
+        """
         parent = self._winner(population)
 
         def bred() -> IntArray:
@@ -55,12 +75,12 @@ class Nursery:
             if self._rng.random() < CROSSED:
                 other = genes_of(self._winner(population).labeling)
                 genes = np.where(self._rng.random(len(genes))[:, None] < 0.5, genes, other)
-            return self._mutated(genes)
+            return self.mutated(genes)
 
         return self._first_new(bred)
 
     def _first_new(self, draw: Callable[[], IntArray]) -> Labeling:
-        """The first draw that, repaired, was not seen before, or else the last of `ATTEMPTS`."""
+        """The first draw of genes (L, 3) that, repaired, is a new plan, or else the last of `ATTEMPTS`."""
         for _ in range(ATTEMPTS):
             labeling = repaired(self._solver, labeling_of_genes(draw()))
             if labeling.key() not in self._known:
@@ -69,12 +89,17 @@ class Nursery:
         return labeling
 
     def _winner(self, population: Sequence[Evaluated]) -> Evaluated:
+        """The plan of highest reward in a random sample of the population."""
         sample = self._rng.choice(len(population), min(SAMPLE, len(population)), replace=False)
         candidates = [population[int(place)] for place in sample]
         return max(candidates, key=lambda evaluated: evaluated.reward)
 
-    def _mutated(self, genes: IntArray) -> IntArray:
-        """Another entry of the menu for one sparsity or bit-width each of 1 to `MOST_CHANGED` layers."""
+    def mutated(self, genes: IntArray) -> IntArray:
+        """(L, 3) genes with another sparsity or another bit-width in each of 1 to `MOST_CHANGED` layers.
+
+        Args:
+            genes: (L, 3) genes of the parent, which stay as they are.
+        """
         genes = genes.copy()
         layers = np.unique(self._choices[:, 0])
         changed = min(int(self._rng.integers(1, MOST_CHANGED + 1)), len(layers))
@@ -86,25 +111,34 @@ class Nursery:
 
 
 def repaired(solver: Solver, labeling: Labeling) -> Labeling:
-    """The labelling, trimmed to the limits and with the room that is left filled, by single changes.
+    """A labelling within the limits, near the one given.
 
-    Where these lead nowhere (a peak memory), layer by layer the nearest label that leaves every limit within reach.
+    Single changes lower the costs until the limits hold, then fill the room that is left. Where these lead
+    nowhere, which a limit on peak memory can cause, every layer in turn takes the nearest label that leaves
+    every limit within reach.
+
+    Args:
+        solver: the problem and its limits.
+        labeling: the labelling to repair.
+
+    Raises:
+        InfeasibleBudgetError: no plan meets the limits.
     """
     single = solver.repair(labeling)
     if single is not None:
         return single
-    walk = LabelActions(solver)
+    actions = LabelActions(solver)
     for index in range(solver.tables.layer_count):
         wanted = menu_coordinates(solver.tables, index)[np.arange(3), label_at(labeling, index)]
-        walk.apply(index, wanted)
-    return walk.finish()
+        actions.apply(index, wanted)
+    return actions.finish()
 
 
 def genes_of(labeling: Labeling) -> IntArray:
-    """(L, 3) indices of sparsity, weight bits and activation bits."""
+    """(L, 3) indices of every layer's sparsity, weight bits and activation bits."""
     return np.stack([labeling.sparsity, labeling.weight_bits, labeling.activation_bits], axis=1)
 
 
 def labeling_of_genes(genes: IntArray) -> Labeling:
-    """The inverse of `genes_of`."""
+    """The labelling of genes (L, 3), the inverse of `genes_of`."""
     return Labeling(*genes.T)

@@ -1,4 +1,4 @@
-"""Optuna's black-box optimisers (Akiba et al. 2019, arXiv:1907.10902), over prices or directly over labels."""
+"""Optuna's black-box optimisers (Akiba et al. 2019, arXiv:1907.10902), over prices or over labels."""
 
 from __future__ import annotations
 
@@ -22,33 +22,63 @@ if TYPE_CHECKING:
 
     MakeSampler = Callable[[int], BaseSampler]
 
-PRICE_RANGE = PRICE_LIMIT / 2  # of log prices, either way
-STARTUP_TRIALS = 20  # random ones, before TPE has a model
-POPULATION = 20  # of NSGA-II: twenty generations in 400 evaluations
-CROSSED = 0.5  # share of its children with two parents; 0.9, the default, was worse over a few hundred evaluations
+PRICE_RANGE = PRICE_LIMIT / 2  # largest absolute log price
+STARTUP_TRIALS = 20  # random trials before TPE has a model
+POPULATION = 20  # plans of one generation of NSGA-II: twenty generations in 400 evaluations
+CROSSED = 0.5  # share of NSGA-II's children with two parents; the default, 0.9, was worse over 400 evaluations
 
 
 def search_tpe(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Tree-structured Parzen estimators over log prices (Bergstra et al. 2011), multivariate (Falkner et al. 2018).
+    """The method `tpe`: Tree-structured Parzen estimators over log prices (Bergstra et al. 2011).
 
-    Every price vector is decoded by the solver, as in the price environment; the first is 0, the solver's own plan.
+    Multivariate, as in Falkner et al. 2018. The solver turns every price vector into a plan, as in the price
+    environment. The first prices are 0: the solver's own plan.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the search is over.
+        InfeasibleBudgetError: no plan meets the limits.
     """
     _search_log_prices(task, settings, recorder, _tpe)
 
 
 def search_cmaes(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """CMA-ES over log prices (Hansen & Ostermeier 2001), from 0, the solver's own plan.
+    """The method `cmaes`: CMA-ES over log prices (Hansen & Ostermeier 2001), from 0, the solver's own plan.
 
-    The first mean is the middle of the range, 0, the first standard deviation a sixth of it, 0.67: Optuna's defaults.
+    The first mean is the middle of the range, 0, and the first standard deviation a sixth of the range, 0.67:
+    Optuna's defaults.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the search is over.
+        InfeasibleBudgetError: no plan meets the limits.
     """
     _search_log_prices(task, settings, recorder, _cmaes)
 
 
 def search_nsga2(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """NSGA-II over labels (Deb et al. 2002): highest reward against the largest share of a limit that is used.
+    """The method `nsga2`: NSGA-II over labels (Deb et al. 2002), for reward and costs.
 
-    A plan beyond the limits is repaired by layer errors before it is evaluated, and its trial is told what the
-    repaired plan gives. The first trial is the solver's plan.
+    The reward is maximised, the largest share of a limit that the plan uses is minimised. A plan beyond the
+    limits is repaired by layer errors before it is evaluated, and its trial is told the values of the
+    repaired plan. The first trial is the solver's plan.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the search is over.
+        InfeasibleBudgetError: no plan meets the limits.
     """
     solver = Solver(task.problem, task.limits)
     axes = {f"layer{layer}.axis{axis}": (layer, axis) for layer, axis in np.argwhere(solver.tables.counts > 1)}
@@ -70,11 +100,13 @@ def search_nsga2(task: Task, settings: SearchSettings, recorder: Recorder) -> No
 
 
 def _within(solver: Solver, labeling: Labeling) -> Labeling:
+    """The labelling where it meets the limits, or else the repaired one."""
     fits = is_within(solver.tables.resources(labeling, solver.limits), solver.limits)
     return labeling if fits else repaired(solver, labeling)
 
 
 def _search_log_prices(task: Task, settings: SearchSettings, recorder: Recorder, sampler: MakeSampler) -> None:
+    """Let a sampler choose the active log prices, within `PRICE_RANGE`, until the search is over."""
     solver = Solver(task.problem, task.limits)
     active = LossParts(task.problem).active
     names = [f"layer{layer}.kind{kind}" for layer, kind in np.argwhere(active)]
@@ -91,12 +123,14 @@ def _search_log_prices(task: Task, settings: SearchSettings, recorder: Recorder,
 
 
 def _tpe(seed: int) -> BaseSampler:
+    """Optuna's TPE sampler."""
     from optuna.samplers import TPESampler
 
     return TPESampler(multivariate=True, n_startup_trials=STARTUP_TRIALS, seed=seed)
 
 
 def _cmaes(seed: int) -> BaseSampler:
+    """Optuna's CMA-ES sampler."""
     from optuna.samplers import CmaEsSampler
 
     return CmaEsSampler(seed=seed, warn_independent_sampling=False)
@@ -104,7 +138,7 @@ def _cmaes(seed: int) -> BaseSampler:
 
 @contextmanager
 def _quiet_optuna() -> Iterator[Any]:
-    """Optuna, that logs errors only and warns of nothing until the block ends."""
+    """The module `optuna`, which in the block logs nothing but errors, and warns of no experimental features."""
     import optuna
 
     verbosity = optuna.logging.get_verbosity()

@@ -1,4 +1,7 @@
-"""Planning in the model: the best plans that one or two changes at a time lead to, none of them evaluated."""
+"""Planning in a model of plans: steepest descent by one or two label changes a step, without any evaluation.
+
+Two changes at a time are what a tight budget asks for: one layer gives up the bytes that another one needs.
+"""
 
 from __future__ import annotations
 
@@ -7,82 +10,138 @@ from typing import Protocol
 
 import numpy as np
 
-from autocompress.searchers.model_based.cells import Cells
-from autocompress_envs.problem import FloatArray, IntArray, Problem
+from autocompress.searchers.model_based.encoding import PlanEncoding
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Problem
 
-CANDIDATES = 96  # best pairs of changes whose costs and divergence are computed exactly, a step
-LONGEST_WALK = 40
+CANDIDATES = 96  # changes and pairs of changes a step, whose cost and divergence are computed exactly
+MOST_STEPS = 40  # steps of one descent
+LEAST_IMPROVEMENT = 1e-9  # nats; a step that gains less ends the descent
 
 
 class PlanModel(Protocol):
-    """What the planner asks of a model of plans; see `OutputModel`."""
+    """What the planner asks of a model of plans, such as `OutputModel` or `FirstOrderModel`.
 
-    cells: Cells
+    Attributes:
+        encoding: the codes and slots of the problem's plans.
+    """
 
-    def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]: ...
+    encoding: PlanEncoding
+
+    def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
+        """Expected divergence of plans, and its uncertainty.
+
+        Args:
+            codes: (M, 2L) the plans.
+            caution: share that counts of the rise of the expected divergence by uncertainty. Default: 0.
+
+        Returns:
+            (M,) the divergence in nats, and (M,) its standard deviation.
+        """
+        ...
 
     def moves(
         self, codes: IntArray, feature: IntArray, option: IntArray, caution: float = 0.0
-    ) -> tuple[FloatArray, FloatArray]: ...
+    ) -> tuple[FloatArray, FloatArray]:
+        """What M single changes of one plan do to its expected divergence, to second order.
+
+        Args:
+            codes: (2L,) the plan.
+            feature: (M,) the feature that each change sets.
+            option: (M,) the option to which each change sets it.
+            caution: as in `predict`.
+
+        Returns:
+            (M,) the change in nats that each makes alone, and (M, M) what changes i and j together make on
+            top of the sum of their own. Changes of the same feature exclude each other; their entries have no
+            meaning.
+        """
+        ...
 
 
 class Planner:
     """Steepest descent over plans within the limits.
 
     Args:
-        problem: menus and costs.
-        limits: absolute.
-        model: that predicts divergences.
+        problem: menus, layer errors and costs of the network.
+        limits: upper bound of every limited resource, in absolute units.
+        model: the model that predicts the plans' divergences.
     """
 
     def __init__(self, problem: Problem, limits: Mapping[str, int], model: PlanModel) -> None:
         self._model, self._limits = model, dict(limits)
         self._names = tuple(limits)
         self._most = np.array([limits[name] for name in self._names])
-        sparsities, bits, activations = model.cells.tables.counts.T
-        count, longest = len(problem.layers), model.cells.tables.activation_bits.shape[1]
-        cells = [(layer, option) for layer in range(count) for option in range(sparsities[layer])]
-        cells += [
+        sparsities, bits, activations = model.encoding.tables.counts.T
+        count, longest = len(problem.layers), model.encoding.tables.activation_bits.shape[1]
+        options = [(layer, option) for layer in range(count) for option in range(sparsities[layer])]
+        options += [
             (count + layer, bit * longest + activation)
             for layer in range(count)
             for bit in range(bits[layer])
             for activation in range(activations[layer])
         ]
-        self._feature, self._option = np.array(cells).T
+        self._feature, self._option = np.array(options).T  # all options that the menus really offer
 
-    def walk(self, codes: IntArray, caution: float = 0.0) -> IntArray:
-        """(M, 2L) plans within the limits, met on the way down from a plan (2L,): the best of every step."""
+    def descend(self, codes: IntArray, caution: float = 0.0) -> IntArray:
+        """All candidates met on one descent, for the caller to choose from.
+
+        Every step goes to the candidate of least expected divergence. The descent ends where no candidate is
+        better than the plan itself, or after `MOST_STEPS`.
+
+        Args:
+            codes: (2L,) the plan from which the descent starts; it need not be within the limits.
+            caution: share of the rise by uncertainty that counts, as in `PlanModel.predict`.
+
+        Returns:
+            (M, 2L) codes of plans within the limits, step after step; M is 0 where the first step finds none.
+        """
         model, met = self._model, []
         current = float(model.predict(codes[None], caution)[0][0])
-        for _ in range(LONGEST_WALK):
-            candidates = self._steps(codes, caution)
+        for _ in range(MOST_STEPS):
+            candidates = self._candidates(codes, caution)
             if not len(candidates):
                 break
             expected = model.predict(candidates, caution)[0]
             met.append(candidates)
             best = int(expected.argmin())
-            if expected[best] >= current - 1e-9:
+            if expected[best] >= current - LEAST_IMPROVEMENT:
                 break
             codes, current = candidates[best], float(expected[best])
         return np.concatenate(met) if met else np.zeros((0, len(codes)), dtype=np.int64)
 
-    def _steps(self, codes: IntArray, caution: float) -> IntArray:
-        """(M, 2L) the most promising plans within the limits that one or two changes lead to."""
-        moves = np.flatnonzero(self._option != codes[self._feature])
-        feature, option = self._feature[moves], self._option[moves]
-        alone, joint = self._model.moves(codes, feature, option, caution)
-        change = self._costs(_changed(codes, feature[:, None], option[:, None])) - self._costs(codes[None])
-        slack = self._most - self._costs(codes[None])[0]
-        value = np.where(_fit(change, slack), alone[:, None] + alone + joint, np.inf)
-        value[feature[:, None] == feature] = np.inf
-        np.fill_diagonal(value, np.where((change <= slack).all(1), alone, np.inf))
-        first, second = self._most_promising(value)
-        pairs = [np.stack([of[first], of[second]], axis=1) for of in (feature, option)]
-        plans = _changed(codes, *pairs)
+    def _candidates(self, codes: IntArray, caution: float) -> IntArray:
+        """(C, 2L) the most promising plans within the limits that one or two changes of a plan (2L,) lead to.
+
+        First, all M changes and their M^2 / 2 pairs are ranked, by second order and by the sum of their
+        costs. Then the exact costs of the best `CANDIDATES` decide: costs of two changes in one layer do not
+        add up.
+        """
+        is_change = self._option != codes[self._feature]
+        feature, option = self._feature[is_change], self._option[is_change]  # (M,)
+        value = self._pair_values(codes, feature, option, caution)
+        first, second = self._least(value)
+        features = np.stack([feature[first], feature[second]], axis=1)  # (C, 2)
+        options = np.stack([option[first], option[second]], axis=1)  # (C, 2)
+        plans = _changed(codes, features, options)
         return plans[(self._costs(plans) <= self._most).all(1)]
 
-    def _most_promising(self, value: FloatArray) -> tuple[IntArray, IntArray]:
-        """Rows and columns of the least entries of a symmetric matrix, each pair once."""
+    def _pair_values(self, codes: IntArray, feature: IntArray, option: IntArray, caution: float) -> FloatArray:
+        """(M, M) what changes i and j together do, in nats, and what change i does alone on the diagonal.
+
+        Infinite where the costs, were they to add up, exceed the limits, or where i and j set the same
+        feature.
+        """
+        alone, joint = self._model.moves(codes, feature, option, caution)
+        before = self._costs(codes[None])
+        cost = self._costs(_changed(codes, feature[:, None], option[:, None])) - before  # (M, R)
+        room = self._most - before[0]  # (R,)
+        value = np.where(_fit(cost, room), alone[:, None] + alone + joint, np.inf)
+        value[feature[:, None] == feature] = np.inf
+        np.fill_diagonal(value, np.where((cost <= room).all(1), alone, np.inf))
+        return value
+
+    def _least(self, value: FloatArray) -> tuple[IntArray, IntArray]:
+        """Rows (C,) and columns (C,) of the least finite entries of a symmetric matrix, each pair once."""
         allowed = np.flatnonzero(np.isfinite(value))
         count = 2 * CANDIDATES  # every pair is there twice
         best = np.argpartition(value.ravel()[allowed], count)[:count] if len(allowed) > count else ...
@@ -91,21 +150,25 @@ class Planner:
         return rows[once], columns[once]
 
     def _costs(self, codes: IntArray) -> IntArray:
-        """(M, R) limited resources of plans (M, 2L)."""
-        amounts = self._model.cells.tables.amounts(self._model.cells.decode(codes), self._names)
+        """(M, R) amounts of the limited resources of plans (M, 2L)."""
+        amounts = self._model.encoding.tables.amounts(self._model.encoding.decode(codes), self._names)
         return np.stack([amounts[name] for name in self._names], axis=-1)
 
 
 def _changed(codes: IntArray, features: IntArray, options: IntArray) -> IntArray:
-    """(M, 2L) a plan with the features (M, n) set to the options (M, n)."""
+    """(M, 2L) copies of a plan (2L,) with the features (M, n) set to the options (M, n)."""
     plans = np.repeat(codes[None], len(features), axis=0)
     np.put_along_axis(plans, features, options, axis=1)
     return plans
 
 
-def _fit(change: IntArray, slack: IntArray) -> FloatArray:
-    """(M, M) whether two changes (M, R) together stay within the slack (R,), were their costs to add up."""
-    fits = np.ones((len(change), len(change)), dtype=bool)
-    for cost, room in zip(change.T, slack, strict=True):
-        fits &= cost[:, None] + cost <= room
+def _fit(cost: IntArray, room: IntArray) -> BoolArray:
+    """(M, M) whether the costs (M, R) of two changes together stay within the room (R,) that is left.
+
+    >>> _fit(np.array([[5], [-3], [1]]), np.array([2])).tolist()
+    [[False, True, False], [True, True, True], [False, True, True]]
+    """
+    fits = np.ones((len(cost), len(cost)), dtype=bool)
+    for amount, left in zip(cost.T, room, strict=True):
+        fits &= amount[:, None] + amount <= left
     return fits

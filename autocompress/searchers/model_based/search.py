@@ -1,12 +1,16 @@
-"""Model-based reinforcement learning: real episodes teach a model of the network's outputs, and plans are made in it.
+"""Model-based reinforcement learning: real episodes teach a model of the outputs, and plans are made in it.
 
-The Dyna idea (Sutton 1991) where an episode is one plan: between two evaluations of the network, thousands of plans are
-tried in the model for nothing, and the one that is evaluated next is the most promising. Where nothing is known
-beforehand, that is under optimism in the face of uncertainty, and prices drawn by an explorer (see `explorers`) begin
-the search. First-order effects tell the model what single labels do, and which plan to begin with. Far from the
-original they are no longer true, so they are taken anew around the best plan, for about half of a long search's
-allowance at most. The explorer goes on taking turns with the model, so that it also learns of plans it would not have
-chosen.
+The Dyna idea (Sutton 1991), where an episode is one plan: between two evaluations of the network, thousands
+of plans are tried in the model at no cost, and the most promising one is evaluated next.
+
+There are two ways to begin. Where first-order effects are known, the first evaluation is the plan that they
+predict to be the best. Where nothing is known, an explorer's prices (`explorers`) begin the search, and
+uncertain plans are taken to be better than expected (optimism in the face of uncertainty).
+
+Three things keep the search from a local optimum. The explorer takes turns with the model, so that the model
+also learns of plans that it would not have chosen. Some descents start from random plans. And first-order
+effects around the original are wrong far away from it, so they are refreshed around the best plan. That takes
+about half of a long search's allowance at most.
 """
 
 from __future__ import annotations
@@ -21,50 +25,60 @@ from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.base import Evaluated, Recorder, SearchSettings, Task
 from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
-from autocompress.searchers.model_based.foresight import Known, foreseen
+from autocompress.searchers.model_based.first_order import Incumbent, predicted_best_plan
 from autocompress.searchers.model_based.output_model import OutputModel
 from autocompress.searchers.model_based.planning import Planner
 from autocompress_envs.problem import IntArray, Labeling
 from autocompress_envs.solver import Solver
 
-STARTS = 3  # best plans from which planning begins
-AFAR = 1.0  # standard deviation of the log prices of plans anywhere
+STARTS = 3  # best plans from which descents start
+RESTART_DEVIATION = 1.0  # standard deviation of the log prices whose solver's plan is a random start
 
 
 @dataclass(frozen=True)
-class Habits:
-    """How a search shares its evaluations between learning and using what it knows.
+class Schedule:
+    """How a search shares its evaluations between exploring and using what it knows.
 
     Attributes:
-        first: evaluations of the explorer alone.
-        every: one in so many evaluations is the explorer's, later on.
-        optimism: standard deviations by which an uncertain plan is taken to be better than expected.
-        cautious: share of later plans that are made with the harm which the unknown is expected to do; for the others
-            it counts for nothing, which explores.
-        afar: share of later plans whose walk begins at any plan, not at the best ones: what effects tell of holds
-            everywhere, and descents from the best alone ended in a local optimum (ResNet-20, 2.4 bits).
+        warm_up: evaluations of the explorer alone, at the start; at least 0.
+        explorer_every: one in so many later evaluations is the explorer's; at least 1.
+        optimism: standard deviations by which an uncertain plan is taken to be better than expected; at least
+            0.
+        cautious_share: share of the model's plans, in [0, 1], for which uncertainty raises the expected
+            divergence in full (`caution` 1). For the others it does not, which explores.
+        restart_probability: probability that a descent starts from a random plan, and not from one of the
+            best. Effects are known of all labels, so the model is of use everywhere; descents from the best
+            plans alone ended in a local optimum (ResNet-20, 2.4 bits).
     """
 
-    first: int
-    every: int
+    warm_up: int
+    explorer_every: int
     optimism: float
-    cautious: float
-    afar: float
+    cautious_share: float
+    restart_probability: float
 
 
-# What single labels do is known: better plans are near, and what is uncertain is mostly worse.
-FROM_EFFECTS = Habits(first=0, every=12, optimism=0.0, cautious=0.4, afar=0.2)
-FROM_ZERO = Habits(first=24, every=4, optimism=1.0, cautious=0.0, afar=0.0)
+# Effects say what single labels do: better plans are near the predicted one, uncertain plans are mostly worse.
+FROM_EFFECTS = Schedule(warm_up=0, explorer_every=12, optimism=0.0, cautious_share=0.4, restart_probability=0.2)
+FROM_ZERO = Schedule(warm_up=24, explorer_every=4, optimism=1.0, cautious_share=0.0, restart_probability=0.0)
 # A policy's plan is close to the best: less is to be explored.
-FROM_PRICES = Habits(first=6, every=4, optimism=1.0, cautious=0.75, afar=0.0)
+FROM_PRICES = Schedule(warm_up=6, explorer_every=4, optimism=1.0, cautious_share=0.75, restart_probability=0.0)
 
 
 def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) -> NoReturn:
-    """Search until the recorder ends it. The first evaluation is the foreseen plan, where effects are to be had; the
-    explorer's first are the plan of the policy, where the task brings prices, and the solver's.
+    """Search until the recorder ends it.
+
+    Where the task has effects, the first evaluation is the predicted best plan. The explorer's first
+    evaluations are the plan of the policy's prices, where the task has any, and the solver's plan.
+
+    Args:
+        task: the problem, its limits and its evaluation, with the uncompressed network's `probabilities`.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
-        InputError: the evaluation keeps no outputs.
+        InputError: the evaluation keeps no outputs (`Task.probabilities` is None).
+        StopSearch: the search is over.
     """
     if task.probabilities is None:
         raise InputError(
@@ -72,10 +86,10 @@ def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) 
             "choose another, such as posterior-ppo."
         )
     search = _Search(task, settings, recorder)
-    search.foresee()
+    search.evaluate_predicted_best()
     while True:
-        if search.is_time_to_look():
-            search.look()
+        if search.is_time_to_refresh():
+            search.refresh_effects()
         elif search.is_explorers_turn():
             search.explore()
         else:
@@ -83,6 +97,8 @@ def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) 
 
 
 class _Search:
+    """The state of one search: the model, the explorer, and when effects were last refreshed."""
+
     def __init__(self, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
         assert task.probabilities is not None
         self._recorder = recorder
@@ -94,72 +110,80 @@ class _Search:
             self._first.insert(0, Proposal(task.prices, "policy"))
         self._proposal = self._first.pop(0)
         self._task, self._effects = task, None if task.effects is None else task.effects(None)
-        self._habits = FROM_EFFECTS if self._effects else FROM_ZERO if task.prices is None else FROM_PRICES
+        self._schedule = FROM_EFFECTS if self._effects else FROM_ZERO if task.prices is None else FROM_PRICES
         self._model = OutputModel(task.problem, task.probabilities, task.prices, self._effects)
         self._planner = Planner(task.problem, task.limits, self._model)
-        self._known: set[bytes] = set()
-        self._is_repeating = False
-        self._looked_from: Evaluated | None = None
-        self._looked_at = 0
+        self._known: set[bytes] = set()  # codes of the plans evaluated
+        self._is_repeating = False  # whether the last evaluation was of a plan seen before
+        self._refreshed_around: Evaluated | None = None
+        self._refreshed_at = 0  # evaluations before the last refresh
 
-    def foresee(self) -> None:
-        """Evaluate the plan that is foreseen to be the best, where effects are to be had."""
+    def evaluate_predicted_best(self) -> None:
+        """Evaluate the predicted best plan of effects around the original, where there are effects."""
         task = self._task
         if self._effects is not None:
             assert task.probabilities is not None
-            labeling = foreseen(task.problem, task.limits, task.probabilities, self._effects, task.prices)
+            labeling = predicted_best_plan(task.problem, task.limits, task.probabilities, self._effects, task.prices)
             self._evaluate(labeling, Proposal(self._proposal.prices, "model"))
 
-    def is_time_to_look(self) -> bool:
-        """Whether effects around the best plan are to be had, and as many evaluations went by as they take.
+    def is_time_to_refresh(self) -> bool:
+        """Whether effects around the best plan are worth their time.
 
-        Those around a plan never take more than those around the original: fewer classes, and only labels nearby.
+        Three things must hold. The best plan is another than at the last refresh. Since then, as many
+        evaluations went by as the last effects took forward passes; the first refresh waits for none. And
+        more evaluations are left than that. Effects around a plan never take more passes than those around
+        the original: fewer classes, and only labels nearby.
         """
         best, effects = self._recorder.best, self._effects
-        if effects is None or best is None or best is self._looked_from:
+        if effects is None or best is None or best is self._refreshed_around:
             return False
-        waited = len(self._model) - self._looked_at if self._looked_from else math.inf
+        waited = len(self._model) - self._refreshed_at if self._refreshed_around else math.inf
         return effects.passes <= waited and effects.passes < self._recorder.left
 
-    def look(self) -> None:
-        """Effects around the best plan, and the plan that they foresee."""
+    def refresh_effects(self) -> None:
+        """Take effects around the best plan, and evaluate the plan that they predict to be the best."""
         best = self._recorder.best
         assert best is not None
-        self._effects = self._around(best)
+        self._effects = self._effects_around(best)
         self._recorder.spend(math.ceil(self._effects.passes))
-        self._looked_from, self._looked_at = best, len(self._model)
-        self._evaluate(self._foreseen_around(best), Proposal(self._proposal.prices, "model"))
+        self._refreshed_around, self._refreshed_at = best, len(self._model)
+        self._evaluate(self._predicted_best_around(best), Proposal(self._proposal.prices, "model"))
 
-    def _around(self, best: Evaluated) -> Effects:
-        """Effects around the best plan, for the model too."""
+    def _effects_around(self, best: Evaluated) -> Effects:
+        """Effects around the best plan, on which the model is recentred."""
         assert self._task.effects is not None
         effects = self._task.effects(best.labeling)
         assert effects is not None, "there are some around the original"
-        self._model.move(effects, best.labeling)
+        self._model.recentre(effects, best.labeling)
         return effects
 
-    def _foreseen_around(self, best: Evaluated) -> Labeling:
+    def _predicted_best_around(self, best: Evaluated) -> Labeling:
+        """The plan that effects around the best plan predict to be the best."""
         task, shift = self._task, best.outcome.shift
         assert task.probabilities is not None
         assert self._effects is not None
         assert shift is not None
-        known = Known(best.labeling, shift.astype(np.float64))
-        return foreseen(task.problem, task.limits, task.probabilities, self._effects, task.prices, known)
+        incumbent = Incumbent(best.labeling, shift.astype(np.float64))
+        return predicted_best_plan(task.problem, task.limits, task.probabilities, self._effects, task.prices, incumbent)
 
     def is_explorers_turn(self) -> bool:
-        """It passes where the explorer has just brought a plan seen before: the model knows one that is new."""
+        """Whether the explorer's plan comes next.
+
+        The explorer loses its turn where it has just proposed a plan seen before: the model knows one that is
+        new.
+        """
         if self._is_repeating:
             return False
-        return len(self._model) < self._habits.first or len(self._model) % self._habits.every == 0
+        return len(self._model) < self._schedule.warm_up or len(self._model) % self._schedule.explorer_every == 0
 
     def explore(self) -> None:
-        """Evaluate what the explorer proposes."""
+        """Evaluate the solver's plan under the prices that the explorer proposes."""
         proposal = self._proposal
         self._evaluate(self._solver.solve(*np.exp(proposal.prices).T), proposal)
         self._proposal = self._first.pop(0) if self._first else self._explorer.propose()
 
     def plan(self) -> None:
-        """Evaluate the plan that the model holds most promising; the explorer's where the model has no new one."""
+        """Evaluate the model's most promising plan, or the explorer's where the model has no new one."""
         labeling = self._most_promising()
         if labeling is None:
             self.explore()
@@ -167,30 +191,34 @@ class _Search:
             self._evaluate(labeling, Proposal(self._proposal.prices, "model"))
 
     def _most_promising(self) -> Labeling | None:
+        """The new plan of least optimistic divergence on one descent; None where all were evaluated."""
         model = self._model
-        caution = 1.0 if self._rng.random() < self._habits.cautious else 0.0
-        candidates = self._new(self._planner.walk(self._start(), caution))
+        caution = 1.0 if self._rng.random() < self._schedule.cautious_share else 0.0
+        candidates = self._new(self._planner.descend(self._start(), caution))
         if not len(candidates):
             return None
         expected, deviation = model.predict(candidates, caution)
-        optimism = self._habits.optimism if model.is_calibrated else 0.0
-        return model.cells.decode(candidates[int((expected - optimism * deviation).argmin())])
+        optimism = self._schedule.optimism if model.is_calibrated else 0.0
+        return model.encoding.decode(candidates[int((expected - optimism * deviation).argmin())])
 
     def _start(self) -> IntArray:
-        """Of a walk: the best plan, or one of the best, or any."""
-        if self._habits.afar and self._rng.random() < self._habits.afar:
-            noise = self._rng.normal(0.0, AFAR, (len(self._task.problem.layers), 2))
+        """(2L,) the start of a descent: the best plan, one of the `STARTS` best, or a random plan."""
+        restart_probability = self._schedule.restart_probability
+        if restart_probability and self._rng.random() < restart_probability:
+            noise = self._rng.normal(0.0, RESTART_DEVIATION, (len(self._task.problem.layers), 2))
             prices = noise if self._task.prices is None else noise + self._task.prices
-            return self._model.cells.encode(self._solver.solve(*np.exp(prices).T))
+            return self._model.encoding.encode(self._solver.solve(*np.exp(prices).T))
         best = self._model.losses.argsort(kind="stable")[:STARTS]
         start: IntArray = self._model.codes[best[0] if self._rng.random() < 0.5 else self._rng.choice(best)]
         return start
 
     def _new(self, candidates: IntArray) -> IntArray:
+        """(m, 2L) those of the candidates (M, 2L) that were not evaluated yet."""
         new: IntArray = candidates[[key not in self._known for key in map(_key, candidates)]]
         return new
 
     def _evaluate(self, labeling: Labeling, proposal: Proposal) -> None:
+        """Evaluate a plan; the model learns from it where it is new, and the explorer in any case."""
         best, evaluations = self._recorder.best, self._recorder.evaluations
         outcome = self._recorder(labeling)
         is_new, is_best = self._recorder.evaluations > evaluations, self._recorder.best is not best
@@ -205,4 +233,5 @@ class _Search:
 
 
 def _key(codes: IntArray) -> bytes:
+    """The codes (2L,) of a plan as a value that can be an element of a set."""
     return codes.astype(np.int64).tobytes()

@@ -1,4 +1,5 @@
-"""Published agents as searchers: AMC, HAQ, Galen and ReLeQ, each with its own state, action, wall, noise and reward.
+"""AMC, HAQ, Galen and ReLeQ as searchers, each with its own state, action, wall, noise and reward.
 
-Every module says what follows the paper or the released code, and what differs; docs/published_agents.md sums it up.
+Every module says what follows the paper or the released code, and what differs; docs/published_agents.md sums
+it up.
 """

@@ -1,23 +1,26 @@
 """AMC: prune channels layer by layer with DDPG (He et al. 2018, arXiv 1802.03494; code mit-han-lab/amc).
 
-As published: one continuous preserve ratio a layer, the wall (Algorithm 1; `_action_wall`), preserve ratios of at
-least 0.2, reward -error, the last reward with every step, 101 random episodes (the code's `episode <= warmup` for
-`warmup=100`), then truncated normal noise 0.5 * 0.95^(episode - warmup), a replay of 100 steps a layer, one update a
-step, and the hyper-parameters in `ddpg.DdpgOptions`.
+As published: one continuous preserve ratio a layer, the wall (Algorithm 1; `_action_wall`), preserve ratios
+of at least 0.2, reward -error, the last reward with every step, 101 random episodes (the code's `episode <=
+warmup` for `warmup=100`), then truncated normal noise 0.5 * 0.95^(episode - warmup), a replay of 100 steps a
+layer, one update a step, and the hyper-parameters in `ddpg.DdpgOptions`.
 
 Differences:
-- Plans come from the task's menus. The ratio is executed as the nearest ratio on the menu; the code rounds channels
-  up to multiples of 8. Levels that leave less than 0.2 are not offered; all bits are the highest on the menu.
-- The code rounds after its wall and may overshoot the budget. Here the nearest level that leaves the budget within
-  reach is taken. `AmcOptions(overshoot=True)` leaves that out; plans beyond the limits are then evaluated and
-  counted, but are never the search's best.
-- Only layers with several sparsities on the menu take a step. A ratio sets the channels that a layer writes (the
-  group's first layer, in network order), the code's those that it reads: the same groups under another name.
-- State: the menus' numbers know no kernel and stride. In their stead stand output positions and multiply-accumulates;
-  input channels are weight columns (times the kernel's area). Features that are the same everywhere are 0, not raw.
+- Plans come from the task's menus. The ratio is executed as the nearest ratio on the menu; the code rounds
+  channels up to multiples of 8. Levels that leave less than 0.2 are not offered; all bits are the highest on
+  the menu.
+- The code rounds after its wall and may overshoot the budget. Here the nearest level that leaves the budget
+  within reach is taken. `AmcOptions(overshoot=True)` leaves that out; plans beyond the limits are then
+  evaluated and counted, but are never the search's best.
+- Only layers with several sparsities on the menu take a step. A ratio sets the channels that a layer writes
+  (the group's first layer, in network order), the code's those that it reads: the same groups under another
+  name.
+- State: the menus' numbers know no kernel and stride. In their stead stand output positions and
+  multiply-accumulates; input channels are weight columns (times the kernel's area). Features that are the
+  same everywhere are 0, not raw.
 - The rest is always counted in multiply-accumulates; the code's first state counts it in parameters.
-- The wall interpolates the cost between menu levels and serves every limited resource; the code's formula is the same
-  for multiply-accumulates of layers that read or write the group but don't do both.
+- The wall interpolates the cost between menu levels and serves every limited resource; the code's formula is
+  the same for multiply-accumulates of layers that read or write the group but don't do both.
 - The error is that of top-1, on the search split; the code's default metric is top-5.
 - With fewer than 202 evaluations allowed, half of them are random episodes.
 """
@@ -53,21 +56,31 @@ from autocompress_envs.rewards import compute
 from autocompress_envs.solver import Solver
 
 METHOD = "amc"
-LEAST_PRESERVED = 0.2
-STEPS_A_LAYER = 100
+LEAST_PRESERVED = 0.2  # smallest preserve ratio that is offered
+STEPS_A_LAYER = 100  # steps that the replay holds, for each layer that takes a step
 STATE_SIZE = 10
 EXPLORATION = Exploration(random_episodes=101, first_exponent=1, decay=0.95)
 
 
 @dataclass(frozen=True)
 class AmcOptions:
-    """`overshoot`: round after the wall and whatever that costs, as the released code does."""
+    """Options of AMC.
+
+    Attributes:
+        overshoot: whether ratios are rounded after the wall, as in the released code, even where the plan
+            then exceeds the budget. Default: False, which takes the nearest ratio that leaves the budget
+            within reach.
+    """
 
     overshoot: bool = False
 
 
 def amc_searcher(options: AmcOptions) -> Callable[[Task, SearchSettings, Recorder], None]:
-    """AMC as a searcher with other options than the method `amc` has; `run_search` takes it as `method`."""
+    """AMC as a searcher with options of its own; `run_search` takes it as `method`.
+
+    Args:
+        options: options of AMC.
+    """
 
     def search(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
         env = AmcEnv(task, recorder, options)
@@ -79,10 +92,16 @@ def amc_searcher(options: AmcOptions) -> Callable[[Task, SearchSettings, Recorde
 
 
 def search_amc(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `amc`.
+    """The method `amc`: DDPG over preserve ratios, layer by layer.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `episodes` and `seed` count here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
         InputError: nothing to prune, a budget that pruning alone can't meet, or data without labels.
+        StopSearch: the search is over.
     """
     amc_searcher(AmcOptions())(task, settings, recorder)
 
@@ -102,6 +121,14 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
     | 7     | share of the multiply-accumulates removed, with the rest at its fewest  |
     | 8     | share of the multiply-accumulates in the layers that follow             |
     | 9     | preserve ratio executed before, 1 at first                              |
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+        options: options of AMC.
+
+    Raises:
+        InputError: nothing to prune, or a budget that pruning alone can't meet.
     """
 
     def __init__(self, task: Task, recorder: Recorder, options: AmcOptions) -> None:
@@ -113,7 +140,7 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
             require_reachable(task, self._offered, METHOD, why)
         self._recorder, self._limits, self._context = recorder, task.limits, reward_context(task)
         self._tables = Tables(self._offered.problem)
-        self._walk = _FreeWalk(self._tables) if options.overshoot else _strict_walk(self._offered, task)
+        self._choices = _Unlimited(self._tables) if options.overshoot else _within_limits(self._offered, task)
         self._deciders = np.flatnonzero(self._tables.counts[:, 0] > 1)
         self._fixed, self._macs = self._fixed_features()
         self.observation_space = spaces.Box(0.0, 1.0, (STATE_SIZE,), np.float64)
@@ -122,7 +149,7 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
 
     @property
     def steps(self) -> int:
-        """Steps an episode."""
+        """Number of steps of an episode."""
         return len(self._deciders)
 
     def reset(
@@ -130,13 +157,20 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
     ) -> tuple[FloatArray, dict[str, Any]]:
         """Begin an episode."""
         super().reset(seed=seed)
-        self._walk.start()
+        self._choices.start()
         self._step = 0
         self._state = self._observe(0.0, 1.0)
         return self._state, {}
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Prune the next layer; after the last one, evaluate.
+        """Prune the next layer; after the last one, evaluate the plan.
+
+        Args:
+            action: (1,) the layer's preserve ratio, in [0, 1].
+
+        Returns:
+            Observation, reward (0 before the end), whether the episode is over, False, and an info with the
+            preserve ratio that was executed as `executed_action`.
 
         Raises:
             InputError: the outcome holds no accuracy.
@@ -145,9 +179,9 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
         index = int(self._deciders[self._step])
         ratios = preserve_ratios(self._offered.problem, index)
         wanted = min(float(action[0]), self.wall(index))
-        distances = np.where(self._walk.allowed(index)[:, 0, 0], np.abs(ratios - wanted), np.inf)
+        distances = np.where(self._choices.allowed(index)[:, 0, 0], np.abs(ratios - wanted), np.inf)
         level = int(distances.argmin())
-        self._walk.choose(index, (level, 0, 0))
+        self._choices.choose(index, (level, 0, 0))
         executed = float(ratios[level])
         info = {"executed_action": np.array([executed])}
         if self._step + 1 == self.steps:
@@ -157,9 +191,13 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
         return self._state, 0.0, False, False, info
 
     def wall(self, index: int) -> float:
-        """The highest preserve ratio of a layer with which the limits can be met, all layers after it at their least.
+        """The highest preserve ratio of a layer that meets the limits with all layers after it at their least.
 
-        Continuous: between menu levels the cost is interpolated. The least ratio on the menu where none meets them.
+        It is continuous: between the ratios on the menu, the cost is interpolated. Where no ratio meets the
+        limits, it is the least one on the menu.
+
+        Args:
+            index: index of the layer.
         """
         ratios = preserve_ratios(self._offered.problem, index)
         plans = [self._with_least_after(index, level) for level in range(len(ratios))]
@@ -170,84 +208,86 @@ class AmcEnv(gymnasium.Env[FloatArray, FloatArray]):
         )
 
     def _with_least_after(self, index: int, level: int) -> Labeling:
-        labeling = self._walk.so_far()
+        """The labels so far, a layer's sparsity at `level`, and the most sparsity in all layers after it."""
+        labeling = self._choices.so_far()
         sparsity = labeling.sparsity.copy()
         sparsity[index] = level
         sparsity[index + 1 :] = self._tables.counts[index + 1 :, 0] - 1
         return Labeling(sparsity, labeling.weight_bits, labeling.activation_bits)
 
     def _removed(self, index: int, level: int) -> float:
+        """Share of all multiply-accumulates that the labels of `_with_least_after` remove."""
         total = self._tables.resources(self._with_least_after(index, level), ["macs"])["macs"]
         left = total - self._tables.problem.costs.fixed_macs  # of layers, as `_macs`
         return 1.0 - left / float(self._macs.sum())
 
     def _observe(self, removed: float, previous: float) -> FloatArray:
+        """(10,) observation of the next step."""
         rest = self._macs[self._deciders[self._step] + 1 :].sum() / self._macs.sum()
         return np.array([*self._fixed[self._step], removed, rest, previous])
 
     def _fixed_features(self) -> tuple[FloatArray, FloatArray]:
+        """(steps, 7) the part of the observation that no choice changes, and (L,) MACs of all layers."""
         of = layer_features(self._offered.problem)
-        rows = np.stack(
-            [
-                np.arange(len(of.macs), dtype=np.float64),
-                of.is_linear,
-                of.columns,
-                of.rows,
-                of.positions,
-                of.weights,
-                of.macs,
-            ],
-            axis=1,
-        )[self._deciders]
+        order = np.arange(len(of.macs), dtype=np.float64)
+        fields = [order, of.is_linear, of.columns, of.rows, of.positions, of.weights, of.macs]
+        rows = np.stack(fields, axis=1)[self._deciders]
         rows[:, 0] = np.arange(len(rows))
         return scaled(rows), of.macs
 
     def _finish(self) -> float:
-        outcome = measured(self._recorder, self._offered, self._walk.finish(), METHOD)
+        """The reward of the finished plan, which is evaluated."""
+        outcome = measured(self._recorder, self._offered, self._choices.finish(), METHOD)
         return compute("amc_error", outcome, self._context)
 
 
-class _Walk(Protocol):
-    """Labels chosen one layer at a time; see `LabelActions`."""
+class _Choices(Protocol):
+    """The part of `LabelActions` that the environment uses: labels chosen one layer after the other."""
 
     def start(self) -> None:
         """Begin an episode."""
 
     def allowed(self, index: int) -> BoolArray:
-        """(S, B, A) labels that may be chosen."""
+        """(S, B, A) whether each label of a layer may be chosen."""
 
     def choose(self, index: int, label: tuple[int, int, int]) -> None:
-        """Decide a layer's label."""
+        """Decide a layer's label, as indices of sparsity, weight bits and activation bits."""
 
     def so_far(self) -> Labeling:
-        """Labels of which the decided ones count."""
+        """All labels, of which only those of decided layers have a meaning."""
 
     def finish(self) -> Labeling:
-        """All labels."""
+        """All labels, after the last layer is decided."""
 
 
-def _strict_walk(offered: Offer, task: Task) -> _Walk:
+def _within_limits(offered: Offer, task: Task) -> _Choices:
+    """Choices of labels that leave the limits within reach."""
     return LabelActions(Solver(offered.problem, task.limits))
 
 
-class _FreeWalk:
-    """A walk without limits."""
+class _Unlimited:
+    """Choices of labels without limits."""
 
     def __init__(self, tables: Tables) -> None:
         self._counts = tables.counts
         self.start()
 
     def start(self) -> None:
+        """Begin an episode with indices of 0 everywhere."""
         self._chosen: IntArray = np.zeros((3, len(self._counts)), dtype=np.int64)
 
     def allowed(self, index: int) -> BoolArray:
+        """(S, B, A) ones: every label may be chosen."""
         return np.ones(self._counts[index], dtype=bool)
 
     def choose(self, index: int, label: tuple[int, int, int]) -> None:
+        """Decide a layer's label, as indices of sparsity, weight bits and activation bits."""
         self._chosen[:, index] = label
 
     def so_far(self) -> Labeling:
+        """All labels, with indices of 0 for layers that are not decided."""
         return Labeling(*self._chosen)
 
     def finish(self) -> Labeling:
+        """A copy of all labels."""
         return Labeling(*self._chosen.copy())

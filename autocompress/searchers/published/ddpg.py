@@ -1,14 +1,15 @@
-"""Deep deterministic policy gradients as AMC, HAQ and Galen train it (Lillicrap et al. 2016, arXiv 1509.02971).
+"""Deep deterministic policy gradients as in AMC, HAQ and Galen (Lillicrap et al. 2016, arXiv 1509.02971).
 
-Written after mit-han-lab/haq `lib/rl/{ddpg,memory}.py`, Microsoft's copy of AMC's `lib/agent.py` (the same agent) and
-UniHD-CEG/galen `runtime/agent/{agent,ddpg,memory}.py`. Stable-Baselines3's DDPG is not used because these agents
-store the episode's last reward with every step, subtract a moving average of the sampled rewards, and draw truncated
-noise around the actor's answer; and because Galen never marks the end of an episode.
+Written after mit-han-lab/haq `lib/rl/{ddpg,memory}.py`, Microsoft's copy of AMC's `lib/agent.py` (the same
+agent) and UniHD-CEG/galen `runtime/agent/{agent,ddpg,memory}.py`. Stable-Baselines3's DDPG is not used
+because these agents store the episode's last reward with every step, subtract a moving average of the sampled
+rewards, and draw truncated noise around the actor's answer; and because Galen never marks the end of an
+episode.
 
-As in the code, the replay holds the action that the agent asked for, not what the wall made of it. Differences:
-entries that only stand between two episodes are not stored (the code stores one and never samples it), a batch never
-waits for its newest step's successor, and Galen draws with replacement, instead of waiting, while its replay holds
-less than a batch (tiny networks).
+As in the code, the replay holds the action that the agent asked for, not what the wall made of it.
+Differences: entries that only stand between two episodes are not stored (the code stores one and never
+samples it), a batch never waits for its newest step's successor, and Galen draws with replacement, instead of
+waiting, while its replay holds less than a batch (tiny networks).
 """
 
 from __future__ import annotations
@@ -32,18 +33,24 @@ class DdpgOptions:
     """Hyper-parameters; the defaults are AMC's and HAQ's.
 
     Attributes:
-        exploration: random episodes and noise.
-        capacity: steps that the replay holds.
-        hidden: widths of the hidden layers of actor and critic.
-        actor_rate, critic_rate: learning rates of Adam. critic_decay: its weight decay for the critic.
-        tau: share by which the target networks follow at each update.
-        discount: of the next state's value. batch: steps a gradient step.
-        baseline_share: share by which the subtracted reward follows a batch's mean reward.
-        updates_every_step: one update after each of the episode's steps is stored; else one an episode.
-        knows_end: whether the value of what follows the last step is 0; else it is bootstrapped.
-        keeps_first_step: of every episode but the very first (Galen drops it).
-        narrow_start: bounds of the uniform initial weights of the actor's and the critic's last layers; None leaves
-            PyTorch's.
+        exploration: schedule of random episodes and noise.
+        capacity: most steps that the replay holds.
+        hidden: widths of the two hidden layers, of the actor and of the critic.
+        actor_rate: learning rate of the actor's Adam.
+        critic_rate: learning rate of the critic's Adam.
+        critic_decay: weight decay of the critic's Adam.
+        tau: share by which the target networks move towards the trained ones at each update, in (0, 1].
+        discount: factor on the next state's value, in [0, 1].
+        batch: number of steps of one gradient step.
+        baseline_share: share by which the baseline, which is subtracted from rewards, moves towards a batch's
+            mean reward, in [0, 1].
+        updates_every_step: whether there is one update for each of the episode's steps; else there is one an
+            episode.
+        knows_end: whether the value after the last step is 0; else it is bootstrapped.
+        keeps_first_step: whether the replay holds the first step of every episode; else (Galen) only that of
+            the first episode.
+        narrow_start: bounds of the uniform initial weights of the actor's and the critic's last layers; None
+            (default) leaves PyTorch's initial weights.
     """
 
     exploration: Exploration
@@ -64,7 +71,14 @@ class DdpgOptions:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of an episode: state (S,), action (A,) in [0, 1], the state that follows, and whether it is the last."""
+    """One step of an episode.
+
+    Attributes:
+        state: (S,) state before the action.
+        action: (A,) action in [0, 1] that the agent asked for.
+        following: (S,) state after the action.
+        is_last: whether the step is the episode's last.
+    """
 
     state: FloatArray
     action: FloatArray
@@ -73,17 +87,23 @@ class Step:
 
 
 class Environment(Protocol):
-    """What `run_episodes` needs of a preset's environment: Gymnasium's interface."""
+    """The part of Gymnasium's interface that `run_episodes` uses."""
 
     def reset(self) -> tuple[Any, dict[str, Any]]:
-        """Begin an episode."""
+        """Begin an episode, and return its first state (S,) and an info."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Act on the next layer."""
+        """Act on the next layer; return state (S,), reward, whether the episode ended, whether it was cut, and info."""
 
 
 class Replay:
-    """The last `capacity` steps, each with the reward of its episode's end."""
+    """A ring buffer of the last steps, each with the reward of its episode's end.
+
+    Args:
+        capacity: most steps that it holds.
+        state_size: S, length of a state.
+        actions: A, length of an action.
+    """
 
     def __init__(self, capacity: int, state_size: int, actions: int) -> None:
         self._size, self._next = 0, 0
@@ -94,15 +114,16 @@ class Replay:
         self._ends = np.zeros(capacity, dtype=np.float32)
 
     def __len__(self) -> int:
+        """The number of stored steps."""
         return self._size
 
     @property
     def rewards(self) -> FloatArray:
-        """Of all stored steps, oldest first until the replay is full."""
+        """(size,) rewards of all stored steps, oldest first until the replay is full."""
         return self._rewards[: self._size].astype(np.float64)
 
     def add(self, step: Step, reward: float) -> None:
-        """Store a step; the oldest goes where the replay is full."""
+        """Store a step and the reward of its episode; where the replay is full, the oldest step goes."""
         at = self._next
         self._states[at], self._actions[at], self._followings[at] = step.state, step.action, step.following
         self._rewards[at], self._ends[at] = reward, float(step.is_last)
@@ -110,14 +131,39 @@ class Replay:
         self._size = min(self._size + 1, len(self._rewards))
 
     def sample(self, rng: np.random.Generator, batch: int) -> tuple[FloatArray, ...]:
-        """`batch` states, actions, rewards, following states and ends; none twice where there are enough."""
+        """A random batch of stored steps, none of them twice where the replay holds enough.
+
+        Args:
+            rng: random generator of the draw.
+            batch: number of steps.
+
+        Returns:
+            (batch, S) states, (batch, A) actions, (batch,) rewards, (batch, S) following states, and (batch,)
+            ones for last steps.
+        """
         rows = rng.choice(self._size, batch, replace=self._size < batch)
         fields = self._states, self._actions, self._rewards, self._followings, self._ends
         return tuple(field[rows].astype(np.float64) for field in fields)
 
 
 class Ddpg:
-    """Actor and critic with their targets, the replay, and the noise. Global random state is left alone."""
+    """Deep deterministic policy gradients: actor, critic, their target networks, the replay, and the noise.
+
+    Global random state is left alone.
+
+    Args:
+        options: hyper-parameters.
+        state_size: S, length of a state.
+        actions: A, length of an action.
+        seed: seed of the initial weights, the noise and the batches, at least 0.
+
+    Attributes:
+        actor: network from states to actions.
+        critic: network from states and actions to values.
+        replay: the stored steps.
+        updates: number of gradient steps so far.
+        baseline: moving average of the rewards of batches, which is subtracted from rewards; None before the first.
+    """
 
     def __init__(self, options: DdpgOptions, state_size: int, actions: int, seed: int) -> None:
         self._options, self._actions = options, actions
@@ -132,10 +178,16 @@ class Ddpg:
         self._critic_adam = torch.optim.Adam(
             self.critic.parameters(), options.critic_rate, weight_decay=options.critic_decay, fused=True
         )
-        self._baseline: float | None = None
+        self.updates = 0
+        self.baseline: float | None = None
 
     def act(self, state: FloatArray, episode: int) -> FloatArray:
-        """The action (A,) in [0, 1] for a state (S,) in an episode, counted from 0."""
+        """(A,) the action in [0, 1] for a state (S,): the actor's answer with noise, or a random one.
+
+        Args:
+            state: (S,) present state.
+            episode: number of the episode, from 0, which decides the noise.
+        """
         exploration = self._options.exploration
         if exploration.is_random(episode):
             return self._rng.random(self._actions)
@@ -144,7 +196,13 @@ class Ddpg:
         return truncated_normal(self._rng, answer, exploration.deviation_at(episode))
 
     def learn(self, steps: Sequence[Step], reward: float, episode: int) -> None:
-        """Store a finished episode, the same reward with each of its steps, and train unless it was a random one."""
+        """Store a finished episode, and train unless its actions were random.
+
+        Args:
+            steps: steps of the episode, in order.
+            reward: reward of its end, which is stored with each of its steps.
+            episode: number of the episode, from 0.
+        """
         options = self._options
         is_training = not options.exploration.is_random(episode)
         for step in steps if options.keeps_first_step or not len(self.replay) else steps[1:]:
@@ -155,6 +213,8 @@ class Ddpg:
             self._update()
 
     def _update(self) -> None:
+        """One gradient step of critic and actor on a random batch; the target networks follow."""
+        self.updates += 1
         options = self._options
         state, action, reward, following, end = map(self._tensor, self.replay.sample(self._rng, options.batch))
         with torch.no_grad():
@@ -167,17 +227,26 @@ class Ddpg:
         _approach(self._critic_target, self.critic, options.tau)
 
     def _follow(self, mean: float) -> float:
-        """The moving-average baseline after a batch of this mean reward."""
-        old = mean if self._baseline is None else self._baseline
-        self._baseline = old + self._options.baseline_share * (mean - old)
-        return self._baseline
+        """The moving average of rewards after a batch of this mean reward; it is the baseline."""
+        old = mean if self.baseline is None else self.baseline
+        self.baseline = old + self._options.baseline_share * (mean - old)
+        return self.baseline
 
     def _tensor(self, array: FloatArray) -> Tensor:
+        """The array in float32."""
         return torch.as_tensor(array, dtype=torch.float32)
 
 
 def run_episodes(env: Environment, agent: Ddpg) -> None:
-    """Act and learn, episode after episode, until the environment's recorder ends the search."""
+    """Act and learn, episode after episode, until the environment's recorder ends the search.
+
+    Args:
+        env: environment of one network, one step a layer.
+        agent: the agent that acts and learns.
+
+    Raises:
+        StopSearch: the search is over.
+    """
     for episode in itertools.count():
         state, _ = env.reset()
         steps: list[Step] = []
@@ -191,7 +260,7 @@ def run_episodes(env: Environment, agent: Ddpg) -> None:
 
 
 class _Actor(nn.Module):
-    """States to actions in (0, 1)."""
+    """Network from states (batch, S) to actions (batch, A) in (0, 1)."""
 
     def __init__(self, state_size: int, actions: int, options: DdpgOptions) -> None:
         super().__init__()
@@ -202,12 +271,16 @@ class _Actor(nn.Module):
         )
 
     def forward(self, state: Tensor) -> Tensor:
+        """(batch, A) actions for states (batch, S)."""
         answer: Tensor = self.layers(state)
         return answer
 
 
 class _Critic(nn.Module):
-    """States and actions to values: one for each action, all with the same target, as in the code."""
+    """Network from states (batch, S) and actions (batch, A) to values (batch, A).
+
+    There is one value for each of the A actions, all with the same target, as in the code.
+    """
 
     def __init__(self, state_size: int, actions: int, options: DdpgOptions) -> None:
         super().__init__()
@@ -217,11 +290,13 @@ class _Critic(nn.Module):
         self.layers = nn.Sequential(nn.ReLU(), nn.Linear(first, second), nn.ReLU(), last)
 
     def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        """(batch, A) values of actions (batch, A) in states (batch, S)."""
         value: Tensor = self.layers(self.of_state(state) + self.of_action(action))
         return value
 
 
 def _last(width: int, actions: int, bound: float | None) -> nn.Linear:
+    """A last layer, with uniform initial weights up to the bound where there is one."""
     layer = nn.Linear(width, actions)
     if bound is not None:
         nn.init.uniform_(layer.weight, -bound, bound)
@@ -229,12 +304,14 @@ def _last(width: int, actions: int, bound: float | None) -> nn.Linear:
 
 
 def _descend(adam: torch.optim.Adam, loss: Tensor) -> None:
+    """One step of Adam down the gradient of a loss, for its own parameters alone."""
     adam.zero_grad()
     loss.backward(inputs=adam.param_groups[0]["params"])  # type: ignore[no-untyped-call]  # no gradients of the other
     adam.step()
 
 
 def _approach(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """Move the parameters of a target network towards the trained network's, by the share `tau`."""
     with torch.no_grad():
         for old, new in zip(target.parameters(), source.parameters(), strict=True):
             old.lerp_(new, tau)

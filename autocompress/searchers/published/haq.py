@@ -1,23 +1,25 @@
-"""HAQ: bits layer by layer with DDPG, lowered at the end until the budget holds (Wang et al. 2019, arXiv 1811.08886).
+"""HAQ: bits with DDPG, lowered at the end until the budget holds (Wang et al. 2019, arXiv 1811.08886).
 
-Code: mit-han-lab/haq, `lib/env/{quantize,linear_quantize}_env.py`, `rl_quantize.py`. As published: an action in [0, 1]
-spread evenly over the bits; weights first, then activations (where there is a choice); no wall within the episode;
-at its end bits are lowered one by one, from the last layer to the first and round again, activations before weights,
-until the budget holds (`_final_action_wall`); then one evaluation. Reward 0.1 * (accuracy - original accuracy) in
-percent, the last reward with every step, 21 random episodes (the code's `episode <= warmup` for `warmup=20`), then
-truncated normal noise 0.5 * 0.99^(episode - warmup), a replay of 128 steps a layer, one update a step, and the
-hyper-parameters in `ddpg.DdpgOptions`.
+Code: mit-han-lab/haq, `lib/env/{quantize,linear_quantize}_env.py`, `rl_quantize.py`. As published: an action
+in [0, 1] spread evenly over the bits; weights first, then activations (where there is a choice); no wall
+within the episode; at its end bits are lowered one by one, from the last layer to the first and round again,
+activations before weights, until the budget holds (`_final_action_wall`); then one evaluation. Reward 0.1 *
+(accuracy - original accuracy) in percent, the last reward with every step, 21 random episodes (the code's
+`episode <= warmup` for `warmup=20`), then truncated normal noise 0.5 * 0.99^(episode - warmup), a replay of
+128 steps a layer, one update a step, and the hyper-parameters in `ddpg.DdpgOptions`.
 
 Differences:
-- Bits come from the task's menus: the nearest one on the menu is taken, and lowering goes to the next one below.
-- Every limited resource is kept, as it is counted in the end; the k-means code counts weights alone, the linear one
-  looks latencies up. Sparsity is 0 everywhere.
+- Bits come from the task's menus: the nearest one on the menu is taken, and lowering goes to the next one
+  below.
+- Every limited resource is kept, as it is counted in the end; the k-means code counts weights alone, the
+  linear one takes latencies from a table. Sparsity is 0 everywhere.
 - Which layers keep 8 bits is the menus' matter; the linear code keeps the first and the last layer there.
 - No fine-tuning within the episode (one epoch in the code) and no k-means: the weights are the menus'.
-- State: the menus' numbers know no kernel, stride and input pixels. In their stead stand output positions, multiply-
-  accumulates and whether the layer is linear; input channels are weight columns (times the kernel's area). The flag is
-  1 before weight actions (the code shows the kind of the action before), the previous bits are scaled by the most
-  bits (the k-means code: raw), and the first state does not carry over from the episode before.
+- State: the menus' numbers know no kernel, stride and input pixels. In their stead stand output positions,
+  multiply- accumulates and whether the layer is linear; input channels are weight columns (times the kernel's
+  area). The flag is 1 before weight actions (the code shows the kind of the action before), the previous bits
+  are scaled by the most bits (the k-means code: raw), and the first state does not carry over from the
+  episode before.
 - With fewer than 42 evaluations allowed, half of them are random episodes.
 """
 
@@ -47,17 +49,23 @@ from autocompress_envs.problem.tables import Tables, is_within
 from autocompress_envs.rewards import compute
 
 METHOD = "haq"
-STEPS_A_LAYER = 128
+STEPS_A_LAYER = 128  # steps that the replay holds, for each layer
 STATE_SIZE = 10
 EXPLORATION = Exploration(random_episodes=21, first_exponent=1, decay=0.99)
 
 
 def search_haq(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `haq`.
+    """The method `haq`: DDPG over bits, layer by layer.
+
+    Args:
+        task: the problem, its limits and its evaluation, with `original_accuracy`.
+        settings: options of the search; `episodes` and `seed` count here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
-        InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data without
-            labels.
+        InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data
+            without labels.
+        StopSearch: the search is over.
     """
     env = HaqEnv(task, recorder)
     options = DdpgOptions(EXPLORATION.limited_to(settings.episodes), capacity=STEPS_A_LAYER * len(task.problem.layers))
@@ -78,6 +86,14 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
     | 7     | place among the layers                                          |
     | 8     | bits chosen before, as a share of the most on that menu         |
     | 9     | 1 before weight bits, 0 before activation bits                  |
+
+    Args:
+        task: the problem, its limits and its evaluation, with `original_accuracy`.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        InputError: one weight bit-width for each layer, an unknown original accuracy, or a budget that the
+            fewest bits don't meet.
     """
 
     def __init__(self, task: Task, recorder: Recorder) -> None:
@@ -91,7 +107,7 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
         self._fixed = _fixed_features(self._offered.problem)
         menus = [[layer.weight_bits for layer in layers], [layer.activation_bits for layer in layers]]
         kinds = (0, 1) if any(len(menu) > 1 for menu in menus[1]) else (0,)
-        self._slots = [(index, kind) for index in range(len(layers)) for kind in kinds]
+        self._order = [(index, kind) for index in range(len(layers)) for kind in kinds]
         self._menus = menus
         self.observation_space = spaces.Box(0.0, 1.0, (STATE_SIZE,), np.float64)
         self.action_space = spaces.Box(0.0, 1.0, (1,), np.float64)
@@ -109,42 +125,66 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
         return self._state, {}
 
     def step(self, action: FloatArray) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Choose bits; after the last layer's, lower them as far as the limits ask, and evaluate.
+        """Choose the next bits; after the last layer's, lower bits until the limits hold, and evaluate the plan.
+
+        Args:
+            action: (1,) the bits, in [0, 1], spread evenly over the menu's range.
+
+        Returns:
+            Observation, reward (0 before the end), whether the episode is over, False, and an empty info.
 
         Raises:
             InputError: the outcome holds no accuracy.
             StopSearch: the search is over.
         """
-        index, kind = self._slots[self._step]
+        index, kind = self._order[self._step]
         menu = self._menus[kind][index]
         chosen = nearest_bits(menu, float(action[0]))
         self._chosen[kind, index] = chosen
-        if self._step + 1 == len(self._slots):
+        if self._step + 1 == len(self._order):
             return self._state.copy(), self._finish(), True, False, {}  # as the code: the last state again
         self._step += 1
         self._state = self._observe(float(menu[chosen] / menu[-1]))
         return self._state, 0.0, False, False, {}
 
     def _observe(self, previous: float) -> FloatArray:
-        index, kind = self._slots[self._step]
+        """(10,) observation of the next step, given the bits chosen before as a share of the most."""
+        index, kind = self._order[self._step]
         return np.array([*self._fixed[index], previous, 1.0 - kind])
 
     def _finish(self) -> float:
+        """The reward of the finished plan, which is lowered and evaluated."""
         none = np.zeros_like(self._chosen[0])
         plan = lowered(self._tables, Labeling(none, *self._chosen), self._limits)
         return compute("haq", measured(self._recorder, self._offered, plan, METHOD), self._context)
 
 
 def nearest_bits(menu: IntArray, action: float) -> int:
-    """Index into a menu of bits; [0, 1] is spread evenly over [lowest - 0.5, highest + 0.5], as in the code."""
+    """Index of the entry of a menu that an action stands for; of two that are as near, the fewer bits.
+
+    As in the code, [0, 1] is spread evenly over [lowest - 0.5, highest + 0.5].
+
+    >>> [nearest_bits(np.array([2, 4, 8]), action) for action in (0.0, 0.3, 0.6, 1.0)]
+    [0, 1, 1, 2]
+
+    Args:
+        menu: bits in ascending order.
+        action: the action, in [0, 1].
+    """
     low, high = float(menu[0]) - 0.5, float(menu[-1]) + 0.5
     return int(np.abs(menu - (low + (high - low) * action)).argmin())
 
 
 def lowered(tables: Tables, labeling: Labeling, limits: Mapping[str, int]) -> Labeling:
-    """HAQ's last wall: one menu entry less at a time, last layer first, activations before weights, round and round.
+    """HAQ's last wall: the labelling with bits lowered by one menu entry at a time, until the limits hold.
 
-    Ends as soon as the limits hold, or with the fewest bits everywhere.
+    The order is last layer first, activations before weights, and round again. Where the limits can't be met,
+    the result has the fewest bits everywhere.
+
+    Args:
+        tables: the problem's numbers as arrays.
+        labeling: the labels chosen.
+        limits: upper bound of every limited resource, in absolute units.
     """
     weights, activations = labeling.weight_bits.copy(), labeling.activation_bits.copy()
     plan = Labeling(labeling.sparsity, weights, activations)
@@ -160,6 +200,7 @@ def lowered(tables: Tables, labeling: Labeling, limits: Mapping[str, int]) -> La
 
 
 def _fixed_features(problem: Problem) -> FloatArray:
+    """(L, 8) the part of the observation that no choice changes."""
     of = layer_features(problem)
     order = np.arange(len(of.macs), dtype=np.float64)
     fields = [of.is_depthwise, of.is_linear, of.columns, of.rows, of.positions, of.weights, of.macs, order]

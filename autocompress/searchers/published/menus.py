@@ -1,4 +1,4 @@
-"""The part of a task's menus that a published agent may use, and the plan that its choices stand for."""
+"""The part of a task's menus that a published agent may use, and the plans that its choices stand for."""
 
 from __future__ import annotations
 
@@ -13,17 +13,19 @@ from autocompress_envs.problem import FloatArray, IntArray, Labeling, LayerNumbe
 from autocompress_envs.problem.tables import RESOURCES, is_within
 from autocompress_envs.rewards import RewardContext
 
-ALL: slice = slice(None)
-HIGHEST: slice = slice(-1, None)
+ALL: slice = slice(None)  # all entries of a menu of bits
+HIGHEST: slice = slice(-1, None)  # the most bits alone
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A problem with shorter menus: `problem`, and per layer where its entries stand in the full menus.
+    """A problem with shorter menus, and where their entries stand in the full menus.
 
     Attributes:
-        problem: the menus that the agent sees.
-        sparsity: (L) arrays: the full menu's index of every sparsity. weight_bits, activation_bits: the same.
+        problem: the problem with the menus that the agent may use.
+        sparsity: L arrays, one a layer: for every sparsity on the short menu, its index on the full one.
+        weight_bits: L arrays, one a layer: the same for weight bits.
+        activation_bits: L arrays, one a layer: the same for activation bits.
     """
 
     problem: Problem
@@ -32,7 +34,7 @@ class Offer:
     activation_bits: tuple[IntArray, ...]
 
     def full(self, labeling: Labeling) -> Labeling:
-        """The same labels as indices into the full menus."""
+        """The labelling with full menus' indices, from one with short menus' indices."""
         return Labeling(
             _picked(self.sparsity, labeling.sparsity),
             _picked(self.weight_bits, labeling.weight_bits),
@@ -40,19 +42,21 @@ class Offer:
         )
 
     def harshest(self) -> Labeling:
-        """The most sparsity and the fewest bits everywhere."""
+        """The labelling of the most sparsity and the fewest bits everywhere, with short menus' indices."""
         none = np.zeros(len(self.problem.layers), dtype=np.int64)
         most = np.array([len(indices) - 1 for indices in self.sparsity], dtype=np.int64)
         return Labeling(most, none, none.copy())
 
 
 def offer(problem: Problem, least_preserved: float, weight_bits: slice = ALL, activation_bits: slice = ALL) -> Offer:
-    """Shorter menus.
+    """A problem with shorter menus.
 
     Args:
-        problem: the full menus.
-        least_preserved: the smallest preserve ratio left, in (0, 1]; 1 leaves sparsity 0 alone.
-        weight_bits: which entries of every layer's weight bits are left. activation_bits: the same.
+        problem: the problem with full menus.
+        least_preserved: smallest preserve ratio (`preserve_ratios`) on the short menus, in [0, 1]; 1 leaves
+            sparsity 0 alone.
+        weight_bits: slice of the entries of every layer's weight bits that stay. Default: `ALL`.
+        activation_bits: slice of the entries of every layer's activation bits that stay. Default: `ALL`.
     """
     layers = problem.layers
     kept = [np.flatnonzero(preserve_ratios(problem, index) >= least_preserved - 1e-9) for index in range(len(layers))]
@@ -63,7 +67,12 @@ def offer(problem: Problem, least_preserved: float, weight_bits: slice = ALL, ac
 
 
 def preserve_ratios(problem: Problem, index: int) -> FloatArray:
-    """(S,) share of the channels (or of the weights, inside a layer) that every sparsity on a layer's menu leaves."""
+    """(S,) shares of channels that a layer's sparsities leave; of weights where the layer has no group.
+
+    Args:
+        problem: menus and costs of the network.
+        index: index of the layer.
+    """
     layer = problem.layers[index]
     if layer.group is None:
         return 1.0 - np.asarray(layer.sparsities, dtype=np.float64)
@@ -72,7 +81,17 @@ def preserve_ratios(problem: Problem, index: int) -> FloatArray:
 
 
 def require_reachable(task: Task, offered: Offer, method: str, why: str) -> None:
-    """Raises InputError where even the harshest labels that a method may use exceed a limit."""
+    """Check that a method can meet the limits.
+
+    Args:
+        task: the problem and its limits.
+        offered: the menus that the method may use.
+        method: name of the method, for the error.
+        why: reason why its menus are shorter, for the error.
+
+    Raises:
+        InputError: even the harshest labels on the offered menus exceed a limit.
+    """
     least = offered.problem.resources(offered.harshest())
     if is_within(least, task.limits):
         return
@@ -84,7 +103,16 @@ def require_reachable(task: Task, offered: Offer, method: str, why: str) -> None
 
 
 def require_choice(menus: Sequence[IntArray] | Sequence[FloatArray], method: str, what: str) -> None:
-    """Raises InputError where no layer's menu has more than one entry."""
+    """Check that there is something to choose.
+
+    Args:
+        menus: entries of every layer's menu.
+        method: name of the method, for the error.
+        what: plural noun for the entries, such as `weight bit-widths`, for the error.
+
+    Raises:
+        InputError: no layer's menu has more than one entry.
+    """
     if all(len(menu) < 2 for menu in menus):
         entries = ", ".join(f"{entry:g}" for entry in sorted({float(entry) for menu in menus for entry in menu}))
         raise InputError(
@@ -94,7 +122,15 @@ def require_choice(menus: Sequence[IntArray] | Sequence[FloatArray], method: str
 
 
 def require_original_accuracy(task: Task, method: str) -> None:
-    """Raises InputError where the original network's accuracy is unknown, or 0."""
+    """Check that a reward can compare with the original network.
+
+    Args:
+        task: the task, with `original_accuracy`.
+        method: name of the method, for the error.
+
+    Raises:
+        InputError: the original network's accuracy is unknown, or 0.
+    """
     if not 0.0 < task.original_accuracy <= 1.0:
         raise InputError(
             f"`method` {method} needs the original network's accuracy in (0, 1], got {task.original_accuracy}; "
@@ -103,10 +139,16 @@ def require_original_accuracy(task: Task, method: str) -> None:
 
 
 def measured(recorder: Recorder, offered: Offer, labeling: Labeling, method: str) -> Outcome:
-    """What the recorder says of labels on the offered menus.
+    """The outcome of labels on the offered menus.
+
+    Args:
+        recorder: evaluates the plan.
+        offered: the menus from which the labels were chosen.
+        labeling: the labels, with short menus' indices.
+        method: name of the method, for the error.
 
     Raises:
-        InputError: it holds no accuracy, for want of labels.
+        InputError: the outcome holds no accuracy, since the data have no labels.
         StopSearch: the search is over.
     """
     outcome = recorder(offered.full(labeling))
@@ -119,17 +161,27 @@ def measured(recorder: Recorder, offered: Offer, labeling: Labeling, method: str
 
 
 def reward_context(task: Task) -> RewardContext:
-    """What published rewards compare an outcome with."""
+    """Numbers with which published rewards compare an outcome: original accuracy and costs, and limits."""
     return RewardContext(task.original_accuracy, task.problem.original(), task.limits)
 
 
 def _picked(menus: tuple[IntArray, ...], chosen: IntArray) -> IntArray:
+    """(L,) the chosen entry of every layer's array, given the index (L,) of each."""
     return np.array([menu[index] for menu, index in zip(menus, chosen, strict=True)], dtype=np.int64)
 
 
 def _shorter(
     layers: tuple[LayerNumbers, ...], kept: list[IntArray], index: int, weights: IntArray, activations: IntArray
 ) -> LayerNumbers:
+    """A layer with shorter menus.
+
+    Args:
+        layers: all layers of the problem.
+        kept: indices of the sparsities that stay, by layer.
+        index: index of the layer.
+        weights: indices of its weight bits that stay.
+        activations: indices of its activation bits that stay.
+    """
     layer, own = layers[index], kept[index]
     rows = np.arange(1) if layer.source is None else kept[layer.source]
     return replace(

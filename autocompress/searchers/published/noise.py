@@ -1,4 +1,4 @@
-"""Exploration of the published agents: normal noise that is cut off at the ends of the action range, and decays."""
+"""Exploration of the published agents: truncated normal noise that decays."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from autocompress_envs.problem import FloatArray
 
 @dataclass(frozen=True)
 class Exploration:
-    """When to act at random, and how far from the actor's answer afterwards.
+    """The schedule of exploration: random actions at first, then noise around the actor's answer that decays.
 
     Attributes:
-        random_episodes: first episodes whose actions are uniform in [0, 1]. first_exponent: of the episode after.
-        deviation: of the normal distribution at exponent 0. decay: its factor from one episode to the next.
+        random_episodes: number of first episodes whose actions are uniform in [0, 1].
+        first_exponent: exponent of `decay` in the first episode after these.
+        decay: factor on the standard deviation from one episode to the next, in (0, 1].
+        deviation: standard deviation of the noise at exponent 0. Default: 0.5.
     """
 
     random_episodes: int
@@ -25,27 +27,33 @@ class Exploration:
     deviation: float = 0.5
 
     def is_random(self, episode: int) -> bool:
-        """Whether an episode, counted from 0, acts at random."""
+        """Whether all actions of an episode, counted from 0, are random."""
         return episode < self.random_episodes
 
     def deviation_at(self, episode: int) -> float:
-        """Standard deviation in an episode that is not random, before the cut."""
+        """Standard deviation, before truncation, of the noise in a later episode, counted from 0."""
         return float(self.deviation * self.decay ** (episode - self.random_episodes + self.first_exponent))
 
     def limited_to(self, episodes: int) -> Exploration:
-        """The same, but with no more than half of `episodes` random: else short searches would learn nothing."""
+        """The same schedule with at most half of `episodes` random, so that short searches learn too."""
         fewer = min(self.random_episodes, episodes // 2)
         return Exploration(fewer, self.first_exponent, self.decay, self.deviation)
 
 
 def truncated_normal(rng: np.random.Generator, mean: FloatArray, deviation: float) -> FloatArray:
-    """Draws in [0, 1] from normal distributions around `mean` (in [0, 1]) that are cut off at 0 and 1.
+    """Draws from normal distributions that are truncated to [0, 1], of the shape of `mean`.
 
-    By inversion: a uniform draw between the two ends' probabilities. No clipping, so the ends are not favoured.
+    By inversion: the normal quantile of a uniform draw between the probabilities of the two ends. Unlike
+    clipping, this does not favour the ends.
+
+    Args:
+        rng: random generator of the draws.
+        mean: means of the distributions before truncation, in [0, 1].
+        deviation: their standard deviation before truncation, at least 0.
     """
-    if deviation < 1e-12:  # after hundreds of episodes; quotients by it would overflow
+    if deviation < 1e-12:  # after hundreds of episodes; a division by it would overflow
         return mean
     low, high = ndtr((0.0 - mean) / deviation), ndtr((1.0 - mean) / deviation)
     drawn = mean + deviation * ndtri(low + (high - low) * rng.random(mean.shape))
-    clipped: FloatArray = np.clip(drawn, 0.0, 1.0)  # rounding only
+    clipped: FloatArray = np.clip(drawn, 0.0, 1.0)  # against rounding errors only
     return clipped

@@ -1,23 +1,26 @@
-"""ReLeQ: weight bits layer by layer with recurrent PPO (Elthakeb et al. 2018, arXiv 1811.01704; he-actlab/releq).
+"""ReLeQ: weight bits with recurrent PPO (Elthakeb et al. 2018, arXiv 1811.01704; code he-actlab/releq).
 
-Follows the released code, `examples/classifier_compression/releq_cifar.py` (the recurrent agent) and, for episodes
-that are measured once, at their end, `ppo_all_layers.py`: a discrete choice of bits a layer, all layers at the most
-bits at first; a state of eight numbers with the state of quantization (mean bits by the most bits) and the state of
-relative accuracy (the latest measured by the original's); an LSTM of 128 before policy (128, 128) and value (128, 64)
-layers; PPO with one pass over each episode, clip 0.3, Adam 1e-4, discount 0.999, lambda 1, entropy 0.01, value loss
-1, plain advantages. Reward 0 before the last layer, then `calculate_reward_shaping` (see `shaped_reward`).
+Follows the released code, `examples/classifier_compression/releq_cifar.py` (the recurrent agent) and, for
+episodes that are measured once, at their end, `ppo_all_layers.py`: a discrete choice of bits a layer, all
+layers at the most bits at first; a state of eight numbers with the state of quantization (mean bits by the
+most bits) and the state of relative accuracy (the latest measured by the original's); an LSTM of 128 before
+policy (128, 128) and value (128, 64) layers; PPO with one pass over each episode, clip 0.3, Adam 1e-4,
+discount 0.999, lambda 1, entropy 0.01, value loss 1, plain advantages. Reward 0 before the last layer, then
+`calculate_reward_shaping` (see `shaped_reward`).
 
 Differences:
-- ReLeQ has no budget: its reward trades bits against accuracy. Here the nearest bits (the fewer where two are as
-  near) that leave the budget within reach are taken; PPO learns with the choice before that.
-- Bits are those on the task's menus; activations keep the most bits and nothing is pruned. No fine-tuning within the
-  episode (the code trains for some epochs): the weights are the menus'.
-- State: the menus' numbers know no kernel and no deviation of the weights. Output positions and log10 of the layer's
-  error at its fewest bits stand in their stead; input channels are weight columns (times the kernel's area).
-- The paper weighs bits in the state of quantization by memory accesses and multiply-accumulates; the code does not,
-  and neither does this. The paper's text was not at hand: its constants for reward and PPO may differ from the code's.
-- The LSTM starts anew with each episode (the code carries its state over), gradients flow through the whole episode
-  (the code: one step), and the softmax has temperature 1 (the code halves it).
+- ReLeQ has no budget: its reward trades bits against accuracy. Here the nearest bits (the fewer where two are
+  as near) that leave the budget within reach are taken; PPO learns with the choice before that.
+- Bits are those on the task's menus; activations keep the most bits and nothing is pruned. No fine-tuning
+  within the episode (the code trains for some epochs): the weights are the menus'.
+- State: the menus' numbers know no kernel and no deviation of the weights. Output positions and log10 of the
+  layer's error at its fewest bits stand in their stead; input channels are weight columns (times the kernel's
+  area).
+- The paper weighs bits in the state of quantization by memory accesses and multiply-accumulates; the code
+  does not, and neither does this. The paper's text was not at hand: its constants for reward and PPO may
+  differ from the code's.
+- The LSTM starts anew with each episode (the code carries its state over), gradients flow through the whole
+  episode (the code: one step), and the softmax has temperature 1 (the code halves it).
 """
 
 from __future__ import annotations
@@ -48,26 +51,37 @@ if TYPE_CHECKING:
 
 METHOD = "releq"
 STATE_SIZE = 8
-ENDLESS = 10**9  # steps; the recorder ends the search
-MARGIN = 0.4  # relative accuracy below which every plan is as bad
-QUANTIZATION_POWER = 0.8
-ACCURACY_POWER = 1.0
+ENDLESS = 10**9  # steps of the learn loop; the recorder ends the search long before
+MARGIN = 0.4  # relative accuracy below which the reward is -1
+QUANTIZATION_POWER = 0.8  # power of the state of quantization in the reward
+ACCURACY_POWER = 1.0  # numerator of the relative accuracy's power in the reward
 SMALLEST_ERROR = 1e-12  # nats; stands for 0 in logarithms
 
 
 def search_releq(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The method `releq`.
+    """The method `releq`: recurrent PPO over weight bits, layer by layer.
+
+    Args:
+        task: the problem, its limits and its evaluation, with `original_accuracy`.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
-        InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data without
-            labels.
+        InputError: one weight bit-width for each layer, a budget that the fewest bits don't meet, or data
+            without labels.
+        StopSearch: the search is over.
     """
     build_releq(ReleqEnv(task, recorder), settings).learn(ENDLESS)
 
 
 def build_releq(env: ReleqEnv, settings: SearchSettings) -> RecurrentPPO:
-    """The agent; one update after every episode."""
-    from sb3_contrib import RecurrentPPO  # here, because importing it takes a second
+    """The recurrent PPO agent of the released code, with one update after every episode.
+
+    Args:
+        env: environment in which it acts.
+        settings: options of the search; `seed` counts here.
+    """
+    from sb3_contrib import RecurrentPPO  # seconds to import, with Stable-Baselines3
 
     layers = env.steps
     return RecurrentPPO(
@@ -110,6 +124,17 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
     | 4-5   | weight rows, weight columns                                                    | [0, 1]  |
     | 6     | output positions                                                               | [0, 1]  |
     | 7     | log10 of the layer's error at its fewest bits                                  | [0, 1]  |
+
+    Args:
+        task: the problem, its limits and its evaluation, with `original_accuracy`.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Attributes:
+        bits: all bit-widths on any menu, in ascending order; an action is an index into these.
+
+    Raises:
+        InputError: one weight bit-width for each layer, an unknown original accuracy, or a budget that the
+            fewest bits don't meet.
     """
 
     def __init__(self, task: Task, recorder: Recorder) -> None:
@@ -120,7 +145,7 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         require_reachable(task, self._offered, METHOD, "it only chooses weight bits")
         self._recorder, self._original = recorder, task.original_accuracy
         solver = Solver(self._offered.problem, task.limits)
-        self._walk = LabelActions(solver)
+        self._actions = LabelActions(solver)
         self._menus = [layer.weight_bits.astype(np.float64) for layer in layers]
         self.bits = sorted({int(bits) for menu in self._menus for bits in menu})
         self._fixed = _fixed_features(self._offered.problem)
@@ -131,12 +156,12 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
 
     @property
     def steps(self) -> int:
-        """Steps an episode."""
+        """Number of steps of an episode, one a layer."""
         return len(self._menus)
 
     @property
     def quantization(self) -> float:
-        """The state of quantization: mean bits by the most bits."""
+        """The state of quantization: mean bits of the layers so far, divided by the most bits."""
         return float(self._now.mean() / self.bits[-1])
 
     def reset(
@@ -148,7 +173,14 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         return self._observe(), {}
 
     def step(self, action: np.int64) -> tuple[FloatArray, float, bool, bool, dict[str, Any]]:
-        """Choose the next layer's bits; after the last one's, evaluate.
+        """Choose the next layer's bits; after the last layer's, evaluate the plan.
+
+        Args:
+            action: index into `bits`; the nearest bits on the menu that leave the budget within reach are
+                taken.
+
+        Returns:
+            Observation, reward (0 before the end), whether the episode is over, False, and an empty info.
 
         Raises:
             InputError: the outcome holds no accuracy.
@@ -156,12 +188,12 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         """
         index, menu = self._step, self._menus[self._step]
         wanted = self.bits[int(action)]
-        allowed = self._walk.allowed(index)[0, :, 0]
+        allowed = self._actions.allowed(index)[0, :, 0]
         chosen = int(np.where(allowed, np.abs(menu - wanted), np.inf).argmin())
-        self._walk.choose(index, (0, chosen, 0))
+        self._actions.choose(index, (0, chosen, 0))
         self._now[index] = menu[chosen]
         if index + 1 == self.steps:
-            accuracy = measured(self._recorder, self._offered, self._walk.finish(), METHOD).accuracy
+            accuracy = measured(self._recorder, self._offered, self._actions.finish(), METHOD).accuracy
             self._relative_accuracy = accuracy / self._original
             reward = shaped_reward(self.quantization, self._relative_accuracy, self.bits[0] / self.bits[-1])
             return self._observe(), reward, True, False, {}
@@ -169,24 +201,28 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         return self._observe(), 0.0, False, False, {}
 
     def _start(self) -> None:
-        self._walk.start()
+        """Begin an episode with the most bits everywhere."""
+        self._actions.start()
         self._step = 0
         self._now = np.array([menu[-1] for menu in self._menus])
 
     def _observe(self) -> FloatArray:
+        """(8,) observation of the next step."""
         place = (self._step + 1) / self.steps
         bits = self._now[self._step] / self.bits[-1]
         return np.array([place, bits, self.quantization, self._relative_accuracy, *self._fixed[self._step]])
 
 
 def shaped_reward(quantization: float, accuracy: float, least: float) -> float:
-    """The released code's `calculate_reward_shaping`, at most 1 for an accuracy no better than the original's.
+    """The released code's `calculate_reward_shaping`.
 
-    2 * ((1 - (q - q_least)^0.8) * a^(1 / a) - 0.5), and -1 where a is below 0.4.
+    It is 2 ((1 - (q - q_least)^0.8) a^(1 / a) - 0.5), and -1 for a < 0.4. It is at most 1 where the accuracy
+    is no better than the original's.
 
     Args:
-        quantization: q, mean bits by the most bits. accuracy: a, relative to the original's.
-        least: q_least, the fewest bits by the most bits.
+        quantization: state of quantization q, the mean bits divided by the most bits.
+        accuracy: relative accuracy a, the accuracy divided by the original's.
+        least: q_least, the fewest bits divided by the most bits.
 
     >>> shaped_reward(0.25, 1.0, 0.25), shaped_reward(1.0, 0.39, 0.25)
     (1.0, -1.0)
@@ -198,6 +234,7 @@ def shaped_reward(quantization: float, accuracy: float, least: float) -> float:
 
 
 def _fixed_features(problem: Problem) -> FloatArray:
+    """(L, 4) the part of the observation that no choice changes."""
     of = layer_features(problem)
     fewest = np.array([max(layer.errors[0, 0, -1], SMALLEST_ERROR) for layer in problem.layers])
     return scaled(np.stack([of.rows, of.columns, of.positions, np.log10(fewest)], axis=1))

@@ -16,14 +16,33 @@ from autocompress_envs.solver import Solver
 
 
 def search_uniform(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The same label for every layer: all of them that meet the budget and are not plainly worse than another."""
+    """The method `uniform`: the same label for every layer, for all plans of `uniform_frontier`.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; none counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: all these plans are evaluated, or the search is over.
+    """
     for labeling in uniform_frontier(task.problem, task.limits):
         recorder(labeling)
     raise StopSearch("every uniform plan worth it is evaluated")
 
 
 def search_random(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Random walks: in every layer a label drawn uniformly among those that leave the budget within reach."""
+    """The method `random`: in every layer, a uniform draw from the labels that leave the budget within reach.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the search is over.
+        InfeasibleBudgetError: no plan meets the limits.
+    """
     rng = np.random.default_rng(settings.seed)
     env = LayerLabelingEnv(task.problem, recorder, task.limits, "discrete")  # its reward is the recorder's business
     while True:
@@ -35,13 +54,29 @@ def search_random(task: Task, settings: SearchSettings, recorder: Recorder) -> N
 
 
 def search_solver(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The Lagrangian solution of the layer-error problem: one evaluation."""
+    """The method `solver`: the Lagrangian solution of the layer-error problem, in one evaluation.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; none counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the plan is evaluated.
+        InfeasibleBudgetError: no plan meets the limits.
+    """
     recorder(Solver(task.problem, task.limits).solve())
     raise StopSearch("the solver has one plan")
 
 
 def search_prices(explorer_name: str) -> Callable[[Task, SearchSettings, Recorder], None]:
-    """A searcher that evaluates what an explorer proposes, starting with the solver's plan."""
+    """A searcher that evaluates the solver's plans under the prices that an explorer proposes.
+
+    The first plan is the solver's own, with prices of 0.
+
+    Args:
+        explorer_name: name in `explorers.EXPLORERS`.
+    """
 
     def search(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
         solver = Solver(task.problem, task.limits)
@@ -59,9 +94,15 @@ def search_prices(explorer_name: str) -> Callable[[Task, SearchSettings, Recorde
 
 
 def uniform_frontier(problem: Problem, limits: dict[str, int]) -> list[Labeling]:
-    """Uniform plans within the limits of which none has at most the sparsity and at least the bits of another.
+    """Uniform plans within the limits than which no other such plan is milder.
 
-    A layer whose menu lacks the common value takes the next milder one there is, or its harshest.
+    A plan is milder than another where its sparsity is at most the other's, its bits are at least the
+    other's, and one of them differs. A layer whose menu lacks the common value takes the next milder one, or
+    else its harshest.
+
+    Args:
+        problem: menus, layer errors and costs of the network.
+        limits: upper bound of every limited resource, in absolute units.
     """
     sparsities = sorted({float(value) for layer in problem.layers for value in layer.sparsities})
     weight_bits = sorted({int(bits) for layer in problem.layers for bits in layer.weight_bits})
@@ -71,6 +112,7 @@ def uniform_frontier(problem: Problem, limits: dict[str, int]) -> list[Labeling]
         labeling = _uniform(problem, *triple)
         if is_within(problem.resources(labeling), limits):
             feasible.append((triple, labeling))
+    # Higher is milder in each of the three.
     values = np.array([(-sparsity, bits, activations) for (sparsity, bits, activations), _ in feasible])
     return [
         labeling
@@ -80,6 +122,7 @@ def uniform_frontier(problem: Problem, limits: dict[str, int]) -> list[Labeling]
 
 
 def _uniform(problem: Problem, sparsity: float, weight_bits: int, activation_bits: int) -> Labeling:
+    """The labelling of these values in every layer, or else of the next milder ones, or of the harshest."""
     layers = problem.layers
     return Labeling(
         np.array([np.flatnonzero(layer.sparsities <= sparsity + 1e-9)[-1] for layer in layers]),
@@ -89,5 +132,5 @@ def _uniform(problem: Problem, sparsity: float, weight_bits: int, activation_bit
 
 
 def _mildest_at_least(menus: list[IntArray], bits: int) -> IntArray:
-    """The index of `bits` in every menu, or of the next higher value, or of the highest."""
+    """(L,) the index of `bits` in every menu, or else of the next higher value, or of the highest."""
     return np.array([min(int(np.searchsorted(menu, bits)), len(menu) - 1) for menu in menus])

@@ -15,15 +15,36 @@ GAP = 1e-4  # relative: how far the plan's error may be above the least
 
 
 def search_exact(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """The plan of least layer error within the limits: one evaluation."""
+    """The method `exact`: the plan of least layer error within the limits, in one evaluation.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; none counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the plan is evaluated.
+        InputError: HiGHS finds no plan in time, or a layer's cost depends on too many sparsities together.
+        InfeasibleBudgetError: no plan meets the limits.
+    """
     recorder(solve_exactly(task.problem, task.limits))
     raise StopSearch("the layer errors have one exact plan")
 
 
 def search_measured(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Measure what every layer's change alone loses, then evaluate the plan of least measured error.
+    """The method `measured`: measure every layer's changes alone, then evaluate the plan of least such error.
 
-    All but one evaluation of the allowance measure, as far as there are changes.
+    All evaluations of the allowance but one measure single changes, as far as there are that many.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `episodes` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the plan is evaluated, or the allowance is used up.
+        InputError: HiGHS finds no plan in time, or a layer's cost depends on too many sparsities together.
+        InfeasibleBudgetError: no plan meets the limits.
     """
     problem = measured_problem(task.problem, recorder, settings.episodes - 1)
     recorder(solve_exactly(problem, task.limits))
@@ -33,16 +54,18 @@ def search_measured(task: Task, settings: SearchSettings, recorder: Recorder) ->
 def solve_exactly(problem: Problem, limits: Mapping[str, int], seconds: float = 60.0) -> Labeling:
     """The labelling of least total layer error within every limit, to a relative `GAP`.
 
-    The Lagrangian solution bounds the search, and is what comes back where HiGHS finds nothing better. HiGHS is
-    deterministic as long as `seconds` is not reached.
+    The Lagrangian solution bounds the search, and is returned where HiGHS finds nothing better. HiGHS is
+    deterministic as long as it needs less than `seconds`.
 
     Args:
-        problem: the menus and costs.
-        limits: absolute amounts by resource (`size`, `macs`, `bitops`, `memory`), at least one.
-        seconds: of HiGHS; then the best labelling so far is taken.
+        problem: menus, layer errors and costs of the network.
+        limits: upper bound of every limited resource (`size`, `macs`, `bitops`, `memory`), in absolute units;
+            at least one.
+        seconds: most time that HiGHS may take; then its best labelling so far counts. Default: 60.
 
     Raises:
-        InputError: nothing was found in that time, or a layer's cost depends on too many sparsities together.
+        InputError: HiGHS found no plan in that time, or a layer's cost depends on too many sparsities
+            together.
         InfeasibleBudgetError: no labelling meets the limits.
     """
     solver = Solver(problem, limits)
@@ -55,6 +78,7 @@ def solve_exactly(problem: Problem, limits: Mapping[str, int], seconds: float = 
 
 
 def _solution(solver: Solver, known: float, seconds: float) -> Labeling:
+    """HiGHS's labelling, given the layer error of a known plan in nats; it may miss a limit by rounding."""
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     program = build_program(solver, known)
@@ -63,7 +87,7 @@ def _solution(solver: Solver, known: float, seconds: float) -> Labeling:
         integrality=program.integral.astype(int),
         bounds=Bounds(0.0, [1.0 if binary else float("inf") for binary in program.integral]),
         constraints=LinearConstraint(program.matrix, program.low, program.high),
-        # Presolving saves no time here; and HiGHS 1.12 prints a line where a presolved solution has to be repaired.
+        # Presolving saves no time here, and HiGHS 1.12 prints a line where it has to repair a presolved solution.
         options={"time_limit": seconds, "mip_rel_gap": GAP, "presolve": False},
     )
     if result.x is None:

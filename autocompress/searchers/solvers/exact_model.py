@@ -1,9 +1,19 @@
 """The layer-error problem as a mixed-integer linear program: columns, rows, and the way back to a plan.
 
-One binary column for every (layer, own sparsity) and one for every cell of a layer: a choice of its bits together with
-all the sparsities that its cost depends on. Exactly one sparsity a layer; the cells of a layer with a given sparsity
-sum to the column of that sparsity. So every additive resource is linear and exact, byte rounding included. Peak memory
-is linear through one continuous column a tensor, at least what every reader's cell makes of it.
+There is one binary column for every sparsity of every layer that has a choice, and exactly one of a layer's
+is 1. A layer's cost also depends on the sparsities of the layers before it. So there is one more binary
+column for every *joint option* of a layer: one choice of its bits together with all sparsities that its cost
+depends on (its *deciders*).
+
+Let y[l, i] be the column of sparsity i of layer l, and x[m, o] that of joint option o of layer m. The program is
+
+    minimise    sum of error[l, i] y[l, i] + sum of error[m, o] x[m, o]
+    such that   sum over i of y[l, i] = 1                  for every layer l with a choice,
+                sum over o with i of x[m, o] = y[l, i]     for every layer m, its deciders l, and their sparsities i,
+                sum of cost[l, i] y[l, i] + sum of cost[m, o] x[m, o] <= limit     for every additive resource.
+
+So every additive resource is linear and exact, byte rounding included. Peak memory is linear through one
+continuous column a tensor, its bytes, which are at least what every reader's joint option makes of them.
 """
 
 from __future__ import annotations
@@ -19,20 +29,27 @@ from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling,
 from autocompress_envs.problem.tables import ADDITIVE, Tables
 from autocompress_envs.solver import Solver
 
-MOST_CELLS = 20_000  # of one layer: beyond it the program is too large for a solver
-ROW_SCALE = 100.0  # what a limit becomes: HiGHS lets a row be off by 1e-6, which is then 1e-8 of the limit
-ROUNDING = 1e-9  # relative tolerance where cells worse than a known plan are left out
+MOST_OPTIONS = 20_000  # joint options of one layer; with more, the program is too large for a solver
+ROW_SCALE = 100.0  # a row's limit after scaling: HiGHS lets a row be off by 1e-6, which is then 1e-8 of the limit
+ROUNDING = 1e-9  # relative tolerance where options worse than a known plan are left out
 
 
 @dataclass(frozen=True)
-class Cells:
-    """n choices of one layer's bits and of the D sparsities that it depends on; or of one tensor that none reads.
+class JointOptions:
+    """n joint options of one layer: its bits, together with the sparsities of its D deciders.
+
+    Where memory is limited, also those of one tensor that no layer reads: its deciders' sparsities alone.
 
     Attributes:
         layer: index of the layer, or None for a tensor.
-        deciders: the D layers that own those sparsities.
-        sparsity: (n, D) their indices. weight_bits, activation_bits: (n,) indices into the layer's menus.
-        error: (n,) nats. costs: (n,) by limited additive resource. memory: (n,) bytes by tensor.
+        deciders: indices of the D layers that own the sparsities.
+        sparsity: (n, D) indices of the deciders' sparsities.
+        weight_bits: (n,) indices into the layer's menu of weight bits.
+        activation_bits: (n,) indices into the layer's menu of activation bits.
+        error: (n,) layer errors in nats.
+        costs: (n,) amounts, by limited additive resource.
+        memory: (n,) bytes that the layer makes of a tensor that it reads, by tensor; empty where memory is
+            not limited.
     """
 
     layer: int | None
@@ -44,9 +61,9 @@ class Cells:
     costs: dict[str, FloatArray]
     memory: dict[int, IntArray]
 
-    def only(self, rows: BoolArray) -> Cells:
-        """The cells where `rows` (n,) is true."""
-        return Cells(
+    def only(self, rows: BoolArray) -> JointOptions:
+        """The joint options where `rows` (n,) is true."""
+        return JointOptions(
             self.layer,
             self.deciders,
             self.sparsity[rows],
@@ -60,10 +77,18 @@ class Cells:
 
 @dataclass(frozen=True)
 class Program:
-    """Minimise `objective` @ x with `low` <= `matrix` @ x <= `high` and x >= 0; `integral` columns are 0 or 1.
+    """Minimise `objective` @ x with `low` <= `matrix` @ x <= `high`, x >= 0, and `integral` columns 0 or 1.
 
     Attributes:
-        cells_start: first column of every block. blocks: the cells that these columns stand for.
+        objective: (columns,) layer errors, scaled so that a known plan has 1,000.
+        integral: (columns,) whether a column is binary; else it is the bytes of a tensor, scaled like
+            memory's limit.
+        matrix: (rows, columns) sparse array of the constraints.
+        low: (rows,) lower bounds.
+        high: (rows,) upper bounds.
+        block_start: first column of every block of joint options.
+        blocks: the joint options that the columns stand for, one block for every layer, and for tensors that
+            none reads.
     """
 
     objective: FloatArray
@@ -71,17 +96,17 @@ class Program:
     matrix: Any  # scipy.sparse.csr_array
     low: FloatArray
     high: FloatArray
-    cells_start: list[int]
-    blocks: list[Cells]
+    block_start: list[int]
+    blocks: list[JointOptions]
 
     def labeling(self, solution: FloatArray, layers: int) -> Labeling:
-        """The plan of a solution."""
+        """The plan that a solution (columns,) stands for, of a network with that many layers."""
         chosen = np.zeros((3, layers), dtype=np.int64)
-        for start, cells in zip(self.cells_start, self.blocks, strict=True):
-            best = int(np.argmax(solution[start : start + len(cells.error)]))
-            chosen[0, list(cells.deciders)] = cells.sparsity[best]
-            if cells.layer is not None:
-                chosen[1:, cells.layer] = cells.weight_bits[best], cells.activation_bits[best]
+        for start, options in zip(self.block_start, self.blocks, strict=True):
+            best = int(np.argmax(solution[start : start + len(options.error)]))
+            chosen[0, list(options.deciders)] = options.sparsity[best]
+            if options.layer is not None:
+                chosen[1:, options.layer] = options.weight_bits[best], options.activation_bits[best]
         return Labeling(*chosen)
 
 
@@ -89,8 +114,9 @@ def build_program(solver: Solver, most_error: float) -> Program:
     """The program of the solver's problem and limits.
 
     Args:
-        solver: the problem.
-        most_error: nats, above 0; a plan of this error is known, so worse cells are left out. Scales the objective.
+        solver: the problem and its limits.
+        most_error: total layer error of a known plan in nats, above 0. Joint options that are worse alone are
+            left out, and the objective is scaled by it.
 
     Raises:
         InputError: a layer's cost depends on too many sparsities together.
@@ -99,24 +125,29 @@ def build_program(solver: Solver, most_error: float) -> Program:
 
 
 class _Builder:
-    """Numbers the columns and collects the rows."""
+    """Numbers the columns and collects the rows.
+
+    The columns are, in this order: the deciders' sparsities, layer by layer; the joint options, block by
+    block; the tensors.
+    """
 
     def __init__(self, solver: Solver, most_error: float) -> None:
         tables = solver.tables
         self._solver, self._tables, self._most_error = solver, tables, most_error
         self._deciders = [int(layer) for layer in np.flatnonzero(tables.counts[:, 0] > 1)]
-        self._blocks = layer_cells(solver, most_error)
+        self._blocks = joint_options(solver, most_error)
         counts = [int(tables.counts[layer, 0]) for layer in self._deciders]
-        starts = np.cumsum([0, *counts, *(len(cells.error) for cells in self._blocks)]).tolist()
+        starts = np.cumsum([0, *counts, *(len(options.error) for options in self._blocks)]).tolist()
         self._sparsity_start = dict(zip(self._deciders, starts, strict=False))
-        self._cells_start = starts[len(counts) : -1]
-        tensors = sorted({tensor for cells in self._blocks for tensor in cells.memory})
+        self._block_start = starts[len(counts) : -1]
+        tensors = sorted({tensor for options in self._blocks for tensor in options.memory})
         self._tensor_column = {tensor: starts[-1] + place for place, tensor in enumerate(tensors)}
         self._binaries, self._columns = starts[-1], starts[-1] + len(tensors)
-        self._rows: list[tuple[IntArray, FloatArray]] = []
-        self._bounds: list[tuple[float, float]] = []
+        self._rows: list[tuple[IntArray, FloatArray]] = []  # columns and their values, row by row
+        self._bounds: list[tuple[float, float]] = []  # lowest and highest sum, row by row
 
     def program(self) -> Program:
+        """All rows and columns as one program."""
         from scipy.sparse import csr_array
 
         self._choose_one()
@@ -129,57 +160,68 @@ class _Builder:
         matrix = csr_array((values, (rows, columns)), shape=(len(lengths), self._columns))
         low, high = np.array(self._bounds).T
         integral = np.arange(self._columns) < self._binaries
-        return Program(self._objective(), integral, matrix, low, high, self._cells_start, self._blocks)
+        return Program(self._objective(), integral, matrix, low, high, self._block_start, self._blocks)
 
     def _add(self, columns: IntArray, values: FloatArray, low: float, high: float) -> None:
+        """Add the row `low` <= sum of `values` (k,) times the `columns` (k,) <= `high`."""
         self._rows.append((columns, values))
         self._bounds.append((low, high))
 
-    def _of_sparsity(self, layer: int) -> IntArray:
+    def _sparsity_columns(self, layer: int) -> IntArray:
+        """(number of sparsities,) the columns of a decider's sparsities."""
         columns: IntArray = self._sparsity_start[layer] + np.arange(self._tables.counts[layer, 0])
         return columns
 
-    def _of_cells(self, block: int) -> IntArray:
-        columns: IntArray = self._cells_start[block] + np.arange(len(self._blocks[block].error))
+    def _option_columns(self, block: int) -> IntArray:
+        """(n,) the columns of a block's joint options."""
+        columns: IntArray = self._block_start[block] + np.arange(len(self._blocks[block].error))
         return columns
 
     def _objective(self) -> FloatArray:
+        """(columns,) layer errors, scaled by the known plan's.
+
+        A layer's error stands at its joint options. What an owner's sparsity costs at layers that read
+        several groups stands at the sparsity, for these errors add up over groups.
+        """
         objective = np.zeros(self._columns)
         for layer in self._deciders:
-            columns = self._of_sparsity(layer)
+            columns = self._sparsity_columns(layer)
             objective[columns] = self._tables.extra_errors[layer, : len(columns)]
-        for block, cells in enumerate(self._blocks):
-            objective[self._of_cells(block)] = cells.error
+        for block, options in enumerate(self._blocks):
+            objective[self._option_columns(block)] = options.error
         return objective * (1e3 / self._most_error)  # HiGHS stops at an absolute gap of 1e-6 as well
 
     def _choose_one(self) -> None:
+        """One sparsity for every decider, and joint options that agree with it; else one joint option."""
         for layer in self._deciders:
-            columns = self._of_sparsity(layer)
+            columns = self._sparsity_columns(layer)
             self._add(columns, np.ones(len(columns)), 1.0, 1.0)
-        for block, cells in enumerate(self._blocks):
-            columns = self._of_cells(block)
-            if not cells.deciders:
+        for block, options in enumerate(self._blocks):
+            columns = self._option_columns(block)
+            if not options.deciders:
                 self._add(columns, np.ones(len(columns)), 1.0, 1.0)
-            for axis, decider in enumerate(cells.deciders):
-                for index, column in enumerate(self._of_sparsity(decider)):
-                    those = columns[cells.sparsity[:, axis] == index]
-                    self._add(np.append(those, column), np.append(np.ones(len(those)), -1.0), 0.0, 0.0)
+            for axis, decider in enumerate(options.deciders):
+                for index, column in enumerate(self._sparsity_columns(decider)):
+                    with_it = columns[options.sparsity[:, axis] == index]
+                    self._add(np.append(with_it, column), np.append(np.ones(len(with_it)), -1.0), 0.0, 0.0)
 
     def _limit_additive(self) -> None:
+        """One row for every limited additive resource."""
         for name, limit in self._solver.limits.items():
             if name not in ADDITIVE:
                 continue
-            columns = [self._of_cells(block) for block, cells in enumerate(self._blocks) if cells.layer is not None]
-            amounts = [cells.costs[name] for cells in self._blocks if cells.layer is not None]
+            of_layers = [(block, options) for block, options in enumerate(self._blocks) if options.layer is not None]
+            columns = [self._option_columns(block) for block, _ in of_layers]
+            amounts = [options.costs[name] for _, options in of_layers]
             if name == "size":
-                columns += [self._of_sparsity(layer) for layer in self._deciders]
+                columns += [self._sparsity_columns(layer) for layer in self._deciders]
                 amounts += [self._group_bytes(layer) for layer in self._deciders]
             limit -= self._fixed(name)
             scale = ROW_SCALE / self._solver.limits[name]
             self._add(np.concatenate(columns), np.concatenate(amounts) * scale, -math.inf, limit * scale)
 
     def _group_bytes(self, layer: int) -> FloatArray:
-        """(S,) bytes beside the layers' own that an owner's sparsity leaves."""
+        """(sparsities,) bytes beside the layers' own that each sparsity of an owner leaves."""
         return self._solver.lagrangian.group_bytes[layer, : self._tables.counts[layer, 0]]
 
     def _fixed(self, name: str) -> int:
@@ -190,47 +232,63 @@ class _Builder:
         return fixed - deciding if name == "size" else fixed
 
     def _limit_memory(self) -> None:
+        """Bytes of every tensor that are enough for all readers, and that meet the limit at every moment."""
         if not self._tensor_column:
             return
         limit = self._solver.limits["memory"]
         scale = ROW_SCALE / limit  # tensor columns are counted in it too
-        for block, cells in enumerate(self._blocks):
-            for tensor, amounts in cells.memory.items():
-                columns = np.append(self._of_cells(block), self._tensor_column[tensor])
+        for block, options in enumerate(self._blocks):
+            for tensor, amounts in options.memory.items():
+                columns = np.append(self._option_columns(block), self._tensor_column[tensor])
                 self._add(columns, np.append(amounts * scale, -1.0), -math.inf, 0.0)
         for moment in self._tables.problem.costs.alive:
             columns = np.array([self._tensor_column[int(tensor)] for tensor in np.flatnonzero(moment)], dtype=np.int64)
             self._add(columns, np.ones(len(columns)), -math.inf, limit * scale)
 
 
-def layer_cells(solver: Solver, most_error: float) -> list[Cells]:
-    """The cells of every layer and, where memory is limited, of every tensor that no layer reads.
+def joint_options(solver: Solver, most_error: float) -> list[JointOptions]:
+    """The joint options of every layer and, where memory is limited, of every tensor that no layer reads.
 
-    Cells of more error than `most_error`, and such that another cell beats in error and in every limited resource,
-    are left out.
+    Options of more error than `most_error` are left out. So are those than which another option with the same
+    sparsities is no worse in error and in every limited resource.
+
+    Args:
+        solver: the problem and its limits.
+        most_error: total layer error of a known plan in nats.
+
+    Raises:
+        InputError: a layer has more than `MOST_OPTIONS`.
     """
     tables, costs = solver.tables, solver.tables.problem.costs
     tensors = np.arange(len(costs.tensor_const)) if "memory" in solver.limits else np.arange(0)
     blocks = []
     for layer in range(tables.layer_count):
         reads = [int(tensor) for tensor in tensors if costs.tensor_readers[tensor, layer]]
-        cells = _cells_of_layer(solver, layer, reads)
-        blocks.append(cells.only(_worth_it(cells) & (cells.error <= most_error * (1 + ROUNDING))))
+        options = _layer_options(solver, layer, reads)
+        is_kept = _not_dominated(options) & (options.error <= most_error * (1 + ROUNDING))
+        blocks.append(options.only(is_kept))
     unread = [int(tensor) for tensor in tensors if not costs.tensor_readers[tensor].any()]
-    return blocks + [_cells_of_tensor(tables, tensor) for tensor in unread]
+    return blocks + [_tensor_options(tables, tensor) for tensor in unread]
 
 
-def _cells_of_layer(solver: Solver, layer: int, reads: list[int]) -> Cells:
-    """All cells of a layer, those of one combination of sparsities after another."""
+def _layer_options(solver: Solver, layer: int, reads: list[int]) -> JointOptions:
+    """All n = N * B * A joint options of a layer, one combination of sparsities after another.
+
+    Args:
+        solver: the problem and its limits.
+        layer: index of the layer.
+        reads: tensors that the layer reads, where memory is limited; else none.
+    """
     tables, costs = solver.tables, solver.tables.problem.costs
     deciders = set(solver.lagrangian.deciders_of[layer]).union(*(_tensor_deciders(tables, t) for t in reads))
     ordered = tuple(sorted(deciders))
     _, weight_count, activation_count = (int(count) for count in tables.counts[layer])
-    combined = _combinations(tables, ordered, weight_count * activation_count, tables.problem.layers[layer].name)
+    bit_count = weight_count * activation_count
+    combined = _combinations(tables, ordered, bit_count, tables.problem.layers[layer].name)  # (N, D)
     shape = (len(combined), weight_count, activation_count)
-    combination, weight_bits, activation_bits = np.indices(shape).reshape(3, -1)
+    combination, weight_bits, activation_bits = np.indices(shape).reshape(3, -1)  # (n,)
     sparsity = _all_sparsities(tables, ordered, combined)  # (N, L)
-    kept = tables.kept_channels(sparsity)
+    kept = tables.kept_channels(sparsity)  # (N, G)
     amounts = layer_resources(
         (costs.fan_in_const[layer] + kept @ costs.fan_in_coef[layer])[combination],
         (costs.out_const[layer] + kept @ costs.out_coef[layer])[combination],
@@ -243,7 +301,7 @@ def _cells_of_layer(solver: Solver, layer: int, reads: list[int]) -> Cells:
     )
     rows = sparsity[:, tables.source[layer]][combination]
     bits = tables.activation_bits[layer, activation_bits]
-    return Cells(
+    return JointOptions(
         layer,
         ordered,
         combined[combination],
@@ -255,41 +313,48 @@ def _cells_of_layer(solver: Solver, layer: int, reads: list[int]) -> Cells:
     )
 
 
-def _cells_of_tensor(tables: Tables, tensor: int) -> Cells:
-    """A tensor that no layer reads, with 32 bits."""
+def _tensor_options(tables: Tables, tensor: int) -> JointOptions:
+    """The joint options of a tensor that no layer reads: its deciders' sparsities, at 32 bits an element."""
     deciders = tuple(sorted(_tensor_deciders(tables, tensor)))
     combined = _combinations(tables, deciders, 1, f"tensor {tensor}")
     kept = tables.kept_channels(_all_sparsities(tables, deciders, combined))
     zeros = np.zeros(len(combined), dtype=np.int64)
     memory = {tensor: _tensor_bytes(tables, tensor, kept, zeros + 32)}
-    return Cells(None, deciders, combined, zeros, zeros, zeros.astype(np.float64), {}, memory)
+    return JointOptions(None, deciders, combined, zeros, zeros, zeros.astype(np.float64), {}, memory)
 
 
 def _tensor_deciders(tables: Tables, tensor: int) -> set[int]:
+    """Indices of the layers whose sparsity decides how many channels a tensor has."""
     owners = tables.owner[tables.problem.costs.tensor_coef[tensor] > 0]
     return {int(owner) for owner in owners if owner >= 0 and tables.counts[owner, 0] > 1}
 
 
 def _tensor_bytes(tables: Tables, tensor: int, kept: IntArray, bits: IntArray) -> IntArray:
-    """(n,) bytes for `kept` (n, G) channels and `bits` (n,) an element."""
+    """(n,) bytes of a tensor, rounded up, for `kept` (n, G) channels of all groups and `bits` (n,) an element."""
     costs = tables.problem.costs
     amounts: IntArray = -(-(costs.tensor_const[tensor] + kept @ costs.tensor_coef[tensor]) * bits // 8)
     return amounts
 
 
 def _combinations(tables: Tables, deciders: tuple[int, ...], bits: int, name: str) -> IntArray:
-    """(N, D) all combinations of the deciders' sparsity indices; one of length 0 where there are none.
+    """(N, D) all combinations of the deciders' sparsity indices; one of length 0 where there are no deciders.
+
+    Args:
+        tables: the problem's numbers as arrays.
+        deciders: indices of the D layers that own the sparsities.
+        bits: number of choices of bits that go with every combination.
+        name: name of the layer or tensor, for the error.
 
     Raises:
-        InputError: they, times `bits`, are more than `MOST_CELLS`.
+        InputError: the combinations, times `bits`, are more than `MOST_OPTIONS`.
     """
     counts = [int(tables.counts[decider, 0]) for decider in deciders]
-    cells = math.prod(counts) * bits
-    if cells > MOST_CELLS:
+    options = math.prod(counts) * bits
+    if options > MOST_OPTIONS:
         raise InputError(
-            f"`method` can be exact only where a layer has at most {MOST_CELLS:,} combinations of its bits and of the "
-            f"sparsities that its cost depends on, got {cells:,} of {len(deciders)} sparsities at {name}; choose the "
-            "method solver or local-measured, or shorter menus."
+            f"`method` can be exact only where a layer has at most {MOST_OPTIONS:,} combinations of its bits and of "
+            f"the sparsities that its cost depends on, got {options:,} of {len(deciders)} sparsities at {name}; choose "
+            "the method solver or local-measured, or shorter menus."
         )
     return np.indices(counts).reshape(len(counts), -1).T if counts else np.zeros((1, 0), dtype=np.int64)
 
@@ -301,19 +366,20 @@ def _all_sparsities(tables: Tables, deciders: tuple[int, ...], combined: IntArra
     return sparsity
 
 
-def _worth_it(cells: Cells) -> BoolArray:
-    """(n,) whether no cell with the same sparsities has at most the error and at most every cost.
+def _not_dominated(options: JointOptions) -> BoolArray:
+    """(n,) whether no option with the same sparsities has at most the error and at most every cost.
 
-    Of equals, the first is worth it.
+    Of options that are equal in all of these, the first is kept.
     """
-    values = [cells.error, *cells.costs.values(), *cells.memory.values()]
-    combinations = len({tuple(row) for row in cells.sparsity.tolist()})
+    values = [options.error, *options.costs.values(), *options.memory.values()]
+    combinations = len({tuple(row) for row in options.sparsity.tolist()})
     amounts = np.stack(values).astype(np.float64).reshape(len(values), combinations, -1)  # (K, N, bits)
-    shape = (combinations, amounts.shape[2], amounts.shape[2])
-    beats, equals = np.ones(shape, dtype=bool), np.ones(shape, dtype=bool)  # the first beats, or equals, the second
+    shape = (combinations, amounts.shape[2], amounts.shape[2])  # (N, bits, bits): the first option, the second
+    is_no_worse, is_equal = np.ones(shape, dtype=bool), np.ones(shape, dtype=bool)  # the first than the second
     for amount in amounts:
-        np.logical_and(beats, amount[:, :, None] <= amount[:, None, :], out=beats)
-        np.logical_and(equals, amount[:, :, None] == amount[:, None, :], out=equals)
-    earlier = np.triu(np.ones(beats.shape[1:], dtype=bool), 1)
-    beaten = np.asarray((beats & (~equals | earlier)).any(axis=1))
-    return ~beaten.ravel()
+        np.logical_and(is_no_worse, amount[:, :, None] <= amount[:, None, :], out=is_no_worse)
+        np.logical_and(is_equal, amount[:, :, None] == amount[:, None, :], out=is_equal)
+    is_earlier = np.triu(np.ones(shape[1:], dtype=bool), 1)
+    dominates = is_no_worse & (~is_equal | is_earlier)
+    is_dominated = np.asarray(dominates.any(axis=1))  # (N, bits)
+    return ~is_dominated.ravel()

@@ -1,4 +1,4 @@
-"""Greedy descent from the mildest labels: what a few lines of code do without any solver."""
+"""Greedy descent from the mildest labels: a baseline of a few lines, without any solver."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from autocompress_envs.solver import Solver
 
 
 def search_greedy(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """From the mildest labels, the change of least layer error per excess removed until all limits hold: one plan.
+    """The method `greedy`: one plan, by single changes from the mildest labels until all limits hold.
 
-    A change takes one layer's sparsity, or its bits, to any other entry of the menu. Excess is the sum over resources
-    of the share of the limit that is used beyond it. What room the last change leaves is filled in the same way.
+    A change takes one layer's sparsity, or its bits, to any other entry of the menu. The next one has the
+    least layer error for the excess that it removes. Excess is the sum, over resources, of the amount beyond
+    the limit as a share of the limit. The room that the last change leaves is filled in the same way.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; none counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
 
     Raises:
+        StopSearch: the plan is evaluated.
         InputError: single changes do not lead within the limits.
     """
     labeling = Solver(task.problem, task.limits).repair(mildest(task.problem))
@@ -30,7 +37,11 @@ def search_greedy(task: Task, settings: SearchSettings, recorder: Recorder) -> N
 
 
 def mildest(problem: Problem) -> Labeling:
-    """Nothing pruned, and the most bits on every menu."""
+    """The labelling that prunes nothing and has the most bits on every menu.
+
+    Args:
+        problem: menus of the network.
+    """
     layers = problem.layers
     return Labeling(
         np.zeros(len(layers), dtype=np.int64),

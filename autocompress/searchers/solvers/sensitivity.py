@@ -1,4 +1,4 @@
-"""Layer errors measured on the network itself: what it loses where a single layer's label is changed."""
+"""Layer errors measured on the network itself: the divergence where a single layer's label is changed."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from autocompress.searchers.solvers.baselines import search_prices
 from autocompress.searchers.solvers.greedy import mildest
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
 
-SMALLEST = 1e-9  # nats: measured and predicted losses below it are one where their ratio is taken
-RESCALED = (
-    0.1,
-    10.0,
-)  # how far pruning may scale a quantization error; beyond it, the table divides by next to nothing
+SMALLEST = 1e-9  # nats; smaller losses count as this where the ratio of measured to predicted loss is taken
+RESCALED = (0.1, 10.0)
+"""Least and largest factor by which pruning may scale a quantization error.
+
+Beyond these, the expected error in the divisor is next to nothing.
+"""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """All changes of one layer's sparsity alone, or of its bits alone, by ascending predicted loss.
+    """All n changes of one layer's sparsity alone, or of its bits alone, by ascending predicted loss.
 
     Attributes:
         layer: index of the layer whose label changes.
-        is_sparsity: whether `levels` are indices into its sparsities, or flat ones into (weight bits, activation bits).
-        levels: (n,) indices. predicted: (n,) nats lost above the mildest label, at least 0.
+        is_sparsity: whether the sparsity changes; else the bits do.
+        levels: (n,) indices into the layer's sparsities, or flat indices of (weight bits, activation bits).
+        predicted: (n,) expected loss in nats above that of the mildest label, at least 0.
     """
 
     layer: int
@@ -35,7 +37,7 @@ class Axis:
     predicted: FloatArray
 
     def labeling(self, problem: Problem, level: int) -> Labeling:
-        """The uncompressed network with the change at place `level` of the axis."""
+        """The mildest labelling with one change, that at place `level` of the axis, in [0, n)."""
         labeling, index = mildest(problem), int(self.levels[level])
         if self.is_sparsity:
             labeling.sparsity[self.layer] = index
@@ -46,9 +48,18 @@ class Axis:
 
 
 def search_measured_prices(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Measure single changes with half of the allowance, then hill-climb over prices of the measured errors.
+    """The method `local-measured`: measure single changes with half of the allowance, then hill-climb.
 
     SPDY (Frantar & Alistarh 2022, arXiv:2201.13096), with measured instead of expected layer errors.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `seed` and `episodes` count here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the search is over.
+        InfeasibleBudgetError: no plan meets the limits.
     """
     problem = measured_problem(task.problem, recorder, settings.episodes // 2)
     search_prices("local")(replace(task, problem=problem), settings, recorder)
@@ -57,20 +68,23 @@ def search_measured_prices(task: Task, settings: SearchSettings, recorder: Recor
 def measured_problem(problem: Problem, evaluate: Callable[[Labeling], Outcome], allowance: int) -> Problem:
     """The same menus and costs with layer errors that were measured one layer at a time.
 
-    The network with the mildest label everywhere is measured first, then with one change each: an owner's sparsity, or
-    a layer's weight and activation bits where nothing is pruned. The KL above the first one's, at least 0, becomes the
-    layer error. The pruning part falls on the consumers of the owner's group in the proportion that the problem
-    expects; a joint cell is the sum of its two parts, the quantization part scaled by sparsity as expected.
+    The network with the mildest label everywhere is measured first, then with one change each: an owner's
+    sparsity, or a layer's weight and activation bits where nothing is pruned. The KL above the first one's,
+    at least 0, becomes the layer error. The pruning part falls on the consumers of the owner's group in the
+    proportion that the problem expects. An entry of a layer's table with both is the sum of its two parts,
+    the quantization part scaled by sparsity as expected.
 
-    Where there are more changes than the allowance admits, every axis (one layer's sparsities, or its bits) has an even
-    share of measurements, spread over its levels from the harshest down, and log(measured / expected) is interpolated
-    between them. Axes for which nothing is left, those of least expected harm, take the median ratio of all
-    measurements. With fewer than 2 evaluations nothing can be measured: the problem comes back as it is.
+    Where there are more changes than the allowance admits, every axis (one layer's sparsities, or its bits)
+    has an even share of measurements, spread over its levels from the harshest down, and log(measured /
+    expected) is interpolated between them. Axes for which nothing is left, those of least expected loss, take
+    the median ratio of all measurements. With fewer than 2 evaluations nothing can be measured: the problem
+    is returned as it is.
 
     Args:
-        problem: with expected layer errors.
-        evaluate: measures one labelling; called at most `allowance` times, never twice for the same.
-        allowance: most evaluations, that of the uncompressed network included.
+        problem: menus, costs and expected layer errors of the network.
+        evaluate: function that measures one labelling; called at most `allowance` times, never twice for the
+            same.
+        allowance: most evaluations, that of the mildest labelling included.
     """
     axes = _axes(problem)
     if allowance < 2 or not axes:
@@ -101,14 +115,15 @@ def _axes(problem: Problem) -> list[Axis]:
 
 
 def _axis(layer: int, is_sparsity: bool, levels: IntArray, predicted: FloatArray) -> Axis:
+    """The axis of levels (n,) with predicted losses (n,), both sorted by loss."""
     order = np.argsort(predicted, kind="stable")
     return Axis(layer, is_sparsity, levels[order], predicted[order])
 
 
 def _pruning_parts(problem: Problem, owner: int) -> dict[tuple[int, int], FloatArray]:
-    """(S,) nats, at least 0, that a sparsity is expected to cost at each layer that it touches.
+    """(S,) expected losses in nats, at least 0, of an owner's sparsities, by layer that they touch.
 
-    Keys: (layer, -1) for the layer's table of errors, (layer, n) for its n-th extra source.
+    Keys: (layer, -1) for the layer's own table of errors, (layer, n) for its n-th extra source.
     """
     parts = {}
     for index, layer in enumerate(problem.layers):
@@ -121,24 +136,27 @@ def _pruning_parts(problem: Problem, owner: int) -> dict[tuple[int, int], FloatA
 
 
 def _quantization(layer: LayerNumbers) -> FloatArray:
-    """(S or 1, B, A) nats, at least 0, expected above the most bits at the same sparsity."""
+    """(S or 1, B, A) expected losses in nats, at least 0, above that of the most bits at equal sparsity."""
     return np.maximum(layer.errors - layer.errors[:, -1:, -1:], 0.0)
 
 
 def _shares(axes: list[Axis], measurements: int) -> list[int]:
-    """How many levels of every axis are measured: even shares; what is left over, where most harm is expected."""
+    """The number of levels of every axis that are measured.
+
+    Shares are even. What is left over goes to the axes whose harshest level has the largest predicted loss.
+    """
     lengths = np.array([len(axis.levels) for axis in axes])
     shares = np.zeros_like(lengths)
-    harm = np.argsort([-axis.predicted[-1] for axis in axes], kind="stable")
+    by_loss = np.argsort([-axis.predicted[-1] for axis in axes], kind="stable")
     while measurements and (shares < lengths).any():
-        open_axes = [place for place in harm if shares[place] < lengths[place]][:measurements]
+        open_axes = [place for place in by_loss if shares[place] < lengths[place]][:measurements]
         shares[open_axes] += 1
         measurements -= len(open_axes)
     return [int(share) for share in shares]
 
 
 def _spread(levels: int, count: int) -> IntArray:
-    """`count` places among `levels`, evenly from the harshest down, ascending.
+    """(count,) places in [0, levels), spread evenly from the harshest down, in ascending order.
 
     >>> _spread(6, 2), _spread(6, 1)
     (array([2, 5]), array([5]))
@@ -147,12 +165,21 @@ def _spread(levels: int, count: int) -> IntArray:
 
 
 def _log_ratio(measured: FloatArray, predicted: FloatArray) -> FloatArray:
+    """(m,) log(measured / predicted) of losses (m,) in nats, none of which counts as less than `SMALLEST`."""
     ratio: FloatArray = np.log(np.maximum(measured, SMALLEST)) - np.log(np.maximum(predicted, SMALLEST))
     return ratio
 
 
 def _interpolated(axis: Axis, places: IntArray, measured: FloatArray, ratios: FloatArray, usual: float) -> FloatArray:
-    """(n,) nats by level of the axis; where measured, the measurement itself."""
+    """(n,) losses in nats, by level of the axis.
+
+    Args:
+        axis: the axis, with n levels.
+        places: (m,) the places of the levels that were measured.
+        measured: (m,) their measured losses, which are returned at these places.
+        ratios: (m,) log(measured / predicted), interpolated over the log of the predicted loss.
+        usual: the log ratio where nothing was measured.
+    """
     at = np.log(np.maximum(axis.predicted, SMALLEST))
     ratio = np.interp(at, at[places], ratios) if len(places) else np.full(len(at), usual)
     losses = axis.predicted * np.exp(ratio)
@@ -161,7 +188,7 @@ def _interpolated(axis: Axis, places: IntArray, measured: FloatArray, ratios: Fl
 
 
 def _with_losses(problem: Problem, axes: list[Axis], losses: list[FloatArray]) -> Problem:
-    """The problem with these losses on its axes instead of the expected ones."""
+    """The problem with losses (n,) in nats on each of its axes instead of the expected ones."""
     pruning: dict[tuple[int, int], FloatArray] = {}
     quantization: dict[int, FloatArray] = {}
     for axis, loss in zip(axes, losses, strict=True):
@@ -179,7 +206,7 @@ def _with_losses(problem: Problem, axes: list[Axis], losses: list[FloatArray]) -
 
 
 def _shared_out(parts: dict[tuple[int, int], FloatArray], loss: FloatArray) -> dict[tuple[int, int], FloatArray]:
-    """The loss (S,) in the proportion of the parts; evenly where all of them are 0."""
+    """(S,) shares of the loss (S,) in the proportion of the parts (S,); even shares where all are 0."""
     total = np.sum(list(parts.values()), axis=0)
     safe = np.where(total > 0, total, 1.0)
     return {key: loss * np.where(total > 0, part / safe, 1.0 / len(parts)) for key, part in parts.items()}
@@ -188,7 +215,14 @@ def _shared_out(parts: dict[tuple[int, int], FloatArray], loss: FloatArray) -> d
 def _layer_with(
     layer: LayerNumbers, index: int, pruning: dict[tuple[int, int], FloatArray], quantization: FloatArray
 ) -> LayerNumbers:
-    """The layer with measured parts; `quantization` (B * A,) holds where nothing is pruned."""
+    """A layer with measured errors.
+
+    Args:
+        layer: the layer with expected errors.
+        index: its index in the network.
+        pruning: (S,) measured losses of pruning, with the keys of `_pruning_parts`; 0 where missing.
+        quantization: (B * A,) measured losses of bits where nothing is pruned, or (1,) zeros.
+    """
     expected = _quantization(layer)
     scale = np.where(expected[0] > 0, expected / np.where(expected[0] > 0, expected[0], 1.0), 1.0)
     errors = quantization.reshape(expected.shape[1:]) * np.clip(scale, *RESCALED)

@@ -22,16 +22,26 @@ from autocompress.searchers.stable_baselines.specs import AgentSpec
 from autocompress_envs.environment import LayerLabelingEnv
 from autocompress_envs.solver import Solver
 
-ENDLESS = 10**9  # steps; the recorder ends the search
-HIDDEN = 64
+ENDLESS = 10**9  # steps of the learn loop; the recorder ends the search long before
+HIDDEN = 64  # units of each of the two hidden layers
 Environment = gym.Env[Any, Any]
 
 
 def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-    """Let an agent act until the recorder ends the search.
+    """Let an agent act and learn until the recorder ends the search; the recorder keeps its policy.
 
-    The first evaluation is the solver's plan, so that no agent is worse than the solver; before it comes the plan of
-    the policy, where the task brings prices.
+    The first evaluation is the plan of the policy's prices, where the task has any. The next one is the
+    solver's plan, so that no agent is worse than the solver.
+
+    Args:
+        spec: the agent.
+        task: the problem, its limits and its evaluation.
+        settings: options of the search.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        StopSearch: the search is over.
+        InfeasibleBudgetError: no plan meets the limits.
     """
     solver = Solver(task.problem, task.limits)
     if task.prices is not None:
@@ -50,6 +60,7 @@ def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSe
 def _environment_makers(
     task: Task, settings: SearchSettings, recorder: Recorder, spec: AgentSpec
 ) -> list[Callable[[], Environment]]:
+    """One function for every environment in lockstep, which makes it; with an explorer, they share one."""
     explorer = None
     if spec.explorer:
         explorer = EXPLORERS[spec.explorer](task.problem, np.random.default_rng(settings.seed), task.prices)
@@ -68,7 +79,14 @@ def _environment_makers(
 
 
 def build_agent(spec: AgentSpec, environments: DummyVecEnv, layers: int, settings: SearchSettings) -> BaseAlgorithm:
-    """The agent for episodes of `layers` steps."""
+    """The Stable-Baselines3 agent of a spec.
+
+    Args:
+        spec: the agent's class and hyper-parameters.
+        environments: the environments in which it acts.
+        layers: steps of an episode, one a layer.
+        settings: options of the search; `seed` counts here.
+    """
     package, _, name = spec.algorithm.partition(":")
     algorithm = getattr(importlib.import_module(package), name)
     options = dict(spec.options)

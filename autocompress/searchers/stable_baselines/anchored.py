@@ -1,4 +1,4 @@
-"""Price actions as offsets from where an explorer looks next: the environment wrapper that makes agents quick."""
+"""Price actions as offsets from an explorer's prices: the environment wrapper of the anchored agents."""
 
 from __future__ import annotations
 
@@ -18,24 +18,32 @@ Observation = npt.NDArray[np.float32]
 
 
 class AnchoredPrices(gym.Wrapper[Observation, npt.NDArray[np.float32], Observation, npt.NDArray[np.float32]]):
-    """The price environment around an anchor.
+    """The price environment, with actions that are offsets from an anchor.
 
-    At reset an explorer draws the anchor: one price vector for the whole episode, so exploration is correlated over
-    layers instead of independent noise that averages out. The agent's action is an offset from it: the price of
-    layer l is `anchor[l] + reach * action`. What the agent learns is therefore the mean of a residual (residual policy
-    learning: Johannink et al. 2019, Silver et al. 2018) that any network's layers share, because it depends
-    on what the layer looks like; what is particular to this network, the explorer learns.
+    At reset an explorer draws the anchor: prices (L, 2) for the whole episode. So exploration is correlated
+    over layers, where independent noise would average out. The price of layer l is `anchor[l] + reach *
+    action`.
 
-    Reward: the improvement over the best plan so far, clipped to [-1, 1], at the end of the episode.
+    The agent therefore learns a residual (residual policy learning: Johannink et al. 2019, Silver et al.
+    2018). It depends on a layer's observation alone, so the layers of any network share it. The explorer
+    learns what is particular to this network.
 
-    Observation: the environment's own, then the explorer's knowledge of the layer (2 prices, 2 uncertainties),
-    then the layer's anchor (2 prices), all divided by `PRICE_LIMIT`.
+    Reward: the improvement over the best plan so far, clipped to [-1, 1], at the end of the episode; 0
+    before.
+
+    Observation: the environment's own, then six numbers in [-1, 1], divided by `PRICE_LIMIT` and clipped:
+
+    | index from the end | meaning                                                       |
+    | ------------------ | ------------------------------------------------------------- |
+    | -6, -5             | prices of the layer around which the explorer explores        |
+    | -4, -3             | standard deviations of these prices                           |
+    | -2, -1             | the layer's anchor                                            |
 
     Args:
-        env: with action `price` and price scale `PRICE_LIMIT`.
-        explorer: shared by environments in lockstep.
-        recorder: knows which plans are new and best.
-        reach: natural-log price of an offset of 1.
+        env: the environment, with the action `price` and the price scale `PRICE_LIMIT`.
+        explorer: explorer that draws the anchors; environments in lockstep share it.
+        recorder: the recorder that evaluates the environment's plans.
+        reach: log price of an offset of 1, above 0.
     """
 
     def __init__(self, env: LayerLabelingEnv, explorer: Explorer, recorder: Recorder, reach: float) -> None:
@@ -53,6 +61,7 @@ class AnchoredPrices(gym.Wrapper[Observation, npt.NDArray[np.float32], Observati
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode around a new anchor."""
         observation, info = self.env.reset(seed=seed, options=options)
         self._proposal = self._explorer.propose()
         self._knowledge = self._explorer.knowledge()
@@ -61,6 +70,18 @@ class AnchoredPrices(gym.Wrapper[Observation, npt.NDArray[np.float32], Observati
         return self._extended(observation), info
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Set the next layer's prices; after the last layer's, let the explorer learn from the plan.
+
+        Args:
+            action: (2,) offsets of the prices of pruning and of rounding, clipped to [-1, 1].
+
+        Returns:
+            Observation, reward, whether the episode is over, False, and the environment's info with the
+            clipped action as `executed_action`.
+
+        Raises:
+            StopSearch: the search is over.
+        """
         executed = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
         prices = np.clip(self._proposal.prices[self._layer] + self._reach * executed, -PRICE_LIMIT, PRICE_LIMIT)
         self._prices[self._layer] = prices
@@ -76,10 +97,12 @@ class AnchoredPrices(gym.Wrapper[Observation, npt.NDArray[np.float32], Observati
         return self._extended(observation), gain, terminated, truncated, info
 
     def _learn(self, info: dict[str, Any], *, is_new: bool, is_best: bool) -> None:
+        """Tell the explorer the result of the episode's prices."""
         proposal, loss = self._proposal, info["outcome"].kl
         self._explorer.learn(Trial(self._prices, proposal.origin, info["labeling"], loss, is_new, is_best))
 
     def _extended(self, observation: Observation) -> Observation:
+        """The environment's observation with the explorer's knowledge and the anchor of the next layer."""
         layer = min(self._layer, len(self._prices) - 1)
         extra = np.concatenate([self._knowledge[layer], self._proposal.prices[layer]]) / PRICE_LIMIT
         return np.concatenate([observation, np.clip(extra, -1.0, 1.0)]).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Replay of what the environment executed, not of what the agent asked for."""
+"""A replay buffer of the actions that the environment executed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from stable_baselines3.common.buffers import ReplayBuffer
 
 
 class ExecutedReplayBuffer(ReplayBuffer):
-    """Stores `info["executed_action"]`: where a budget moved an action, the value function learns the moved one.
+    """A replay buffer that stores `info["executed_action"]` instead of the action that the agent asked for.
 
+    Where a budget moved an action, the value function so learns the value of the action that was taken.
     Action spaces are boxes in [-1, 1], so executed actions need no rescaling.
     """
 
@@ -24,5 +25,6 @@ class ExecutedReplayBuffer(ReplayBuffer):
         done: npt.NDArray[Any],
         infos: list[dict[str, Any]],
     ) -> None:
+        """Store one transition of every environment, with the executed actions of `infos` for `action`."""
         executed = np.stack([info["executed_action"] for info in infos]).astype(action.dtype)
         super().add(obs, next_obs, executed, reward, done, infos)

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
+from first_order_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
 from output_toys import LinearNetwork, effects_of, softmax
 
-from autocompress.searchers.model_based.cells import Cells
-from autocompress.searchers.model_based.foresight import SAMPLES, Foresight, Known, foreseen
+from autocompress.searchers.model_based.encoding import PlanEncoding
+from autocompress.searchers.model_based.first_order import SAMPLES, FirstOrderModel, Incumbent, predicted_best_plan
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.solver import Solver
 
@@ -17,12 +17,12 @@ MOVED = np.array([[0.3, -0.3], [-0.5, 0.0]])  # what that does to the logits
 def around_the_rounded_head():
     """The two layers, effects instead of the head's 2 bits, and what these were measured to do."""
     problem, effects = two_layers()
-    cells = Cells(problem)
-    rows = cells.effects(effects).reshape(-1, 2, 2)
-    head = cells.offsets[3]
+    encoding = PlanEncoding(problem)
+    rows = encoding.slot_effects(effects).reshape(-1, 2, 2)
+    head = encoding.offsets[3]
     rows[head : head + 2] -= rows[head].copy()
     shift = np.log(softmax(np.log(UNSURE) + MOVED)) - np.log(UNSURE)
-    return problem, effects_of(cells, rows), Known(cells.decode(np.array(HEAD_ROUNDED)), shift)
+    return problem, effects_of(encoding, rows), Incumbent(encoding.decode(np.array(HEAD_ROUNDED)), shift)
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def around_the_rounded_head():
 )
 def test_what_is_expected_near_a_measured_plan_by_hand(codes, divergence, error, priced):
     """KL(p0 || softmax(log p0 + d(b) + D_b)), and the larger error of every label that was changed."""
-    problem, effects, known = around_the_rounded_head()
+    problem, effects, incumbent = around_the_rounded_head()
     for prices, errors in ((None, error), (TRIPLED, priced)):
-        expected, deviation = Foresight(problem, UNSURE, effects, prices, known).predict(np.array([codes]))
+        expected, deviation = FirstOrderModel(problem, UNSURE, effects, prices, incumbent).predict(np.array([codes]))
         assert expected == pytest.approx([divergence + errors], abs=1e-6)
         assert deviation.tolist() == [0.0]
 
@@ -48,10 +48,12 @@ def moves_beside_differences(scale, prices):
     """The largest misses of `moves`, alone and of two together, with effects of the given size."""
     network, rng = LinearNetwork(6, seed=3, kind="chain", scale=scale), np.random.default_rng(0)
     plan, other = network.random(rng), network.random(rng)
-    known = Known(plan, network.evaluate(plan, np.float64).shift)
-    model = Foresight(network.problem, network.probabilities, network.effects(1.0, around=plan), prices, known)
-    codes = model.cells.encode(other)
-    codes[:4] = model.cells.encode(plan)[:4]  # some features are the plan's own
+    incumbent = Incumbent(plan, network.evaluate(plan, np.float64).shift)
+    model = FirstOrderModel(
+        network.problem, network.probabilities, network.effects(1.0, around=plan), prices, incumbent
+    )
+    codes = model.encoding.encode(other)
+    codes[:4] = model.encoding.encode(plan)[:4]  # some features are the plan's own
     return misses_of_moves(model, codes)
 
 
@@ -73,35 +75,35 @@ class Enumerated:
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
         self.limits, self.codes = tight(network, seed)
         self.plan = Solver(network.problem, self.limits).solve()
-        cells, own = (network.cells.of(codes) for codes in (self.codes, network.cells.encode(self.plan)))
-        errors = Cells(network.problem, self.prices).row
-        risk = np.where(cells == own, 0.0, np.maximum(errors[cells], errors[own])).sum(1)
-        moved = network.moved.reshape(-1, 10 * 3)[cells].sum(1).reshape(-1, 10, 3)  # effects are exact
+        slots, own = (network.encoding.slots(codes) for codes in (self.codes, network.encoding.encode(self.plan)))
+        errors = PlanEncoding(network.problem, self.prices).slot_errors
+        risk = np.where(slots == own, 0.0, np.maximum(errors[slots], errors[own])).sum(1)
+        moved = network.moved.reshape(-1, 10 * 3)[slots].sum(1).reshape(-1, 10, 3)  # effects are exact
         weighed = (network.probabilities * np.exp(moved)).sum(2)
         self.expectations = (np.log(weighed) - (network.probabilities * moved).sum(2)).mean(1) + risk
         self.plans = dict(zip(map(tuple, self.codes.tolist()), self.expectations, strict=True))
 
-    def foreseen(self):
+    def predicted_best(self):
         network = self.network
-        known = Known(self.plan, network.evaluate(self.plan, np.float64).shift)
+        incumbent = Incumbent(self.plan, network.evaluate(self.plan, np.float64).shift)
         effects = network.effects(1.0, around=self.plan)
-        return foreseen(network.problem, self.limits, network.probabilities, effects, self.prices, known)
+        return predicted_best_plan(network.problem, self.limits, network.probabilities, effects, self.prices, incumbent)
 
     def least_within_two_changes(self, labeling):
-        changes = (self.codes != self.network.cells.encode(labeling)).sum(1)
+        changes = (self.codes != self.network.encoding.encode(labeling)).sum(1)
         return self.expectations[changes <= 2].min()
 
     def expected(self, labeling):
-        return self.plans[tuple(self.network.cells.encode(labeling).tolist())]
+        return self.plans[tuple(self.network.encoding.encode(labeling).tolist())]
 
 
 @pytest.mark.parametrize("priced", [False, True], ids=["without prices", "with prices"])
-def test_no_two_changes_improve_the_foreseen_plan_and_mostly_it_is_the_best_of_all(priced):
-    """Of 99 to 21,636 plans within the limits; never one that is expected to be worse than the known plan itself."""
+def test_no_two_changes_improve_the_predicted_plan_and_mostly_it_is_the_best_of_all(priced):
+    """Of 99 to 21,636 plans within the limits; never one that is expected to be worse than the incumbent itself."""
     over, changed = [], 0
     for seed in range(20):
         toy = Enumerated(seed, priced)
-        found, least = toy.foreseen(), min(toy.plans.values())
+        found, least = toy.predicted_best(), min(toy.plans.values())
         assert is_within(toy.network.problem.resources(found), toy.limits)
         expected = toy.expected(found)
         assert expected <= toy.expected(toy.plan) + 1e-7
@@ -112,12 +114,12 @@ def test_no_two_changes_improve_the_foreseen_plan_and_mostly_it_is_the_best_of_a
     assert changed >= 5
 
 
-def test_it_is_deterministic_and_looks_at_the_first_samples():
+def test_it_is_deterministic_and_uses_the_first_samples():
     network = LinearNetwork(5, SAMPLES + 60, 3, seed=1, kind="chain")
     limits = {"size": int(0.3 * network.problem.original()["size"])}
     plan = Solver(network.problem, limits).solve()
     shift, effects = network.evaluate(plan, np.float64).shift, network.effects(1.0, around=plan)
-    few = network.probabilities[:SAMPLES], effects.first(SAMPLES), None, Known(plan, shift[:SAMPLES])
-    given = (network.probabilities, effects, None, Known(plan, shift)), few, few
-    plans = [foreseen(network.problem, limits, *each).key() for each in given]
+    few = network.probabilities[:SAMPLES], effects.first(SAMPLES), None, Incumbent(plan, shift[:SAMPLES])
+    given = (network.probabilities, effects, None, Incumbent(plan, shift)), few, few
+    plans = [predicted_best_plan(network.problem, limits, *each).key() for each in given]
     assert plans[0] == plans[1] == plans[2]

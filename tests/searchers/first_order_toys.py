@@ -1,9 +1,9 @@
-"""What tests of foresight share: a network of two layers computed by hand, and what `moves` and plans stand beside."""
+"""What tests of the first-order model share: two layers computed by hand, and differences of predictions."""
 
 import numpy as np
 from output_toys import effects_of
 
-from autocompress.searchers.model_based.cells import Cells
+from autocompress.searchers.model_based.encoding import PlanEncoding
 from autocompress_envs.problem import Labeling
 from autocompress_envs.testing import LayerShape, Menu, all_labelings, all_resources, build_problem
 
@@ -19,11 +19,11 @@ def two_layers():
     shapes = [LayerShape("conv", (), 0, 1, (2, 0), 1, owns=True), LayerShape("linear", (0,), None, 1, (0, 2), 1)]
     errors = [np.array([[[0.1], [0.0]]]), np.array([[[0.3], [0.0]], [[0.5], [0.2]]])]
     problem = build_problem(shapes, np.array([4]), Menu((0.0, 0.5), (2, 8), (8,)), errors, has_bias=False)
-    cells = Cells(problem)
-    rows, (pruned, _, first, head) = np.zeros((cells.row.size, 2, 2)), cells.offsets
+    encoding = PlanEncoding(problem)
+    rows, (pruned, _, first, head) = np.zeros((encoding.slot_errors.size, 2, 2)), encoding.offsets
     rows[first, 0], rows[head, 0] = (1.0, -1.0), (0.5, -0.5)
     rows[pruned + 1, 1], rows[head, 1] = (2.0, 0.0), (-1.0, 0.0)
-    return problem, effects_of(cells, rows)
+    return problem, effects_of(encoding, rows)
 
 
 def even(apart):
@@ -41,7 +41,7 @@ TRIPLED = np.log([[2.0, 1.0], [1.0, 3.0]])  # pruning counts twice, and the head
 
 def misses_of_moves(model, codes):
     """How far `moves` of a plan (2L,) are from differences of predictions, at most: alone, and of two together."""
-    counts = model.cells.tables.counts
+    counts = model.encoding.tables.counts
     options = [*counts[:, 0], *(counts[:, 1] * counts[:, 2])]
     feature, option = np.array([(f, o) for f, count in enumerate(options) for o in range(count) if o != codes[f]]).T
     alone, joint = model.moves(codes, feature, option)
@@ -66,4 +66,4 @@ def tight(network, seed):
     limits = {name: int(np.quantile(amounts[name], 0.33)) for name in names}
     inside = np.all([amounts[name] <= limit for name, limit in limits.items()], axis=0)
     labels = (every.sparsity, every.weight_bits, every.activation_bits)
-    return limits, network.cells.encode(Labeling(*(of[inside] for of in labels)))
+    return limits, network.encoding.encode(Labeling(*(of[inside] for of in labels)))

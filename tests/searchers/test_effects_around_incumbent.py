@@ -1,4 +1,4 @@
-"""When the model-based agent looks around its best plan, what that costs, and what it brings."""
+"""When the model-based agent takes effects around its best plan, what that costs, and what it brings."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ class Bent(LinearNetwork):
         super().__init__(20, seed=seed, kind="chain", scale=3.0)
 
     def sums(self, labeling):
-        return self.moved[self.cells.of(self.cells.encode(labeling))].sum(0)
+        return self.moved[self.encoding.slots(self.encoding.encode(labeling))].sum(0)
 
     def evaluate(self, labeling, dtype=np.float16):
         sums = self.sums(labeling)
@@ -49,7 +49,7 @@ class Watched:
     """A search of plans within a limit that a tenth of them meet, and all that happens in it, in order.
 
     Attributes:
-        events: `("original",)`, `("look", plan, passes)` and `("plan", evaluated)`.
+        events: `("original",)`, `("refresh", plan, passes)` and `("plan", evaluated)`.
     """
 
     def __init__(self, network, episodes, passes=(4.0,), seed=0, share=0.1):
@@ -62,7 +62,7 @@ class Watched:
     def effects(self, around):
         number = sum(event[0] != "plan" for event in self.events)
         passes = self._passes[min(number, len(self._passes) - 1)]
-        self.events.append(("original", passes) if around is None else ("look", around.key(), passes))
+        self.events.append(("original", passes) if around is None else ("refresh", around.key(), passes))
         return replace(self._network.effects(1.0, around=around), passes=passes)
 
     def run(self, evaluate=None, observe=None):
@@ -77,8 +77,8 @@ class Watched:
                     effects=self.effects)  # fmt: skip
         return run_search(task, self.settings, observe=keep)
 
-    def looks(self):
-        return [event for event in self.events if event[0] == "look"]
+    def refreshes(self):
+        return [event for event in self.events if event[0] == "refresh"]
 
     def plans(self):
         return [event[1] for event in self.events if event[0] == "plan"]
@@ -86,51 +86,51 @@ class Watched:
 
 @pytest.mark.parametrize("passes", [(4.0,), (9.5, 3.2, 6.7, 2.0), (2.0, 11.0, 1.5)])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_it_looks_when_the_best_is_new_enough_was_evaluated_and_enough_is_left(passes, seed):
-    """As often as the last effects took passes; what a look takes is counted, and at once its plan is evaluated."""
+def test_it_refreshes_when_the_best_is_new_enough_was_evaluated_and_enough_is_left(passes, seed):
+    """As often as the last effects took passes; what a refresh takes is counted, and at once its plan is evaluated."""
     watched = Watched(Bent(), 50, passes, seed)
     result = watched.run()
-    best, looked_from, looked_at, known, spent, evaluated = None, None, 0, passes[0], 0, 0
+    best, refreshed_around, refreshed_at, known, spent, evaluated = None, None, 0, passes[0], 0, 0
     assert watched.events[0] == ("original", passes[0])
     for event in watched.events[1:]:
         left = 50 - evaluated - spent
-        waited = evaluated - looked_at if looked_from else math.inf
-        is_time = best is not None and best is not looked_from and waited >= known and left > known
-        assert (event[0] == "look") == is_time
+        waited = evaluated - refreshed_at if refreshed_around else math.inf
+        is_time = best is not None and best is not refreshed_around and waited >= known and left > known
+        assert (event[0] == "refresh") == is_time
         if is_time:
             assert event[1] == best.labeling.key()
             spent += min(math.ceil(event[2]), left)
-            looked_from, looked_at, known = best, evaluated, event[2]
+            refreshed_around, refreshed_at, known = best, evaluated, event[2]
         else:
             evaluated += 1
             best = event[1] if event[1].is_best else best
             assert (event[1].spent, event[1].used) == (spent, evaluated + spent)
     assert evaluated + spent == 50
-    assert len(watched.looks()) >= 2
+    assert len(watched.refreshes()) >= 2
     assert (result.evaluations, result.stopped_because) == (
         evaluated, f"all 50 evaluations are used, {spent} of them on first-order effects"
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("passes", "looks"), [((19.0,), 0), ((18.0, 40.0), 1), ((18.5, 2.0), 1)])
-def test_looks_never_use_more_than_there_is(passes, looks):
+@pytest.mark.parametrize(("passes", "refreshes"), [((19.0,), 0), ((18.0, 40.0), 1), ((18.5, 2.0), 1)])
+def test_refreshes_never_use_more_than_there_is(passes, refreshes):
     """Of 20: after the first evaluation 19 are left, and 19 passes are not less; 40 of them take all that is left."""
     watched = Watched(Bent(), 20, passes)
     watched.run()
-    assert len(watched.looks()) >= looks
-    assert bool(watched.looks()) == bool(looks)
+    assert len(watched.refreshes()) >= refreshes
+    assert bool(watched.refreshes()) == bool(refreshes)
     used = watched.plans()[-1].used
     assert used == (1 if passes[-1] == 40.0 else 20)
 
 
 def test_a_seed_is_a_search():
-    def walk(seed):
+    def searched(seed):
         watched = Watched(Bent(), 40, (3.0,), seed)
         watched.run()
-        return [event[1] if event[0] == "look" else event[1].labeling.key() for event in watched.events[1:]]
+        return [event[1] if event[0] == "refresh" else event[1].labeling.key() for event in watched.events[1:]]
 
-    assert walk(0) == walk(0)
-    assert walk(0) != walk(1)
+    assert searched(0) == searched(0)
+    assert searched(0) != searched(1)
 
 
 class Killed(Exception):
@@ -160,48 +160,48 @@ def recorded(path, network, killed_after=math.inf, resume=False):
         try:
             watched.run(recording.evaluate, recording.observe)
         except Killed:
-            assert len(watched.looks()) >= 2
-    return measured, [event[1] if event[0] == "look" else event[1].labeling.key() for event in watched.events[1:]]
+            assert len(watched.refreshes()) >= 2
+    return measured, [event[1] if event[0] == "refresh" else event[1].labeling.key() for event in watched.events[1:]]
 
 
-def test_a_killed_search_walks_the_same_way_again(tmp_path):
-    """What the journal has is not measured again; looks are taken again, at the same plans, and count again."""
+def test_a_killed_search_goes_the_same_way_again(tmp_path):
+    """What the journal has is not measured again; refreshes are made again, at the same plans, and count again."""
     network = Bent()
-    whole, walk = recorded(tmp_path / "whole", network)
+    whole, order = recorded(tmp_path / "whole", network)
     begun, _ = recorded(tmp_path / "killed", network, killed_after=15)
     rest, again = recorded(tmp_path / "killed", network, resume=True)
     assert begun + rest == whole
     assert len(begun) == 15
-    assert again == walk
+    assert again == order
 
 
 def test_effects_around_plans_are_right_where_those_around_the_original_are_not():
     """Of the toy: of what neighbours of a plan do, 3 % are missed around the plan, and 97 % around the original."""
     network, rng, misses = Bent(), np.random.default_rng(0), []
     plan = network.random(rng)
-    codes, before = network.cells.encode(plan), network.evaluate(plan, np.float64).shift
-    around = network.cells.effects(network.effects(around=plan)).reshape(-1, *before.shape)
-    original = network.instead(network.cells.effects(network.effects()).reshape(-1, *before.shape), plan)
+    codes, before = network.encoding.encode(plan), network.evaluate(plan, np.float64).shift
+    around = network.encoding.slot_effects(network.effects(around=plan)).reshape(-1, *before.shape)
+    original = network.instead(network.encoding.slot_effects(network.effects()).reshape(-1, *before.shape), plan)
     for feature in range(len(codes)):
-        other = network.cells.encode(network.random(rng))
+        other = network.encoding.encode(network.random(rng))
         near = codes.copy()
         near[feature] = other[feature]
         if near[feature] != codes[feature]:
-            moved = network.evaluate(network.cells.decode(near), np.float64).shift - before
-            cell = network.cells.of(near)[feature]
-            centred = [each - each.mean(1, keepdims=True) for each in (moved, around[cell], original[cell])]
+            moved = network.evaluate(network.encoding.decode(near), np.float64).shift - before
+            slot = network.encoding.slots(near)[feature]
+            centred = [each - each.mean(1, keepdims=True) for each in (moved, around[slot], original[slot])]
             misses.append([np.linalg.norm(centred[0] - each) / np.linalg.norm(centred[0]) for each in centred[1:]])
     near, far = np.median(misses, axis=0)
     assert near < 0.05 < 0.8 < far
 
 
-def test_looks_save_evaluations_where_effects_change_from_plan_to_plan():
+def test_refreshes_save_evaluations_where_effects_change_from_plan_to_plan():
     """Passes included, until the better plan of both searches is found, but for 1 %.
 
-    38, 14, 15 and 34 of 60 with looks; without, 60 are not enough once, then 39, 10 and 26.
+    On eight networks. A search that does not find it in 60 counts as 61.
     """
     needed = {4.0: [], math.inf: []}
-    for seed in range(4):
+    for seed in range(8):
         runs = {}
         for passes in needed:
             watched = Watched(Bent(seed), 60, (passes,), seed)
@@ -210,4 +210,6 @@ def test_looks_save_evaluations_where_effects_change_from_plan_to_plan():
         goal = 1.01 * min(each.outcome.kl for plans in runs.values() for each in plans)
         for passes, plans in runs.items():
             needed[passes].append(next((each.used for each in plans if each.outcome.kl <= goal), 61))
+    assert np.median(needed[4.0]) < 0.85 * np.median(needed[math.inf])
     assert sum(needed[4.0]) < 0.85 * sum(needed[math.inf])
+    assert max(needed[4.0]) <= 60 < max(needed[math.inf])

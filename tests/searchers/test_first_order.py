@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from foresight_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
+from first_order_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
 from output_toys import LinearNetwork
 
-from autocompress.searchers.model_based import foresight
-from autocompress.searchers.model_based.cells import Cells
-from autocompress.searchers.model_based.foresight import SAMPLES, SHARE, Foresight, foreseen
+from autocompress.searchers.model_based import first_order
+from autocompress.searchers.model_based.encoding import PlanEncoding
+from autocompress.searchers.model_based.first_order import SAMPLES, SHRINKAGE, FirstOrderModel, predicted_best_plan
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.solver import Solver
 
@@ -25,10 +25,10 @@ from autocompress_envs.solver import Solver
 )
 def test_what_is_expected_of_a_plan_by_hand(monkeypatch, codes, divergence, error, priced):
     """Where shifts count for 0.6: KL(p0 || softmax(log p0 + 0.6 D)) + e + e^2."""
-    monkeypatch.setattr(foresight, "SHARE", 0.6)
+    monkeypatch.setattr(first_order, "SHRINKAGE", 0.6)
     problem, effects = two_layers()
     for prices, errors in ((None, error), (TRIPLED, priced)):
-        expected, deviation = Foresight(problem, UNSURE, effects, prices).predict(np.array([codes]))
+        expected, deviation = FirstOrderModel(problem, UNSURE, effects, prices).predict(np.array([codes]))
         assert expected == pytest.approx([divergence + errors + errors**2], abs=1e-6)
         assert deviation.tolist() == [0.0]
 
@@ -36,8 +36,8 @@ def test_what_is_expected_of_a_plan_by_hand(monkeypatch, codes, divergence, erro
 def test_layers_that_pull_the_same_way_do_more_harm_than_their_sum():
     problem, effects = two_layers()
     plans = np.array([[0, 0, 0, 1], [0, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 1], [1, 0, 1, 0]])
-    model = Foresight(problem, UNSURE, effects)
-    model.cells.row[:] = 0.0  # the effects alone
+    model = FirstOrderModel(problem, UNSURE, effects)
+    model.encoding.slot_errors[:] = 0.0  # the effects alone
     first, head, both, pruned, against = model.predict(plans)[0]
     assert both > 1.2 * (first + head)
     assert against < 0.8 * (pruned + head)
@@ -46,8 +46,8 @@ def test_layers_that_pull_the_same_way_do_more_harm_than_their_sum():
 def moves_beside_differences(scale, prices):
     """The largest misses of `moves`, alone and of two together, with effects of the given size."""
     network = LinearNetwork(6, seed=3, kind="chain", scale=scale)
-    model = Foresight(network.problem, network.probabilities, network.effects(1.0), prices)
-    codes = model.cells.encode(network.random(np.random.default_rng(0)))
+    model = FirstOrderModel(network.problem, network.probabilities, network.effects(1.0), prices)
+    codes = model.encoding.encode(network.random(np.random.default_rng(0)))
     return misses_of_moves(model, codes)
 
 
@@ -66,34 +66,38 @@ class Enumerated:
     def __init__(self, seed, priced):
         rng, samples = np.random.default_rng(seed), 10
         self.network = network = LinearNetwork(4, samples, 3, seed, KINDS[seed % 5], plans=300, scale=2.0)
-        self.effects, cells = network.effects(1.0), network.cells
+        self.effects, encoding = network.effects(1.0), network.encoding
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
         self.limits, codes = tight(network, seed)
-        priced_cells = Cells(network.problem, self.prices)
-        shifts = SHARE * network.moved.reshape(-1, samples * 3)[cells.of(codes)].sum(1).reshape(-1, samples, 3)
+        priced = PlanEncoding(network.problem, self.prices)
+        shifts = SHRINKAGE * network.moved.reshape(-1, samples * 3)[encoding.slots(codes)].sum(1).reshape(
+            -1, samples, 3
+        )
         weighed = (network.probabilities * np.exp(shifts)).sum(2)
         divergence = (np.log(weighed) - (network.probabilities * shifts).sum(2)).mean(1)
-        errors = priced_cells.row[cells.of(codes)].sum(1)
+        errors = priced.slot_errors[encoding.slots(codes)].sum(1)
         self.codes, self.expectations = codes, divergence + errors + errors**2
         self.plans = dict(zip(map(tuple, codes.tolist()), self.expectations, strict=True))
 
-    def foreseen(self):
-        return foreseen(self.network.problem, self.limits, self.network.probabilities, self.effects, self.prices)
+    def predicted_best(self):
+        return predicted_best_plan(
+            self.network.problem, self.limits, self.network.probabilities, self.effects, self.prices
+        )
 
     def expected(self, labeling):
-        return self.plans[tuple(self.network.cells.encode(labeling).tolist())]
+        return self.plans[tuple(self.network.encoding.encode(labeling).tolist())]
 
     def starts(self):
         solver = Solver(self.network.problem, self.limits)
         return [solver.solve()] if self.prices is None else [solver.solve(), solver.solve(*np.exp(self.prices).T)]
 
     def least_within_two_changes(self, labeling):
-        changes = (self.codes != self.network.cells.encode(labeling)).sum(1)
+        changes = (self.codes != self.network.encoding.encode(labeling)).sum(1)
         return self.expectations[changes <= 2].min()
 
 
 @pytest.mark.parametrize("priced", [False, True], ids=["without prices", "with prices"])
-def test_no_two_changes_improve_the_foreseen_plan_and_mostly_it_is_the_best_of_all(priced):
+def test_no_two_changes_improve_the_predicted_plan_and_mostly_it_is_the_best_of_all(priced):
     """Of 99 to 21,636 plans. No two changes of the plan found are better; the best of all is it on four toys in five.
 
     Elsewhere three changes or more would be needed: menus this coarse hold few plans close to the limits.
@@ -101,7 +105,7 @@ def test_no_two_changes_improve_the_foreseen_plan_and_mostly_it_is_the_best_of_a
     over = []
     for seed in range(20):
         toy = Enumerated(seed, priced)
-        found, least = toy.foreseen(), min(toy.plans.values())
+        found, least = toy.predicted_best(), min(toy.plans.values())
         assert is_within(toy.network.problem.resources(found), toy.limits)
         expected = toy.expected(found)
         assert all(expected <= toy.expected(start) + 1e-7 for start in toy.starts())
@@ -111,11 +115,14 @@ def test_no_two_changes_improve_the_foreseen_plan_and_mostly_it_is_the_best_of_a
     assert np.exp(np.log(over).mean()) < 1.04
 
 
-def test_it_is_deterministic_and_looks_at_the_first_samples():
+def test_it_is_deterministic_and_uses_the_first_samples():
     network = LinearNetwork(5, SAMPLES + 60, 3, seed=1, kind="chain")
     effects, limits = network.effects(1.0), {"size": int(0.3 * network.problem.original()["size"])}
     few = network.probabilities[:SAMPLES], effects.first(SAMPLES)
-    plans = [foreseen(network.problem, limits, *given).key() for given in ((network.probabilities, effects), few, few)]
+    plans = [
+        predicted_best_plan(network.problem, limits, *given).key()
+        for given in ((network.probabilities, effects), few, few)
+    ]
     assert plans[0] == plans[1] == plans[2]
     assert effects.first(SAMPLES).pruning.shape[2] == SAMPLES == 256
 
@@ -123,6 +130,6 @@ def test_it_is_deterministic_and_looks_at_the_first_samples():
 def test_a_class_that_was_never_likely_costs_nothing():
     """Probabilities of exactly 0 are no logarithms of 0."""
     problem, effects = two_layers()
-    model = Foresight(problem, np.array([[1.0, 0.0], [0.8, 0.2]]), effects)
+    model = FirstOrderModel(problem, np.array([[1.0, 0.0], [0.8, 0.2]]), effects)
     expected = model.predict(np.array([[0, 0, 1, 1], [0, 0, 0, 1]]))[0]
     assert expected == pytest.approx([0.0, 0.11], abs=1e-6)
