@@ -189,5 +189,5 @@ def test_inspections_name_them() -> None:
     console = Console(file=io.StringIO(), width=200)
     print_inspection(console, Inspection(network, toy_problem()[0], dict.fromkeys(RESOURCES, 1), ()))
     assert console.file.getvalue().splitlines()[-1] == (  # type: ignore[attr-defined]
-        "operators without weights, 900 multiply-accumulates in all, can't shrink: aten.convolution 300, aten.bmm 600"
+        "operators that can't shrink, 900 multiply-accumulates in all: aten.convolution 300, aten.bmm 600"
     )
