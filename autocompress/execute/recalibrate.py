@@ -27,7 +27,7 @@ from autocompress.evaluation.stitch import LayerChoice, kept_rows, resolve
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import cholesky_factor, damped
-from autocompress.menus.calibration import batch_size, extended_columns, weight_order
+from autocompress.menus.calibration import batch_size, extended_columns, weight_order, window_of_module
 from autocompress.menus.menus import Menus
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.variants import channel_variants, sparsity_mask
@@ -205,9 +205,9 @@ def _moments(site: _Site, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     moment = torch.zeros(shrunk.groups, columns, columns, dtype=torch.float64)
     cross = torch.zeros(shrunk.groups, shrunk.rows // shrunk.groups, columns, dtype=torch.float64)
     batch = batch_size([shrunk])
-    module = _as_called(site.module)
+    window = window_of_module(_as_called(site.module))
     for inputs, targets in zip(x.split(batch), y.split(batch), strict=True):
-        unfolded = extended_columns(inputs, module)  # (g, M, k + 1)
+        unfolded = extended_columns(inputs, window)  # (g, M, k + 1)
         wanted = targets if shrunk.kind == "linear" else targets.movedim(1, -1)
         wanted = wanted.reshape(unfolded.shape[1], shrunk.groups, -1).permute(1, 2, 0)  # (g, rows / g, M)
         moment += (unfolded.mT @ unfolded).double()

@@ -124,7 +124,7 @@ def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
     return {
         "network": job.network.fingerprint,
         "data": job.data.fingerprint,
-        "menus": content_key(job.base, job.network.fingerprint, job.data.fingerprint, job.menus.settings),
+        "menus": content_key(job.base, job.network, job.data.fingerprint, job.menus.settings),
         "dtype": evaluator.dtype,
         "batch_size": evaluator.batch_size,
     }

@@ -62,7 +62,7 @@ def build_menus(
         InputError: the network's outputs on the calibration data are not finite.
     """
     report = progress or (lambda done, total, what: None)
-    key = content_key(model, network.fingerprint, data_fingerprint, settings)
+    key = content_key(model, network, data_fingerprint, settings)
     store = Store(None if cache is None else cache / "menus" / key)
     folded = fold_batch_norms(model, network).cpu()
     folded.requires_grad_(False)

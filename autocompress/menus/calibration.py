@@ -17,14 +17,18 @@ makes F the Fisher matrix; so no labels are needed.
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from autocompress.errors import InputError
 from autocompress.network.structure import Layer, Network
@@ -79,7 +83,7 @@ def calibrate(
     generator = torch.Generator().manual_seed(seed)
     batch = batch_size(network.layers)
     for start in range(0, len(inputs), batch):
-        with _collecting(modules, collectors), torch.enable_grad():
+        with _Collecting(modules, collectors).listening(), torch.enable_grad():
             outputs = model(inputs[start : start + batch].requires_grad_())
             if not torch.isfinite(outputs).all():
                 raise InputError("`weights` must give finite outputs, got NaN or infinity on the calibration data.")
@@ -119,9 +123,9 @@ class _Collector:
         self.generator = torch.Generator().manual_seed(0)
         self.samples: list[Tensor] = []
 
-    def see_input(self, x: Tensor) -> None:
-        """Add a batch of the layer's inputs, as the layer itself gets them."""
-        columns = extended_columns(x, self.module)  # (g, M, d + 1)
+    def see_input(self, x: Tensor, window: Window | None) -> None:
+        """Add a batch of the operator's inputs, which a module that pads by itself has padded already."""
+        columns = extended_columns(x, window)  # (g, M, d + 1)
         self.second_moment += (columns.mT @ columns).double()
         by_channel = x.movedim(x.ndim - 1 if self.layer.kind == "linear" else 1, 0).flatten(1)  # (channels, M)
         self.activation += by_channel.abs().sum(1)
@@ -156,7 +160,73 @@ class _Collector:
         )
 
 
-def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
+@dataclass(frozen=True)
+class Window:
+    """What a convolution sees at each output position. Sizes are (height, width); those of Conv1d are (1, width).
+
+    Attributes:
+        kernel: size of the kernel.
+        stride: distance of neighbouring output positions.
+        dilation: distance of neighbouring kernel positions.
+        padding: zeros before and after each axis, the last axis first, as `F.pad` takes them.
+        groups: groups of channels that are convolved apart.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Window:
+        """The window of a call of `F.conv1d` or `F.conv2d` with these arguments."""
+        axes = weight.ndim - 2
+        kernel = tuple(weight.shape[2:])
+        strides, dilations = (_sizes(sizes, axes) for sizes in (stride, dilation))
+        sides = _sides(kernel, padding, dilations)
+        flat = tuple(itertools.chain.from_iterable(reversed(sides)))
+        return cls(_two(kernel), _two(strides), _two(dilations), flat, groups)
+
+
+def window_of_module(module: nn.Module) -> Window | None:
+    """The window of a Conv1d or Conv2d whose operator pads with zeros; None for a linear layer."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return None
+    return Window.of(module.weight, module.stride, module.padding, module.dilation, module.groups)
+
+
+def _sizes(sizes: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """One size for each axis."""
+    given = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    return given * axes if len(given) == 1 else given
+
+
+def _two(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) of sizes along one axis or two."""
+    return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _sides(
+    kernel: tuple[int, ...], padding: int | str | Sequence[int], dilation: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """Zeros (before, after) each axis."""
+    if padding == "valid":
+        return [(0, 0) for _ in kernel]
+    if isinstance(padding, str):  # same: PyTorch puts the odd one behind
+        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [(span // 2, span - span // 2) for span in spans]
+    return [(size, size) for size in _sizes(padding, len(kernel))]
+
+
+def extended_columns(x: Tensor, window: Window | None) -> Tensor:
     """The layer's inputs at every output position, with a 1 for the bias: (g, M, d + 1).
 
     M is samples times positions. The product with the weight's rows, in the same order of columns, is the
@@ -167,22 +237,18 @@ def extended_columns(x: Tensor, module: nn.Module) -> Tensor:
     weight's order.
 
     Args:
-        x: (N, …) inputs of the layer.
-        module: a Conv1d, Conv2d or Linear.
+        x: (N, …) inputs of the operator.
+        window: window of a convolution; None for a linear layer.
     """
-    if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+    if window is None:
         flat = x.reshape(1, -1, x.shape[-1])
         return torch.cat([flat, torch.ones(1, flat.shape[1], 1)], 2)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    x = F.pad(x, _padding(module), mode=mode)
-    one_dimensional = isinstance(module, nn.Conv1d)
-    x = (x[:, :, None] if one_dimensional else x).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
-    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = (
-        (1, *sizes) if one_dimensional else sizes for sizes in (module.kernel_size, module.stride, module.dilation)
-    )
+    x = F.pad(x, window.padding)
+    x = (x[:, :, None] if x.ndim == 3 else x).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
+    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = window.kernel, window.stride, window.dilation
     height = (x.shape[1] - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
     width = (x.shape[2] - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
-    groups, per_group = module.groups, x.shape[3] // module.groups
+    groups, per_group = window.groups, x.shape[3] // window.groups
     columns = torch.empty(groups, len(x), height, width, kernel_h * kernel_w * per_group + 1)
     columns[..., -1] = 1
     for position, (row, column) in enumerate(itertools.product(range(kernel_h), range(kernel_w))):
@@ -204,35 +270,63 @@ def weight_order(layer: Layer) -> Tensor:
     return torch.cat([order, torch.tensor([layer.fan_in])])
 
 
-def _padding(module: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
-    """Widths of the padding before and after each axis, the last axis first, as `F.pad` takes them."""
-    if module.padding == "valid":
-        sides = [(0, 0) for _ in module.kernel_size]
-    elif module.padding == "same":  # PyTorch puts the odd one behind
-        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        sides = [(span // 2, span - span // 2) for span in spans]
-    else:
-        sides = [(int(size), int(size)) for size in module.padding]
-    return tuple(itertools.chain.from_iterable(reversed(sides)))
+class _Collecting(TorchFunctionMode):
+    """While entered, feeds collectors at the operators that multiply by their layers' weights.
+
+    At the operator, not at the module: a module may pad its input first, as `padding_mode="circular"` and subclasses of
+    Conv2d do.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], collectors: Mapping[str, _Collector]) -> None:
+        super().__init__()
+        self._modules, self._collectors = modules, collectors
+        self._running: list[str] = []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Entered, and with hooks that say which layer runs; the hooks are gone afterwards."""
+        handles = []
+        try:
+            for name in self._collectors:
+                handles.append(self._modules[name].register_forward_pre_hook(partial(self._begin, name)))
+                handles.append(self._modules[name].register_forward_hook(self._end))
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, name: str, *_: Any) -> None:
+        self._running.append(name)
+
+    def _end(self, *_: Any) -> None:
+        self._running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if self._running and func in _OPERATORS:
+            given = inspect.signature(_OPERATORS[func]).bind(*args, **(kwargs or {})).arguments
+            if given["weight"] is self._modules[self._running[-1]].weight:
+                self._collect(self._collectors[self._running[-1]], given, output)
+        return output
+
+    def _collect(self, collector: _Collector, given: dict[str, Any], output: Tensor) -> None:
+        x, weight = given.pop("input"), given.pop("weight")
+        given.pop("bias", None)
+        collector.see_input(x.detach(), None if weight.ndim == 2 else Window.of(weight, **given))
+        # A tensor hook sees the gradient of this value even where an in-place ReLU overwrites it later.
+        output.register_hook(lambda gradient: collector.see_gradient(gradient.detach()))
 
 
-@contextmanager
-def _collecting(modules: dict[str, nn.Module], collectors: dict[str, _Collector]) -> Iterator[None]:
-    """Hooks on the layers that feed their collectors; the hooks are gone afterwards."""
-    handles = []
+def _linear(input: Any, weight: Any, bias: Any = None) -> None:
+    """The arguments of `F.linear`, by name."""
 
-    def listen(collector: _Collector) -> Callable[..., None]:
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            collector.see_input(args[0].detach())
-            # A tensor hook sees the gradient of this value even where an in-place ReLU overwrites it later.
-            output.register_hook(lambda gradient: collector.see_gradient(gradient.detach()))
 
-        return hook
+def _convolution(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
+) -> None:
+    """The arguments of `F.conv1d` and `F.conv2d`, by name."""
 
-    try:
-        for name, collector in collectors.items():
-            handles.append(modules[name].register_forward_hook(listen(collector)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+
+_OPERATORS = {F.linear: _linear, F.conv1d: _convolution, F.conv2d: _convolution}
+"""What a layer's forward pass calls, as PyTorch's own modules and their subclasses do."""

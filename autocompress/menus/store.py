@@ -24,8 +24,9 @@ from autocompress.menus.criteria import CRITERIA
 from autocompress.menus.quantizers import QUANTIZERS
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.variants import Variant
+from autocompress.network.structure import Network
 
-_FORMAT = 4  # to be raised whenever the same settings give other menus
+_FORMAT = 5  # to be raised whenever the same settings give other menus
 
 
 def default_cache() -> Path:
@@ -35,21 +36,21 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
 
 
-def content_key(model: nn.Module, fingerprint: str, data_fingerprint: str, settings: MenuSettings) -> str:
+def content_key(model: nn.Module, network: Network, data_fingerprint: str, settings: MenuSettings) -> str:
     """Name of the folder of one network's menus, which are the same wherever it is the same.
 
     Criteria and quantizers from outside count with their source files.
 
     Args:
         model: network whose parameters and buffers count.
-        fingerprint: fingerprint of its architecture.
+        network: its trace, of which the architecture and the operators with their constants count.
         data_fingerprint: fingerprint of the calibration data.
         settings: settings of the menus.
 
     Returns:
         24 hex digits of SHA-256.
     """
-    content = [_FORMAT, fingerprint, data_fingerprint, asdict(settings)]
+    content = [_FORMAT, network.fingerprint, network.computation, data_fingerprint, asdict(settings)]
     sources = [CRITERIA.source_of(settings.criterion), QUANTIZERS.source_of(settings.quantizer)]
     digest = hashlib.sha256(json.dumps(content + sources if any(sources) else content).encode())
     for name, tensor in sorted(model.state_dict().items()):

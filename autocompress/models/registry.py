@@ -108,7 +108,7 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
         data_classes: class names of the data; without any, only the form of the output is checked.
 
     Raises:
-        InputError: the network can't take the input, or gives anything but (N, number of classes).
+        InputError: the network can't take the input, or gives anything but (N, number of classes), at least 2.
     """
     with evaluating(model):
         try:
@@ -122,6 +122,11 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
     if shape is None or len(shape) != 2 or shape[0] != len(example):
         got = type(output).__name__ if shape is None else f"shape {shape}"
         raise InputError(f"`model` must give logits of shape (N, classes), got {got} for N = {len(example)}.")
+    if shape[1] < 2:
+        raise InputError(
+            "`model` must have at least 2 outputs, got 1: networks are compared by class probabilities, of which a "
+            "single output has only 1; give it one output for each class."
+        )
     if data_classes and shape[1] != len(data_classes):
         raise InputError(
             f"`model` must have one output for each of the {len(data_classes)} classes of `data`, got {shape[1]}."

@@ -102,7 +102,10 @@ class Network:
         layers: layers in the order in which they first run.
         groups: groups of prunable channels, every one checked by pruning a copy.
         costs: closed-form costs, with layers and groups in the same order.
-        fingerprint: hash of the architecture (layers, shapes, wiring; not the weights), 16 hex digits.
+        fingerprint: hash of the architecture (layers, shapes, wiring; not the weights), 16 hex digits. A plan
+            fits networks of the same fingerprint.
+        computation: hash of every operator with its constants, 16 hex digits. Networks that differ in it
+            compute something else with the same weights, so they share no menus.
         unknown_operators: number of calls by name of the operators that are in no cost table; their cost
             counts as 0.
         input_shape: shape of one input sample, without the batch axis.
@@ -114,6 +117,7 @@ class Network:
     groups: tuple[Group, ...]
     costs: CostModel
     fingerprint: str
+    computation: str
     unknown_operators: Mapping[str, int]
     input_shape: tuple[int, ...]
     fixed_operators: Mapping[str, int] = field(default_factory=dict)

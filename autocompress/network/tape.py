@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autocompress.errors import InputError
 from autocompress.network.channels import Channels, follow, written_by_layer
 from autocompress.network.operators import is_free, is_matmul, multiply_accumulates
 
@@ -71,6 +73,9 @@ class Tape:
         first_row: number of each layer's first output channel in `Channels.sources`, by the layer's name.
         input: index of the value that is the network's input.
         outputs: indices of the values that the network returns.
+        computation: digest of what is computed, 16 hex digits: every operator with its constants, such as a
+            padding or an epsilon, the names of the parameters and buffers that it reads, and the content of
+            other tensors. The values of parameters and of saved buffers don't count.
     """
 
     calls: tuple[Call, ...]
@@ -79,6 +84,7 @@ class Tape:
     first_row: Mapping[str, int]
     input: int
     outputs: tuple[int, ...]
+    computation: str
 
     def storages(self, values: Sequence[int]) -> set[int]:
         """The storages that the values lie in."""
@@ -119,6 +125,9 @@ class _TapeMode(TorchDispatchMode):
         self._first_row: dict[str, int] = {}
         self._next_row = 0
         self._alive: list[Tensor] = []
+        saved = model.state_dict(keep_vars=True)
+        self._saved = {_storage_key(tensor): name for name, tensor in reversed(saved.items())}
+        self._computation = hashlib.sha256()
 
     def add_input(self, batch: Tensor) -> int:
         """Index of the value that the network's input is."""
@@ -137,7 +146,12 @@ class _TapeMode(TorchDispatchMode):
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, name: str, *_: Any) -> None:
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not args and isinstance(module, LAYER_TYPES):
+            raise InputError(
+                f"`model` must hand its layers their input by position, got it by keyword at {name}; "
+                f"write self.{name}(x)."
+            )
         self._running.append(name)
 
     def _leave(self, *_: Any) -> None:
@@ -153,6 +167,7 @@ class _TapeMode(TorchDispatchMode):
             self._first_row,
             given,
             tuple(known),
+            self._computation.hexdigest()[:16],
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -165,11 +180,23 @@ class _TapeMode(TorchDispatchMode):
             kind, module = self._classify(func, given, made)
             macs = multiply_accumulates(func, args, kwargs, result) if kind == "unknown" else None
             reads = tuple(self._value(tensor) for tensor in known)
+            described = map(self._described, pytree.tree_leaves((args, kwargs)))
+            self._computation.update(f"{func}({', '.join(described)})".encode())
             channels = self._channels(func, args, module if kind == "layer" else "", known, made)
             writes = tuple(self._add(tensor, source) for tensor, source in zip(made, channels, strict=False))
             kind = kind if macs is None else "fixed"
             self._calls.append(Call(str(func.overloadpacket), kind, module, reads, writes, macs or 0))
         return result
+
+    def _described(self, argument: Any) -> str:
+        """An operator's argument for the digest: where a tensor comes from, the value of anything else."""
+        if not isinstance(argument, Tensor):
+            return repr(argument)
+        if self._is_known(argument):
+            return f"%{self._value(argument)}"
+        form = f"{argument.dtype} {tuple(argument.shape)} {argument.stride()} {argument.storage_offset()}"
+        name = self._saved.get(_storage_key(argument))
+        return f"{form} {name or _content_digest(argument)}"
 
     def _channels(
         self, func: Any, args: Any, layer: str, known: list[Tensor], made: list[Tensor]
@@ -229,6 +256,12 @@ class _TapeMode(TorchDispatchMode):
 def _tensors(tree: Any) -> list[Tensor]:
     """The tensors in any nesting of tuples, lists and dicts, in order."""
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _content_digest(tensor: Tensor) -> str:
+    """Digest of a tensor's values."""
+    values = tensor.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(values.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def _storage_key(tensor: Tensor) -> int:

@@ -56,6 +56,7 @@ def trace(model: nn.Module, example: Tensor) -> Network:
         groups=with_branches(tape, layers, found.groups),
         costs=build_costs(folded, tape, layers, found.groups),
         fingerprint=_fingerprint(layers, tape),
+        computation=tape.computation,
         unknown_operators=dict(unknown),
         input_shape=tuple(sample.shape[1:]),
         fixed_operators=fixed_operators(tape),
@@ -77,6 +78,8 @@ def _run(model: nn.Module, sample: Tensor) -> Tape:
     """The tape of a model. Raises InputError where it can't run on the sample, or has no layers."""
     try:
         tape = record_tape(model, sample)
+    except InputError:
+        raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         shape = tuple(sample.shape)
         raise InputError(f"`example` must fit the model's input, got shape {shape}: {first_line(error)}") from error

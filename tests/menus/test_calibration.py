@@ -9,7 +9,7 @@ from menu_toys import statistics
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.menus.calibration import calibrate, extended_columns, weight_order
+from autocompress.menus.calibration import calibrate, extended_columns, weight_order, window_of_module
 from autocompress.network import trace
 
 CONVOLUTIONS = {
@@ -58,11 +58,41 @@ def test_moment_of_convolution_inputs(module: nn.Conv2d) -> None:
     torch.testing.assert_close(found, unfolded_moment(module, x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("module", (CONVOLUTIONS | OTHER_PADDING).values(), ids=(CONVOLUTIONS | OTHER_PADDING).keys())
-def test_columns_times_weight_is_the_output(module: nn.Conv1d | nn.Conv2d) -> None:
+class PadsItself(nn.Conv2d):
+    """As timm's Conv2dSame: zeros below and to the right of its input, by an operator of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (0, 1, 0, 2)), self.weight, self.bias, self.stride, groups=self.groups)
+
+
+PADDED = {
+    **OTHER_PADDING,
+    "by itself": PadsItself(4, 6, 3, stride=2),
+    "groups, by itself": PadsItself(4, 6, 2, groups=2),
+}
+
+
+@pytest.mark.parametrize("module", (CONVOLUTIONS | PADDED).values(), ids=(CONVOLUTIONS | PADDED).keys())
+def test_moments_are_those_of_the_operators_inputs(module: nn.Conv1d | nn.Conv2d) -> None:
+    """E[y yᵀ] = W H Wᵀ, whatever the module does to its input before its operator sees it."""
     x = images(module)
     layer = trace(nn.Sequential(module), x).layers[0]
-    columns = extended_columns(x, module)[:, :, weight_order(layer)]  # (g, M, d + 1)
+    moment = statistics(nn.Sequential(module), x)["0"].second_moment  # (g, d + 1, d + 1)
+    bias = torch.zeros(layer.rows) if module.bias is None else module.bias
+    weight = torch.cat([module.weight.flatten(1), bias[:, None]], 1).view(module.groups, -1, layer.fan_in + 1).double()
+    with torch.no_grad():
+        outputs = module(x).movedim(1, 0).flatten(1).view(module.groups, -1, layer.positions * len(x)).double()
+        torch.testing.assert_close(weight @ moment @ weight.mT, outputs @ outputs.mT / len(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, module in (CONVOLUTIONS | OTHER_PADDING).items() if module.padding_mode == "zeros"]
+)
+def test_columns_times_weight_is_the_output(name: str) -> None:
+    module = (CONVOLUTIONS | OTHER_PADDING)[name]
+    x = images(module)
+    layer = trace(nn.Sequential(module), x).layers[0]
+    columns = extended_columns(x, window_of_module(module))[:, :, weight_order(layer)]  # (g, M, d + 1)
     bias = torch.zeros(layer.rows) if module.bias is None else module.bias
     weight = torch.cat([module.weight.flatten(1), bias[:, None]], 1).view(module.groups, -1, layer.fan_in + 1)
     output = (columns @ weight.mT).permute(1, 0, 2).flatten(1)  # (M, rows)

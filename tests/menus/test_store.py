@@ -17,16 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from menu_toys import branches
+import torch.nn.functional as F
+from menu_toys import branches, randn
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.evaluation.stitch import resolve
 from autocompress.menus import QUANTIZERS, Menus, MenuSettings, Quantizer, build_menus
 from autocompress.menus.quantizers import Rounded, Rounding
 from autocompress.menus.store import Store, content_key, default_cache
-from autocompress.network import trace
+from autocompress.network import Network, trace
 from autocompress_envs import Labeling
 
 SETTINGS = MenuSettings(weight_bits=(2, 4), activation_bits=(8,), sparsity_levels=3)
@@ -192,10 +193,10 @@ def test_four_processes_in_one_folder(tmp_path: Path) -> None:
 
 def test_key() -> None:
     model, x = branches()
-    fingerprint = trace(model, x[:1]).fingerprint
+    network = trace(model, x[:1])
 
-    def key(changed: nn.Module = model, network: str = fingerprint, data: str = "d", **options: Any) -> str:
-        return content_key(changed, network, data, replace(SETTINGS, **options))
+    def key(changed: nn.Module = model, data: str = "d", traced: Network = network, **options: Any) -> str:
+        return content_key(changed, traced, data, replace(SETTINGS, **options))
 
     weights, buffers, renamed = (copy.deepcopy(model) for _ in range(3))
     with torch.no_grad():
@@ -206,7 +207,8 @@ def test_key() -> None:
         key(weights),
         key(buffers),
         key(renamed),
-        key(network="other"),
+        key(traced=replace(network, fingerprint="other")),
+        key(traced=replace(network, computation="other")),
         key(data="e"),
         key(criterion="l1"),
         key(quantizer="mse"),
@@ -221,7 +223,42 @@ def test_key() -> None:
     ]
     assert key() == key(copy.deepcopy(model).train())
     assert re.fullmatch("[0-9a-f]{24}", key())
-    assert len({key(), *others}) == 16
+    assert len({key(), *others}) == 17
+
+
+class Twin(nn.Module):
+    """Input 2x6x6: whatever its arguments, the same weights and shapes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.options = {"activation": F.relu, "padding": "zeros", "eps": 1e-5, "shift": 0.0, "window": 3, **options}
+        self.conv = nn.Conv2d(2, 4, 3, padding=1, padding_mode=self.options["padding"])
+        self.norm = nn.GroupNorm(2, 4, eps=self.options["eps"])
+        self.head = nn.Linear(4, 3)
+        self.register_buffer("shift", torch.full((4, 1, 1), self.options["shift"]), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.options["activation"](self.norm(self.conv(x)) + self.shift)
+        return self.head(F.max_pool2d(x, self.options["window"], 1, self.options["window"] // 2).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"activation": torch.sigmoid}, {"padding": "circular"}, {"eps": 1e-3}, {"shift": 0.5}, {"window": 1}],
+    ids=lambda options: next(iter(options)),
+)
+def test_networks_that_compute_something_else_share_no_menus(options: dict[str, Any]) -> None:
+    """Their state dicts and the architecture that tracing names are the same; the outputs are not."""
+    x = randn(3, 2, 6, 6).float()
+    one, other = Twin().eval(), Twin(**options).eval()
+    first, second = (trace(model, x[:1]) for model in (one, other))
+    assert first.fingerprint == second.fingerprint
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+    assert not torch.allclose(one(x), other(x))
+    assert content_key(one, first, "d", SETTINGS) != content_key(other, second, "d", SETTINGS)
+    again = Twin().eval()
+    assert content_key(again, trace(again, x[:1]), "d", SETTINGS) == content_key(one, first, "d", SETTINGS)
 
 
 def test_default_cache(monkeypatch: pytest.MonkeyPatch) -> None:
