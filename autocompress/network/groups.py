@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
 from autocompress.network.recording import LAYER_TYPES, NORM_TYPES
@@ -89,6 +88,8 @@ class _GraphReader:
     """Reads groups out of torch-pruning's dependency graph of a private copy."""
 
     def __init__(self, model: nn.Module, fixed_outputs: Mapping[str, str], shared: Mapping[str, str]) -> None:
+        import torch_pruning as tp  # takes seconds, as it imports torchvision and torch._dynamo
+
         self._model = copy.deepcopy(model).requires_grad_(True)
         for module in self._model.modules():
             if hasattr(module, "inplace"):  # an in-place activation hides from torch-pruning which layer it follows
