@@ -48,7 +48,7 @@ def write_openvino(content: bytes | str | Path, out_dir: str | Path) -> tuple[Pa
 
 
 def _for_openvino(content: bytes) -> bytes:
-    """The ONNX file without INT2, and without the casts to INT8, which OpenVINO would carry out as it reads the file."""
+    """The ONNX file without INT2, and without the casts to INT8, which OpenVINO would carry out as it reads it."""
     import onnx
     from onnx import TensorProto, numpy_helper
 
