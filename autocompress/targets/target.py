@@ -130,7 +130,7 @@ class Target:
         Args:
             weight_bits: bit-widths of weights.
             activation_bits: bit-widths of layer inputs.
-            granularity: what a label removes: `channel`, `element` or `n:m`.
+            granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
         Raises:
             InputError: a label is not legal here; the message says which are.

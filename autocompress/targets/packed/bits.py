@@ -82,7 +82,7 @@ def encode_weight(layer: LayerWeights, granularity: str) -> Tensor:
 
     Args:
         layer: layer whose weight is stored.
-        granularity: what a label removes: `channel`, `element` or `n:m`.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Raises:
         InputError: the weight has fewer zeros than its sparsity says.
@@ -111,7 +111,7 @@ def decode_weight(stored: Tensor, shape: tuple[int, ...], bits: int, sparsity: f
         shape: shape of the weight.
         bits: bit-width of the weight, 1 to 8, 16 or 32.
         sparsity: fraction of the layer's single weights that are removed; 0 with `channel`.
-        granularity: what a label removes: `channel`, `element` or `n:m`.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Raises:
         InputError: the tensor does not have the bytes of such a weight, or holds no such index. Nothing larger than the

@@ -24,7 +24,7 @@ def layer_tensors(name: str, layer: LayerWeights, label: Label, granularity: str
         name: name of the layer.
         layer: finished layer.
         label: label that the layer was made by.
-        granularity: what a label removes: `channel`, `element` or `n:m`.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Raises:
         InputError: the layer is not what its label says, or breaks a rule of `check_layer`.
@@ -49,7 +49,7 @@ def own_sparsity(label: Label, granularity: str) -> float:
 
     Args:
         label: label of the layer.
-        granularity: what a label removes: `channel`, `element` or `n:m`.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
     """
     return 0.0 if granularity == "channel" else label.sparsity
 
@@ -124,7 +124,7 @@ def take_layer_(
         name: name of the layer.
         label: label of the layer.
         shape: shape of the layer's weight.
-        granularity: what a label removes: `channel`, `element` or `n:m`.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Raises:
         InputError: a tensor is missing, or is not what the label and the shape say.
