@@ -183,9 +183,7 @@ def test_passes_count_no_more_classes_than_are_kept_apart() -> None:
         assert given.around(original_labels(given.menus.problem())).passes == pytest.approx(1 + 4 + 2 + prunable)
 
 
-def test_the_evaluator_gives_effects_around_plans_and_remembers_those_around_the_original(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_evaluator_gives_effects_around_plans_and_remembers_those_around_the_original() -> None:
     """In batches of its own; they count as no evaluation; none where menus are lazy."""
     given = case("concat", "channel", BITS)
     plans = [plan_of(given, seed) for seed in (0, 1)]
@@ -194,7 +192,6 @@ def test_the_evaluator_gives_effects_around_plans_and_remembers_those_around_the
     original = evaluate.effects()
     assert original is not None
     agree(original.rounding, given.far.rounding)
-    monkeypatch.setattr("autocompress.evaluation.evaluator.first_order_effects", None)
     for plan, found in ((plans[1], evaluate.effects(plans[1])), (plans[0], first)):
         expected = given.around(plan)
         assert found is not None
