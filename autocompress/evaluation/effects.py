@@ -219,17 +219,28 @@ class _Sweep:
         kept, belongs = _likeliest(log_probabilities, self._classes)  # (n, classes), (n, K)
         by_class = _derivatives(kept, [output for _, _, output in calls])
         for index, (name, inputs, _) in enumerate(calls):
-            changes, count = self._changes[name], len(batch)
+            changes = self._changes[name]
             if not changes:
                 continue
             moved = [functional_call(self._modules[name], dict(change.parameters), (inputs,)) for change in changes]
-            slope = torch.stack([of_all[index].reshape(count, -1) for of_all in by_class], 1)  # (n, classes, outputs)
-            change_of_outputs = torch.stack([each.reshape(count, -1) for each in moved], 1).transpose(1, 2)
-            found = torch.bmm(slope, change_of_outputs).float()  # J dy: (n, classes, changes)
+            found = _products([of_all[index] for of_all in by_class], moved, len(batch))  # (n, classes, changes)
             every = found.gather(1, belongs[:, :, None].expand(-1, -1, len(changes))).cpu()  # (n, K, changes)
             for change, effect in zip(changes, every.unbind(2), strict=True):
                 totals[change.part][change.row, change.options] += effect
         return totals
+
+
+def _products(derivatives: Sequence[Tensor], moved: Sequence[Tensor], count: int) -> Tensor:
+    """J dy of `count` samples: (n, classes, changes) float32.
+
+    Args:
+        derivatives: by class, derivatives by a layer's output, in the output's shape.
+        moved: by change, what it adds to the layer's output (dy), in the output's shape.
+        count: number of samples, n.
+    """
+    slopes = torch.stack([each.reshape(count, -1) for each in derivatives], 1)  # J: (n, classes, elements)
+    added = torch.stack([each.reshape(count, -1) for each in moved], 1).transpose(1, 2)  # dy: (n, elements, changes)
+    return torch.bmm(slopes, added).float()
 
 
 def _likeliest(log_probabilities: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:
@@ -242,7 +253,8 @@ def _likeliest(log_probabilities: Tensor, classes: int | None) -> tuple[Tensor, 
         classes: number of classes that are left; None: all K.
 
     Returns:
-        (n, classes) log-probabilities, the likeliest class first, and (n, K) the position among them of each class.
+        (n, classes) log-probabilities, the likeliest class first where not all are left, and (n, K) the position among
+        them of each class.
     """
     count = log_probabilities.shape[1]
     if classes is None or classes >= count:

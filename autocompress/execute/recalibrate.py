@@ -171,7 +171,8 @@ def _seen(
         node: node of the layer in the compressed network's graph.
         rows: (r,) output channels of the original that stay.
     """
-    axis = 1 if reference.value(before).ndim != 2 and "conv" in str(before.target) else -1
+    is_convolution = "conv" in str(before.target)
+    axis = 1 if is_convolution and reference.value(before).ndim != 2 else -1  # of the output's channels
     target = reference.value(before).index_select(axis, rows)
     lost = _lost_by_shortcut(reference, follower, before, node, rows, axis)
     x = follower.value(node.all_input_nodes[0])

@@ -126,7 +126,7 @@ class LearnedRange(nn.Module):
         found: range of the input that training begins with.
 
     Attributes:
-        found: that range.
+        found: range of the input that training began with.
         step: (1,) step, learned below 8 bits.
     """
 
