@@ -157,7 +157,8 @@ def finetune(
         kept_weights: the original's own weights by layer, in the compressed network's shapes; needed for the method
             `strong`, which begins with them.
         checkpoint: file that is saved to every minute, and continued from where it exists; None: nothing is saved.
-        progress: function that is called about once a second, and whenever the search split was looked at.
+        progress: function that is called about once a second, and after every loss on the search split; None: nothing
+            is told.
 
     Raises:
         InputError: the loss asks for labels that the data does not have or for matched layers that there are none of,

@@ -85,7 +85,8 @@ def recalibrate(
             reference.step(before)
             if name is not None and runs[name] == 1:
                 site = _Site(structure[name], choices[name], menus, model.get_submodule(name))
-                layers[name] = _fitted(site, layers[name], *_seen(reference, follower, before, node, site.rows))
+                x, y = _seen(reference, follower, before, node, site.rows)
+                layers[name] = _fitted(site, layers[name], x, y)
                 write_weights_(model, name, layers[name])  # and so into the graph, which shares them
                 report(once.index(name) + 1, len(once), "re-calibration")
             follower.step(node, layers[name].input_range if name is not None else None)

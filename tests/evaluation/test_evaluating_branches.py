@@ -1,4 +1,4 @@
-"""Plans without a branch: the evaluator against networks written by hand, and what effects foresee of its removal."""
+"""Plans without a branch: the evaluator against networks written by hand, and what effects predict of its removal."""
 
 import numpy as np
 import pytest
@@ -208,7 +208,7 @@ def test_effects_around_a_plan_without_a_branch(given: Case, monkeypatch: pytest
     assert not found.rounding[index["conv2"]].any()
 
 
-def test_a_small_branch_does_what_was_foreseen() -> None:
+def test_a_small_branch_does_what_was_predicted() -> None:
     """The last weights of the branch scaled to a tenth: removing it is a small change, so first order is enough."""
     model, x = seeded(Smooth)
     model.norm2.weight.data.mul_(0.1)

@@ -152,7 +152,7 @@ def _extra(
 ) -> list[fx.Node]:
     """Tensors that integer kernels put out or add up and no layer asked to be rounded, in the order of the graph.
 
-    One pass over the graph: a sum of rounded tensors is itself rounded when the next sum is looked at.
+    One pass over the graph: a sum of rounded tensors already counts as rounded for the sums behind it.
     """
     integer = {call for call, name in calls.items() if _is_integer(layers[name]) and call.target in _CONVOLUTIONS}
     unrounded = {_source(call.all_input_nodes[0]) for call, name in calls.items() if layers[name].input_range is None}
