@@ -18,8 +18,8 @@ from autocompress.menus import MenuSettings, build_menus
 from autocompress.models import load_model
 from autocompress.network import trace
 from autocompress_envs import LayerLabelingEnv
-from autocompress_envs.problem.numbers import Labeling, Outcome, Problem
-from autocompress_envs.solver.pricing import InfeasibleBudgetError
+from autocompress_envs.problem import Labeling, Outcome, Problem
+from autocompress_envs.solver import InfeasibleBudgetError
 
 ACTIONS = ("price", "label", "discrete")
 RESOURCES = ("size", "macs", "bitops", "memory")

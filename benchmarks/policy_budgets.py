@@ -20,7 +20,7 @@ from autocompress.policies.files import load_policy
 from autocompress.policies.network import walk
 from autocompress.policies.use import planned
 from autocompress.progress import Silent
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 BUDGETS = 20
 
@@ -48,7 +48,7 @@ def main() -> None:
         started = time.perf_counter()
         labeling = planned(saved, job.problem, limits, evaluator, Silent())
         plans.append(time.perf_counter() - started)
-        solver = evaluator(Pricer(job.problem, limits).solve())
+        solver = evaluator(Solver(job.problem, limits).solve())
         found = measure(model, evaluator.stitched(labeling), data.test_batches())
         accuracies.append(found.accuracy)
         kl = evaluator(labeling).kl

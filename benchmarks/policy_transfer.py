@@ -31,7 +31,7 @@ from autocompress.policy_training.recipe import Fitting, Recipe, ZooTask, read_r
 from autocompress.policy_training.training import EPISODES, RECIPE, Gathered, Home, gather, load_all
 from autocompress.progress import Silent
 from autocompress_envs.observation import KINDS
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 BUDGETS = 5
 MOST_KL = 1.0  # nats, of the solver's plan: beyond it a network only guesses
@@ -86,7 +86,7 @@ def _scores(
         job, evaluator = home.job(task) if home else _shared_job(name, task, cache, shared)
         scores = []
         for limits in _budgets(job.problem, task):
-            if evaluator(Pricer(job.problem, limits).solve()).kl > MOST_KL:
+            if evaluator(Solver(job.problem, limits).solve()).kl > MOST_KL:
                 continue
             saved = [SavedPolicy(policy, {"kinds": list(KINDS)}, "left out") for policy in policies]
             budget = ",".join(f"{resource}={amount}" for resource, amount in limits.items())

@@ -28,7 +28,7 @@ from autocompress.execute import Execution, execute
 from autocompress.job.finish import finish
 from autocompress.job.prepare import load, menu_settings, prepare
 from autocompress.progress import Silent
-from autocompress_envs.problem.numbers import Labeling, Problem
+from autocompress_envs.problem import Labeling, Problem
 
 PIXELS = 64  # edge of the random images that networks without data are run on
 

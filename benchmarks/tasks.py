@@ -17,7 +17,7 @@ from autocompress.evaluation import Closeness, Evaluator, measure
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.models import load_model
 from autocompress.network import Network, trace
-from autocompress_envs.problem.numbers import Labeling, Problem
+from autocompress_envs.problem import Labeling, Problem
 
 CACHE = Path("~/.cache/autocompress").expanduser()
 BITS_ONLY: Mapping[str, Any] = {"sparsity_levels": 1, "activation_bits": (32,)}

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.comparison.results import or_none
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 
 
 class SharedEvaluations:

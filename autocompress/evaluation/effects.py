@@ -43,7 +43,7 @@ from autocompress.evaluation.stitch import LayerChoice, full_weight, resolve, un
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
-from autocompress_envs.problem.numbers import IntArray, Labeling
+from autocompress_envs.problem import IntArray, Labeling
 
 NEAR = 2  # positions on the menu, to either side of a plan's label, for which effects around it are computed
 CLASSES_AROUND = 4  # classes whose derivatives are taken there: the 3 likeliest of every sample, and all others as one

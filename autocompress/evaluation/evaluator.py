@@ -32,7 +32,7 @@ from autocompress.evaluation.stitch import Stitcher
 from autocompress.menus.menus import Menus
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Network
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome
+from autocompress_envs.problem import FloatArray, Labeling, Outcome
 
 
 class Evaluator:

@@ -23,7 +23,7 @@ from autocompress.menus.activations import ActivationRange
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 _READY_BYTES = 1_000_000_000  # bytes of weights that are kept ready in the evaluation dtype; beyond, all are dropped
 

@@ -32,7 +32,7 @@ from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer, Network
 from autocompress.plan import Label, Plan
-from autocompress_envs.problem.numbers import Labeling, n_of_m, removed_weights
+from autocompress_envs.problem import Labeling, n_of_m, removed_weights
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetun
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.menus.menus import Menus
 from autocompress.progress import Progress
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 
 @dataclass(frozen=True)

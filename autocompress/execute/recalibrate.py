@@ -41,7 +41,7 @@ from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.variants import channel_variants, sparsity_mask
 from autocompress.network.exported import export_graph, layer_calls
 from autocompress.network.structure import Layer
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 _RANGE_SAMPLE = 65_536  # values of a layer's input that its range is taken from
 _PRIOR = 1e-2  # λ as a fraction of the mean diagonal of E[x̂ x̂ᵀ]

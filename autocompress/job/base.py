@@ -21,7 +21,7 @@ from autocompress.job.load import Loaded, loaded_fields
 from autocompress.menus.menus import Menus
 from autocompress.models.weights import weights_bytes
 from autocompress.network import fold_batch_norms, unfold_batch_norms
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 BASE = "base.safetensors"  # in a stage's folder
 

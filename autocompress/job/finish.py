@@ -33,7 +33,7 @@ from autocompress.targets.verify import (
     runtime_outcome,
 )
 from autocompress.version import versions
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 
 
 @dataclass(frozen=True, eq=False)

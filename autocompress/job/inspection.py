@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from autocompress.network import Layer, Network
-from autocompress_envs.problem.numbers import LayerNumbers, Problem
+from autocompress_envs.problem import LayerNumbers, Problem
 
 SHOWN_SPARSITIES = (0.25, 0.5, 0.75)
 

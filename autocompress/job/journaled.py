@@ -12,7 +12,7 @@ from autocompress.run.journal import Entry, Indices
 from autocompress.run.names import PLAN
 from autocompress.run.shifts import ShiftFile
 from autocompress.searchers.base import Evaluated
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 
 
 class JournaledEvaluation:

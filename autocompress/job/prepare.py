@@ -15,7 +15,7 @@ from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.menus.store import content_key, default_cache
 from autocompress.progress import Progress
 from autocompress.targets import counted_on_file
-from autocompress_envs import InfeasibleBudgetError, Pricer, Problem
+from autocompress_envs import InfeasibleBudgetError, Problem, Solver
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, in
     """Absolute limits. Raises InputError where no plan can meet them, before a run folder is made."""
     limits = budget.resolve(job.original)
     try:
-        Pricer(job.problem, limits)
+        Solver(job.problem, limits)
     except InfeasibleBudgetError as error:
         raise InputError(str(error)) from error
     for name, limit in limits.items():

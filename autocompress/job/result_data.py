@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autocompress_envs.problem.numbers import Labeling, Outcome, Problem, removed_weights
+from autocompress_envs.problem import Labeling, Outcome, Problem, removed_weights
 
 if TYPE_CHECKING:
     from autocompress.execute.finetune import Tuned

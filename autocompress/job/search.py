@@ -26,7 +26,7 @@ from autocompress.run.shifts import ShiftFile
 from autocompress.searchers.base import Evaluated, SearchResult, Task
 from autocompress.searchers.search import run_search
 from autocompress.version import versions
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome
+from autocompress_envs.problem import FloatArray, Labeling, Outcome
 
 
 @dataclass(frozen=True)

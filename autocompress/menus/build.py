@@ -22,7 +22,7 @@ from autocompress.menus.store import Store, content_key
 from autocompress.menus.variants import LayerSource
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Group, Layer, Network
-from autocompress_envs.problem.numbers import FloatArray
+from autocompress_envs.problem import FloatArray
 
 Progress = Callable[[int, int, str], None]
 

@@ -17,7 +17,7 @@ from autocompress.menus.store import Store
 from autocompress.menus.variants import LayerSource, Variant, channel_variants, sparse_variants
 from autocompress.network.structure import Group, Layer, Network
 from autocompress.plan import Label, Plan
-from autocompress_envs.problem.numbers import Labeling, LayerNumbers, Problem, n_of_m
+from autocompress_envs.problem import Labeling, LayerNumbers, Problem, n_of_m
 
 _TOLERANCE = 1e-6  # by which a plan's sparsity may miss the menu's
 

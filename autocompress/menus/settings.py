@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from autocompress.errors import InputError
 from autocompress.menus.criteria import CRITERIA
 from autocompress.menus.quantizers import QUANTIZERS
-from autocompress_envs.problem.numbers import n_of_m
+from autocompress_envs.problem import n_of_m
 
 
 @dataclass(frozen=True)

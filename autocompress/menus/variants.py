@@ -14,7 +14,7 @@ from autocompress.menus.criteria import CRITERIA, ElementContext, block_mask, el
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.settings import MenuSettings
 from autocompress.network.structure import Layer
-from autocompress_envs.problem.numbers import n_of_m, removed_weights
+from autocompress_envs.problem import n_of_m, removed_weights
 
 
 @dataclass(frozen=True)

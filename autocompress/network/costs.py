@@ -12,7 +12,7 @@ from torch import nn
 from autocompress.network.flow import folded_storages, layers_ahead, moments
 from autocompress.network.recording import BATCH, Recording, first_values
 from autocompress.network.structure import Group, Layer
-from autocompress_envs.problem.numbers import CostModel
+from autocompress_envs.problem import CostModel
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from autocompress_envs.problem.numbers import CostModel
+from autocompress_envs.problem import CostModel
 
 IntArray = npt.NDArray[np.int64]
 

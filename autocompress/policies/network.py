@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from autocompress.searchers.prices import PRICE_LIMIT
 from autocompress_envs.observation import HIGH, KINDS, Observer
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Problem
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import FloatArray, Labeling, Problem
+from autocompress_envs.solver import Solver
 
 WIDTH = 32
 HEADS = 4
@@ -98,19 +98,19 @@ class PricePolicy(nn.Module):
         return self.each(observations).mean(0).clamp(-PRICE_LIMIT, PRICE_LIMIT)
 
 
-def observations_of(pricer: Pricer, reference: Labeling, known: Sequence[str] = KINDS) -> FloatArray:
+def observations_of(solver: Solver, reference: Labeling, known: Sequence[str] = KINDS) -> FloatArray:
     """(L, F) what an episode of `price` actions shows, layer by layer, the previous actions left out.
 
     Args:
-        pricer: of the problem and its limits.
+        solver: of the problem and its limits.
         reference: its labels at price 0.
         known: kinds of layer; others are shown as the nearest of these.
     """
-    observer, nothing = Observer(pricer, reference), np.zeros(3)
-    count = pricer.tables.layer_count
+    observer, nothing = Observer(solver, reference), np.zeros(3)
+    count = solver.tables.layer_count
     seen: FloatArray = np.stack([observer.observe(layer, reference, nothing).vector() for layer in range(count)])
-    for kind, stand_in in nearest_kinds(pricer.problem, known).items():
-        rows = [layer.kind == kind for layer in pricer.problem.layers]
+    for kind, stand_in in nearest_kinds(solver.problem, known).items():
+        rows = [layer.kind == kind for layer in solver.problem.layers]
         seen[rows, : len(KINDS)] = [name == stand_in for name in KINDS]
     return seen
 
@@ -142,8 +142,8 @@ def walk(policy: PricePolicy, problem: Problem, limits: Mapping[str, int], known
     Raises:
         InfeasibleBudgetError: no plan meets the limits.
     """
-    pricer = Pricer(problem, limits)
-    observations = observations_of(pricer, pricer.solve(), known)
+    solver = Solver(problem, limits)
+    observations = observations_of(solver, solver.solve(), known)
     with torch.inference_mode():
         prices: FloatArray = policy(torch.from_numpy(observations).float()[None])[0].double().numpy()
-    return Walk(prices, pricer.solve(*np.exp(prices).T))
+    return Walk(prices, solver.solve(*np.exp(prices).T))

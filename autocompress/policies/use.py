@@ -15,7 +15,7 @@ from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import SearchSettings
 from autocompress.searchers.model_based.foresight import SAMPLES, foreseen
 from autocompress.searchers.search import Searcher
-from autocompress_envs.problem.numbers import Labeling, Problem
+from autocompress_envs.problem import Labeling, Problem
 
 NONE = "none"
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from autocompress.policies.network import observations_of
 from autocompress.searchers.explorers import PosteriorExplorer, Trial
+from autocompress_envs.problem import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome, Problem
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 MOST_LOSS = 3.0  # nats: beyond it a network only guesses, and nothing can be learned of prices
 _EXACT = 1 + 1e-12  # a logarithm and back must not lose the unit that a plan needs
@@ -79,12 +79,12 @@ def episodes(
     explorer, parts = PosteriorExplorer(problem, rng), LossParts(problem)
     for _ in range(count):
         limits = budgets.draw(problem, rng)
-        pricer = Pricer(problem, limits)
-        reference = pricer.solve()
+        solver = Solver(problem, limits)
+        reference = solver.solve()
         found: dict[bytes, tuple[FloatArray, float]] = {}
         for number in range(each):
             prices = explorer.propose().prices if number else np.zeros((len(problem.layers), 2))
-            labeling = pricer.solve(*np.exp(prices).T) if number else reference
+            labeling = solver.solve(*np.exp(prices).T) if number else reference
             is_new = labeling.key() not in found
             if is_new:
                 found[labeling.key()] = parts(labeling), evaluate(labeling).kl
@@ -94,7 +94,7 @@ def episodes(
             explorer.learn(Trial(prices, explorer.NAME, labeling, loss, is_new, is_best=False))
         stacked, losses = zip(*found.values(), strict=True)
         if losses[0] <= MOST_LOSS:
-            yield Budgeted(limits, observations_of(pricer, reference), np.stack(stacked), np.array(losses))
+            yield Budgeted(limits, observations_of(solver, reference), np.stack(stacked), np.array(losses))
 
 
 def _extremes(problem: Problem) -> tuple[Labeling, Labeling]:

@@ -23,8 +23,8 @@ from autocompress.policies.use import decided, planned
 from autocompress.progress import Progress, Silent
 from autocompress.searchers.base import Task
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import FloatArray
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import FloatArray
+from autocompress_envs.solver import Solver
 
 _OF_NETWORKS = frozenset(names_of(NetworkOptions, MenuOptions, MachineOptions))
 _SMALLEST_KL = 1e-6  # nats: below it plans are as good as the original, and ratios of noise
@@ -111,7 +111,7 @@ def measured(
     watcher: Progress,
 ) -> Score:
     """The policy's zero-shot plan beside the solver's."""
-    solver = evaluator(Pricer(job.problem, limits).solve())
+    solver = evaluator(Solver(job.problem, limits).solve())
     policy = evaluator(planned(saved, job.problem, limits, evaluator, watcher))
     return Score(network, budget, solver.kl, policy.kl, math.nan, solver.accuracy, policy.accuracy)
 

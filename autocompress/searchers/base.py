@@ -16,7 +16,7 @@ from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
 from autocompress.registry import Registry
 from autocompress_envs import rewards
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Outcome, Problem
+from autocompress_envs.problem import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.rewards import Reward, RewardContext, compute
 

@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 
 from autocompress.searchers.prices import PRICE_LIMIT, PriceBelief
+from autocompress_envs.problem import FloatArray, Labeling, Problem
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import FloatArray, Labeling, Problem
 
 
 @dataclass(frozen=True)

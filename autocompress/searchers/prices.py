@@ -1,6 +1,6 @@
 """What is believed about the true price of every layer, from the plans evaluated so far.
 
-Prices are natural logarithms of the weights that `Pricer.solve` takes, shape (L, 2): how much more a layer's pruning
+Prices are natural logarithms of the weights that `Solver.solve` takes, shape (L, 2): how much more a layer's pruning
 (column 0, of the layer that owns the sparsity) and quantization (column 1) hurt than its layer error says. All zeros
 is the Lagrangian solution of the layer-error problem.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autocompress_envs.problem.numbers import BoolArray, FloatArray
+from autocompress_envs.problem import BoolArray, FloatArray
 
 PRICE_LIMIT = 4.0  # prices stay in [-4, 4]: a weight of exp(4) = 55 already decides every choice
 

@@ -18,7 +18,7 @@ from autocompress.execute.compressed import Compressed, from_menus, uncompressed
 from autocompress.menus.menus import Menus
 from autocompress.targets.target import Target, lowered_for, target_file
 from autocompress.version import __version__
-from autocompress_envs.problem.numbers import CostModel, Labeling, layer_resources
+from autocompress_envs.problem import CostModel, Labeling, layer_resources
 
 # Bytes by which labels may make a file longer: lengths, offsets, and the plan itself, which compresses worst where
 # labels differ.

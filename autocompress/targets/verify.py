@@ -21,7 +21,7 @@ from autocompress.execute.compressed import LayerWeights
 from autocompress.network.structure import Network
 from autocompress.plan import Label, Plan
 from autocompress.targets.timing import Session, median_seconds
-from autocompress_envs.problem.numbers import removed_weights
+from autocompress_envs.problem import removed_weights
 from autocompress_envs.problem.tables import is_within
 
 AGREEMENT = 0.995  # least share of samples on which the file in its runtime answers as PyTorch does

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from autocompress.comparison.shared import SharedEvaluations
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 
 RESOURCES = {"size": 10, "macs": 20}
 

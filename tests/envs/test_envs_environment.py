@@ -11,8 +11,8 @@ import pytest
 from gymnasium.utils.env_checker import check_env as check_gymnasium
 from stable_baselines3.common.env_checker import check_env as check_stable_baselines
 
-from autocompress_envs import InfeasibleBudgetError, LayerLabelingEnv, Pricer
-from autocompress_envs.problem.numbers import Labeling, Outcome, Problem
+from autocompress_envs import InfeasibleBudgetError, LayerLabelingEnv, Solver
+from autocompress_envs.problem import Labeling, Outcome, Problem
 from autocompress_envs.testing import (
     TOY_LIMITS,
     LayerShape,
@@ -65,13 +65,13 @@ def test_price_zero_is_the_lagrangian_solution() -> None:
     for seed in range(10):
         problem = random_problem(np.random.default_rng(seed), 8)
         blank = Labeling(*np.zeros((3, 8), dtype=np.int64))
-        smallest = Pricer(problem, {"size": 10**12}).reach.smallest(blank, 0)["size"]
+        smallest = Solver(problem, {"size": 10**12}).reach.smallest(blank, 0)["size"]
         limits = {"size": (smallest + problem.original()["size"]) // 2}
         env = LayerLabelingEnv(problem, lambda labeling: NO_OUTCOME, limits)
         env.reset(seed=0)
         for _ in range(8):
             *_, info = env.step(np.zeros(2, dtype=np.float32))
-        assert as_lists(info["labeling"]) == as_lists(env.reference) == as_lists(Pricer(problem, limits).solve())
+        assert as_lists(info["labeling"]) == as_lists(env.reference) == as_lists(Solver(problem, limits).solve())
 
 
 def test_episode_of_prices_finds_what_the_solver_cannot_see() -> None:
@@ -262,7 +262,7 @@ def test_broken_evaluation_is_an_error() -> None:
 @pytest.mark.parametrize("action", ACTION_NAMES)
 def test_same_seed_same_episode(action: str) -> None:
     problem = random_problem(np.random.default_rng(4), 7, "chain")
-    smallest = Pricer(problem, {"size": 10**12}).reach.smallest(Labeling(*np.zeros((3, 7), dtype=np.int64)), 0)["size"]
+    smallest = Solver(problem, {"size": 10**12}).reach.smallest(Labeling(*np.zeros((3, 7), dtype=np.int64)), 0)["size"]
     limits = {"size": smallest * 3 // 2}
     env = LayerLabelingEnv(problem, lambda labeling: NO_OUTCOME, limits, action)
     first, second = (as_lists(walk(np.random.default_rng(9), env)) for _ in range(2))

@@ -10,15 +10,15 @@ import pytest
 
 from autocompress_envs.environment import LayerLabelingEnv
 from autocompress_envs.observation import HIGH, LOW, OBSERVATION_VERSION, Observation, Observer
-from autocompress_envs.problem.numbers import Labeling, Outcome
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import Labeling, Outcome
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import TOY_LIMITS, random_problem, toy_problem
 
 
 def toy_observer() -> tuple[Observer, Labeling]:
-    pricer = Pricer(toy_problem()[0], TOY_LIMITS)
-    reference = pricer.solve()
-    return Observer(pricer, reference), reference
+    solver = Solver(toy_problem()[0], TOY_LIMITS)
+    reference = solver.solve()
+    return Observer(solver, reference), reference
 
 
 def test_documented_indices_are_the_real_ones() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autocompress_envs.problem.numbers import Labeling, Problem
+from autocompress_envs.problem import Labeling, Problem
 from autocompress_envs.problem.tables import Tables
-from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.solver import InfeasibleBudgetError, Solver
 from autocompress_envs.testing import (
     TOY_LIMITS,
     LayerShape,
@@ -56,39 +56,39 @@ def separable_problem() -> Problem:
     ],
 )
 def test_exact_on_the_convex_hull(bitops: int, weight_bits: list[int], error: float) -> None:
-    pricer = Pricer(separable_problem(), {"bitops": bitops})
-    labeling = pricer.solve()
+    solver = Solver(separable_problem(), {"bitops": bitops})
+    labeling = solver.solve()
     assert labeling.weight_bits.tolist() == weight_bits
-    assert pricer.error(labeling) == pytest.approx(error, abs=1e-12)
+    assert solver.error(labeling) == pytest.approx(error, abs=1e-12)
 
 
 def test_slack_between_hull_points_is_filled() -> None:
     # 9,599 is one short of two upgrades: one upgrade, 1,599 unspent, nothing else fits.
-    assert Pricer(separable_problem(), {"bitops": 9_599}).solve().weight_bits.tolist() == [1, 0, 0, 0]
+    assert Solver(separable_problem(), {"bitops": 9_599}).solve().weight_bits.tolist() == [1, 0, 0, 0]
     # 15,999 is one short of the fifth; four upgrades stay.
-    assert Pricer(separable_problem(), {"bitops": 15_999}).solve().weight_bits.tolist() == [1, 1, 1, 1]
+    assert Solver(separable_problem(), {"bitops": 15_999}).solve().weight_bits.tolist() == [1, 1, 1, 1]
 
 
 def test_weights_move_bits_between_layers() -> None:
-    pricer = Pricer(separable_problem(), {"bitops": 8_000})
-    assert pricer.solve(bits_weights=[1.0, 3.0, 1.0, 1.0]).weight_bits.tolist() == [0, 1, 0, 0]  # 1.2 against 0.8
-    assert pricer.solve(bits_weights=[1.0, 1.9, 1.0, 1.0]).weight_bits.tolist() == [1, 0, 0, 0]  # 0.76 against 0.8
+    solver = Solver(separable_problem(), {"bitops": 8_000})
+    assert solver.solve(bits_weights=[1.0, 3.0, 1.0, 1.0]).weight_bits.tolist() == [0, 1, 0, 0]  # 1.2 against 0.8
+    assert solver.solve(bits_weights=[1.0, 1.9, 1.0, 1.0]).weight_bits.tolist() == [1, 0, 0, 0]  # 0.76 against 0.8
 
 
 def test_sparsity_weight_belongs_to_the_owner() -> None:
     problem, _ = toy_problem()
-    pricer = Pricer(problem, {"bitops": 2_000})
+    solver = Solver(problem, {"bitops": 2_000})
     pruned = Labeling(np.array([1, 0, 0]), np.array([2, 0, 2]), np.array([0, 0, 0]))
     # conv2's error is 0.6 of pruning (weighed by conv1, the owner) and 0.12 of 2 bits (weighed by conv2).
-    assert pricer.error(pruned) == pytest.approx(0.72)
-    assert pricer.error(pruned, sparsity_weights=[3.0, 1.0, 1.0]) == pytest.approx(1.92)
-    assert pricer.error(pruned, sparsity_weights=[1.0, 9.0, 9.0]) == pytest.approx(0.72)
-    assert pricer.error(pruned, bits_weights=[9.0, 2.0, 1.0]) == pytest.approx(0.84)
+    assert solver.error(pruned) == pytest.approx(0.72)
+    assert solver.error(pruned, sparsity_weights=[3.0, 1.0, 1.0]) == pytest.approx(1.92)
+    assert solver.error(pruned, sparsity_weights=[1.0, 9.0, 9.0]) == pytest.approx(0.72)
+    assert solver.error(pruned, bits_weights=[9.0, 2.0, 1.0]) == pytest.approx(0.84)
 
 
 def test_toy_solution_is_the_additive_optimum() -> None:
     problem, evaluate = toy_problem()
-    labeling = Pricer(problem, TOY_LIMITS).solve()
+    labeling = Solver(problem, TOY_LIMITS).solve()
     assert (labeling.sparsity.tolist(), labeling.weight_bits.tolist()) == ([0, 0, 0], [0, 0, 1])
     assert problem.resources(labeling)["bitops"] == 512
     assert additive_error(problem, labeling) == pytest.approx(0.26)
@@ -136,7 +136,7 @@ def gap_ratios(rng: np.random.Generator, kind: str, limit_count: int) -> list[fl
         names = rng.choice(RESOURCE_NAMES, limit_count, replace=False)
         limits = {str(name): int(resources[name][reachable]) for name in names}
         within = np.all([resources[name] <= limit for name, limit in limits.items()], axis=0)
-        labeling = Pricer(problem, limits).solve()
+        labeling = Solver(problem, limits).solve()
         amounts = problem.resources(labeling)
         assert all(amounts[name] <= limit for name, limit in limits.items())
         ratios.append(additive_error(problem, labeling) / errors[within].min())
@@ -145,7 +145,7 @@ def gap_ratios(rng: np.random.Generator, kind: str, limit_count: int) -> list[fl
 
 def test_every_limit_binds_when_it_should() -> None:
     problem = random_problem(np.random.default_rng(5), 8, "residual")
-    cheapest = {name: Pricer(problem, {name: 10**12}).reach for name in ("size", "bitops")}
+    cheapest = {name: Solver(problem, {name: 10**12}).reach for name in ("size", "bitops")}
     blank = Labeling(*np.zeros((3, 8), dtype=np.int64))
     smallest = {name: reach.smallest(blank, 0)[name] for name, reach in cheapest.items()}
     original = problem.original()
@@ -153,7 +153,7 @@ def test_every_limit_binds_when_it_should() -> None:
     error = {}
     for chosen in (["size"], ["bitops"], ["size", "bitops"]):
         subset = {name: limits[name] for name in chosen}
-        labeling = Pricer(problem, subset).solve()
+        labeling = Solver(problem, subset).solve()
         assert all(problem.resources(labeling)[name] <= limit for name, limit in subset.items())
         error[tuple(chosen)] = additive_error(problem, labeling)
     assert error["size", "bitops"] >= max(error["size",], error["bitops",]) - 1e-12
@@ -171,11 +171,11 @@ def test_tables_count_like_the_problem() -> None:
 
 def test_same_weights_same_labels() -> None:
     problem = random_problem(np.random.default_rng(8), 9, "chain")
-    pricer = Pricer(problem, {"size": problem.original()["size"] // 5})
+    solver = Solver(problem, {"size": problem.original()["size"] // 5})
     weights = np.exp(np.random.default_rng(1).uniform(-2, 2, (2, 9)))
-    first = pricer.solve(*weights)
-    pricer.solve(*weights[::-1])
-    again, fresh = pricer.solve(*weights), Pricer(problem, pricer.limits).solve(*weights)
+    first = solver.solve(*weights)
+    solver.solve(*weights[::-1])
+    again, fresh = solver.solve(*weights), Solver(problem, solver.limits).solve(*weights)
     for name in ("sparsity", "weight_bits", "activation_bits"):
         assert getattr(first, name).tolist() == getattr(again, name).tolist() == getattr(fresh, name).tolist()
 
@@ -183,9 +183,9 @@ def test_same_weights_same_labels() -> None:
 def test_infeasible_message() -> None:
     problem, _ = toy_problem()
     # Half of the group gone and 2 bits: 4 + 4 + 8 weights x 2 x 8.
-    assert Pricer(problem, {"bitops": 256}).solve().weight_bits.tolist() == [0, 0, 0]
+    assert Solver(problem, {"bitops": 256}).solve().weight_bits.tolist() == [0, 0, 0]
     with pytest.raises(InfeasibleBudgetError) as caught:
-        Pricer(problem, {"bitops": 255})
+        Solver(problem, {"bitops": 255})
     assert str(caught.value) == (
         "`bitops` budget must be at least 256 bit operations (the smallest plan of this network), got 255; "
         "raise it or allow fewer bits or more sparsity."
@@ -198,11 +198,11 @@ def test_infeasible_only_together() -> None:
     menu = Menu((0.0,), (2, 16), (8,))
     problem = build_problem(shapes, np.zeros(0, dtype=np.int64), menu, [np.zeros((1, 2, 1))], has_bias=False)
     # 16 bits: 100 fixed + 8 of weights + 8 of range = 116 bytes, 512 bitops; 2 bits: 100 + 1 + 16 + 8 = 125, 64.
-    assert Pricer(problem, {"size": 116}).solve().weight_bits.tolist() == [1]
-    assert Pricer(problem, {"bitops": 64}).solve().weight_bits.tolist() == [0]
-    assert Pricer(problem, {"size": 125, "bitops": 64}).solve().weight_bits.tolist() == [0]
+    assert Solver(problem, {"size": 116}).solve().weight_bits.tolist() == [1]
+    assert Solver(problem, {"bitops": 64}).solve().weight_bits.tolist() == [0]
+    assert Solver(problem, {"size": 125, "bitops": 64}).solve().weight_bits.tolist() == [0]
     with pytest.raises(InfeasibleBudgetError) as caught:
-        Pricer(problem, {"size": 116, "bitops": 64})
+        Solver(problem, {"size": 116, "bitops": 64})
     assert str(caught.value) == (
         "`size` budget must be at least 125 bytes (the smallest plan found that meets the other limits), got 116; "
         "raise it or allow fewer bits or more sparsity."
@@ -220,13 +220,13 @@ def test_infeasible_only_together() -> None:
 )
 def test_malformed_limits(limits: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match="limits") as caught:
-        Pricer(toy_problem()[0], limits)
+        Solver(toy_problem()[0], limits)
     assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, 0.0, 1.0], [1.0, float("nan"), 1.0]])
 def test_malformed_weights(weights: list[float]) -> None:
-    pricer = Pricer(toy_problem()[0], TOY_LIMITS)
+    solver = Solver(toy_problem()[0], TOY_LIMITS)
     with pytest.raises(ValueError, match="bits_weights") as caught:
-        pricer.solve(bits_weights=weights)
+        solver.solve(bits_weights=weights)
     assert str(caught.value) == f"`bits_weights` must hold 3 positive finite numbers, got {weights}."

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem import Outcome
 from autocompress_envs.rewards import REWARDS, RewardContext, compute
 
 CONTEXT = RewardContext(0.9, {"macs": 2_000, "size": 400}, {"macs": 800, "size": 100})

@@ -11,7 +11,7 @@ from autocompress.run.folder import RunFolder, claim
 from autocompress.run.names import PLAN, SHIFTS
 from autocompress.run.shifts import ShiftFile
 from autocompress.searchers.base import Evaluated
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 
 SHIFT = np.zeros((2, 3), dtype=np.float16)
 BETTER = (True, False, True, False)  # of the evaluations: the third is the best

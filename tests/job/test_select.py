@@ -14,7 +14,7 @@ from autocompress.job import select as selection
 from autocompress.job.select import select
 from autocompress.progress import Silent
 from autocompress.searchers.base import Evaluated
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 
 
 class Told(Silent):

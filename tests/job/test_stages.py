@@ -20,7 +20,7 @@ from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
 from autocompress.progress import Silent
 from autocompress.run.journal import read_journal
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 QUICK = {
     "episodes": 2, "method": "solver", "search_samples": 64, "calibration_samples": 64, "sparsity_levels": 4,

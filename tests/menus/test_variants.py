@@ -15,7 +15,7 @@ from autocompress.menus.quantizers import QUANTIZERS
 from autocompress.menus.variants import LayerSource, Variant, channel_variants, sparse_variants
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
-from autocompress_envs.problem.numbers import removed_weights
+from autocompress_envs.problem import removed_weights
 
 ALL_BITS = (*range(1, 9), 16, 32)
 

@@ -27,7 +27,7 @@ from autocompress.searchers.prices import PriceBelief
 from autocompress.searchers.search import run_search
 from autocompress_envs.observation import KINDS
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import TOY_LIMITS, fair_coins, random_problem, toy_problem
 
 QUICK = {
@@ -243,7 +243,7 @@ def test_without_evaluations_the_plan_is_what_is_foreseen_under_the_policys_pric
     found, evaluator = walked(mine, result), build_evaluator(*job)
     given = result.problem, result.limits, evaluator.probabilities, evaluator.effects()
     assert foreseen(*given, found.prices).key() == result.labeling.key()
-    others = found.labeling, foreseen(*given), Pricer(result.problem, result.limits).solve()
+    others = found.labeling, foreseen(*given), Solver(result.problem, result.limits).solve()
     assert result.labeling.key() not in [other.key() for other in others]
     assert evaluator.evaluations == 0
     assert result.outcome.resources["size"] <= result.limits["size"]
@@ -257,7 +257,7 @@ def test_without_effects_and_evaluations_the_plan_is_the_policys_walk(zero_shot,
     result, watcher = zero_shot[0], Watcher()
     found = planned(load_policy(mine), result.problem, result.limits, Lazy(), watcher)
     assert found.key() == walked(mine, result).labeling.key()
-    assert found.key() != Pricer(result.problem, result.limits).solve().key()
+    assert found.key() != Solver(result.problem, result.limits).solve().key()
     assert watcher.notes == zero_shot[1].notes
 
 
@@ -315,7 +315,7 @@ def test_a_search_begins_with_the_foreseen_plan_and_later_takes_the_policys_and_
     options = {**quick, "episodes": 9, "policy": str(mine), "selection_samples": 0}
     result = autocompress.search(out=tmp_path / "run", **options)
     entries = read_journal(tmp_path / "run" / "journal.jsonl")[1]
-    plans = zero_shot[0].labeling, walked(mine, result).labeling, Pricer(result.problem, result.limits).solve()
+    plans = zero_shot[0].labeling, walked(mine, result).labeling, Solver(result.problem, result.limits).solve()
     evaluated = [entry.labels for entry in entries]
     assert [evaluated.index(labels_of(plan)) for plan in plans] == [0, 4, 8]
     assert result.evaluations == 9

@@ -13,8 +13,8 @@ from autocompress.progress import Silent
 from autocompress.searchers.prices import PRICE_LIMIT
 from autocompress_envs.environment import LayerLabelingEnv
 from autocompress_envs.observation import KINDS
-from autocompress_envs.problem.numbers import Labeling, Outcome, Problem
-from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.problem import Labeling, Outcome, Problem
+from autocompress_envs.solver import InfeasibleBudgetError, Solver
 from autocompress_envs.testing import TOY_LIMITS, random_problem, toy_problem
 
 NOTHING_MEASURED = Outcome(0.1, 0.9, 0.9, {})
@@ -40,9 +40,9 @@ def grown(network="layer", members=2, seed=0):
 
 def halfway(problem, resource="size", share=0.25):
     """Limits between the smallest plan and the one of least error."""
-    blank, pricer = np.zeros(len(problem.layers), dtype=np.int64), Pricer(problem, {resource: 10**15})
-    smallest = pricer.reach.smallest(Labeling(blank, blank, blank), 0)[resource]
-    return {resource: int(smallest + share * (problem.resources(pricer.solve())[resource] - smallest))}
+    blank, solver = np.zeros(len(problem.layers), dtype=np.int64), Solver(problem, {resource: 10**15})
+    smallest = solver.reach.smallest(Labeling(blank, blank, blank), 0)[resource]
+    return {resource: int(smallest + share * (problem.resources(solver.solve())[resource] - smallest))}
 
 
 def with_choices(seed, kind):
@@ -176,16 +176,16 @@ def test_nearest_kinds(known, expected):
 def test_a_kind_that_nobody_knows_is_the_first_known_one():
     problem = with_kinds(toy_problem()[0], ["attention", "conv", "linear"])
     assert nearest_kinds(problem, ["linear", "depthwise"]) == {"attention": "depthwise", "conv": "depthwise"}
-    pricer = Pricer(problem, TOY_LIMITS)
-    kinds = observations_of(pricer, pricer.solve(), ["linear", "depthwise"])[:, :3]
+    solver = Solver(problem, TOY_LIMITS)
+    kinds = observations_of(solver, solver.solve(), ["linear", "depthwise"])[:, :3]
     assert kinds.tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 1]]
 
 
 def test_layers_are_shown_as_the_nearest_kind_and_else_unchanged():
     problem = random_problem(np.random.default_rng(0), 7, "depthwise")
-    pricer = Pricer(problem, halfway(problem))
-    reference = pricer.solve()
-    as_it_is, shown = observations_of(pricer, reference), observations_of(pricer, reference, ["conv"])
+    solver = Solver(problem, halfway(problem))
+    reference = solver.solve()
+    as_it_is, shown = observations_of(solver, reference), observations_of(solver, reference, ["conv"])
     assert shown[:, :3].tolist() == [[1, 0, 0]] * 7
     assert np.array_equal(shown[:, 3:], as_it_is[:, 3:])
     assert as_it_is[:, :3].tolist() == [[1, 0, 0], [0, 1, 0], [1, 0, 0]] * 2 + [[0, 0, 1]]

@@ -9,9 +9,9 @@ from autocompress.errors import InputError
 from autocompress.policies.network import observations_of
 from autocompress.policy_training.episode_files import load_episodes, save_episodes
 from autocompress.policy_training.episodes import MOST_LOSS, BudgetRange, episodes
+from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import Labeling, Outcome
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import additive_error, random_problem, toy_problem
 
 RESOURCES = ["size", "macs", "bitops", "memory"]
@@ -56,7 +56,7 @@ def test_budgets_stay_in_range_and_can_be_met(resource):
             limits = wanted.draw(problem, rng)
             assert list(limits) == [resource]
             assert math.floor(low**0.8 * high**0.2 - 1e-6) <= limits[resource] <= low**0.3 * high**0.7 + 1e-6
-            plan = Pricer(problem, limits).solve()
+            plan = Solver(problem, limits).solve()
             assert problem.resources(plan)[resource] <= limits[resource]
 
 
@@ -79,11 +79,11 @@ def test_the_solver_comes_first_under_every_budget(problem, walked):
     parts = LossParts(problem)
     assert len(found) == 6
     for under in found:
-        pricer = Pricer(problem, under.limits)
-        reference = pricer.solve()
+        solver = Solver(problem, under.limits)
+        reference = solver.solve()
         assert np.array_equal(under.parts[0], parts(reference))
         assert under.losses[0] == pytest.approx(additive_error(problem, reference), rel=1e-12)
-        assert np.array_equal(under.observations, observations_of(pricer, reference))
+        assert np.array_equal(under.observations, observations_of(solver, reference))
         assert under.observations.shape == (8, 46)
 
 

@@ -15,9 +15,9 @@ from autocompress.policies.network import NETWORKS, PricePolicy, observations_of
 from autocompress.policy_training.episodes import BudgetRange, episodes
 from autocompress.policy_training.fitting import fit
 from autocompress.policy_training.recipe import Fitting
+from autocompress_envs.problem import Outcome
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import Outcome
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import random_problem
 
 WORSE = 4.0
@@ -91,7 +91,7 @@ def loss_over_solvers(policy, unseen):
     ratios = []
     for problem, limits in unseen:
         labeling = walk(policy, problem, limits).labeling
-        ratios.append(true_loss(problem, labeling) / true_loss(problem, Pricer(problem, limits).solve()))
+        ratios.append(true_loss(problem, labeling) / true_loss(problem, Solver(problem, limits).solve()))
     return np.array(ratios)
 
 
@@ -106,8 +106,8 @@ def test_plans_for_networks_never_seen_beat_the_solver(policy, unseen):
     possible = []
     for problem, limits in unseen:
         weights = np.where(is_depthwise(problem), WORSE, 1.0)
-        best = Pricer(problem, limits).solve(weights, weights)
-        possible.append(true_loss(problem, best) / true_loss(problem, Pricer(problem, limits).solve()))
+        best = Solver(problem, limits).solve(weights, weights)
+        possible.append(true_loss(problem, best) / true_loss(problem, Solver(problem, limits).solve()))
     assert math.exp(np.log(possible).mean()) == pytest.approx(0.930, abs=5e-4)
     ratios = loss_over_solvers(policy, unseen)
     assert math.exp(np.log(ratios).mean()) < 0.94
@@ -172,7 +172,7 @@ def test_untrained_policy_is_the_solver(network, unseen):
     for problem, limits in unseen:
         found = walk(policy, problem, limits)
         assert not found.prices.any()
-        assert found.labeling.key() == Pricer(problem, limits).solve().key()
+        assert found.labeling.key() == Solver(problem, limits).solve().key()
 
 
 def test_members_are_averaged_and_start_from_other_weights(tasks):
@@ -206,7 +206,7 @@ def test_prices_stay_within_their_limit():
     with torch.no_grad():
         policy.members[0].head.bias.copy_(torch.tensor([9.0, -9.0]))
     problem = problem_of(0)
-    pricer = Pricer(problem, {"size": 10**6})
-    seen = torch.from_numpy(observations_of(pricer, pricer.solve()))[None]
+    solver = Solver(problem, {"size": 10**6})
+    seen = torch.from_numpy(observations_of(solver, solver.solve()))[None]
     with torch.inference_mode():
         assert policy(seen)[0].tolist() == [[4.0, -4.0]] * 9

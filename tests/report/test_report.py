@@ -12,7 +12,7 @@ from autocompress.job.inspection import bit_errors, sparsity_errors
 from autocompress.job.result_data import label_summary, outcome_data
 from autocompress.progress import Step
 from autocompress.report.live import PlainView, TerminalView, best_so_far
-from autocompress_envs.problem.numbers import CostModel, Labeling, LayerNumbers, Problem
+from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Problem
 
 
 def make_problem(granularity="channel"):

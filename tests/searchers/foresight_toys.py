@@ -4,7 +4,7 @@ import numpy as np
 from output_toys import effects_of
 
 from autocompress.searchers.model_based.cells import Cells
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 from autocompress_envs.testing import LayerShape, Menu, all_labelings, all_resources, build_problem
 
 KINDS = ["chain", "residual", "concat", "depthwise", "element"]

@@ -5,7 +5,7 @@ import numpy as np
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.model_based.cells import Cells
 from autocompress.searchers.model_based.output_model import OutputModel
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.testing import random_problem
 
 

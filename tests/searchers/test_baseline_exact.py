@@ -8,9 +8,9 @@ from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import run_search
 from autocompress.searchers.solvers import exact_model
 from autocompress.searchers.solvers.exact import GAP, solve_exactly
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.tables import RESOURCES, Tables, is_within
-from autocompress_envs.solver.pricing import InfeasibleBudgetError, Pricer
+from autocompress_envs.solver import InfeasibleBudgetError, Solver
 from autocompress_envs.testing import (
     additive_error,
     all_errors,
@@ -82,9 +82,9 @@ def test_equals_brute_force(kind, names):
 def test_never_worse_than_the_lagrangian_solution(kind):
     problem = random_problem(np.random.default_rng(5), 16, kind)
     original = problem.original()
-    cheapest = Pricer(problem, original).reach.smallest(all_zero(problem), 0)
+    cheapest = Solver(problem, original).reach.smallest(all_zero(problem), 0)
     limits = {name: (cheapest[name] * 4 + original[name]) // 5 for name in ("size", "bitops")}
-    labeling, relaxed = solve_exactly(problem, limits), Pricer(problem, limits).solve()
+    labeling, relaxed = solve_exactly(problem, limits), Solver(problem, limits).solve()
     assert is_within(problem.resources(labeling), limits)
     assert additive_error(problem, labeling) <= additive_error(problem, relaxed)
 
@@ -96,11 +96,11 @@ def all_zero(problem):
 
 def test_dominated_and_hopeless_cells_are_left_out():
     problem, _ = toy_problem()
-    pricer = Pricer(problem, {"size": 204})
+    solver = Solver(problem, {"size": 204})
     # Rows of conv2: 3 bit-widths for each of the 2 widths of its input; those pruned lose 0.6 at least.
-    sizes = {most: [len(cells.error) for cells in exact_model.layer_cells(pricer, most)] for most in (1.0, 0.26, 0.05)}
+    sizes = {most: [len(cells.error) for cells in exact_model.layer_cells(solver, most)] for most in (1.0, 0.26, 0.05)}
     assert sizes == {1.0: [6, 6, 3], 0.26: [6, 3, 2], 0.05: [4, 2, 2]}
-    unlimited_bits = exact_model.layer_cells(Pricer(problem, {"macs": 24}), 1.0)
+    unlimited_bits = exact_model.layer_cells(Solver(problem, {"macs": 24}), 1.0)
     assert [len(cells.error) for cells in unlimited_bits] == [2, 2, 1]  # bits cost nothing: 8 beats 2 and 4
 
 

@@ -10,9 +10,9 @@ from autocompress.errors import InputError
 from autocompress.searchers.base import Evaluated, SearchSettings, Task
 from autocompress.searchers.black_box.evolution import MOST_CHANGED, Nursery, genes_of, repaired
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.problem.tables import is_within
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import additive_error, random_problem, toy_problem
 
 EVOLVING = ["evolution", "tpe", "cmaes", "nsga2"]
@@ -77,32 +77,32 @@ def test_greedy_that_leads_nowhere():
 def memory_task():
     """A chain whose activations must shrink."""
     problem = random_problem(np.random.default_rng(4), 8, "chain")
-    pricer = Pricer(problem, problem.original())
+    solver = Solver(problem, problem.original())
     zeros = np.zeros(8, dtype=np.int64)
-    least = pricer.reach.smallest(Labeling(zeros, zeros, zeros), 0)
+    least = solver.reach.smallest(Labeling(zeros, zeros, zeros), 0)
     return Task(problem, {"memory": least["memory"] * 11 // 10}, lambda labeling: None)
 
 
 def test_repaired_plans_meet_every_limit():
     rng = np.random.default_rng(0)
     for task in (chain_task(), memory_task()):
-        pricer = Pricer(task.problem, task.limits)
+        solver = Solver(task.problem, task.limits)
         for _ in range(5):
-            plan = repaired(pricer, Labeling(*rng.integers(pricer.tables.counts).T))
+            plan = repaired(solver, Labeling(*rng.integers(solver.tables.counts).T))
             assert is_within(task.problem.resources(plan), task.limits)
 
 
 def test_repair_keeps_what_is_within_and_full():
     task = chain_task()
-    pricer = Pricer(task.problem, task.limits)
-    assert repaired(pricer, pricer.solve()).key() == pricer.solve().key()
+    solver = Solver(task.problem, task.limits)
+    assert repaired(solver, solver.solve()).key() == solver.solve().key()
 
 
 def test_children_are_new():
     task = chain_task()
-    pricer = Pricer(task.problem, task.limits)
-    nursery = Nursery(pricer, np.random.default_rng(0))
-    start = pricer.solve()
+    solver = Solver(task.problem, task.limits)
+    nursery = Nursery(solver, np.random.default_rng(0))
+    start = solver.solve()
     population = [Evaluated(0, start, task.evaluate(start), 0.0, True)]
     keys = {start.key(), *(nursery.child(population).key() for _ in range(20))}
     assert len(keys) == 21
@@ -110,13 +110,13 @@ def test_children_are_new():
 
 def test_a_mutation_changes_few_layers():
     task = chain_task()
-    pricer = Pricer(task.problem, task.limits)
-    nursery = Nursery(pricer, np.random.default_rng(0))
-    genes = genes_of(pricer.solve())
+    solver = Solver(task.problem, task.limits)
+    nursery = Nursery(solver, np.random.default_rng(0))
+    genes = genes_of(solver.solve())
     mutants = [nursery._mutated(genes) for _ in range(60)]
     assert {int((mutant != genes).sum()) for mutant in mutants} == set(range(1, MOST_CHANGED + 1))
     assert {int((mutant != genes).any(1).sum()) for mutant in mutants} == set(range(1, MOST_CHANGED + 1))
-    assert all((mutant >= 0).all() and (mutant < pricer.tables.counts).all() for mutant in mutants)
+    assert all((mutant >= 0).all() and (mutant < solver.tables.counts).all() for mutant in mutants)
 
 
 # The toy's few plans are plateaus to CMA-ES: in 2 of 6 seeds it saw 50 known plans in a row before the fourth plan.
@@ -132,7 +132,7 @@ def test_finds_the_optimum(method, seed):
 def test_starts_with_the_solver_and_then_follows_the_seed(method):
     task = chain_task()
     first, second = (plans_of(method, task, episodes=6, seed=seed) for seed in (0, 1))
-    assert first[0] == second[0] == Pricer(task.problem, task.limits).solve().key()
+    assert first[0] == second[0] == Solver(task.problem, task.limits).solve().key()
     assert first[1:] != second[1:]
     assert len(first) == len(second) == 6
 

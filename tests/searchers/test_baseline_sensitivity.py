@@ -9,7 +9,7 @@ from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import run_search
 from autocompress.searchers.solvers.greedy import mildest
 from autocompress.searchers.solvers.sensitivity import measured_problem
-from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem import Outcome
 from autocompress_envs.testing import LayerShape, Menu, additive_error, build_problem, random_problem, toy_problem
 
 KINDS = ["chain", "residual", "concat", "depthwise", "element"]

@@ -9,7 +9,7 @@ from autocompress.searchers.model_based import foresight
 from autocompress.searchers.model_based.cells import Cells
 from autocompress.searchers.model_based.foresight import SAMPLES, SHARE, Foresight, foreseen
 from autocompress_envs.problem.tables import is_within
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ class Enumerated:
         return self.plans[tuple(self.network.cells.encode(labeling).tolist())]
 
     def starts(self):
-        pricer = Pricer(self.network.problem, self.limits)
-        return [pricer.solve()] if self.prices is None else [pricer.solve(), pricer.solve(*np.exp(self.prices).T)]
+        solver = Solver(self.network.problem, self.limits)
+        return [solver.solve()] if self.prices is None else [solver.solve(), solver.solve(*np.exp(self.prices).T)]
 
     def least_within_two_changes(self, labeling):
         changes = (self.codes != self.network.cells.encode(labeling)).sum(1)

@@ -8,7 +8,7 @@ from output_toys import LinearNetwork, effects_of, softmax
 from autocompress.searchers.model_based.cells import Cells
 from autocompress.searchers.model_based.foresight import SAMPLES, Foresight, Known, foreseen
 from autocompress_envs.problem.tables import is_within
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 HEAD_ROUNDED = [0, 0, 1, 0]
 MOVED = np.array([[0.3, -0.3], [-0.5, 0.0]])  # what that does to the logits
@@ -72,7 +72,7 @@ class Enumerated:
         self.network = network = LinearNetwork(4, 10, 3, seed, KINDS[seed % 5], plans=300)
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
         self.limits, self.codes = tight(network, seed)
-        self.plan = Pricer(network.problem, self.limits).solve()
+        self.plan = Solver(network.problem, self.limits).solve()
         cells, own = (network.cells.of(codes) for codes in (self.codes, network.cells.encode(self.plan)))
         errors = Cells(network.problem, self.prices).row
         risk = np.where(cells == own, 0.0, np.maximum(errors[cells], errors[own])).sum(1)
@@ -115,7 +115,7 @@ def test_no_two_changes_improve_the_foreseen_plan_and_mostly_it_is_the_best_of_a
 def test_it_is_deterministic_and_looks_at_the_first_samples():
     network = LinearNetwork(5, SAMPLES + 60, 3, seed=1, kind="chain")
     limits = {"size": int(0.3 * network.problem.original()["size"])}
-    plan = Pricer(network.problem, limits).solve()
+    plan = Solver(network.problem, limits).solve()
     shift, effects = network.evaluate(plan, np.float64).shift, network.effects(1.0, around=plan)
     few = network.probabilities[:SAMPLES], effects.first(SAMPLES), None, Known(plan, shift[:SAMPLES])
     given = (network.probabilities, effects, None, Known(plan, shift)), few, few

@@ -15,7 +15,7 @@ from autocompress.run.names import SHIFTS
 from autocompress.run.shifts import ShiftFile
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem import Outcome
 
 
 class Bent(LinearNetwork):

@@ -9,8 +9,8 @@ from output_toys import LinearNetwork
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.model_based.foresight import foreseen
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import Labeling, Outcome
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import Labeling, Outcome
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import all_labelings, all_resources, coin_shift, fair_coins, layer_errors, random_problem
 
 PRICES = np.log([[1.0, 3.0], [0.3, 1.0], [1.0, 0.5], [2.0, 1.0]])
@@ -113,8 +113,8 @@ def test_the_explorers_plans_take_their_turns_after_the_foreseen_one():
     task = Task(network.problem, limits, network.evaluate, np.nan, network.probabilities, prices, lambda _: effects)
     seen = []
     run_search(task, SearchSettings("model-based", "price", episodes=25), observe=seen.append)
-    pricer = Pricer(network.problem, limits)
-    plans = [keys(seen).index(plan.key()) for plan in (pricer.solve(*np.exp(prices).T), pricer.solve())]
+    solver = Solver(network.problem, limits)
+    plans = [keys(seen).index(plan.key()) for plan in (solver.solve(*np.exp(prices).T), solver.solve())]
     assert plans == [12, 24]
 
 

@@ -8,9 +8,9 @@ from output_toys import LinearNetwork, Taught, predicted_by_hand, softmax
 
 from autocompress.searchers.model_based.output_model import REFIT, TRUST, OutputModel
 from autocompress.searchers.model_based.planning import Planner
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.tables import is_within
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 from autocompress_envs.testing import TOY_LIMITS, fair_coins, toy_problem
 
 WRONG_EFFECTS = (0.8, 0.5)  # a slope to be found, and misses that are left for the process to learn
@@ -160,7 +160,7 @@ def test_planner_finds_the_best_pair_of_changes():
     """The toy: with the solver's plan, its neighbours and single changes measured, planning leads to the optimum."""
     problem, evaluate = toy_problem()
     model = OutputModel(problem, fair_coins(4))
-    solved = Pricer(problem, TOY_LIMITS).solve()
+    solved = Solver(problem, TOY_LIMITS).solve()
     none = np.zeros(3, dtype=np.int64)
     taught = [
         solved,
@@ -178,7 +178,7 @@ def test_every_plan_met_is_within_the_limits(kind):
         network, rng = LinearNetwork(6, seed=seed, kind=kind), np.random.default_rng(seed)
         limits = {resource: int(0.6 * network.problem.original()[resource])}
         try:
-            solved = Pricer(network.problem, limits).solve()
+            solved = Solver(network.problem, limits).solve()
         except ValueError:
             continue  # this random menu can't go so low
         model = OutputModel(network.problem, network.probabilities)

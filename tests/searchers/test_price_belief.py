@@ -3,8 +3,8 @@ import pytest
 
 from autocompress.searchers.explorers import EXPLORERS, LocalExplorer, PosteriorExplorer, Trial
 from autocompress.searchers.prices import PRICE_LIMIT, PriceBelief
+from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import Labeling
 from autocompress_envs.testing import additive_error, random_problem, toy_problem
 
 

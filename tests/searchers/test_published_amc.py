@@ -11,7 +11,7 @@ from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.published.amc import AmcEnv, AmcOptions, amc_searcher
 from autocompress.searchers.published.menus import offer
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.testing import LayerShape, Menu, additive_error, build_problem, random_problem, toy_problem
 
 SETTINGS = SearchSettings(episodes=50)

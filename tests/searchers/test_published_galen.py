@@ -7,7 +7,7 @@ from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.published.galen import GalenEnv, Standardizer, sensitivities
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem import Outcome
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.testing import toy_problem
 

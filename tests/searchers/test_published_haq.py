@@ -9,7 +9,7 @@ from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.published.haq import HaqEnv, lowered, nearest_bits
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.testing import LayerShape, Menu, additive_error, build_problem, toy_problem
 

@@ -6,7 +6,7 @@ import pytest
 from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.published.releq import ReleqEnv, build_releq, shaped_reward
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem import Outcome
 from autocompress_envs.testing import additive_error, random_problem, toy_problem
 
 SETTINGS = SearchSettings(episodes=50)

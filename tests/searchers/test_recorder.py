@@ -6,8 +6,8 @@ import pytest
 from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Task
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem.numbers import Labeling, Outcome
-from autocompress_envs.solver.pricing import InfeasibleBudgetError
+from autocompress_envs.problem import Labeling, Outcome
+from autocompress_envs.solver import InfeasibleBudgetError
 from autocompress_envs.testing import fair_coins, toy_problem
 
 

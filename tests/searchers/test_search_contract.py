@@ -16,7 +16,7 @@ from autocompress.searchers import base
 from autocompress.searchers.agents import AGENTS
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import SEARCHERS, run_search
-from autocompress_envs.problem.numbers import Outcome
+from autocompress_envs.problem import Outcome
 from autocompress_envs.testing import additive_error, coin_shift, fair_coins, layer_errors, random_problem, toy_problem
 
 METHODS = sorted(set(SEARCHERS) - {"rl"})

@@ -11,7 +11,7 @@ from autocompress.errors import InputError
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import SEARCHERS, run_search
 from autocompress.searchers.solvers.baselines import uniform_frontier
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 from autocompress_envs.testing import fair_coins, toy_problem
 
 OPTIMUM, SOLVER = 0.512, 0.76  # nats at 204 bytes: bits 2 4 2 against 2 2 4, nothing pruned

@@ -11,7 +11,7 @@ from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.targets.graph.lowering import Lowered, lower
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 
 class Blocks(nn.Module):

@@ -22,7 +22,7 @@ from autocompress.targets.graph.lowering import lower
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
 from autocompress.targets.timing import median_seconds
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 RESIDUAL_KERNELS = {"QLinearConv": 3, "QLinearAdd": 2, "QLinearGlobalAveragePool": 1, "QGemm": 1, "Conv": 0, "Gemm": 0}
 MIXED = (1, 2, 3, 4, 5, 8, 16, 32)

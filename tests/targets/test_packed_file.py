@@ -32,7 +32,7 @@ from autocompress.targets.graph.lowering import lower
 from autocompress.targets.loading import load, restore
 from autocompress.targets.packed.bits import decode_weight, encode_weight, pack_bits, unpack_bits
 from autocompress.targets.packed.file import load_packed, pack, pack_weights
-from autocompress_envs.problem.numbers import Labeling, stored_bits
+from autocompress_envs.problem import Labeling, stored_bits
 
 OFFERS = {"channel": (1, 2, 3, 5, 8, 16, 32), "element": (1, 3, 8, 16, 32), "2:4": (1, 4, 16, 32)}
 

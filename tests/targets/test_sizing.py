@@ -13,7 +13,7 @@ from autocompress.network import fold_batch_norms, trace
 from autocompress.targets import counted_on_file
 from autocompress.targets.graph.lowering import lower
 from autocompress.targets.target import TARGETS
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 SLACK = 64 + 2 * 8  # bytes, of two layers
 

@@ -20,7 +20,7 @@ from autocompress.targets.loading import restore
 from autocompress.targets.onnxruntime.session import open_session
 from autocompress.targets.packed.file import load_packed
 from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 PLANS = {"digits": (2,), "residual": (0,), "depthwise": (1,)}  # seeds; benchmarks/random_plans.py tries many more
 UNUSED = 400  # bytes that may be counted too much, besides 3 %: of codes, names and lengths that a plan does without

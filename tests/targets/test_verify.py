@@ -32,7 +32,7 @@ from autocompress.targets.verify import (
     outputs_on,
     runtime_outcome,
 )
-from autocompress_envs.problem.numbers import Labeling
+from autocompress_envs.problem import Labeling
 
 NAMES = ["stem", "inner", "outer", "down", "head"]
 BITS = (4, 2, 4, 8, 4)

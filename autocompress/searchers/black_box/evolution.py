@@ -9,8 +9,8 @@ import numpy as np
 
 from autocompress.searchers.base import Evaluated, Recorder, SearchSettings, Task
 from autocompress_envs.actions import LabelActions, label_at, menu_coordinates
-from autocompress_envs.problem.numbers import IntArray, Labeling
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import IntArray, Labeling
+from autocompress_envs.solver import Solver
 
 POPULATION = 24
 SAMPLE = 6  # plans that compete to be a parent
@@ -24,9 +24,9 @@ def search_evolution(task: Task, settings: SearchSettings, recorder: Recorder) -
 
     Differs from the paper by crossover, and by repair (`repaired`): each evaluated plan meets every limit.
     """
-    pricer = Pricer(task.problem, task.limits)
-    nursery = Nursery(pricer, np.random.default_rng(settings.seed))
-    population = deque([recorder.record(pricer.solve())], maxlen=POPULATION)
+    solver = Solver(task.problem, task.limits)
+    nursery = Nursery(solver, np.random.default_rng(settings.seed))
+    population = deque([recorder.record(solver.solve())], maxlen=POPULATION)
     while True:
         is_young = len(population) < POPULATION
         child = nursery.stranger() if is_young else nursery.child(population)
@@ -36,11 +36,11 @@ def search_evolution(task: Task, settings: SearchSettings, recorder: Recorder) -
 class Nursery:
     """Makes plans within the limits, each different from all before it where that takes few attempts."""
 
-    def __init__(self, pricer: Pricer, rng: np.random.Generator) -> None:
-        self._pricer, self._rng = pricer, rng
-        self._counts = pricer.tables.counts
+    def __init__(self, solver: Solver, rng: np.random.Generator) -> None:
+        self._solver, self._rng = solver, rng
+        self._counts = solver.tables.counts
         self._choices = np.argwhere(self._counts > 1)  # (n, 2): layer, axis of its label
-        self._known = {pricer.solve().key()}
+        self._known = {solver.solve().key()}
 
     def stranger(self) -> Labeling:
         """A label drawn uniformly from the menu of every layer, repaired."""
@@ -62,7 +62,7 @@ class Nursery:
     def _first_new(self, draw: Callable[[], IntArray]) -> Labeling:
         """The first draw that, repaired, was not seen before, or else the last of `ATTEMPTS`."""
         for _ in range(ATTEMPTS):
-            labeling = repaired(self._pricer, labeling_of_genes(draw()))
+            labeling = repaired(self._solver, labeling_of_genes(draw()))
             if labeling.key() not in self._known:
                 break
         self._known.add(labeling.key())
@@ -85,17 +85,17 @@ class Nursery:
         return genes
 
 
-def repaired(pricer: Pricer, labeling: Labeling) -> Labeling:
+def repaired(solver: Solver, labeling: Labeling) -> Labeling:
     """The labelling, trimmed to the limits and with the room that is left filled, by single changes.
 
     Where these lead nowhere (a peak memory), layer by layer the nearest label that leaves every limit within reach.
     """
-    single = pricer.repair(labeling)
+    single = solver.repair(labeling)
     if single is not None:
         return single
-    walk = LabelActions(pricer)
-    for index in range(pricer.tables.layer_count):
-        wanted = menu_coordinates(pricer.tables, index)[np.arange(3), label_at(labeling, index)]
+    walk = LabelActions(solver)
+    for index in range(solver.tables.layer_count):
+        wanted = menu_coordinates(solver.tables, index)[np.arange(3), label_at(labeling, index)]
         walk.apply(index, wanted)
     return walk.finish()
 

@@ -12,10 +12,10 @@ import numpy as np
 from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.black_box.evolution import genes_of, labeling_of_genes, repaired
 from autocompress.searchers.prices import PRICE_LIMIT
+from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.numbers import Labeling
 from autocompress_envs.problem.tables import is_within
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -50,11 +50,11 @@ def search_nsga2(task: Task, settings: SearchSettings, recorder: Recorder) -> No
     A plan beyond the limits is repaired by layer errors before it is evaluated, and its trial is told what the
     repaired plan gives. The first trial is the solver's plan.
     """
-    pricer = Pricer(task.problem, task.limits)
-    axes = {f"layer{layer}.axis{axis}": (layer, axis) for layer, axis in np.argwhere(pricer.tables.counts > 1)}
-    start = genes_of(pricer.solve())
+    solver = Solver(task.problem, task.limits)
+    axes = {f"layer{layer}.axis{axis}": (layer, axis) for layer, axis in np.argwhere(solver.tables.counts > 1)}
+    start = genes_of(solver.solve())
     with _quiet_optuna() as optuna:
-        menus = {name: int(pricer.tables.counts[at]) for name, at in axes.items()}
+        menus = {name: int(solver.tables.counts[at]) for name, at in axes.items()}
         ranges = {name: optuna.distributions.IntDistribution(0, count - 1) for name, count in menus.items()}
         sampler = optuna.samplers.NSGAIISampler(population_size=POPULATION, crossover_prob=CROSSED, seed=settings.seed)
         study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
@@ -64,18 +64,18 @@ def search_nsga2(task: Task, settings: SearchSettings, recorder: Recorder) -> No
             genes = np.zeros_like(start)
             for name, index in trial.params.items():
                 genes[axes[name]] = index
-            evaluated = recorder.record(_within(pricer, labeling_of_genes(genes)))
-            used = max(evaluated.outcome.resources[name] / limit for name, limit in pricer.limits.items())
+            evaluated = recorder.record(_within(solver, labeling_of_genes(genes)))
+            used = max(evaluated.outcome.resources[name] / limit for name, limit in solver.limits.items())
             study.tell(trial, [evaluated.reward, used])
 
 
-def _within(pricer: Pricer, labeling: Labeling) -> Labeling:
-    fits = is_within(pricer.tables.resources(labeling, pricer.limits), pricer.limits)
-    return labeling if fits else repaired(pricer, labeling)
+def _within(solver: Solver, labeling: Labeling) -> Labeling:
+    fits = is_within(solver.tables.resources(labeling, solver.limits), solver.limits)
+    return labeling if fits else repaired(solver, labeling)
 
 
 def _search_log_prices(task: Task, settings: SearchSettings, recorder: Recorder, sampler: MakeSampler) -> None:
-    pricer = Pricer(task.problem, task.limits)
+    solver = Solver(task.problem, task.limits)
     active = LossParts(task.problem).active
     names = [f"layer{layer}.kind{kind}" for layer, kind in np.argwhere(active)]
     with _quiet_optuna() as optuna:
@@ -87,7 +87,7 @@ def _search_log_prices(task: Task, settings: SearchSettings, recorder: Recorder,
             prices = np.zeros(active.shape)
             chosen = trial.params  # a copy, made anew at every access
             prices[active] = [chosen[name] for name in names]
-            study.tell(trial, recorder.record(pricer.solve(*np.exp(prices).T)).reward)
+            study.tell(trial, recorder.record(solver.solve(*np.exp(prices).T)).reward)
 
 
 def _tpe(seed: int) -> BaseSampler:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autocompress.evaluation.effects import Effects
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, Problem
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver.lagrangian import Choice, choice_of, labeling_of
 

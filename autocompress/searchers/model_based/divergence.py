@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from autocompress.searchers.model_based.cells import Matrix
-from autocompress_envs.problem.numbers import FloatArray
+from autocompress_envs.problem import FloatArray
 
 Numbers = TypeVar("Numbers", FloatArray, Matrix)
 

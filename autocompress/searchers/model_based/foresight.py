@@ -27,8 +27,8 @@ from autocompress.evaluation.effects import Effects
 from autocompress.searchers.model_based.cells import Cells, Matrix
 from autocompress.searchers.model_based.divergence import centred, shifted, slopes
 from autocompress.searchers.model_based.planning import Planner
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, Problem
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem
+from autocompress_envs.solver import Solver
 
 SHARE = 0.7
 FACTORS = (0.25, 1.0, 4.0)  # of pruning's price where descents begin: they stay near the share of bits they begin with
@@ -164,6 +164,6 @@ def foreseen(
 
 def _priced(problem: Problem, limits: Mapping[str, int], prices: FloatArray | None) -> list[Labeling]:
     """The solver's plan, and those of the policy's prices."""
-    pricer = Pricer(problem, limits)
+    solver = Solver(problem, limits)
     pruning, rounding = np.exp(np.zeros((len(problem.layers), 2)) if prices is None else prices).T
-    return [pricer.solve(), *(pricer.solve(factor * pruning, rounding) for factor in FACTORS)]
+    return [solver.solve(), *(solver.solve(factor * pruning, rounding) for factor in FACTORS)]

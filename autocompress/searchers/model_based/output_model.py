@@ -42,7 +42,7 @@ import numpy as np
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.model_based.cells import Cells, Matrix
 from autocompress.searchers.model_based.divergence import centred, shifted, slopes
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, Outcome, Problem
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, Outcome, Problem
 
 REFIT = 24  # evaluations between two looks for better kernel settings, and a better slope
 TRUST = 0.5  # power of a policy's prices by which layer errors are multiplied: between none and all

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from autocompress.searchers.model_based.cells import Cells
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Problem
+from autocompress_envs.problem import FloatArray, IntArray, Problem
 
 CANDIDATES = 96  # best pairs of changes whose costs and divergence are computed exactly, a step
 LONGEST_WALK = 40

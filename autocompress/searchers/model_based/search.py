@@ -24,8 +24,8 @@ from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
 from autocompress.searchers.model_based.foresight import Known, foreseen
 from autocompress.searchers.model_based.output_model import OutputModel
 from autocompress.searchers.model_based.planning import Planner
-from autocompress_envs.problem.numbers import IntArray, Labeling
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import IntArray, Labeling
+from autocompress_envs.solver import Solver
 
 STARTS = 3  # best plans from which planning begins
 AFAR = 1.0  # standard deviation of the log prices of plans anywhere
@@ -87,7 +87,7 @@ class _Search:
         assert task.probabilities is not None
         self._recorder = recorder
         self._rng = np.random.default_rng(settings.seed)
-        self._pricer = Pricer(task.problem, task.limits)
+        self._solver = Solver(task.problem, task.limits)
         self._explorer = MixedExplorer(task.problem, self._rng, task.prices)
         self._first = [Proposal(np.zeros((len(task.problem.layers), 2)), "solver")]
         if task.prices is not None:
@@ -155,7 +155,7 @@ class _Search:
     def explore(self) -> None:
         """Evaluate what the explorer proposes."""
         proposal = self._proposal
-        self._evaluate(self._pricer.solve(*np.exp(proposal.prices).T), proposal)
+        self._evaluate(self._solver.solve(*np.exp(proposal.prices).T), proposal)
         self._proposal = self._first.pop(0) if self._first else self._explorer.propose()
 
     def plan(self) -> None:
@@ -181,7 +181,7 @@ class _Search:
         if self._habits.afar and self._rng.random() < self._habits.afar:
             noise = self._rng.normal(0.0, AFAR, (len(self._task.problem.layers), 2))
             prices = noise if self._task.prices is None else noise + self._task.prices
-            return self._model.cells.encode(self._pricer.solve(*np.exp(prices).T))
+            return self._model.cells.encode(self._solver.solve(*np.exp(prices).T))
         best = self._model.losses.argsort(kind="stable")[:STARTS]
         start: IntArray = self._model.codes[best[0] if self._rng.random() < 0.5 else self._rng.choice(best)]
         return start

@@ -47,10 +47,10 @@ from autocompress.searchers.published.menus import (
 )
 from autocompress.searchers.published.noise import Exploration
 from autocompress_envs.actions import LabelActions
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.rewards import compute
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 METHOD = "amc"
 LEAST_PRESERVED = 0.2
@@ -226,7 +226,7 @@ class _Walk(Protocol):
 
 
 def _strict_walk(offered: Offer, task: Task) -> _Walk:
-    return LabelActions(Pricer(offered.problem, task.limits))
+    return LabelActions(Solver(offered.problem, task.limits))
 
 
 class _FreeWalk:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.searchers.published.noise import Exploration, truncated_normal
-from autocompress_envs.problem.numbers import FloatArray
+from autocompress_envs.problem import FloatArray
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Problem
+from autocompress_envs.problem import FloatArray, IntArray, Problem
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,10 @@ from autocompress.searchers.published.features import layer_features
 from autocompress.searchers.published.menus import measured, offer, reward_context
 from autocompress.searchers.published.noise import Exploration
 from autocompress_envs.actions import LabelActions
-from autocompress_envs.problem.numbers import FloatArray, Labeling, LayerNumbers, Problem
+from autocompress_envs.problem import FloatArray, Labeling, LayerNumbers, Problem
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.rewards import compute
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 METHOD = "galen"
 STATE_SIZE = 47
@@ -102,9 +102,9 @@ class GalenEnv(gymnasium.Env[FloatArray, FloatArray]):
     def __init__(self, task: Task, recorder: Recorder) -> None:
         self._offered = offer(task.problem, least_preserved=0.0)
         self._recorder, self._context = recorder, reward_context(task)
-        pricer = Pricer(task.problem, task.limits)
-        self._problem, self._tables = task.problem, pricer.tables
-        self._walk = LabelActions(pricer)
+        solver = Solver(task.problem, task.limits)
+        self._problem, self._tables = task.problem, solver.tables
+        self._walk = LabelActions(solver)
         self._sensitivities = sensitivities(self._problem, self._tables)
         self._standardizer = Standardizer(STATE_SIZE)
         self.observation_space = spaces.Box(-np.inf, np.inf, (STATE_SIZE,), np.float64)

@@ -42,7 +42,7 @@ from autocompress.searchers.published.menus import (
     reward_context,
 )
 from autocompress.searchers.published.noise import Exploration
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, Problem
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem
 from autocompress_envs.problem.tables import Tables, is_within
 from autocompress_envs.rewards import compute
 

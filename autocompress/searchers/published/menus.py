@@ -9,7 +9,7 @@ import numpy as np
 
 from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, Task
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
 from autocompress_envs.problem.tables import RESOURCES, is_within
 from autocompress_envs.rewards import RewardContext
 

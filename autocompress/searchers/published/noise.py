@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from autocompress_envs.problem.numbers import FloatArray
+from autocompress_envs.problem import FloatArray
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ from autocompress.searchers.published.menus import (
     require_reachable,
 )
 from autocompress_envs.actions import LabelActions
-from autocompress_envs.problem.numbers import FloatArray, Problem
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import FloatArray, Problem
+from autocompress_envs.solver import Solver
 
 METHOD = "releq"
 STATE_SIZE = 8
@@ -115,8 +115,8 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
         self._offered = offer(task.problem, least_preserved=1.0, activation_bits=HIGHEST)
         require_reachable(task, self._offered, METHOD, "it only chooses weight bits")
         self._recorder, self._original = recorder, task.original_accuracy
-        pricer = Pricer(self._offered.problem, task.limits)
-        self._walk = LabelActions(pricer)
+        solver = Solver(self._offered.problem, task.limits)
+        self._walk = LabelActions(solver)
         self._menus = [layer.weight_bits.astype(np.float64) for layer in layers]
         self.bits = sorted({int(bits) for menu in self._menus for bits in menu})
         self._fixed = _fixed_features(self._offered.problem)

@@ -10,9 +10,9 @@ import numpy as np
 from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Task
 from autocompress.searchers.explorers import EXPLORERS, Proposal, Trial
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.problem.numbers import IntArray, Labeling, Problem
+from autocompress_envs.problem import IntArray, Labeling, Problem
 from autocompress_envs.problem.tables import is_within
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 
 def search_uniform(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
@@ -36,7 +36,7 @@ def search_random(task: Task, settings: SearchSettings, recorder: Recorder) -> N
 
 def search_solver(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
     """The Lagrangian solution of the layer-error problem: one evaluation."""
-    recorder(Pricer(task.problem, task.limits).solve())
+    recorder(Solver(task.problem, task.limits).solve())
     raise StopSearch("the solver has one plan")
 
 
@@ -44,11 +44,11 @@ def search_prices(explorer_name: str) -> Callable[[Task, SearchSettings, Recorde
     """A searcher that evaluates what an explorer proposes, starting with the solver's plan."""
 
     def search(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-        pricer = Pricer(task.problem, task.limits)
+        solver = Solver(task.problem, task.limits)
         explorer = EXPLORERS[explorer_name](task.problem, np.random.default_rng(settings.seed), None)
         proposal = Proposal(np.zeros((len(task.problem.layers), 2)), "solver")
         while True:
-            labeling = pricer.solve(*np.exp(proposal.prices).T)
+            labeling = solver.solve(*np.exp(proposal.prices).T)
             best, evaluations = recorder.best, recorder.evaluations
             loss = recorder(labeling).kl
             is_new, is_best = recorder.evaluations > evaluations, recorder.best is not best

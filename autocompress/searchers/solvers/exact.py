@@ -8,8 +8,8 @@ from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Task
 from autocompress.searchers.solvers.exact_model import build_program
 from autocompress.searchers.solvers.sensitivity import measured_problem
-from autocompress_envs.problem.numbers import Labeling, Problem
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import Labeling, Problem
+from autocompress_envs.solver import Solver
 
 GAP = 1e-4  # relative: how far the plan's error may be above the least
 
@@ -45,19 +45,19 @@ def solve_exactly(problem: Problem, limits: Mapping[str, int], seconds: float = 
         InputError: nothing was found in that time, or a layer's cost depends on too many sparsities together.
         InfeasibleBudgetError: no labelling meets the limits.
     """
-    pricer = Pricer(problem, limits)
-    relaxed = pricer.solve()
-    known = pricer.error(relaxed)
+    solver = Solver(problem, limits)
+    relaxed = solver.solve()
+    known = solver.error(relaxed)
     if known <= 0.0:
         return relaxed
-    solved = pricer.repair(_solution(pricer, known, seconds))  # whole numbers from HiGHS are whole to 1e-6 only
-    return relaxed if solved is None or pricer.error(solved) >= known else solved
+    solved = solver.repair(_solution(solver, known, seconds))  # whole numbers from HiGHS are whole to 1e-6 only
+    return relaxed if solved is None or solver.error(solved) >= known else solved
 
 
-def _solution(pricer: Pricer, known: float, seconds: float) -> Labeling:
+def _solution(solver: Solver, known: float, seconds: float) -> Labeling:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
-    program = build_program(pricer, known)
+    program = build_program(solver, known)
     result = milp(
         program.objective,
         integrality=program.integral.astype(int),
@@ -71,4 +71,4 @@ def _solution(pricer: Pricer, known: float, seconds: float) -> Labeling:
             f"`method` exact or measured needs HiGHS to find a plan within {seconds:g} seconds, got none (scipy's "
             f"status {result.status}); choose the method solver or local-measured, or shorter menus."
         )
-    return program.labeling(result.x, pricer.tables.layer_count)
+    return program.labeling(result.x, solver.tables.layer_count)

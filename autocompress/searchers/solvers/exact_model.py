@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress_envs.problem.numbers import BoolArray, FloatArray, IntArray, Labeling, layer_resources
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling, layer_resources
 from autocompress_envs.problem.tables import ADDITIVE, Tables
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 MOST_CELLS = 20_000  # of one layer: beyond it the program is too large for a solver
 ROW_SCALE = 100.0  # what a limit becomes: HiGHS lets a row be off by 1e-6, which is then 1e-8 of the limit
@@ -85,27 +85,27 @@ class Program:
         return Labeling(*chosen)
 
 
-def build_program(pricer: Pricer, most_error: float) -> Program:
-    """The program of the pricer's problem and limits.
+def build_program(solver: Solver, most_error: float) -> Program:
+    """The program of the solver's problem and limits.
 
     Args:
-        pricer: the problem.
+        solver: the problem.
         most_error: nats, above 0; a plan of this error is known, so worse cells are left out. Scales the objective.
 
     Raises:
         InputError: a layer's cost depends on too many sparsities together.
     """
-    return _Builder(pricer, most_error).program()
+    return _Builder(solver, most_error).program()
 
 
 class _Builder:
     """Numbers the columns and collects the rows."""
 
-    def __init__(self, pricer: Pricer, most_error: float) -> None:
-        tables = pricer.tables
-        self._pricer, self._tables, self._most_error = pricer, tables, most_error
+    def __init__(self, solver: Solver, most_error: float) -> None:
+        tables = solver.tables
+        self._solver, self._tables, self._most_error = solver, tables, most_error
         self._deciders = [int(layer) for layer in np.flatnonzero(tables.counts[:, 0] > 1)]
-        self._blocks = layer_cells(pricer, most_error)
+        self._blocks = layer_cells(solver, most_error)
         counts = [int(tables.counts[layer, 0]) for layer in self._deciders]
         starts = np.cumsum([0, *counts, *(len(cells.error) for cells in self._blocks)]).tolist()
         self._sparsity_start = dict(zip(self._deciders, starts, strict=False))
@@ -166,7 +166,7 @@ class _Builder:
                     self._add(np.append(those, column), np.append(np.ones(len(those)), -1.0), 0.0, 0.0)
 
     def _limit_additive(self) -> None:
-        for name, limit in self._pricer.limits.items():
+        for name, limit in self._solver.limits.items():
             if name not in ADDITIVE:
                 continue
             columns = [self._of_cells(block) for block, cells in enumerate(self._blocks) if cells.layer is not None]
@@ -175,12 +175,12 @@ class _Builder:
                 columns += [self._of_sparsity(layer) for layer in self._deciders]
                 amounts += [self._group_bytes(layer) for layer in self._deciders]
                 limit -= self._fixed_bytes()
-            scale = ROW_SCALE / self._pricer.limits[name]
+            scale = ROW_SCALE / self._solver.limits[name]
             self._add(np.concatenate(columns), np.concatenate(amounts) * scale, -math.inf, limit * scale)
 
     def _group_bytes(self, layer: int) -> FloatArray:
         """(S,) bytes beside the layers' own that an owner's sparsity leaves."""
-        return self._pricer.lagrangian.group_bytes[layer, : self._tables.counts[layer, 0]]
+        return self._solver.lagrangian.group_bytes[layer, : self._tables.counts[layer, 0]]
 
     def _fixed_bytes(self) -> int:
         """Bytes that no layer holds and no sparsity changes."""
@@ -192,7 +192,7 @@ class _Builder:
     def _limit_memory(self) -> None:
         if not self._tensor_column:
             return
-        limit = self._pricer.limits["memory"]
+        limit = self._solver.limits["memory"]
         scale = ROW_SCALE / limit  # tensor columns are counted in it too
         for block, cells in enumerate(self._blocks):
             for tensor, amounts in cells.memory.items():
@@ -203,27 +203,27 @@ class _Builder:
             self._add(columns, np.ones(len(columns)), -math.inf, limit * scale)
 
 
-def layer_cells(pricer: Pricer, most_error: float) -> list[Cells]:
+def layer_cells(solver: Solver, most_error: float) -> list[Cells]:
     """The cells of every layer and, where memory is limited, of every tensor that no layer reads.
 
     Cells of more error than `most_error`, and such that another cell beats in error and in every limited resource,
     are left out.
     """
-    tables, costs = pricer.tables, pricer.tables.problem.costs
-    tensors = np.arange(len(costs.tensor_const)) if "memory" in pricer.limits else np.arange(0)
+    tables, costs = solver.tables, solver.tables.problem.costs
+    tensors = np.arange(len(costs.tensor_const)) if "memory" in solver.limits else np.arange(0)
     blocks = []
     for layer in range(tables.layer_count):
         reads = [int(tensor) for tensor in tensors if costs.tensor_readers[tensor, layer]]
-        cells = _cells_of_layer(pricer, layer, reads)
+        cells = _cells_of_layer(solver, layer, reads)
         blocks.append(cells.only(_worth_it(cells) & (cells.error <= most_error * (1 + ROUNDING))))
     unread = [int(tensor) for tensor in tensors if not costs.tensor_readers[tensor].any()]
     return blocks + [_cells_of_tensor(tables, tensor) for tensor in unread]
 
 
-def _cells_of_layer(pricer: Pricer, layer: int, reads: list[int]) -> Cells:
+def _cells_of_layer(solver: Solver, layer: int, reads: list[int]) -> Cells:
     """All cells of a layer, those of one combination of sparsities after another."""
-    tables, costs = pricer.tables, pricer.tables.problem.costs
-    deciders = set(pricer.lagrangian.deciders_of[layer]).union(*(_tensor_deciders(tables, t) for t in reads))
+    tables, costs = solver.tables, solver.tables.problem.costs
+    deciders = set(solver.lagrangian.deciders_of[layer]).union(*(_tensor_deciders(tables, t) for t in reads))
     ordered = tuple(sorted(deciders))
     _, weight_count, activation_count = (int(count) for count in tables.counts[layer])
     combined = _combinations(tables, ordered, weight_count * activation_count, tables.problem.layers[layer].name)
@@ -250,7 +250,7 @@ def _cells_of_layer(pricer: Pricer, layer: int, reads: list[int]) -> Cells:
         weight_bits,
         activation_bits,
         tables.errors[layer, rows, weight_bits, activation_bits],
-        {name: amounts[name].astype(np.float64) for name in ADDITIVE if name in pricer.limits},
+        {name: amounts[name].astype(np.float64) for name in ADDITIVE if name in solver.limits},
         {tensor: _tensor_bytes(tables, tensor, kept[combination], bits) for tensor in reads},
     )
 

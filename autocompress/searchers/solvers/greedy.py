@@ -6,8 +6,8 @@ import numpy as np
 
 from autocompress.errors import InputError
 from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Task
-from autocompress_envs.problem.numbers import Labeling, Problem
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.problem import Labeling, Problem
+from autocompress_envs.solver import Solver
 
 
 def search_greedy(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
@@ -19,7 +19,7 @@ def search_greedy(task: Task, settings: SearchSettings, recorder: Recorder) -> N
     Raises:
         InputError: single changes do not lead within the limits.
     """
-    labeling = Pricer(task.problem, task.limits).repair(mildest(task.problem))
+    labeling = Solver(task.problem, task.limits).repair(mildest(task.problem))
     if labeling is None:
         raise InputError(
             f"`budget` must be within reach of single changes for the method greedy, got {task.limits}; "

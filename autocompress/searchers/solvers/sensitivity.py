@@ -10,7 +10,7 @@ import numpy as np
 from autocompress.searchers.base import Recorder, SearchSettings, Task
 from autocompress.searchers.solvers.baselines import search_prices
 from autocompress.searchers.solvers.greedy import mildest
-from autocompress_envs.problem.numbers import FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
 
 SMALLEST = 1e-9  # nats: measured and predicted losses below it are one where their ratio is taken
 RESCALED = (

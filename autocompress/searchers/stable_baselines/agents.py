@@ -20,7 +20,7 @@ from autocompress.searchers.stable_baselines.anchored import AnchoredPrices
 from autocompress.searchers.stable_baselines.replay import ExecutedReplayBuffer
 from autocompress.searchers.stable_baselines.specs import AgentSpec
 from autocompress_envs.environment import LayerLabelingEnv
-from autocompress_envs.solver.pricing import Pricer
+from autocompress_envs.solver import Solver
 
 ENDLESS = 10**9  # steps; the recorder ends the search
 HIDDEN = 64
@@ -33,10 +33,10 @@ def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSe
     The first evaluation is the solver's plan, so that no agent is worse than the solver; before it comes the plan of
     the policy, where the task brings prices.
     """
-    pricer = Pricer(task.problem, task.limits)
+    solver = Solver(task.problem, task.limits)
     if task.prices is not None:
-        recorder(pricer.solve(*np.exp(task.prices).T))
-    recorder(pricer.solve())
+        recorder(solver.solve(*np.exp(task.prices).T))
+    recorder(solver.solve())
     environments = DummyVecEnv(_environment_makers(task, settings, recorder, spec))
     agent = build_agent(spec, environments, len(task.problem.layers), settings)
     try:

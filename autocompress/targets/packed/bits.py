@@ -24,7 +24,7 @@ from torch import Tensor
 from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights, kept_map
 from autocompress.menus.quantizers import code_range
-from autocompress_envs.problem.numbers import n_of_m, removed_weights
+from autocompress_envs.problem import n_of_m, removed_weights
 
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]

@@ -38,7 +38,7 @@ from autocompress.plan import Plan
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
 from autocompress.targets.packed.stored_layers import layer_tensors, take_layer_
-from autocompress_envs.problem.numbers import n_of_m
+from autocompress_envs.problem import n_of_m
 
 FORMAT, VERSION = "autocompress", "1"
 _MOST_CONTENT_BYTES = 64_000_000  # of metadata, unpacked
