@@ -1,15 +1,28 @@
 """First-order effects: what every label does to the network's outputs, by the chain rule and without a plan evaluated.
 
-A label changes its layer's output by dy, known exactly on every sample: the layer is run once with the change of its
-weights. The derivatives J of the outputs by y come from one backward pass for each of the K classes. To first order the
-log-probabilities move by J dy, and the moves of several layers add up. The layer errors of the menus are the expected
-size of such a move under Kronecker-factored statistics (Martens & Grosse 2015), one layer at a time; the moves
-themselves also say which layers pull the same way. Inputs that are rounded have no such effect of their own: what moved
-before is rounded elsewhere, so their errors are noise, which is left to the layer errors.
+A label changes the weights of its layer by dW and so the layer's output y by
 
-Far from the original, effects on it are no longer true: layers there read what others have already disturbed. Those
-around a plan are taken on the network with that plan's weights, of the labels next to its own. (The same step as from a
-first-order expansion to sequential linear programming; Griffith & Stewart 1961.)
+    dy = dW x,
+
+which is exact on every sample: the layer is run once on its input x with dW in the place of its weights. To first order
+the network's log-probabilities then move by
+
+    effect[k] = Σ_j  ∂ log p_k / ∂ y_j · dy_j        for each of K classes, j over the elements of y,
+
+and the effects of several layers add up. The derivatives come from one backward pass for each class, and serve all
+labels of all layers: that is what makes effects cheap.
+
+The expected losses of the menus are the expected size of such a move, one layer at a time, under Kronecker-factored
+statistics (Martens & Grosse 2015). Effects have a sign as well: they say which layers pull the same way. Rounding a
+layer's input has no effect here: its error is noise that changes with all that came before, and is left to the expected
+losses.
+
+Far from the original, effects on it are no longer true, since layers read what others have already disturbed. Effects
+around a plan (`effects_around`) are therefore taken on the network with that plan's weights, and only of labels next to
+the plan's own: the step from a first-order expansion to sequential linear programming (Griffith & Stewart 1961).
+
+The way through: `_changes` or `_changes_around` list every dW with its place in the result; `_Sweep.of` runs one batch
+(forward, K backward passes, every dW once) and adds up the effects; `_Sweep.over` does so batch by batch.
 """
 
 from __future__ import annotations
@@ -33,19 +46,21 @@ from autocompress.network.structure import Layer
 from autocompress_envs.problem import IntArray, Labeling
 
 NEAR = 2  # positions on the menu, to either side of a plan's label, for which effects around it are computed
-CLASSES_AROUND = 4  # whose derivatives are taken there: the likeliest on every sample, and all others as one
-_MOST_SAMPLES, _MOST_BYTES = 64, 1_000_000_000  # whose derivatives are held at once
+CLASSES_AROUND = 4  # classes whose derivatives are taken there: the 3 likeliest of every sample, and all others as one
+_MOST_SAMPLES, _MOST_BYTES = 64, 1_000_000_000  # bounds of a batch: samples, and bytes of their derivatives
 
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """Changes of the log-probabilities of K classes on N samples, to first order.
+    """Changes of the log-probabilities of K classes on N samples, to first order, by layer and label.
 
     Attributes:
-        pruning: (L, S, N, K) of the sparsities of every group's owner, summed over the layers that read the group; of
-            the layer's own sparsities where granularity is not `channel`. Zeros where there is nothing to choose.
-        rounding: (L, B * A, N, K) of weight bits, unpruned, the same for all activation bits.
-        passes: the work that they took, in forward passes of the network over the samples.
+        pruning: (L, S, N, K) effects of S sparsities. With granularity `channel` they stand at the owner of each group,
+            summed over all layers that read the group; otherwise at the layer whose weights are removed. Zeros where
+            there is nothing to choose.
+        rounding: (L, B * A, N, K) effects of B weight bit-widths, nothing removed, the same for all A activation
+            bit-widths; option b * A + a is weight width b with activation width a.
+        passes: work that computing them took, in forward passes of the network over the samples.
     """
 
     pruning: npt.NDArray[np.float32]
@@ -54,17 +69,24 @@ class Effects:
 
     @property
     def samples(self) -> int:
-        """N."""
+        """N, the number of samples."""
         return int(self.pruning.shape[2])
 
     def first(self, count: int) -> Effects:
-        """On the first samples alone."""
+        """The effects on the first `count` samples alone."""
         return replace(self, pruning=self.pruning[:, :, :count], rounding=self.rounding[:, :, :count])
 
 
 @dataclass(frozen=True)
 class _Change:
-    """Of a layer's parameters, and the cells of the effects that it adds to."""
+    """A change dW of one layer's parameters, and where in `Effects` its effect is added.
+
+    Attributes:
+        parameters: changes of `weight` and `bias`, in the module's shapes.
+        part: `pruning` or `rounding`.
+        row: position on the layers' axis.
+        options: positions on the options' axis; all get the same effect.
+    """
 
     parameters: Mapping[str, Tensor]
     part: str
@@ -75,13 +97,14 @@ class _Change:
 def first_order_effects(
     folded: nn.Module, menus: Menus, batches: tuple[Tensor, ...], pooled: Callable[[int, Tensor], Tensor]
 ) -> Effects:
-    """The effects of all labels on the samples of `batches`.
+    """The effects of all labels around the original, on the samples of `batches`.
 
     Args:
-        folded: the network with its norms folded, in the dtype and on the device to compute with; not changed.
-        menus: of the network.
-        batches: inputs in the network's dtype.
-        pooled: log-probabilities (n, K) from outputs (n, classes); told the first sample's number.
+        folded: original network with its norms folded, in the dtype and on the device to compute with; it is not
+            changed.
+        menus: menus of the network.
+        batches: inputs (n, …) in the network's dtype, at least one batch.
+        pooled: function from (number of the first sample, outputs (n, classes)) to log-probabilities (n, K).
     """
     changes = {layer.name: _changes(menus, layer, folded.get_submodule(layer.name)) for layer in menus.network.layers}
     return _Sweep(folded, menus, changes, None).over(batches, pooled)
@@ -95,16 +118,18 @@ def effects_around(
     pooled: Callable[[int, Tensor], Tensor],
     far: Effects,
 ) -> Effects:
-    """What labels do instead of those of a plan: effects whose zero is the plan.
+    """The effects of labels in the place of a plan's own: the plan's labels have effect 0.
+
+    Labels at most `NEAR` positions away on the menu are computed on the network with the plan's weights. For all
+    others the difference of effects around the original stands in: far[label] - far[label of the plan].
 
     Args:
-        folded: as in `first_order_effects`.
-        menus: of the network.
-        labeling: the plan.
-        batches: as in `first_order_effects`.
-        pooled: likewise.
-        far: around the original, on the same samples: what is known of labels more than `NEAR` positions away from the
-            plan's, as the difference to the plan's.
+        folded: original network with its norms folded, as in `first_order_effects`; it is not changed.
+        menus: menus of the network.
+        labeling: plan around which the effects are computed.
+        batches: inputs (n, …), as in `first_order_effects`.
+        pooled: function to log-probabilities, as in `first_order_effects`.
+        far: effects around the original, on the same samples.
     """
     model, changes = copy.deepcopy(folded), {}
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
@@ -127,21 +152,29 @@ def effects_around(
 def _completed(
     near: npt.NDArray[np.float32], far: npt.NDArray[np.float32], own: IntArray, each: int
 ) -> npt.NDArray[np.float32]:
-    """(L, O, N, K) effects of nearby options, and the differences of others' effects beyond: `each` options a label."""
-    options = np.arange(near.shape[1]) // each
-    is_near = np.abs(options - own[:, None] // each) <= NEAR  # (L, O)
-    differences = far - far[np.arange(len(own)), own][:, None]
+    """(L, O, N, K) effects around a plan: `near` of options near the plan's own, differences of `far` elsewhere.
+
+    Args:
+        near: (L, O, N, K) effects on the network with the plan's weights, of options near its own.
+        far: (L, O, N, K) effects around the original, of all options.
+        own: (L,) the plan's options.
+        each: number of neighbouring options that are one position on the menu.
+    """
+    positions = np.arange(near.shape[1]) // each  # (O,)
+    is_near = np.abs(positions - own[:, None] // each) <= NEAR  # (L, O)
+    of_plan = far[np.arange(len(own)), own]  # (L, N, K)
+    differences = far - of_plan[:, None]  # (L, O, N, K)
     return np.where(is_near[:, :, None, None], near, differences)
 
 
 class _Sweep:
-    """The effects of changes, batch by batch.
+    """Computes the effects of changes, batch by batch.
 
     Args:
-        model: with the weights that are changed.
-        menus: of the network.
-        changes: by layer name.
-        classes: whose derivatives are taken, at most; None: all.
+        model: network whose weights the changes are added to; it is run, not changed.
+        menus: menus of the network.
+        changes: changes of every layer, by layer name.
+        classes: largest number of classes whose derivatives are taken; None: all.
     """
 
     def __init__(
@@ -157,7 +190,7 @@ class _Sweep:
         self._shapes = {"pruning": (len(layers), sparsities), "rounding": (len(layers), bits)}
 
     def over(self, batches: tuple[Tensor, ...], pooled: Callable[[int, Tensor], Tensor]) -> Effects:
-        """On the samples of `batches`."""
+        """The effects on the samples of `batches`, which are split so that derivatives fit in memory."""
         at_once = self._samples_at_once(batches[0][:1], pooled)
         found, first = [], 0
         for batch in (part for whole in batches for part in whole.split(at_once)):
@@ -168,7 +201,7 @@ class _Sweep:
         return Effects(pruning, rounding, passes=1 + classes + self._changed)
 
     def _samples_at_once(self, sample: Tensor, pooled: Callable[[int, Tensor], Tensor]) -> int:
-        """So that their derivatives fit in memory."""
+        """The number of samples whose derivatives fit in memory at once, from a run of one `sample` (1, …)."""
         calls, outputs = _recorded(self._model, self._modules, sample)
         outputs_of_layers = [output for _, output in chain(*calls.values())]
         if any(len(output) != 1 for output in outputs_of_layers):
@@ -178,30 +211,51 @@ class _Sweep:
         return min(_MOST_SAMPLES, max(1, _MOST_BYTES // held))
 
     def of(self, batch: Tensor, pooled: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Both parts of `Effects` for n samples."""
+        """Both parts of `Effects`, (L, S, n, K) and (L, B * A, n, K), for a batch of n samples."""
         recorded, outputs = _recorded(self._model, self._modules, batch)
         log_probabilities = pooled(outputs)
         totals = {part: torch.zeros(*shape, *log_probabilities.shape) for part, shape in self._shapes.items()}
         calls = [(name, inputs, output) for name, each in recorded.items() for inputs, output in each]
-        kept, belongs = _likeliest(log_probabilities, self._classes)
+        kept, belongs = _likeliest(log_probabilities, self._classes)  # (n, classes), (n, K)
         by_class = _derivatives(kept, [output for _, _, output in calls])
         for index, (name, inputs, _) in enumerate(calls):
-            changes, count = self._changes[name], len(batch)
+            changes = self._changes[name]
             if not changes:
                 continue
             moved = [functional_call(self._modules[name], dict(change.parameters), (inputs,)) for change in changes]
-            slope = torch.stack([of_all[index].reshape(count, -1) for of_all in by_class], 1)  # (n, K, outputs)
-            change_of_outputs = torch.stack([each.reshape(count, -1) for each in moved], 1).transpose(1, 2)
-            found = torch.bmm(slope, change_of_outputs).float()  # (n, classes, changes)
+            found = _products([of_all[index] for of_all in by_class], moved, len(batch))  # (n, classes, changes)
             every = found.gather(1, belongs[:, :, None].expand(-1, -1, len(changes))).cpu()  # (n, K, changes)
             for change, effect in zip(changes, every.unbind(2), strict=True):
                 totals[change.part][change.row, change.options] += effect
         return totals
 
 
+def _products(derivatives: Sequence[Tensor], moved: Sequence[Tensor], count: int) -> Tensor:
+    """J dy of `count` samples: (n, classes, changes) float32.
+
+    Args:
+        derivatives: by class, derivatives by a layer's output, in the output's shape.
+        moved: by change, what it adds to the layer's output (dy), in the output's shape.
+        count: number of samples, n.
+    """
+    slopes = torch.stack([each.reshape(count, -1) for each in derivatives], 1)  # J: (n, classes, elements)
+    added = torch.stack([each.reshape(count, -1) for each in moved], 1).transpose(1, 2)  # dy: (n, elements, changes)
+    return torch.bmm(slopes, added).float()
+
+
 def _likeliest(log_probabilities: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:
-    """(n, classes) log-probabilities of every sample's likeliest classes and of all others together, and (n, K) which
-    of these each of the K classes belongs to."""
+    """Log-probabilities of every sample's likeliest classes, and of all others as one class.
+
+    A class beyond the likeliest is given the effect of all others together: what moves them moves them alike.
+
+    Args:
+        log_probabilities: (n, K).
+        classes: number of classes that are left; None: all K.
+
+    Returns:
+        (n, classes) log-probabilities, the likeliest class first where not all are left, and (n, K) the position among
+        them of each class.
+    """
     count = log_probabilities.shape[1]
     if classes is None or classes >= count:
         return log_probabilities, torch.arange(count, device=log_probabilities.device).expand(
@@ -214,7 +268,11 @@ def _likeliest(log_probabilities: Tensor, classes: int | None) -> tuple[Tensor, 
 
 
 def _derivatives(log_probabilities: Tensor, outputs: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """By class, of every sample's log-probability by the layers' outputs."""
+    """By class and call of a layer: derivatives of every sample's log-probability, in the shape of the call's output.
+
+    One backward pass a class gives them for all n samples at once, since a sample's log-probability does not depend on
+    another sample: the derivative of the sum over samples holds each sample's own.
+    """
     classes = log_probabilities.shape[1]
     return [
         torch.autograd.grad(
@@ -227,7 +285,10 @@ def _derivatives(log_probabilities: Tensor, outputs: list[Tensor]) -> list[tuple
 def _recorded(
     model: nn.Module, modules: Mapping[str, nn.Module], batch: Tensor
 ) -> tuple[dict[str, list[tuple[Tensor, Tensor]]], Tensor]:
-    """Inputs and outputs of every call of the layers, the outputs in the graph, and the network's outputs."""
+    """(input, output) of every call of the layers, by layer name, and the network's outputs (n, classes).
+
+    The calls' outputs are part of the autograd graph, so that derivatives by them can be taken.
+    """
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def keep(name: str) -> Callable[..., Tensor]:
@@ -248,7 +309,11 @@ def _recorded(
 
 
 def _changes(menus: Menus, layer: Layer, module: nn.Module) -> list[_Change]:
-    """All that labels do to a layer's parameters."""
+    """All changes that labels make to a layer's parameters, from those of the original.
+
+    Rounding is a change from the original's weights; pruning is a change from the unpruned weights of the most bits,
+    so that the two add up.
+    """
     row, activations = menus.network.layer_index()[layer.name], len(menus.settings.activation_bits)
     source = menus.sources[layer.name].weight.float()  # the module's own weights may be rounded to its dtype
     original = {"weight": source[:, :-1], "bias": source[:, -1]}
@@ -273,7 +338,10 @@ def _changes(menus: Menus, layer: Layer, module: nn.Module) -> list[_Change]:
 def _changes_around(
     menus: Menus, layer: Layer, choice: LayerChoice, own: Mapping[str, Tensor], module: nn.Module
 ) -> list[_Change]:
-    """What labels near a plan's do to a layer's parameters, `own` under the plan."""
+    """All changes that labels near a plan's make to a layer's parameters, from `own`, those under the plan.
+
+    One choice is changed at a time: the layer's bits, its own sparsity, or the channels of one group that it reads.
+    """
     row, activations = menus.network.layer_index()[layer.name], len(menus.settings.activation_bits)
     changes = []
 
@@ -297,18 +365,21 @@ def _changes_around(
 
 
 def _others(own: int, count: int) -> list[int]:
-    """Options near a plan's own."""
+    """The options at most `NEAR` positions from a plan's `own`, without it, of `count` options."""
     return [option for option in range(max(0, own - NEAR), min(count, own + NEAR + 1)) if option != own]
 
 
 def _owner(menus: Menus, layer: Layer, position: int) -> int:
-    """Of the sparsity that the rows of an error table stand for."""
+    """The number of the layer whose sparsity changes the `position`-th group that a layer reads: the group's owner.
+
+    Where the layer reads no group, its own number.
+    """
     index, reads = menus.network.layer_index(), menus.reads(layer)
     return index[menus.network.groups[reads[position]].owner] if reads else index[layer.name]
 
 
 def _full(menus: Menus, layer: Layer, kept: Mapping[int, int], variant: Variant) -> dict[str, Tensor]:
-    """Parameters in the original's shape, zeros where channels are removed; all rows stay."""
+    """`weight` (rows, fan-in) and `bias` (rows,) of a variant in the original's shape, zeros at removed columns."""
     flat = torch.zeros(layer.weight_shape[0], layer.fan_in)
     columns = menus.kept_columns(layer, kept) if menus.reads(layer) else slice(None)
     flat[:, columns] = full_weight(layer, variant).flatten(1)
@@ -316,7 +387,7 @@ def _full(menus: Menus, layer: Layer, kept: Mapping[int, int], variant: Variant)
 
 
 def _difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """`new` less `old` as the module holds its parameters."""
+    """`new` minus `old`, in the shapes, dtype and device of the module's parameters."""
     return {
         name: (new[name].reshape(parameter.shape) - old[name].reshape(parameter.shape)).to(parameter)
         for name, parameter in module.named_parameters()

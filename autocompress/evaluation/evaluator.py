@@ -1,4 +1,9 @@
-"""The evaluator: what a plan costs in accuracy, one stitched forward pass over the search split."""
+"""The evaluator: what a plan costs in accuracy, by one stitched forward pass over the search split.
+
+The evaluator keeps one copy of the network. For a plan it writes the menus' ready-made weights into that copy
+(`stitch.py`), runs the search split, and compares the outputs with the original's (`measure.py`). Nothing is fitted or
+trained, so that a plan takes a fraction of a second.
+"""
 
 from __future__ import annotations
 
@@ -31,27 +36,30 @@ from autocompress_envs.problem import FloatArray, Labeling, Outcome
 
 
 class Evaluator:
-    """Measures labellings on the search split; a labelling seen before costs nothing.
+    """Evaluates plans on the search split; a plan that was evaluated before costs nothing.
 
-    The copy that runs has its norms folded and, where `dtype` is `auto`, the dtype and batch size that a short
-    measurement found fastest; a dtype that changes the original's outputs by more than 0.002 nats is not taken.
+    An evaluation compares outputs on the samples of the search split: those of the network with the plan's weights from
+    the menus, with those of the original. The copy that runs has its norms folded and, where `dtype` is `auto`, the
+    dtype and batch size that a short timing found fastest; a dtype that changes the original's outputs by 0.002 nats
+    or more is not taken.
 
     Args:
-        model: what is compressed; it is not changed.
-        network: its trace.
-        menus: its menus.
-        inputs: (N, …) float32 of the search split.
-        labels: (N,) int64, or None.
-        reference: the original, whose outputs count, where `model` is another network of the same architecture.
-        device: where to run.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        batch_size: None picks one by measurement.
+        model: network that is compressed; it is not changed.
+        network: trace of `model`.
+        menus: menus of the network.
+        inputs: (N, …) float32 samples of the search split, N at least 1.
+        labels: (N,) int64 classes of the samples; None: there are none, and accuracies are NaN.
+        reference: original network whose outputs count, where `model` is another network of the same architecture;
+            None: `model` itself.
+        device: device that plans are run on, such as `cpu` or `cuda:0`.
+        dtype: floating-point type of the forward passes: `auto`, `float32`, `bfloat16` or `float16`.
+        batch_size: number of samples in a forward pass; None: the fastest of 64, 128 and 256.
 
     Attributes:
-        dtype: floating-point type of the evaluations.
-        batch_size: samples a forward pass.
-        evaluations: how many different labellings were measured.
-        forward_seconds: time spent in their forward passes.
+        dtype: floating-point type of the forward passes, never `auto`.
+        batch_size: number of samples in a forward pass.
+        evaluations: number of different plans that were evaluated.
+        forward_seconds: seconds spent in their forward passes.
 
     Raises:
         InputError: no samples, unknown dtype or device, or the original's outputs are not finite.
@@ -93,30 +101,37 @@ class Evaluator:
         self._batches = in_format(inputs, self._device, DTYPES[self.dtype]).split(self.batch_size)
 
     def __call__(self, labeling: Labeling) -> Outcome:
-        """The outcome of a labelling on the search split."""
+        """The outcome of a plan on the search split.
+
+        Args:
+            labeling: plan, as positions on the menus.
+        """
         key = labeling.key()
         if key not in self._cache:
-            self._cache[key] = self._measure(labeling)
+            self._cache[key] = self._evaluated(labeling)
             self.evaluations += 1
         return self._cache[key]
 
     def forget(self) -> None:
-        """Give the memory of all outcomes back; for a caller who keeps what it needs of them."""
+        """Drop all outcomes to free their memory; plans evaluated before are then evaluated again."""
         self._cache.clear()
 
     @property
     def probabilities(self) -> FloatArray:
-        """(N, K) the original's predictions on the search split; see `Predictions`."""
+        """(N, K) float64 class probabilities of the original on the search split (`Predictions`)."""
         return self._predictions.probabilities
 
     def effects(self, around: Labeling | None = None, samples: int | None = None) -> Effects | None:
-        """What every label does to the outputs on the search split, to first order.
-
-        None where the menus are built lazily: most of their weights would have to be built for it.
+        """The first-order effects of every label on the outputs on the search split.
 
         Args:
-            around: the plan instead of whose labels; where None, the original, computed when first asked for.
-            samples: that are needed, the first ones; all where None.
+            around: plan around which the effects are computed, its own labels having none; None: around the original,
+                which is computed once and stored with the menus.
+            samples: number of samples that are needed, the first ones of the split; None: all.
+
+        Returns:
+            The effects, on at least that many samples; None where the menus are built lazily, since most of their
+            weights would have to be built.
         """
         if not self._menus.eager:
             return None
@@ -131,7 +146,7 @@ class Evaluator:
         )
 
     def _first(self, samples: int) -> tuple[Tensor, ...]:
-        """Batches of the first samples."""
+        """Batches of the first `samples` samples, in the format that the copy runs in."""
         batches: tuple[Tensor, ...] = torch.cat(self._batches)[:samples].split(self.batch_size)
         return batches
 
@@ -151,10 +166,15 @@ class Evaluator:
         return Effects(read["pruning"].numpy(), read["rounding"].numpy(), float(read["passes"]))
 
     def stitched(self, labeling: Labeling) -> nn.Module:
-        """A new float32 model with the plan's weights, channels really removed and inputs rounded as the plan says."""
+        """A new float32 model with the plan's weights, channels really removed and inputs rounded as the plan says.
+
+        Args:
+            labeling: plan, as positions on the menus.
+        """
         return Stitcher(copy.deepcopy(self._folded).cpu(), self._menus).stitch_(labeling)
 
-    def _measure(self, labeling: Labeling) -> Outcome:
+    def _evaluated(self, labeling: Labeling) -> Outcome:
+        """The outcome of a plan that is not in the cache."""
         model = self._stitcher.stitch_(labeling)
         started = time.perf_counter()
         outputs = run(model, self._batches)

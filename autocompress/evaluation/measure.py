@@ -1,4 +1,4 @@
-"""How close a compressed network's outputs are to the original's, in float32."""
+"""How close a compressed network's outputs are to the original's: two networks on the same samples, in float32."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Batch = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class Closeness:
-    """Means over samples.
+    """How close a network's outputs are to the original's on some samples: means over these samples.
 
     Attributes:
-        kl: divergence KL(original || compressed) in nats, at least 0 up to rounding.
-        accuracy: top-1 of the compressed network in [0, 1]; NaN without labels.
-        agreement: fraction of samples on which both have the same top-1 answer.
-        original_accuracy: top-1 of the original; NaN without labels.
+        kl: divergence KL(original || compressed) of the class probabilities, in nats, at least 0.
+        accuracy: share of samples whose label is the compressed network's top-1 answer, in [0, 1]; NaN without labels.
+        agreement: share of samples on which both networks have the same top-1 answer, in [0, 1].
+        original_accuracy: share of samples whose label is the original's top-1 answer; NaN without labels.
     """
 
     kl: float
@@ -32,7 +32,15 @@ class Closeness:
 
 
 def measure(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch]) -> Closeness:
-    """Compare two networks on (inputs, labels) batches; both keep their mode.
+    """Run two networks on the same samples, in eval mode, and compare their outputs.
+
+    Args:
+        original: network whose outputs are the reference.
+        compressed: network whose outputs are compared with them.
+        batches: (inputs (n, …), labels (n,) or None) of the samples; all batches have labels, or none has.
+
+    Returns:
+        Means over all samples. Both networks are then in the mode that they were in before.
 
     Raises:
         InputError: there are no samples, or outputs are not finite.
@@ -48,14 +56,19 @@ def measure(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch]
 
 
 def compare(reference: Tensor, outputs: Tensor, labels: Tensor | None) -> Closeness:
-    """The same from outputs: both (N, classes) logits, labels (N,) or None.
+    """Compare outputs of two networks on the same N samples.
+
+    Args:
+        reference: (N, classes) logits of the original.
+        outputs: (N, classes) logits of the compressed network.
+        labels: (N,) int64 classes, or None.
 
     Raises:
         InputError: outputs are not finite.
     """
     if not (torch.isfinite(reference).all() and torch.isfinite(outputs).all()):
         raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
-    log_p, log_q = reference.double().log_softmax(1), outputs.double().log_softmax(1)
+    log_p, log_q = reference.double().log_softmax(1), outputs.double().log_softmax(1)  # (N, classes)
     answers, reference_answers = outputs.argmax(1), reference.argmax(1)
     return Closeness(
         kl=float((log_p.exp() * (log_p - log_q)).sum(1).mean().clamp(min=0)),
@@ -66,4 +79,5 @@ def compare(reference: Tensor, outputs: Tensor, labels: Tensor | None) -> Closen
 
 
 def _share(answers: Tensor, expected: Tensor | None) -> float:
+    """The share of answers that are as expected, in [0, 1]; NaN where nothing is expected."""
     return float("nan") if expected is None else float((answers == expected).double().mean())

@@ -1,4 +1,4 @@
-"""In which dtype and in which batches a network runs fastest on this machine, without giving other outputs."""
+"""The dtype and the batch size that a network runs fastest with on this machine, without giving other outputs."""
 
 from __future__ import annotations
 
@@ -14,36 +14,38 @@ from autocompress.errors import InputError
 from autocompress.evaluation.measure import compare
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BATCHES = (64, 128, 256)
-_TRIAL_SAMPLES = 256
-_DTYPE_NOISE = 2e-3  # nats by which a faster dtype may change the original's outputs
+BATCHES = (64, 128, 256)  # batch sizes that are timed
+_TIMED_SAMPLES = 256  # samples of a timed pass, at most
+_DTYPE_NOISE = 2e-3  # nats; a faster dtype must change the original's outputs by less
 
 
 def choose_dtype(folded: nn.Module, inputs: Tensor, original: nn.Module, device: str = "cpu") -> str:
-    """The dtype that an evaluator would pick; see `fastest_dtype`.
+    """The dtype that an `Evaluator` with `dtype="auto"` would run in (`fastest_dtype`).
 
     Args:
-        folded: the network with its norms folded.
-        inputs: (N, …) samples.
-        original: the network whose outputs count.
-        device: where the network is to run.
+        folded: network with its norms folded.
+        inputs: (N, …) samples; the first 256 are run.
+        original: network whose outputs must not change.
+        device: device that the network is to run on.
     """
-    some = inputs[:_TRIAL_SAMPLES]
+    some = inputs[:_TIMED_SAMPLES]
     return fastest_dtype(folded, some, outputs_of(original, some), torch_device(device))
 
 
 def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: torch.device) -> str:
-    """float32, unless a smaller dtype is faster here and changes the outputs by less than 0.002 nats.
+    """`float32`, unless a smaller dtype is faster here and changes the outputs by less than 0.002 nats.
+
+    `float16` is tried on CUDA only.
 
     Args:
-        folded: the network with its norms folded.
-        inputs: (N, …) samples.
-        reference: (N, classes) the outputs that count.
-        device: where the network is to run.
+        folded: network with its norms folded.
+        inputs: (N, …) samples; the first 256 are run.
+        reference: (N, classes) outputs that must not change.
+        device: device that the network is to run on.
     """
     best, best_seconds = "float32", math.inf
     for name in ("float32", "bfloat16", *(["float16"] if device.type == "cuda" else [])):
-        seconds, outputs = _trial(prepared(folded, name, device), inputs, name, device, BATCHES[1])
+        seconds, outputs = _timed(prepared(folded, name, device), inputs, name, device, BATCHES[1])
         noise = compare(reference[: len(outputs)], outputs, None).kl if outputs.isfinite().all() else math.inf
         if seconds < best_seconds and (name == "float32" or noise < _DTYPE_NOISE):
             best, best_seconds = name, seconds
@@ -51,31 +53,46 @@ def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: 
 
 
 def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.device) -> int:
-    """The fastest of a few batch sizes."""
+    """The fastest of the batch sizes 64, 128 and 256.
+
+    Args:
+        folded: network with its norms folded.
+        inputs: (N, …) samples; the first 256 are run.
+        dtype: floating-point type of the forward passes.
+        device: device that the network is to run on.
+    """
     model = prepared(folded, dtype, device)
-    return min(BATCHES, key=lambda size: _trial(model, inputs, dtype, device, size)[0])
+    return min(BATCHES, key=lambda size: _timed(model, inputs, dtype, device, size)[0])
 
 
 def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
-    """A copy that runs in `dtype` on `device`, channels last."""
+    """A copy of a network that runs in `dtype` on `device`, channels last."""
     model = copy.deepcopy(folded).to(device, DTYPES[dtype])
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def in_format(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Inputs (N, …) for a network that was `prepared`."""
+    """The (N, …) inputs in the format of a network that was `prepared`: on its device, in its dtype, channels last."""
     inputs = inputs.to(device, dtype)
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
 def run(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
-    """(N, classes) float32 outputs on the CPU."""
+    """(N, classes) float32 outputs on the CPU, of a model in eval mode on batches in its format."""
     with torch.inference_mode():
         return torch.cat([model(batch).flatten(1).float().cpu() for batch in batches])
 
 
 def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """(N, classes) float32 outputs on the CPU, where the model is, in its own dtype. Raises InputError for NaN."""
+    """(N, classes) float32 outputs of a model, which runs on its own device, in its own dtype and in eval mode.
+
+    Args:
+        model: model to run; it is left in the mode that it was in.
+        inputs: (N, …) samples on the CPU.
+
+    Raises:
+        InputError: an output is NaN or infinite.
+    """
     with evaluating(model):
         device = next(model.parameters()).device
         outputs = torch.cat([model(batch.to(device)).flatten(1).cpu() for batch in inputs.split(BATCHES[0])])
@@ -85,7 +102,7 @@ def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def torch_device(name: str) -> torch.device:
-    """Raises InputError where this machine has no such device."""
+    """The device of a name such as `cpu` or `cuda:0`. Raises InputError where this machine has no such device."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -99,9 +116,9 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def _trial(model: nn.Module, inputs: Tensor, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor]:
-    """(seconds of a pass over some samples, outputs); a smaller pass warms up."""
-    batches = in_format(inputs[:_TRIAL_SAMPLES], device, DTYPES[dtype]).split(batch)
+def _timed(model: nn.Module, inputs: Tensor, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor]:
+    """(seconds of a pass over at most 256 samples, their outputs (n, classes)); one batch runs before, unmeasured."""
+    batches = in_format(inputs[:_TIMED_SAMPLES], device, DTYPES[dtype]).split(batch)
     run(model, batches[:1])
     started = time.perf_counter()
     outputs = run(model, batches)

@@ -1,4 +1,4 @@
-"""The original's predictions, and how a plan changes them: what a model of a network's outputs learns from."""
+"""The original's predictions, and how a plan changes them: the data that a model of a network's outputs learns from."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-KEPT_CLASSES = 9  # a sample; all others are one, so that a thousand classes cost no more than ten
+KEPT_CLASSES = 9  # classes of a sample; all others are one, so that a thousand classes cost no more than ten
 
 
 class Predictions:
-    """The original's class probabilities on N samples, over K classes: its most likely ones, and all others together.
+    """The original's class probabilities on N samples, over K classes: its most likely ones, and all others as one.
 
     Pooling classes never raises a divergence, and where there are at most `KEPT_CLASSES` + 1 it changes nothing.
 
@@ -19,7 +19,8 @@ class Predictions:
         outputs: (N, classes) logits of the original.
 
     Attributes:
-        probabilities: (N, K) float64, K = min(classes, 10); rows sum to 1.
+        probabilities: (N, K) float64 class probabilities, K = min(classes, 10); rows sum to 1. With more than 10
+            classes, each sample has its own most likely class first and all others last.
     """
 
     def __init__(self, outputs: Tensor) -> None:
@@ -29,12 +30,21 @@ class Predictions:
         self.probabilities: npt.NDArray[np.float64] = self._log_probabilities.exp().numpy()
 
     def shift(self, outputs: Tensor) -> npt.NDArray[np.float16]:
-        """(N, K) how much higher the log-probability of every class is than the original's."""
+        """(N, K) float16 differences of log-probabilities, plan minus original.
+
+        Args:
+            outputs: (N, classes) logits of the network with a plan's weights, on the same samples.
+        """
         change: npt.NDArray[np.float16] = (self.pooled(0, outputs) - self._log_probabilities).half().numpy()
         return change
 
     def pooled(self, first: int, outputs: Tensor) -> Tensor:
-        """(n, K) float64 log-probabilities from the outputs (n, classes) of the samples from number `first` on."""
+        """(n, K) float64 log-probabilities of some of the samples, over the original's K classes.
+
+        Args:
+            first: number of the first of these samples.
+            outputs: (n, classes) logits of a network on the samples `first` to `first + n - 1`.
+        """
         log_probabilities = outputs.double().log_softmax(1)
         if self._order is None:
             return log_probabilities

@@ -1,4 +1,13 @@
-"""Stitching: putting the menus' weights of a plan into a copy of the network, with removed channels really gone."""
+"""Stitching: putting the menus' weights of a plan into a copy of the network, with removed channels really gone.
+
+Three steps. `resolve` turns a plan (positions on menus, one sparsity a group) into what each layer gets: the channels
+left in the groups that it reads and writes, and its bits. `Stitcher` then takes the layer's weights from the menus,
+whose columns are already gone, drops the rows of removed output channels (`kept_rows`), and writes them into the module
+(`write_layer_`). Norms that no layer absorbed lose the same channels.
+
+A layer that reads k of its input channels and writes r of its output channels runs with a weight (r, k, *kernel): a
+pruned network costs less to evaluate, too.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +25,18 @@ from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
 from autocompress_envs.problem import Labeling
 
-_READY_BYTES = 1_000_000_000  # of weights kept ready in the evaluation dtype
+_READY_BYTES = 1_000_000_000  # bytes of weights that are kept ready in the evaluation dtype; beyond, all are dropped
 
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """One layer's part of a labelling, resolved.
+    """What one layer gets under a plan.
 
     Attributes:
-        reads: channels left in each group that the layer reads, by group index.
-        writes: channels left in the group that the layer writes, or None.
-        sparsity: of the layer's own weights (granularity `element` or `n:m`).
+        reads: number of channels left in each group that the layer reads, by group index.
+        writes: number of channels left in the group that the layer writes; None: it writes none.
+        sparsity: fraction of the layer's single weights that are removed (granularity `element` or `n:m`); 0 with
+            `channel`.
         weight_bits: position among the menu's weight bit-widths.
         activation_bits: position among the menu's activation bit-widths.
     """
@@ -38,12 +48,20 @@ class LayerChoice:
     activation_bits: int
 
     def key(self) -> tuple[Any, ...]:
-        """What the layer's weights depend on."""
+        """The values that the layer's weights depend on; layers of equal keys have equal weights."""
         return (*self.reads.values(), self.writes, self.sparsity, self.weight_bits)
 
 
 def resolve(menus: Menus, labeling: Labeling) -> list[LayerChoice]:
-    """What every layer gets, groups' sparsities handed on to the layers that inherit them."""
+    """What every layer gets under a plan, in the order of the network.
+
+    With granularity `channel`, a group's sparsity stands at its owner, and all layers that read or write the group
+    inherit it.
+
+    Args:
+        menus: menus of the network.
+        labeling: plan, as positions on the menus.
+    """
     by_channel = menus.settings.granularity == "channel"
     index = menus.network.layer_index()
     kept = []
@@ -63,11 +81,14 @@ def resolve(menus: Menus, labeling: Labeling) -> list[LayerChoice]:
 
 
 class Stitcher:
-    """Writes plans into one copy of the network, over and over.
+    """Writes the weights of one plan after the other into the same copy of the network.
 
     Args:
-        folded: a copy with norms folded; it now belongs to the stitcher.
-        menus: of the network.
+        folded: copy of the network with its norms folded; it now belongs to the stitcher.
+        menus: menus of the network.
+
+    Attributes:
+        model: the copy, with the weights of the plan that was stitched last.
     """
 
     def __init__(self, folded: nn.Module, menus: Menus) -> None:
@@ -87,7 +108,14 @@ class Stitcher:
             self._modules[layer.name].register_forward_pre_hook(InputRounding(layer.name, self._ranges))
 
     def stitch_(self, labeling: Labeling) -> nn.Module:
-        """Write a plan's weights into the copy and return it; valid until the next call."""
+        """Write a plan's weights into the copy.
+
+        Args:
+            labeling: plan, as positions on the menus.
+
+        Returns:
+            The copy; it has the plan's weights until the next call.
+        """
         choices = resolve(self._menus, labeling)
         for layer, choice in zip(self._menus.network.layers, choices, strict=True):
             weight, bias = self._weights(layer, choice)
@@ -97,6 +125,7 @@ class Stitcher:
         return self.model
 
     def _weights(self, layer: Layer, choice: LayerChoice) -> tuple[Tensor, Tensor]:
+        """Weight (r, c, *kernel) and bias (r,) in the copy's dtype; kept ready, as plans share most of theirs."""
         key = (layer.name, *choice.key())
         if key not in self._ready:
             variant = self._menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
@@ -109,6 +138,7 @@ class Stitcher:
         return self._ready[key]
 
     def _prepare(self, layer: Layer, variant: Variant, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The kept rows of a variant as the copy runs them."""
         weight, bias = runnable(full_weight(layer, variant)[rows], variant.bias[rows])
         weight = weight.to(self._device, self._dtype)
         if weight.ndim == 4:
@@ -116,7 +146,7 @@ class Stitcher:
         return weight, bias.to(self._device, self._dtype)
 
     def _write_norms_(self, choices: list[LayerChoice]) -> None:
-        """A norm behind a concatenation holds channels of several groups."""
+        """Remove channels from the norms that no layer absorbed; one behind a concatenation reads several groups."""
         stays = {name: torch.ones(width, dtype=torch.bool) for name, width in self._norm_widths.items()}
         index = self._menus.network.layer_index()
         for group_index, group in enumerate(self._menus.network.groups):
@@ -133,21 +163,38 @@ class Stitcher:
 
 
 def full_weight(layer: Layer, variant: Variant) -> Tensor:
-    """(rows, …) float32 in the shape of the layer's weight, removed input channels gone."""
+    """(rows, c, *kernel) float32 weight of a variant, c being the input channels that are left.
+
+    Args:
+        layer: structure of the layer.
+        variant: weights from its menu, columns of removed input channels gone.
+    """
     return in_layer_shape(variant.weight(), layer)
 
 
 def in_layer_shape(flat: Tensor, layer: Layer) -> Tensor:
-    """(r, k) weights with the axes of the layer's own: (r, input channels, *kernel)."""
+    """Flat weights with the axes of the layer's own weight.
+
+    Args:
+        flat: (r, k) weights, a column for each input channel and place in the kernel.
+        layer: structure of the layer.
+
+    Returns:
+        (r, c, *kernel) weights, c = k / places in the kernel.
+    """
     kernel = layer.weight_shape[2:]
     return flat.reshape(len(flat), flat.shape[1] // math.prod(kernel), *kernel)
 
 
 def runnable(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight (r, c, …) and bias (r,) as PyTorch can run them: where no channels are left, one of zeros stands in.
+    """Weight and bias as PyTorch can run them: where no channel is left, one channel of zeros stands in.
 
     PyTorch has no convolution to or from nothing. The zeros compute what is left of a removed branch: the bias of the
     layers that read it.
+
+    Args:
+        weight: (r, c, …), r or c possibly 0.
+        bias: (r,).
     """
     if weight.numel():
         return weight, bias
@@ -156,7 +203,13 @@ def runnable(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def kept_rows(menus: Menus, layer: Layer, choice: LayerChoice) -> Tensor:
-    """(k,) output channels of the layer that stay."""
+    """(k,) int64 output channels of the layer that stay, ascending.
+
+    Args:
+        menus: menus of the network.
+        layer: structure of the layer.
+        choice: resolved part of a plan that is the layer's.
+    """
     stays = torch.ones(layer.rows, dtype=torch.bool)
     if layer.writes is not None and choice.writes is not None:
         producers = torch.from_numpy(menus.network.groups[layer.writes].producers[layer.name])
@@ -165,7 +218,13 @@ def kept_rows(menus: Menus, layer: Layer, choice: LayerChoice) -> Tensor:
 
 
 class InputRounding:
-    """Forward pre-hook that rounds a layer's input to the range the plan gives it."""
+    """Forward pre-hook that rounds a layer's input to the range that the plan gives it.
+
+    Args:
+        name: name of the layer.
+        ranges: ranges by layer name; the entry is looked up at every call, so that another plan is another entry. None
+            rounds nothing.
+    """
 
     def __init__(self, name: str, ranges: dict[str, ActivationRange | None]) -> None:
         self._name = name
@@ -177,16 +236,25 @@ class InputRounding:
 
 
 def untie_(module: Any) -> None:
-    """Parameters of its own: layers that share theirs get different labels."""
+    """Give a module parameters of its own: layers that share theirs may get different labels.
+
+    Args:
+        module: layer whose parameters are copied into new `nn.Parameter`s.
+    """
     for field in ("weight", "bias"):
         if getattr(module, field) is not None:
             setattr(module, field, nn.Parameter(getattr(module, field).detach(), requires_grad=False))
 
 
 def write_layer_(module: Any, weight: Tensor, bias: Tensor, is_depthwise: bool) -> None:
-    """Put weights into a layer, which takes their shape.
+    """Put weights into a layer, and set its numbers of channels by their shape.
 
-    That it is depthwise is told, as one with a single channel left is like any other convolution.
+    Args:
+        module: linear layer or convolution.
+        weight: (r, c, *kernel) weight.
+        bias: (r,) bias; left out where the module has none.
+        is_depthwise: whether the layer is a depthwise convolution, whose number of groups shrinks with its channels. A
+            depthwise layer with one channel left looks like any other, so the module can't tell.
     """
     module.weight.data = weight
     if module.bias is not None:
@@ -200,5 +268,6 @@ def write_layer_(module: Any, weight: Tensor, bias: Tensor, is_depthwise: bool) 
 
 
 def _norm_tensors(norm: Any) -> dict[str, Tensor]:
+    """(channels,) tensors of a norm by field, with all the original's channels."""
     fields = ("weight", "bias", "running_mean", "running_var")
     return {field: getattr(norm, field).data.clone() for field in fields if getattr(norm, field) is not None}

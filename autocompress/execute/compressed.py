@@ -1,4 +1,12 @@
-"""A compressed network: a plain, smaller module, and for every layer the codes, scales and ranges of its file."""
+"""A compressed network: a plain, smaller module, and for every layer the codes, scales and ranges of its file.
+
+The same weights are held twice. `LayerWeights` has them as files store them, integer codes with a scale for every row;
+the module has them as PyTorch runs them, float32:
+
+    weight[r] = codes[r] * scale[r]
+
+Whoever changes one writes the other (`write_weights_`).
+"""
 
 from __future__ import annotations
 
@@ -29,17 +37,24 @@ from autocompress_envs.problem import Labeling, n_of_m, removed_weights
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One finished layer.
+    """The finished weights of one layer, as files store them.
+
+    >>> codes = torch.tensor([[1, -8], [7, 0]], dtype=torch.int8)
+    >>> layer = LayerWeights(codes, torch.tensor([0.5, 0.25]), None, bits=4, sparsity=0.0, input_range=None)
+    >>> layer.weight()
+    tensor([[ 0.5000, -4.0000],
+            [ 1.7500,  0.0000]])
 
     Attributes:
-        values: in the shape of the module's weight, rows first, without elements where the layer writes or reads a
-            removed branch: int8 codes where `scale` is given, else float32 (16 bits: every value exactly representable
-            in float16).
-        scale: (rows,) float32 > 0, or None for floating-point labels.
-        bias: (rows,) float32, or None.
-        bits: of the weights: 1 to 8, 16 or 32.
-        sparsity: of the layer's own weights with granularity `element` or `n:m`; 0 with `channel`.
-        input_range: how its input is rounded, or None.
+        values: (rows, …) in the shape of the module's weight; it has no element where the layer writes or reads a
+            removed branch. int8 codes where there is a scale, otherwise float32 weights; with 16 bits all of them are
+            float16 numbers.
+        scale: (rows,) float32 above 0; None: the label is floating point (16 or 32 bits).
+        bias: (rows,) float32; None: the layer has none.
+        bits: bit-width of the weights: 1 to 8, 16 or 32.
+        sparsity: fraction of the layer's single weights that are removed (granularity `element` or `n:m`); 0 with
+            `channel`, where removed channels are gone from `values`.
+        input_range: range that the layer's input is rounded to; None: it is not rounded.
     """
 
     values: Tensor
@@ -55,7 +70,7 @@ class LayerWeights:
         return self.values.numel() == 0
 
     def weight(self) -> Tensor:
-        """Float32 in the shape of `values`."""
+        """The float32 weight in the shape of `values`: code * scale of its row, or the values themselves."""
         if self.scale is None:
             return self.values.float()
         return self.values * self.scale.view(-1, *[1] * (self.values.ndim - 1))
@@ -67,14 +82,14 @@ class LayerWeights:
 
 @dataclass(frozen=True, eq=False)
 class Compressed:
-    """A compressed network.
+    """A compressed network, as a module and as the finished weights of its layers.
 
     Attributes:
-        model: float32 in eval mode: norms folded where a layer could take them, channels gone, the layers' weights
-            written in. It does not round activations; `rounded` does. A channel of zeros stands in for every removed
-            branch (`runnable`); files have none.
-        layers: by name in network order, with exactly the weights that `model` has.
-        plan: the labels that it was made by.
+        model: float32 module in eval mode: norms folded where a layer could take them, channels gone, the layers'
+            weights written in. It does not round activations; `rounded` does. A channel of zeros stands in for every
+            removed branch (`runnable`); files have none.
+        layers: finished weights by layer name, in the order of the network; exactly those that `model` has.
+        plan: labels that the network was made by.
     """
 
     model: nn.Module
@@ -82,7 +97,7 @@ class Compressed:
     plan: Plan
 
     def rounded(self) -> nn.Module:
-        """A copy of the model whose layers round their inputs as the plan says."""
+        """A copy of the model whose layers round their inputs as the plan says (by forward pre-hooks)."""
         model = copy.deepcopy(self.model)
         modules = dict(model.named_modules())
         ranges = {name: layer.input_range for name, layer in self.layers.items()}
@@ -92,12 +107,12 @@ class Compressed:
 
 
 def from_menus(menus: Menus, labeling: Labeling, folded: nn.Module) -> Compressed:
-    """The plan with its menus' weights as they are.
+    """The compressed network of a plan, with the menus' weights as they are.
 
     Args:
-        menus: of the network.
-        labeling: the plan.
-        folded: the original with its norms folded (`fold_batch_norms`); it is not changed.
+        menus: menus of the network.
+        labeling: plan, as positions on the menus.
+        folded: original network with its norms folded (`fold_batch_norms`); it is not changed.
     """
     stitcher = Stitcher(copy.deepcopy(folded).cpu().float().eval(), menus)
     model = stitcher.stitch_(labeling)
@@ -111,12 +126,12 @@ def from_menus(menus: Menus, labeling: Labeling, folded: nn.Module) -> Compresse
 
 
 def uncompressed(folded: nn.Module, network: Network, granularity: str = "channel") -> Compressed:
-    """The original in the same form: every layer in float32, nothing removed, no input rounded.
+    """The original as a `Compressed`: every layer in float32, nothing removed, no input rounded.
 
     Args:
-        folded: the original with its norms folded; it is not changed.
-        network: its trace.
-        granularity: of the plan that says so.
+        folded: original network with its norms folded; it is not changed.
+        network: trace of the original.
+        granularity: granularity that the plan of the result names; nothing is removed whatever it is.
     """
     model = copy.deepcopy(folded).cpu().float().eval()
     layers = {}
@@ -128,7 +143,14 @@ def uncompressed(folded: nn.Module, network: Network, granularity: str = "channe
 
 
 def layer_weights(menus: Menus, layer: Layer, choice: LayerChoice, variant: Variant) -> LayerWeights:
-    """The rows of a variant that stay, in the shape of the module's weight."""
+    """The finished weights of one layer: the rows of a variant that stay, in the shape of the module's weight.
+
+    Args:
+        menus: menus of the network.
+        layer: structure of the layer.
+        choice: resolved part of a plan that is the layer's.
+        variant: weights from the layer's menu, columns of removed input channels gone.
+    """
     rows = kept_rows(menus, layer, choice)
     return LayerWeights(
         values=in_layer_shape(variant.values[rows], layer),
@@ -141,14 +163,20 @@ def layer_weights(menus: Menus, layer: Layer, choice: LayerChoice, variant: Vari
 
 
 def _remove_rounding_(module: nn.Module) -> None:
-    """The stitcher's hook; the model's own stay."""
+    """Remove the stitcher's hook from a layer; the model's own hooks stay."""
     hooks = module._forward_pre_hooks
     for key in [key for key, hook in hooks.items() if isinstance(hook, InputRounding)]:
         del hooks[key]
 
 
 def write_weights_(model: nn.Module, name: str, weights: LayerWeights) -> None:
-    """Put a layer's weights into a module of the shapes that they have as they run."""
+    """Put a layer's weights into its module, as PyTorch runs them.
+
+    Args:
+        model: network that has the layer; its module already has the numbers of channels of `weights`.
+        name: name of the layer.
+        weights: finished weights of the layer.
+    """
     module = model.get_submodule(name)
     weight, bias = weights.as_run()
     module.get_parameter("weight").data = weight.clone(memory_format=torch.contiguous_format)
@@ -157,19 +185,25 @@ def write_weights_(model: nn.Module, name: str, weights: LayerWeights) -> None:
 
 
 def kept_map(values: Tensor, sparsity: float, granularity: str) -> Tensor | None:
-    """True where a weight is stored; of the zeros, exactly as many as the label removes are not. None: all are.
+    """Which weights of a sparse layer are stored. Of its zeros, exactly as many as the label removes are not.
+
+    Rounding makes more zeros than the label removes. Those left out are the first ones in memory order (`element`), or
+    the first ones of every block (`n:m`), so that a reader knows the number of stored weights from the label alone.
+
+    >>> kept_map(torch.tensor([[0, 3, 0, 0]]), 0.5, "element")  # two of the three zeros are removed
+    tensor([[False,  True, False,  True]])
 
     Args:
-        values: codes or weights, rows first.
-        sparsity: of the label.
-        granularity: `channel`, `element` or `n:m`.
+        values: (rows, …) codes or weights.
+        sparsity: fraction of single weights that the label removes.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Returns:
-        Bool, shape of `values`.
+        Bool in the shape of `values`, True where the weight is stored; None: all are.
     """
     if granularity == "channel" or sparsity == 0:
         return None
-    zero = (values == 0).flatten(1).numpy()
+    zero = (values == 0).flatten(1).numpy()  # (rows, columns)
     if granularity == "element":
         removed = int(removed_weights(np.array(zero.size), sparsity))
         kept = ~(zero & (zero.ravel().cumsum().reshape(zero.shape) <= removed))

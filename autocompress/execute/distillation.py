@@ -1,4 +1,8 @@
-"""What fine-tuning minimises: how far the compressed network is from the original, and from the labels."""
+"""The loss of fine-tuning: how far the compressed network is from the original, and from the labels.
+
+loss = soft · T² · KL(original ‖ compressed at temperature T) + hard · cross-entropy(labels)
+       + features · distance of layer outputs + l1 · Σ |weight|
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,18 @@ _FEATURES = 4  # layers whose outputs are matched, at most
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the parts of the loss; a part of weight 0 is not computed.
+    """Weights of the parts of the loss, each at least 0; a part of weight 0 is not computed.
 
     Attributes:
-        soft: of temperature² · KL(original ‖ compressed) between softened predictions (Hinton et al. 2015, eq. 1).
-        hard: of the cross-entropy with the labels.
-        features: of the mean squared difference between layer outputs, relative to their variance in the original
-            (Romero et al. 2015); of up to four layers, spread over the network, that kept all their channels.
-        l1: of the sum of the weights' magnitudes.
-        temperature: > 0.
+        soft: weight of temperature² · KL(original ‖ compressed) between softened predictions (Hinton et al. 2015,
+            eq. 1), in nats.
+        hard: weight of the cross-entropy with the labels, in nats.
+        features: weight of the mean squared difference between layer outputs, relative to their variance in the
+            original (Romero et al. 2015). Up to four layers count, spread over the network, that kept all their
+            channels.
+        l1: weight of the sum of the weights' magnitudes.
+        temperature: number above 0 that logits are divided by before the softmax of the soft part; larger values make
+            unlikely classes count for more.
 
     Raises:
         InputError: a weight is negative, or all are 0, or the temperature is not positive.
@@ -47,8 +54,13 @@ class Objective:
             raise InputError(f"`temperature` must be above 0, got {self.temperature}.")
 
     def predictions_loss(self, outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """Mean over samples of the parts that look at outputs; both outputs (N, classes), labels (N,) or their
-        probabilities (N, classes)."""
+        """The soft and the hard part of the loss, each the mean over N samples, times its weight.
+
+        Args:
+            outputs: (N, classes) logits of the compressed network.
+            teacher: (N, classes) logits of the original.
+            labels: (N,) int64 classes or (N, classes) probabilities; None only where `hard` is 0.
+        """
         loss = outputs.new_zeros(())
         if self.soft:
             wanted = (teacher / self.temperature).log_softmax(1)
@@ -62,11 +74,14 @@ class Objective:
 
 
 class FeatureTap(AbstractContextManager["FeatureTap"]):
-    """Holds the outputs of some layers of a model while it runs.
+    """Context manager that keeps the outputs of some layers whenever their model runs.
 
     Args:
-        model: the model.
-        names: of its layers.
+        model: model that the layers belong to.
+        names: names of the layers.
+
+    Attributes:
+        outputs: outputs of the model's last run, by layer name.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
@@ -92,7 +107,13 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
 
 
 def matched_layers(original: nn.Module, compressed: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Up to four layers of unchanged output width, evenly spread, the last layer left out."""
+    """Names of up to four layers of unchanged output width, evenly spread, the last layer left out.
+
+    Args:
+        original: original network.
+        compressed: compressed network.
+        layers: names of all layers, in the order of the network.
+    """
     same = [
         name
         for name in layers[:-1]
@@ -104,7 +125,12 @@ def matched_layers(original: nn.Module, compressed: nn.Module, layers: Sequence[
 
 
 def features_loss(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:
-    """Mean over layers of the squared difference, relative to the original's variance."""
+    """Mean over layers of the mean squared difference of outputs, relative to the variance of the original's.
+
+    Args:
+        got: outputs of the compressed network, by layer name.
+        wanted: outputs of the original on the same samples, by layer name.
+    """
     parts = [
         F.mse_loss(got[name].float(), wanted[name].float()) / wanted[name].float().var().clamp(min=1e-6)
         for name in wanted

@@ -1,12 +1,20 @@
-"""Fine-tuning: the compressed network learns from the original, with its rounding and its zeros in the loop."""
+"""Fine-tuning: the compressed network learns from the original, with its rounding and its zeros in the loop.
+
+A step takes a batch, runs the original and the rounding-aware copy (`rounding_aware.py`) on it, and takes one step of
+Adam on their distance (`distillation.py`). After every epoch the whole loss is taken on the search split, and the best
+network so far is kept, the one that was given among them: fine-tuning never gives a worse one there.
+
+    for each batch:  loss = distance(model(x), teacher(x), labels) + l1 · Σ |weight|;  backward;  clip;  Adam step
+    after an epoch:  loss on the search split < best so far?  keep a copy
+
+The state is saved every minute (`checkpoint.py`), and a fine-tuning that was interrupted ends with the same bits:
+batches, augmentation and mixup of a step depend on the seed and the step's number alone.
+"""
 
 from __future__ import annotations
 
 import copy
-import io
 import math
-import pickle
-import struct
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,22 +28,15 @@ from torch import Tensor, nn
 from autocompress.data import Data
 from autocompress.data.training import Augmentation, Blend, TrainingBatches, trained_on
 from autocompress.errors import InputError
+from autocompress.execute.checkpoint import read_checkpoint, write_checkpoint
 from autocompress.execute.compressed import Compressed
 from autocompress.execute.distillation import FeatureTap, Objective, features_loss, matched_layers
+from autocompress.execute.learning_rates import parameter_groups, rate_at
 from autocompress.execute.rounding_aware import finished, rounding_aware, unrounded
-from autocompress.files import write_atomically
 
-_WARM_UP = 0.05  # share of all steps
-_SAVE_SECONDS = 60.0
-_NUMBERS = ("_step", "_best_step", "_seconds", "_best_loss", "_best_accuracy", "_recent")  # of a run, in checkpoints
-_PARTS = {"model", "optimizer", "scheduler", "best", "numbers", "made_for"}  # of a checkpoint
-_DAMAGE = "`resume` must find a whole checkpoint, got {}, which is damaged; remove that file to start anew."
-# What torch.load raises on truncated and overwritten files.
-_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error)
-_STEP_RATE = 0.1  # of quantization steps, beside weights: at the weights' own rate, 2-bit networks were undone
-_HALF = 0.5  # above it, the other sample would be the first
-_SMALLEST_SIZE = 1e-3  # of a tensor, for its learning rate
-
+_SAVE_SECONDS = 60.0  # between two checkpoints
+_NUMBERS = ("_step", "_best_step", "_seconds", "_best_loss", "_best_accuracy", "_recent")  # fields in checkpoints
+_HALF = 0.5  # largest mixup: above it, the other sample would be the first
 
 Method = Literal["standard", "weak", "strong"]
 
@@ -45,20 +46,21 @@ class FineTuning:
     """Settings of a fine-tuning.
 
     Attributes:
-        epochs: over the training data without the search split; fractions are fine; > 0.
-        learning_rate: of Adam at its peak, relative to each tensor's root mean square: 0.005 changes a typical weight
-            by half a percent a step.
-        batch_size: at least 1.
-        labels: who labels the samples for the hard part of the loss: the data or the original (`teacher`).
-        objective: the loss.
-        augmentation: see `TrainingBatches`.
-        mixup: largest share of another sample that is blended into each, in [0, 0.5]. The original answers for what
-            it was never trained on, so it is learned from also where it knows all its training samples by heart
-            (Beyer et al. 2022).
-        clip: largest norm of the gradient.
-        seed: of the order and the augmentation; at least 0.
-        method: how the original teaches. `standard`: on all training samples, from the weights that were fitted to
-            it; `weak`: on the calibration split alone; `strong`: on all, from the original's own kept weights.
+        epochs: number of passes over the training data without the search split, above 0; fractions are fine.
+        learning_rate: peak learning rate of Adam, relative to each tensor's root mean square, above 0: 0.005 changes a
+            typical weight by half a percent a step.
+        batch_size: number of samples in a step, at least 1.
+        labels: source of the labels for the hard part of the loss: the data, or the original's answers (`teacher`).
+        objective: weights of the parts of the loss.
+        augmentation: random change of the training samples (`TrainingBatches`).
+        mixup: largest share of another sample that is blended into each, in [0, 0.5]. Blended samples are new to the
+            original, so its answers teach something even where it knows all its training samples by heart (Beyer et
+            al. 2022).
+        clip: largest norm of the gradient, above 0; a larger gradient is scaled down to it.
+        seed: seed of the order, the augmentation and the mixup of the samples, at least 0.
+        method: samples and weights to begin with. `standard`: all training samples, from the weights that were given;
+            `weak`: the calibration split alone, from the same; `strong`: all training samples, from the original's own
+            kept weights.
 
     Raises:
         InputError: a value is out of range.
@@ -89,14 +91,15 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class TuningStep:
-    """How fine-tuning stands.
+    """How far fine-tuning is.
 
     Attributes:
-        step: done so far; total: in all.
-        loss: mean over the last steps.
-        search_loss: the best on the search split so far.
-        search_accuracy: there, in [0, 1]; NaN without labels.
-        seconds_left: estimated.
+        step: number of steps done.
+        total: number of all steps.
+        loss: training loss, averaged over about the last 20 steps.
+        search_loss: lowest loss on the search split so far.
+        search_accuracy: accuracy of that network on the search split, in [0, 1]; NaN without labels.
+        seconds_left: estimated seconds to the end.
     """
 
     step: int
@@ -109,16 +112,17 @@ class TuningStep:
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """What fine-tuning gives.
+    """The result of a fine-tuning.
 
     Attributes:
-        compressed: the best network that was seen, judged by the loss on the search split; never worse there than
-            the one that was given.
-        steps: done.
-        seconds: taken.
-        diverged: whether it stopped early because the loss was no longer finite.
-        best_step: at which the best was seen; 0: fine-tuning improved nothing, `compressed` is what was given.
-        unrounded: by layer, the best network's (weight, bias) before they were rounded.
+        compressed: network with the lowest loss on the search split, taken after every epoch; its loss there is never
+            above that of the network that was given.
+        steps: number of steps done.
+        seconds: seconds taken, those before an interruption included.
+        diverged: whether fine-tuning stopped early because the loss was no longer finite.
+        best_step: number of the step after which `compressed` was taken; 0: fine-tuning improved nothing, and
+            `compressed` is the network that was given.
+        unrounded: (weight, bias or None) of `compressed` before rounding, by layer name.
     """
 
     compressed: Compressed
@@ -144,15 +148,17 @@ def finetune(
     """Fine-tune and return the best network by the search split.
 
     Args:
-        compressed: what to begin with; it is not changed.
-        teacher: the original; it is not changed.
-        data: the training data without the search split is trained on, the search split judges.
-        settings: see there.
-        device: where to run.
-        dtype: of the forward passes (autocast); weights, gradients and the loss stay float32.
-        kept_weights: of the original by layer, in the compressed network's shapes; the method `strong` begins there.
-        checkpoint: a file to continue from, where it exists and fits, and to save to every minute.
-        progress: told every second or so, and after every judgement.
+        compressed: network to begin with; it is not changed.
+        teacher: original network; it is not changed.
+        data: data whose training samples without the search split are trained on, and whose search split judges.
+        settings: settings of the fine-tuning.
+        device: device that both networks run on, such as `cpu` or `cuda:0`.
+        dtype: floating-point type of the forward passes (autocast); weights, gradients and the loss stay float32.
+        kept_weights: the original's own weights by layer, in the compressed network's shapes; needed for the method
+            `strong`, which begins with them.
+        checkpoint: file that is saved to every minute, and continued from where it exists; None: nothing is saved.
+        progress: function that is called about once a second, and after every loss on the search split; None: nothing
+            is told.
 
     Raises:
         InputError: the loss asks for labels that the data does not have or for matched layers that there are none of,
@@ -187,8 +193,8 @@ class _Run:
         indices = data.calibration_indices if settings.method == "weak" else trained_on(data)
         self._batches = TrainingBatches(data, indices, settings.batch_size, settings.augmentation, settings.seed)
         self._total = max(1, round(settings.epochs * self._batches.steps_per_epoch))
-        self._optimizer = torch.optim.Adam(_parameter_groups(self._model, settings.learning_rate))
-        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._rate)
+        self._optimizer = torch.optim.Adam(parameter_groups(self._model, settings.learning_rate))
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: rate_at(step, self._total))
         names = _matched(compressed, teacher, settings.objective)
         self._taps = FeatureTap(self._teacher, names), FeatureTap(self._model, names)
         self._search = data.search()  # once: the data is not asked for it while a thread prepares batches
@@ -200,6 +206,7 @@ class _Run:
         self._best_loss, self._best_accuracy, self._recent = math.inf, math.nan, math.nan
 
     def finish(self) -> Tuned:
+        """Run to the end, from a checkpoint where there is one."""
         self._load()
         with self._taps[0], self._taps[1]:
             if not self._best:
@@ -212,11 +219,12 @@ class _Run:
         return Tuned(compressed, self._step, self._seconds, diverged, self._best_step, floats)
 
     def _begin(self) -> None:
+        """Take the weights that training begins with, where they are not those that were given."""
         if self._start is not None:
             self._model.load_state_dict(rounding_aware(self._compressed, self._start).state_dict())
 
     def _train(self) -> bool:
-        """Run to the end; True where the loss ceased to be finite."""
+        """Take all steps that are left. Returns whether the loss ceased to be finite, which ends it."""
         started, before, saved, told = time.monotonic(), self._seconds, time.monotonic(), 0.0
         for inputs, labels in self._batches.steps(self._step, self._total):
             loss = self._update(inputs, labels)
@@ -237,6 +245,7 @@ class _Run:
         return False
 
     def _update(self, inputs: Tensor, labels: Tensor | None) -> float:
+        """Take one step of the optimizer, unless the loss is not finite. Returns the loss."""
         loss = self._loss(inputs, labels, self._blend(len(inputs)))
         if torch.isfinite(loss):
             self._optimizer.zero_grad()
@@ -247,12 +256,13 @@ class _Run:
         return float(loss.detach())
 
     def _blend(self, count: int) -> Blend | None:
-        """How the step's samples are blended."""
+        """The blend of the step's `count` samples, which depends on the seed and the step alone; None: no mixup."""
         if not self._settings.mixup:
             return None
         return Blend.drawn(count, self._settings.mixup, self._settings.seed * 1_000_003 + self._step)
 
     def _loss(self, inputs: Tensor, labels: Tensor | None, blend: Blend | None) -> Tensor:
+        """The loss of a batch: inputs (n, …), labels (n,) or None."""
         inputs = _in_format(inputs if blend is None else blend(inputs), self._device)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             with torch.no_grad():
@@ -261,7 +271,7 @@ class _Run:
         return self._distance(outputs.float(), wanted.float(), labels, blend) + self._penalty()
 
     def _distance(self, outputs: Tensor, wanted: Tensor, labels: Tensor | None, blend: Blend | None = None) -> Tensor:
-        """Mean over the samples that both networks saw last."""
+        """The loss without `l1`, the mean over the n samples that both networks ran last; outputs (n, classes)."""
         objective = self._settings.objective
         if self._settings.labels == "teacher":
             labels = wanted.argmax(1)
@@ -274,7 +284,7 @@ class _Run:
         return loss
 
     def _penalty(self) -> Tensor | float:
-        """Of the weights' magnitudes."""
+        """The loss's part `l1`: the sum of the weights' magnitudes, times its weight."""
         if not self._settings.objective.l1:
             return 0.0
         modules: list[Any] = [self._model.get_submodule(name) for name in self._compressed.layers]
@@ -282,7 +292,7 @@ class _Run:
 
     @torch.no_grad()
     def _judge(self) -> float:
-        """The whole loss on the search split; the network is kept where none was better."""
+        """The whole loss on the search split; a copy of the network is kept where no other had a lower one."""
         inputs, labels = self._search
         total, right = 0.0, 0
         for start in range(0, len(inputs), self._settings.batch_size):
@@ -298,14 +308,8 @@ class _Run:
             self._best = copy.deepcopy(self._model.state_dict())
         return loss
 
-    def _rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine."""
-        warm_up = max(1, int(_WARM_UP * self._total))
-        if step < warm_up:
-            return (step + 1) / warm_up
-        return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, self._total - warm_up)))
-
     def _tell(self) -> None:
+        """Tell how far it is; the time left is that of the steps done, a step."""
         left = (self._total - self._step) * self._seconds / max(1, self._step)
         self._progress(TuningStep(self._step, self._total, self._recent, self._best_loss, self._best_accuracy, left))
 
@@ -320,19 +324,12 @@ class _Run:
             "numbers": [getattr(self, name) for name in _NUMBERS],
             "made_for": self._made_for,
         }
-        content = io.BytesIO()
-        torch.save(state, content)
-        write_atomically(self._checkpoint, content.getvalue())
+        write_checkpoint(self._checkpoint, state)
 
     def _load(self) -> None:
         if self._checkpoint is None or not self._checkpoint.is_file():
             return
-        state = _read(self._checkpoint, self._device)
-        if state["made_for"] != self._made_for:
-            raise InputError(
-                f"`resume` must continue a fine-tuning with the same settings, plan and data, got others in "
-                f"{self._checkpoint}; remove that file to start anew."
-            )
+        state = read_checkpoint(self._checkpoint, self._device, self._made_for)
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.last_epoch = state["scheduler"]["last_epoch"]
@@ -341,18 +338,8 @@ class _Run:
             setattr(self, name, value)
 
 
-def _read(path: Path, device: torch.device) -> dict[str, Any]:
-    try:
-        state = torch.load(path, weights_only=True, map_location=device)
-    except _DAMAGED as error:
-        raise InputError(_DAMAGE.format(path)) from error
-    if not isinstance(state, dict) or state.keys() != _PARTS:
-        raise InputError(_DAMAGE.format(path))
-    return state
-
-
 def _matched(compressed: Compressed, teacher: nn.Module, objective: Objective) -> list[str]:
-    """The layers whose outputs the loss compares."""
+    """Names of the layers whose outputs the loss compares; none where `features` is 0."""
     if not objective.features:
         return []
     names = matched_layers(teacher, compressed.model, list(compressed.layers))
@@ -363,30 +350,13 @@ def _matched(compressed: Compressed, teacher: nn.Module, objective: Objective) -
     return names
 
 
-def _parameter_groups(model: nn.Module, rate: float) -> list[dict[str, Any]]:
-    """One group a tensor, its rate in proportion to its size, as networks differ in the scale of their folded weights.
-
-    A bias learns at its weight's rate; its own size would make it several times faster.
-    """
-    trained = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-    groups = []
-    for name, tensor in trained.items():
-        weight = name.removesuffix("bias") + "parametrizations.weight.original"
-        sized = trained.get(weight, tensor) if name.endswith("bias") else tensor
-        relative = rate * (_STEP_RATE if name.endswith(".step") else 1.0)
-        groups.append({"params": [tensor], "lr": relative * max(float(_root_mean_square(sized)), _SMALLEST_SIZE)})
-    return groups
-
-
-def _root_mean_square(tensor: Tensor) -> Tensor:
-    return tensor.detach().float().square().mean().sqrt()
-
-
 def _on(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model, moved to a device, channels last."""
     moved: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return moved
 
 
 def _in_format(inputs: Tensor, device: torch.device) -> Tensor:
+    """Inputs (n, …) on a device, channels last."""
     inputs = inputs.to(device)
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs

@@ -1,4 +1,7 @@
-"""From a plan to the finished network: the menus' weights, re-calibrated, fine-tuned."""
+"""From a plan to the finished network: the menus' weights, re-calibrated, fine-tuned.
+
+Both later steps are judged on the search split, which no weight is fitted to, and are left out where they do not help.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,15 @@ from autocompress_envs.problem import Labeling
 
 @dataclass(frozen=True)
 class Execution:
-    """How plans are made real.
+    """Settings of an execution.
 
     Attributes:
-        recalibration_samples: training samples that the layers are fitted to anew; 0 leaves the menus' weights.
-        tuning: or None: no fine-tuning.
-        device: where fine-tuning runs.
-        dtype: of its forward passes.
-        checkpoint: file that fine-tuning saves to and continues from.
+        recalibration_samples: number of training samples that the layers are fitted to anew, at least 0; 0 leaves the
+            menus' weights as they are.
+        tuning: settings of the fine-tuning; None: there is none.
+        device: device that fine-tuning runs on, such as `cpu` or `cuda:0`.
+        dtype: floating-point type of fine-tuning's forward passes.
+        checkpoint: file that fine-tuning saves to and continues from; None: it saves nothing.
     """
 
     recalibration_samples: int
@@ -44,12 +48,13 @@ class Execution:
 
 @dataclass(frozen=True, eq=False)
 class Executed:
-    """A plan made real.
+    """The result of an execution.
 
     Attributes:
-        compressed: the network.
-        recalibrated: whether re-calibration brought it closer to the original on the search split.
-        tuned: what fine-tuning did, or None.
+        compressed: finished network.
+        recalibrated: whether re-calibration brought the network closer to the original on the search split, so that
+            its weights were taken.
+        tuned: result of the fine-tuning; None: there was none.
     """
 
     compressed: Compressed
@@ -66,16 +71,17 @@ def execute(
     settings: Execution,
     watcher: Progress,
 ) -> Executed:
-    """Make a plan real.
+    """Make a plan real: the menus' weights, re-calibrated and fine-tuned.
 
     Args:
-        menus: of the network.
-        labeling: the plan.
-        folded: the network that the menus were made from, with its norms folded.
-        teacher: the original.
-        data: its calibration split and further training samples re-calibrate, its search split judges.
-        settings: see there.
-        watcher: told what happens.
+        menus: menus of the network.
+        labeling: plan, as positions on the menus.
+        folded: network that the menus were made from, with its norms folded; it is not changed.
+        teacher: original network, which fine-tuning learns from; it is not changed.
+        data: data whose calibration split and further training samples fit the weights, and whose search split judges
+            them.
+        settings: settings of both steps.
+        watcher: observer that is told of every stage, of progress and of what the user has to know.
     """
     compressed = from_menus(menus, labeling, folded)
     fitted = _recalibrated(compressed, menus, labeling, folded, data, settings, watcher)
@@ -97,7 +103,17 @@ def tune(
     kept_weights: Mapping[str, Tensor],
     watcher: Progress,
 ) -> Tuned:
-    """Fine-tune, and say what the user has to know of it."""
+    """Fine-tune, and tell the user where that diverged or improved nothing.
+
+    Args:
+        compressed: network to begin with; it is not changed.
+        teacher: original network; it is not changed.
+        data: data that is trained on, and whose search split judges.
+        settings: device, dtype and checkpoint of the fine-tuning.
+        tuning: settings of the fine-tuning.
+        kept_weights: the original's own weights by layer, in the compressed network's shapes (`original_weights`).
+        watcher: observer that is told of every step and of what the user has to know.
+    """
     tuned = finetune(
         compressed,
         teacher,
@@ -120,7 +136,12 @@ def tune(
 
 
 def original_weights(menus: Menus, labeling: Labeling) -> dict[str, Tensor]:
-    """By layer, what a plan keeps of the original's own weights: float32, in the compressed network's shapes."""
+    """The original's own weights that a plan keeps, by layer: float32 in the compressed network's shapes.
+
+    Args:
+        menus: menus of the network.
+        labeling: plan, as positions on the menus.
+    """
     found = {}
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         rows, columns = kept_rows(menus, layer, choice), menus.kept_columns(layer, choice.reads)
@@ -130,6 +151,7 @@ def original_weights(menus: Menus, labeling: Labeling) -> dict[str, Tensor]:
 
 
 def _told(watcher: Progress) -> Callable[[TuningStep], None]:
+    """A function that tells the watcher of a step."""
     return lambda step: watcher.tuning(step.step, step.total, step.loss, step.search_accuracy, step.seconds_left)
 
 
@@ -142,7 +164,7 @@ def _recalibrated(
     settings: Execution,
     watcher: Progress,
 ) -> Compressed | None:
-    """None where it is not wanted, not possible, or no gain on the search split."""
+    """The re-calibrated network; None where that is not wanted, not possible, or no gain on the search split."""
     if settings.recalibration_samples == 0:
         return None
     watcher.stage("re-calibration: every layer is fitted to the original on the compressed network's own inputs")
@@ -161,9 +183,13 @@ def _recalibrated(
 
 
 def recalibration_inputs(data: Data, samples: int) -> Tensor:
-    """The calibration split first, then drawn from the other training samples, never those of the search split.
+    """(n, …) float32 samples for re-calibration: the calibration split first, then other training samples.
 
-    Drawn, since folders of images are read class by class.
+    The others are drawn, since folders of images are read class by class. None is of the search split.
+
+    Args:
+        data: data whose training samples are taken.
+        samples: number of samples, n; fewer where the training data has fewer.
     """
     calibration = set(data.calibration_indices)
     others = [index for index in trained_on(data) if index not in calibration]

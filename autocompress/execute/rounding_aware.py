@@ -1,9 +1,19 @@
 """Training through rounding: weights and inputs are rounded in the forward pass, and their steps are learned.
 
-Learned Step Size Quantization (LSQ, Esser et al. 2020): with v = w / s, the gradient passes where v lies within the
-range (straight-through), and that of the step is (eq. 3)
+Learned Step Size Quantization (LSQ, Esser et al. 2020). A weight w is run as
 
-    d ŵ / d s = round(v) - v inside, the end of the range outside,    times 1 / sqrt(weights in the row · largest code).
+    ŵ = s · q,    q = clamp(round(v), low, high),    v = w / s        s: the step (scale) of w's row
+
+round() has derivative 0 almost everywhere, so its derivative is taken as 1 (straight-through). For a loss L that gives
+
+    ∂ŵ / ∂w = 1           where v rounds into the range, 0 outside
+    ∂ŵ / ∂s = q - v       where v rounds into the range, q (the end of the range) outside         (eq. 3)
+
+and the step's gradient is summed over its row and multiplied by 1 / sqrt(weights in the row · largest code), so that
+steps and weights move at like relative speeds (section 2.2).
+
+The way through: `rounding_aware` gives every layer of a copy a `LearnedCodes` (its weight) and a `LearnedRange` (its
+input); after training, `finished` reads the codes, scales and ranges back.
 """
 
 from __future__ import annotations
@@ -26,11 +36,11 @@ _SMALLEST_STEP = 1e-14  # below what quantizers give rows of zeros, whose steps 
 
 
 class _Round(torch.autograd.Function):
-    """round(x / step) clamped to [low, high], times step; `step` broadcasts. 1 bit (low, high = -1, 1): the sign."""
+    """x rounded to codes from `low` to `high`, times `step`, which is broadcast; with `binary`, codes are -1 and 1."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: int, high: int, binary: bool, gradient_scale: float) -> Tensor:
-        scaled = x / step.to(x.dtype)
+        scaled = x / step.to(x.dtype)  # v
         codes = torch.where(scaled < 0, -1.0, 1.0).to(x.dtype) if binary else scaled.round().clamp_(low, high)
         ctx.save_for_backward(scaled, codes if step.requires_grad else None, step)
         ctx.range, ctx.gradient_scale = (low, high), gradient_scale
@@ -41,21 +51,28 @@ class _Round(torch.autograd.Function):
         (gradient,) = gradients
         scaled, codes, step = ctx.saved_tensors
         low, high = ctx.range
-        # The derivative of a clamp, in one pass; half a step more on either side, which rounds into the range.
+        # The gradient where v rounds into the range, else 0: the derivative of a clamp, in one pass. Half a step beyond
+        # either end still rounds to that end.
         passed = torch.ops.aten.hardtanh_backward(gradient, scaled, low - 0.5, high + 0.5)
         if not ctx.needs_input_grad[1]:
             return passed, None, None, None, None, None
-        by_step = gradient * codes - passed * scaled
+        by_step = gradient * codes - passed * scaled  # q - v inside, q outside, each times the gradient
         reduced = by_step.float().sum_to_size(step.shape) * ctx.gradient_scale
         return passed, reduced, None, None, None, None
 
 
 class LearnedCodes(nn.Module):
-    """Parametrization of a weight: what is removed stays removed, what is left is rounded on a learned step per row.
+    """Parametrization of a weight: removed weights stay 0, all others are rounded on a learned step for every row.
 
     Args:
-        layer: its values, bits and scale so far.
-        granularity: of the sparsity.
+        layer: finished layer that training begins with.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
+
+    Attributes:
+        bits: bit-width of the weights.
+        step: (rows, 1, …) learned steps; None: the label is floating point.
+        gradient_scale: number that the steps' gradient is multiplied by.
+        kept: 1.0 where a weight is kept and 0.0 where it is removed, in the weight's shape; None: all are kept.
     """
 
     kept: Tensor | None
@@ -70,6 +87,7 @@ class LearnedCodes(nn.Module):
         self.register_buffer("kept", None if kept is None else kept.float())
 
     def forward(self, weight: Tensor) -> Tensor:
+        """The rounded weight, in the shape of `weight`, the float one that is trained."""
         if self.kept is not None:
             weight = weight * self.kept
         if self.step is None:
@@ -81,7 +99,12 @@ class LearnedCodes(nn.Module):
 
     @torch.no_grad()
     def finish(self, weight: Tensor, layer: LayerWeights) -> LayerWeights:
-        """The layer with what was learned: the codes that `forward` computes."""
+        """The layer with the codes that `forward` computes and the learned steps as scales.
+
+        Args:
+            weight: trained float weight.
+            layer: finished layer that training began with.
+        """
         weight = weight.detach().float().contiguous()
         if self.kept is not None:
             weight = weight * self.kept
@@ -95,9 +118,16 @@ class LearnedCodes(nn.Module):
 
 
 class LearnedRange(nn.Module):
-    """Rounds a layer's input; the code of zero stays, so that padding is exact.
+    """Forward pre-hook that rounds a layer's input on a learned step; the zero point stays, so that padding is exact.
 
     The step is learned below 8 bits; at 8 bits its gradient would take a third of the training time for nothing.
+
+    Args:
+        found: range of the input that training begins with.
+
+    Attributes:
+        found: range of the input that training began with.
+        step: (1,) step, learned below 8 bits.
     """
 
     def __init__(self, found: ActivationRange) -> None:
@@ -112,6 +142,7 @@ class LearnedRange(nn.Module):
         return (rounded, *args[1:])
 
     def finish(self) -> ActivationRange:
+        """The range with the learned step."""
         return replace(self.found, scale=max(float(self.step), _SMALLEST_STEP))
 
 
@@ -119,8 +150,9 @@ def rounding_aware(compressed: Compressed, kept_weights: Mapping[str, Tensor] | 
     """A copy of the network that computes what `Compressed.rounded` does, and can be trained.
 
     Args:
-        compressed: the network.
-        kept_weights: by layer, in its shapes: weights that are rounded in the place of its own.
+        compressed: network to be trained; it is not changed.
+        kept_weights: float weights by layer, in its shapes, that training begins with in the place of its own; None:
+            its own.
     """
     model = copy.deepcopy(compressed.model).requires_grad_(True)
     for name, layer in compressed.layers.items():
@@ -141,7 +173,12 @@ def rounding_aware(compressed: Compressed, kept_weights: Mapping[str, Tensor] | 
 
 @torch.no_grad()
 def finished(model: nn.Module, compressed: Compressed) -> Compressed:
-    """The compressed network that a trained `rounding_aware` model stands for."""
+    """The compressed network that a trained model computes.
+
+    Args:
+        model: model from `rounding_aware`, trained.
+        compressed: network that training began with; it is not changed.
+    """
     result = copy.deepcopy(compressed.model)
     layers = {}
     for name, layer in compressed.layers.items():
@@ -159,19 +196,26 @@ def finished(model: nn.Module, compressed: Compressed) -> Compressed:
 
 
 def _finished_weight(module: Any, layer: LayerWeights) -> LayerWeights:
+    """The layer with the codes, scales and input range that its module has learned."""
     shadow = module.parametrizations.weight
     found: LayerWeights = shadow[0].finish(shadow.original, layer)
     return found if layer.input_range is None else replace(found, input_range=module.input_rounding.finish())
 
 
 def _learned_bias(module: Any, layer: LayerWeights) -> Tensor:
+    """(rows,) the bias of a trained module, without the one of a channel that stands in for a removed branch."""
     bias: Tensor = module.bias.detach().float().clone()
     return bias[: len(layer.values)]
 
 
 @torch.no_grad()
 def unrounded(model: nn.Module, compressed: Compressed) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """By layer, (weight, bias) that a trained `rounding_aware` model keeps behind its rounding, removed ones at 0."""
+    """(weight, bias or None) by layer that a trained model keeps behind its rounding, removed weights at 0.
+
+    Args:
+        model: model from `rounding_aware`, trained.
+        compressed: network that training began with.
+    """
     found = {}
     for name, layer in compressed.layers.items():
         module: Any = model.get_submodule(name)
@@ -181,6 +225,7 @@ def unrounded(model: nn.Module, compressed: Compressed) -> dict[str, tuple[Tenso
 
 
 def _unrounded_weight(module: Any) -> Tensor:
+    """The float weight that a trained module rounds, removed weights at 0."""
     shadow = module.parametrizations.weight
     weight: Tensor = shadow.original.detach().float().clone()
     kept: Tensor | None = shadow[0].kept

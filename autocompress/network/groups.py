@@ -100,6 +100,7 @@ class _GraphReader:
     """Reader of the groups in torch-pruning's dependency graph of a private copy of the model."""
 
     def __init__(self, model: nn.Module, fixed_outputs: Mapping[str, str], shared: Mapping[str, str]) -> None:
+
         self._model = copy.deepcopy(model).requires_grad_(True)
         for module in self._model.modules():
             if hasattr(module, "inplace"):  # an in-place activation hides from torch-pruning which layer it follows

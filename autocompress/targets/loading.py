@@ -23,8 +23,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """A compressed network, ready to run: in float32 and eval mode, rounding activations as its plan says.
 
     Args:
-        path: a packed file, or the folder of a run, which has one.
-        model: the original's module; needed only where the file holds no graph. It is not changed.
+        path: packed file, or the folder of a run, which has one.
+        model: original network, needed only where the file holds no graph; it is not changed.
 
     Raises:
         InputError: the file is missing or damaged, or holds no graph and `model` is not given or is another network.
@@ -41,9 +41,9 @@ def restore(path: str | Path, model: nn.Module, network: Network) -> Compressed:
     """The network in a packed file as a module of the original's class, also where the file holds no graph.
 
     Args:
-        path: of the packed file.
-        model: the original, whose norms are folded in a copy that the weights are written into; it is not changed.
-        network: traced from `model`.
+        path: packed file.
+        model: original network, whose norms are folded in a copy that the weights are written into; it is not changed.
+        network: trace of `model`.
 
     Raises:
         InputError: the file is missing or damaged, or `model` is another network.
@@ -52,7 +52,16 @@ def restore(path: str | Path, model: nn.Module, network: Network) -> Compressed:
 
 
 def restored(weights: PackedWeights, model: nn.Module, network: Network) -> Compressed:
-    """As `restore`, of a file that has been read."""
+    """The network in a packed file that has been read, as a module of the original's class.
+
+    Args:
+        weights: content of the file.
+        model: original network; it is not changed.
+        network: trace of `model`.
+
+    Raises:
+        InputError: `model` is another network.
+    """
     check_network(weights, network)
     folded = fold_batch_norms(model, network).cpu().float().eval()
     for name, layer in weights.layers.items():
@@ -62,7 +71,15 @@ def restored(weights: PackedWeights, model: nn.Module, network: Network) -> Comp
 
 
 def check_network(weights: PackedWeights, network: Network) -> None:
-    """Raises InputError where a packed file is another network's."""
+    """Refuse a packed file of another network.
+
+    Args:
+        weights: content of the file.
+        network: trace of the network that the file should be of.
+
+    Raises:
+        InputError: the fingerprint or the layers' names differ.
+    """
     names = [layer.name for layer in network.layers]
     if weights.plan.fingerprint not in ("", network.fingerprint) or list(weights.layers) != names:
         raise InputError(
@@ -72,6 +89,7 @@ def check_network(weights: PackedWeights, network: Network) -> None:
 
 
 def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
+    """Give a module of the original the finished layer's weight and bias, and their shape."""
     shape, found = tuple(layer.values.shape), tuple(module.weight.shape)
     fits = len(shape) == len(found) and shape[2:] == found[2:] and all(map(int.__le__, shape, found))
     if not fits or (layer.bias is None) != (module.bias is None):
@@ -84,7 +102,7 @@ def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
 
 
 def _write_others_(model: nn.Module, weights: PackedWeights) -> None:
-    """Everything that belongs to no layer; norms shrink with the channels that they normalise."""
+    """Write the tensors that belong to no layer; norms shrink with the channels that they normalise."""
     expected = {name for name, _ in other_tensors(model, weights.layers)}
     if expected != weights.others.keys():
         raise InputError(

@@ -1,4 +1,10 @@
-"""Counting `size` on the target's file: what a plan's file will have besides its layers' codes, scales and biases."""
+"""Counting `size` on the target's file: what a plan's file will have besides its layers' codes, scales and biases.
+
+The search needs the bytes of thousands of files and can't write them all. Codes, scales and biases have a closed form.
+All else (graph, names, header, tensors of no layer) is measured on one file, the one that has the most of it:
+
+    size(plan) = closed form(plan) + fixed,    fixed = bytes of that file - closed form of that file + slack
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,8 @@ from autocompress.targets.target import Target, lowered_for, target_file
 from autocompress.version import __version__
 from autocompress_envs.problem import CostModel, Labeling, layer_resources
 
-# Bytes that labels may make longer: lengths, offsets, and the plan itself, which compresses worst where labels differ.
+# Bytes by which labels may make a file longer: lengths, offsets, and the plan itself, which compresses worst where
+# labels differ.
 _SLACK, _SLACK_A_LAYER = 64, 8
 
 
@@ -25,9 +32,9 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Ten
     no channel gone. What the latter has besides the closed form is the overhead of every plan.
 
     Args:
-        target: whose file counts.
-        menus: of the network.
-        folded: the original with its norms folded.
+        target: target whose file counts.
+        menus: menus of the network.
+        folded: original network with its norms folded.
         inputs: (n, …) samples of the input.
 
     Raises:
@@ -43,7 +50,7 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Ten
 
 
 def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -> tuple[int, int]:
-    """Bytes of the densest file besides its closed form, and of the original's."""
+    """(bytes of the densest file besides its closed form, bytes of the original's file)."""
     original = _file(target, uncompressed(folded, menus.network, menus.settings.granularity), inputs)
     lowest = Labeling(*[np.zeros(len(menus.network.layers), dtype=np.int64)] * 3)
     densest = from_menus(menus, lowest, folded)
@@ -51,11 +58,12 @@ def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -
 
 
 def _file(target: Target, compressed: Compressed, inputs: Tensor) -> bytes:
+    """The content of the target's file of a network."""
     return target_file(target, compressed, lowered_for(target, compressed, inputs), inputs)
 
 
 def _closed_form(costs: CostModel, compressed: Compressed) -> int:
-    """Bytes of all layers of a network with every channel."""
+    """Bytes of the codes, scales, biases and ranges of a network that has all its channels."""
     fan_in, out = costs.widths(costs.group_width)
     bits = np.array([layer.bits for layer in compressed.layers.values()])
     ranges = np.array([32 if layer.input_range is None else 8 for layer in compressed.layers.values()])

@@ -1,4 +1,14 @@
-"""Targets by name: which labels are legal there, and the file that the result is shipped in."""
+"""Targets by name: which labels are legal there, and the file that the result is shipped in.
+
+A target of your own is an entry of data: a name, a file name, a function that writes the file, and the labels that its
+runtime can run.
+
+    def write(lowered: Lowered) -> bytes: ...
+
+    autocompress.register_target(Target("mine", "model.mine", write, weight_bits=(4, 8, 32), activation_bits=(8, 32)))
+
+Everything that `write` needs is in `Lowered`.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +20,25 @@ from torch import Tensor
 from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.registry import Registry
-from autocompress.run.names import MODEL, MODEL_ONNX
+from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, RUN_FILES, TENSORBOARD
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
 from autocompress.targets.packed.file import pack, pack_weights
 from autocompress.targets.timing import Session
 
+_WEIGHT_BITS, _ACTIVATION_BITS = (*range(1, 9), 16, 32), (*range(4, 9), 32)  # what menus can make
+_TAKEN = frozenset(RUN_FILES) - frozenset(EXPORTED) | {TENSORBOARD}  # names that a run folder uses for something else
+
 
 @dataclass(frozen=True)
 class Runtime:
-    """What runs a target's file on this machine.
+    """The program that runs a target's file on this machine.
 
     Attributes:
-        name: name of the runtime.
-        open: loads the content of a file.
+        name: name of the runtime, as reports show it.
+        open: function from the content of a file to the network, loaded and ready to run; a `Session` is anything with
+            a method `run(inputs) -> outputs`, both (N, …) float32 tensors, any N.
     """
 
     name: str
@@ -33,19 +47,38 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the result runs.
+    """A place where the result runs: the labels that are legal there, and its file.
+
+    >>> def write(lowered):
+    ...     return b"".join(layer.values.numpy().tobytes() for layer in lowered.layers.values())
+    >>> target = Target("plain", "weights.bin", write, weight_bits=(8, 32), activation_bits=(32,))
+    >>> target.offered_weight_bits
+    (8, 32)
+    >>> Target("plain", "plan.yaml", write, weight_bits=(8, 32), activation_bits=(32,))
+    Traceback (most recent call last):
+    autocompress.errors.InputError: `file_name` of the target plain must not be one of a run's own, got 'plan.yaml'.
 
     Attributes:
-        name: name of the target.
+        name: name of the target, as in `--target NAME`.
         file_name: name of its file in a run folder; the budget `size` counts this file's bytes.
-        write: makes that file's content.
-        weight_bits: legal widths of weights, ascending: some of 1 to 8, 16 and 32.
-        activation_bits: legal widths of layer inputs, ascending: some of 4 to 8 and 32.
-        default_weight_bits: widths of weights on offer where the user names none; empty: all legal ones.
-        only_channels: whether its files store removed single weights as zeros, so that only channels save bytes.
-        integer_kernels: whether tensors between layers are rounded too, so that integer kernels run in a row.
-        holds_any_network: whether `pack_weights` can take over where torch.export can't follow the network.
-        runtime: what runs the file here: then it is run and timed beside PyTorch whenever a run is verified; or None.
+        write: function from a lowered network to the file's content. The same network must give the same bytes. It may
+            raise ExportError for a network that the file can't hold.
+        weight_bits: legal bit-widths of weights, ascending, out of 1 to 8, 16 and 32; 16 and 32 are floating point.
+        activation_bits: legal bit-widths of layer inputs, ascending, out of 4 to 8 and 32; 32 rounds nothing.
+        default_weight_bits: bit-widths of weights on offer where the user names none, out of `weight_bits`; empty: all
+            of them.
+        only_channels: whether the file stores removed single weights as zeros, so that only removing whole channels
+            saves bytes; other granularities are then refused.
+        integer_kernels: whether the graph rounds the tensors between layers too, so that the runtime can run integer
+            kernels in a row (`integer` of `lower`). Otherwise only layer inputs are rounded, each for its layer alone.
+        holds_any_network: whether `pack_weights` writes the file of a network that torch.export can't follow; such a
+            file holds no graph. Otherwise such networks are refused.
+        runtime: program that runs the file on this machine; then the file is run and timed beside PyTorch whenever a
+            run is verified. None: there is none.
+
+    Raises:
+        InputError: the name is empty; the file name is no plain file name, or is one that a run folder uses itself;
+            or bit-widths are missing, not ascending or not among those above.
     """
 
     name: str
@@ -59,13 +92,49 @@ class Target:
     holds_any_network: bool = False
     runtime: Runtime | None = None
 
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise InputError("`name` of a target must not be empty, got ''.")
+        if self.file_name in ("", ".", "..") or "/" in self.file_name or "\\" in self.file_name:
+            raise InputError(
+                f"`file_name` of the target {self.name} must be the name of a file without a folder, "
+                f"got {self.file_name!r}."
+            )
+        if self.file_name.lower() in _TAKEN or self.file_name.lower().startswith("policy."):
+            raise InputError(
+                f"`file_name` of the target {self.name} must not be one of a run's own, got {self.file_name!r}."
+            )
+        self._check_bits("weight_bits", self.weight_bits, _WEIGHT_BITS)
+        self._check_bits("activation_bits", self.activation_bits, _ACTIVATION_BITS)
+        if not set(self.default_weight_bits) <= set(self.weight_bits):
+            raise InputError(
+                f"`default_weight_bits` of the target {self.name} must be among its `weight_bits` "
+                f"{self.weight_bits}, got {self.default_weight_bits}."
+            )
+
+    def _check_bits(self, field: str, bits: tuple[int, ...], possible: tuple[int, ...]) -> None:
+        if not bits or list(bits) != sorted(set(bits)) or not set(bits) <= set(possible):
+            raise InputError(
+                f"`{field}` of the target {self.name} must be ascending and among "
+                f"{', '.join(map(str, possible))}, got {bits}."
+            )
+
     @property
     def offered_weight_bits(self) -> tuple[int, ...]:
-        """Widths of weights on offer where the user names none."""
+        """Bit-widths of weights on offer where the user names none, ascending."""
         return self.default_weight_bits or self.weight_bits
 
     def check(self, weight_bits: Iterable[int], activation_bits: Iterable[int], granularity: str) -> None:
-        """Raises InputError where a label is not legal here."""
+        """Refuse labels that are not legal here.
+
+        Args:
+            weight_bits: bit-widths of weights.
+            activation_bits: bit-widths of layer inputs.
+            granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
+
+        Raises:
+            InputError: a label is not legal here; the message says which are.
+        """
         elsewhere = " or --target packed" if self.name != "packed" else ""
         for name, got, legal in (
             ("weight_bits", weight_bits, self.weight_bits),
@@ -100,9 +169,9 @@ TARGETS: Registry[Target] = Registry(
         ),
         "packed": Target(
             name="packed",
-            weight_bits=(*range(1, 9), 16, 32),
+            weight_bits=_WEIGHT_BITS,
             default_weight_bits=(2, 3, 4, 5, 6, 8),
-            activation_bits=(*range(4, 9), 32),
+            activation_bits=_ACTIVATION_BITS,
             only_channels=False,
             integer_kernels=False,
             file_name=MODEL,
@@ -111,15 +180,16 @@ TARGETS: Registry[Target] = Registry(
         ),
     },
 )
+"""Targets by name; `autocompress.register_target` adds one."""
 
 
 def lowered_for(target: Target, compressed: Compressed, inputs: Tensor) -> Lowered | None:
     """The network as the target runs it; None where torch.export can't follow it and the target's file can do without.
 
     Args:
-        target: where it runs.
-        compressed: the network.
-        inputs: (n, …) samples of its input.
+        target: target that the network is lowered for.
+        compressed: network to be lowered.
+        inputs: (n, …) samples of its input, n at least 1.
 
     Raises:
         ExportError: torch.export can't follow the network, and the target's file needs that.
@@ -133,5 +203,12 @@ def lowered_for(target: Target, compressed: Compressed, inputs: Tensor) -> Lower
 
 
 def target_file(target: Target, compressed: Compressed, lowered: Lowered | None, inputs: Tensor) -> bytes:
-    """The target's file of a network, `lowered` being what `lowered_for` gave."""
+    """The content of the target's file of a network.
+
+    Args:
+        target: target whose file is made.
+        compressed: network to be written.
+        lowered: the same network as `lowered_for` gave it; None: its weights are packed without a graph.
+        inputs: (n, …) samples of its input; only their shape counts.
+    """
     return pack_weights(compressed, inputs.shape[1:]) if lowered is None else target.write(lowered)

@@ -9,26 +9,26 @@ from typing import Protocol
 
 from torch import Tensor
 
-_WARM_UP = 3
+_WARM_UP = 3  # runs of every session that are not measured
 
 
 class Session(Protocol):
     """A network that is loaded in a runtime."""
 
     def run(self, inputs: Tensor) -> Tensor:
-        """Outputs (N, classes) of the (N, …) float32 `inputs`, any N."""
+        """(N, classes) float32 outputs of the (N, …) float32 `inputs`, any N."""
         ...
 
 
 def median_seconds(sessions: Mapping[str, Session], batch: Tensor, rounds: int = 20) -> dict[str, float]:
-    """Median latency of one (N, …) `batch`, by name.
+    """Median seconds that one batch takes in each of several sessions, by name.
 
-    The sessions take turns, so that a busy machine slows them all alike.
+    The sessions take turns, so that a busy machine slows them all alike. Three runs of each come first, unmeasured.
 
     Args:
-        sessions: by name.
-        batch: what each is given.
-        rounds: measured runs of each, at least 1.
+        sessions: loaded networks by name.
+        batch: (N, …) float32 inputs that each of them is given.
+        rounds: number of measured runs of each, at least 1.
     """
     for session in sessions.values():
         for _ in range(_WARM_UP):

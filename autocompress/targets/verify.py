@@ -1,4 +1,9 @@
-"""Verification: the exported file in its runtime, against PyTorch and against what the plan claims."""
+"""Verification: the exported file in its runtime, against PyTorch and against what the plan claims.
+
+Three networks run on the same samples: the original in PyTorch, the compressed network in PyTorch, and the target's
+file in its runtime. `outputs_on` collects their outputs. The checks then look at the finished layers (`check_layers`),
+the resources (`check_budget`) and the file's outputs (`check_agreement`).
+"""
 
 from __future__ import annotations
 
@@ -19,21 +24,21 @@ from autocompress.targets.timing import Session, median_seconds
 from autocompress_envs.problem import removed_weights
 from autocompress_envs.problem.tables import is_within
 
-AGREEMENT = 0.995  # top-1, of the file in its runtime with PyTorch
-CLOSENESS = 0.05  # or at most this difference of outputs, relative to their spread: near ties flip top-1 answers
-BATCHES = (1, 32)  # whose latency is measured
+AGREEMENT = 0.995  # least share of samples on which the file in its runtime answers as PyTorch does
+CLOSENESS = 0.05  # or largest difference of outputs, relative to their spread: near ties flip top-1 answers
+BATCHES = (1, 32)  # batch sizes that latency is measured at
 
 Batch = tuple[Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One claim, looked at.
+    """One claim about the finished network, and whether it holds.
 
     Attributes:
-        name: of the claim.
-        passed: whether it holds.
-        detail: what was found, with numbers; where it fails, also what was claimed.
+        name: name of the claim: `channels`, `levels`, `sparsity`, `budget` or `agreement`.
+        passed: whether the claim holds.
+        detail: one line of what was found, with numbers; where the claim fails, also what was claimed.
     """
 
     name: str
@@ -43,15 +48,16 @@ class Check:
 
 @dataclass(frozen=True)
 class RuntimeOutcome:
-    """The file in its runtime, on the split that the outcome is measured on.
+    """The target's file in its runtime, on the split that the outcome is measured on.
 
     Attributes:
-        runtime: its name.
-        closeness: to the original in PyTorch.
-        agreement: top-1, with the compressed network in PyTorch.
-        difference: root mean square difference of the outputs from the compressed network's in PyTorch, relative to
-            the standard deviation of those.
-        seconds: median latency of one batch, (original, compressed) by batch size, one thread, taking turns.
+        runtime: name of the runtime.
+        closeness: the file's outputs compared with those of the original in PyTorch.
+        agreement: share of samples, in [0, 1], on which the file and the compressed network in PyTorch have the same
+            top-1 answer.
+        difference: root mean square difference between the file's outputs and the compressed network's in PyTorch,
+            relative to the standard deviation of the latter; at least 0.
+        seconds: median seconds of one batch, (original, compressed) by batch size, on one thread.
     """
 
     runtime: str
@@ -63,15 +69,15 @@ class RuntimeOutcome:
 
 @dataclass(frozen=True)
 class Verification:
-    """What verification found.
+    """The result of a verification.
 
     Attributes:
-        checks: every claim.
-        pytorch: the compressed network in PyTorch against the original.
-        runtime: the file in its runtime, or None where the target has no runtime of its own.
-        file_bytes: of every file.
-        resources: of the finished network: `size` is the bytes of the target's file, all else is counted on the
-            shapes and labels of the finished layers.
+        checks: every claim, with what was found.
+        pytorch: outputs of the compressed network compared with those of the original, both in PyTorch.
+        runtime: outputs of the file in its runtime, compared; None where the target has no runtime of its own.
+        file_bytes: bytes of every exported file by name.
+        resources: resources of the finished network by name. `size` is the bytes of the target's file; all else is
+            counted on the shapes and labels of the finished layers.
     """
 
     checks: tuple[Check, ...]
@@ -82,6 +88,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
+        """Whether every claim holds."""
         return all(check.passed for check in self.checks)
 
     def failures(self) -> list[str]:
@@ -92,7 +99,18 @@ class Verification:
 def outputs_on(
     original: nn.Module, compressed: nn.Module, session: Session | None, batches: Iterable[Batch]
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Outputs (N, classes) of original, compressed and file, and labels (N,), all from one pass over the batches."""
+    """Outputs of the three networks, from one pass over the batches.
+
+    Args:
+        original: original network.
+        compressed: compressed network in PyTorch, its inputs rounded.
+        session: file in its runtime; None: there is none.
+        batches: (inputs, labels) of all samples, at least one.
+
+    Returns:
+        (N, classes) outputs of the original, of the compressed network and of the file (or None), and (N,) labels (or
+        None).
+    """
     kept: list[list[Tensor]] = [[], [], [], []]
     with evaluating(original), evaluating(compressed):
         for inputs, labels in batches:
@@ -111,7 +129,15 @@ def outputs_on(
 def runtime_outcome(
     name: str, reference: Tensor, pytorch: Tensor, runtime: Tensor, labels: Tensor | None
 ) -> RuntimeOutcome:
-    """The file's outputs against the original's and the compressed network's in PyTorch; latency is still unknown."""
+    """The file's outputs compared with the original's and with the compressed network's; `seconds` is left empty.
+
+    Args:
+        name: name of the runtime.
+        reference: (N, classes) outputs of the original in PyTorch.
+        pytorch: (N, classes) outputs of the compressed network in PyTorch.
+        runtime: (N, classes) outputs of the file.
+        labels: (N,) int64, or None.
+    """
     return RuntimeOutcome(
         runtime=name,
         closeness=compare(reference, runtime, labels),
@@ -122,7 +148,13 @@ def runtime_outcome(
 
 
 def latencies(original: Session, compressed: Session, inputs: Tensor) -> dict[int, tuple[float, float]]:
-    """Median seconds of one batch, (original, compressed) by batch size; `inputs` (n, …) are repeated to fill it."""
+    """Median seconds of one batch, (original, compressed) by batch size.
+
+    Args:
+        original: original network, loaded in the runtime.
+        compressed: compressed network, loaded in the same runtime.
+        inputs: (n, …) samples, repeated to fill a batch.
+    """
     found = {}
     for size in BATCHES:
         batch = inputs.repeat(-(-size // len(inputs)), *[1] * (inputs.ndim - 1))[:size]
@@ -132,7 +164,14 @@ def latencies(original: Session, compressed: Session, inputs: Tensor) -> dict[in
 
 
 def finished_resources(network: Network, plan: Plan, layers: Mapping[str, LayerWeights], size: int) -> dict[str, int]:
-    """Every resource, counted on the finished layers; `size` is given, being bytes of a file."""
+    """Every resource by name, counted on the finished layers.
+
+    Args:
+        network: trace of the original.
+        plan: labels that the network was made by.
+        layers: finished layers by name.
+        size: bytes of the target's file.
+    """
     bits = np.array([layer.bits for layer in layers.values()])
     ranges = np.array([32 if layer.input_range is None else layer.input_range.bits for layer in layers.values()])
     counted = network.costs.resources(kept_channels(network, plan), bits, ranges)
@@ -140,14 +179,23 @@ def finished_resources(network: Network, plan: Plan, layers: Mapping[str, LayerW
 
 
 def kept_channels(network: Network, plan: Plan) -> np.ndarray:
-    """(G,) channels that a plan leaves in every group."""
+    """(G,) int64 channels that a plan leaves in each of the network's G groups."""
     if plan.granularity != "channel":
         return network.costs.group_width
     return np.array([round(group.width * (1 - plan.labels[group.owner].sparsity)) for group in network.groups], int)
 
 
 def check_layers(network: Network, plan: Plan, layers: Mapping[str, LayerWeights]) -> list[Check]:
-    """Channel counts, levels and zeros of the finished weights, and the rounding of inputs, against the plan."""
+    """Finished layers compared with their labels: shapes, different values in a row, zeros, rounding of inputs.
+
+    Args:
+        network: trace of the original.
+        plan: labels that the network was made by.
+        layers: finished layers by name.
+
+    Returns:
+        The checks `channels` and `levels`, and `sparsity` where single weights are removed.
+    """
     fan_in, out = network.costs.widths(kept_channels(network, plan))
     shapes, levels, zeros = [], [], []
     for layer, columns, rows in zip(network.layers, fan_in, out, strict=True):
@@ -172,6 +220,7 @@ def check_layers(network: Network, plan: Plan, layers: Mapping[str, LayerWeights
 
 
 def _level_faults(layer: LayerWeights, label: Label) -> list[str]:
+    """What is wrong with the bits of a layer's weight and input, as ends of a sentence that begins with its name."""
     faults = []
     rounded = 32 if layer.input_range is None else layer.input_range.bits
     if rounded != label.activation_bits:
@@ -184,13 +233,21 @@ def _level_faults(layer: LayerWeights, label: Label) -> list[str]:
 
 
 def most_levels(layer: LayerWeights) -> int:
-    """The most different values in one row of the weight, of which there may be 2^bits (a sparse row: 0 as well)."""
+    """The largest number of different values in one row of a layer's weight; 2^bits are allowed.
+
+    With 1 bit, codes are -1 and 1, and a sparse row has zeros besides, which do not count.
+    """
     rows = layer.weight().flatten(1)
     return max((len(row.unique()) - (layer.sparsity > 0 and layer.bits == 1) for row in rows), default=0)
 
 
 def check_budget(limits: Mapping[str, int], resources: Mapping[str, int]) -> list[Check]:
-    """Nothing without a budget."""
+    """The check `budget`: spent resources against their limits; no check where there is no limit.
+
+    Args:
+        limits: upper bounds by resource.
+        resources: resources of the finished network by name.
+    """
     if not limits:
         return []
     spent = ", ".join(f"{name} {resources[name]:,} of {limit:,}" for name, limit in limits.items())
@@ -198,15 +255,20 @@ def check_budget(limits: Mapping[str, int], resources: Mapping[str, int]) -> lis
 
 
 def check_agreement(outcome: RuntimeOutcome) -> Check:
-    """The file's answers are PyTorch's, or differ by near ties only."""
+    """The check `agreement`: the file's answers are PyTorch's, or its outputs are so close that only near ties flip.
+
+    It passes where at least 99.5 % of the top-1 answers are the same, or where outputs differ by at most 5 % of their
+    spread.
+    """
     found = f"{outcome.runtime} agrees with PyTorch on {100 * outcome.agreement:.2f} % of the samples"
     detail = (
         f"{found}, outputs differ by {100 * outcome.difference:.2g} % of their spread; "
-        f"at least {100 * AGREEMENT:.1f} % or at most {100 * CLOSENESS:.0f} % wanted"
+        f"one of the two must hold: at least {100 * AGREEMENT:.1f} %, at most {100 * CLOSENESS:.0f} %"
     )
     return Check("agreement", outcome.agreement >= AGREEMENT or outcome.difference <= CLOSENESS, detail)
 
 
 def _relative_difference(expected: Tensor, found: Tensor) -> float:
+    """Root mean square of `found - expected`, in standard deviations of `expected` over samples; both (N, classes)."""
     spread = (expected - expected.mean(0)).square().mean().sqrt().clamp(min=1e-12)
     return float((expected - found).square().mean().sqrt() / spread)

@@ -183,9 +183,7 @@ def test_passes_count_no_more_classes_than_are_kept_apart() -> None:
         assert given.around(original_labels(given.menus.problem())).passes == pytest.approx(1 + 4 + 2 + prunable)
 
 
-def test_the_evaluator_gives_effects_around_plans_and_remembers_those_around_the_original(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_evaluator_gives_effects_around_plans_and_remembers_those_around_the_original() -> None:
     """In batches of its own; they count as no evaluation; none where menus are lazy."""
     given = case("concat", "channel", BITS)
     plans = [plan_of(given, seed) for seed in (0, 1)]
@@ -194,7 +192,6 @@ def test_the_evaluator_gives_effects_around_plans_and_remembers_those_around_the
     original = evaluate.effects()
     assert original is not None
     agree(original.rounding, given.far.rounding)
-    monkeypatch.setattr("autocompress.evaluation.evaluator.first_order_effects", None)
     for plan, found in ((plans[1], evaluate.effects(plans[1])), (plans[0], first)):
         expected = given.around(plan)
         assert found is not None
@@ -222,7 +219,7 @@ def test_how_samples_are_split_does_not_matter(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["concat", "inverted residual", "sequence"])
-def test_half_precision_foresees_the_same(name: str) -> None:
+def test_half_precision_predicts_the_same(name: str) -> None:
     given = case(name, "channel", BITS)
     plan, rough = plan_of(given, 0), evaluator(given, dtype="bfloat16")
     found, exact = rough.effects(plan), evaluator(given, dtype="float32").effects(plan)
@@ -234,7 +231,7 @@ def test_half_precision_foresees_the_same(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "share"), [("concat", 0.3), ("inverted residual", 0.1)])
-def test_what_neighbours_of_a_plan_do_is_foreseen_around_it_and_not_around_the_original(
+def test_what_neighbours_of_a_plan_do_is_predicted_around_it_and_not_around_the_original(
     name: str, share: float
 ) -> None:
     """Of 3- to 8-bit plans, a quarter to a half pruned: one label moved by one position, measured at 32-bit inputs.
@@ -258,8 +255,8 @@ def test_what_neighbours_of_a_plan_do_is_foreseen_around_it_and_not_around_the_o
             if own + 1 < count:
                 moved = evaluate(changed(plan, **{field: (row, own + 1)})).shift - measured
                 far, near = (getattr(effects, part)[row] for effects in (given.far, around))
-                foreseen = near[each * (own + 1)], far[each * (own + 1)] - far[each * own]
-                misses += [(predicted * (moved - known) ** 2).sum() for known in foreseen]
+                expansions = near[each * (own + 1)], far[each * (own + 1)] - far[each * own]
+                misses += [(predicted * (moved - known) ** 2).sum() for known in expansions]
                 size += (predicted * moved**2).sum()
     assert misses[0] < 0.1 * size
     assert misses[0] < share * misses[1]

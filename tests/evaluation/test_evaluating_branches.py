@@ -1,4 +1,4 @@
-"""Plans without a branch: the evaluator against networks written by hand, and what effects foresee of its removal."""
+"""Plans without a branch: the evaluator against networks written by hand, and what effects predict of its removal."""
 
 import numpy as np
 import pytest
@@ -143,8 +143,10 @@ def test_plans_with_and_without_the_branch_take_turns(given: Case, measured) -> 
     fresh = evaluator(given, dtype="float32", batch_size=24)
     original, one, both = (without(given, *owners) for owners in ((), ("conv1",), ("conv1", "conv3")))
     for labeling in (both, original, one, both, original):
-        assert fresh._measure(labeling).kl == pytest.approx(measured(labeling).kl, rel=1e-6, abs=1e-12)
-    assert fresh._measure(original).kl < 1e-9 < 1e-4 < fresh._measure(one).kl
+        fresh.forget()
+        assert fresh(labeling).kl == pytest.approx(measured(labeling).kl, rel=1e-6, abs=1e-12)
+    assert fresh.evaluations == 5
+    assert fresh(original).kl < 1e-9 < 1e-4 < fresh(one).kl
 
 
 def test_a_depthwise_layer_comes_back_with_its_branch() -> None:
@@ -206,7 +208,7 @@ def test_effects_around_a_plan_without_a_branch(given: Case, monkeypatch: pytest
     assert not found.rounding[index["conv2"]].any()
 
 
-def test_a_small_branch_does_what_was_foreseen() -> None:
+def test_a_small_branch_does_what_was_predicted() -> None:
     """The last weights of the branch scaled to a tenth: removing it is a small change, so first order is enough."""
     model, x = seeded(Smooth)
     model.norm2.weight.data.mul_(0.1)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import time
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from autocompress.data import load_data
 from autocompress.errors import InputError
-from autocompress.evaluation import DTYPES, Evaluator, number_format
+from autocompress.evaluation import DTYPES, Evaluator, choose_dtype
 from autocompress.evaluation.measure import compare
+from autocompress.evaluation.number_format import fastest_batch
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.models import load_model
 from autocompress.network import trace
@@ -89,16 +91,14 @@ def test_more_compression_diverges_more(digits: Digits) -> None:
     assert four.accuracy > 0.97
 
 
-def test_plans_seen_before_cost_nothing(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_seen_before_cost_nothing(digits: Digits) -> None:
     menus, evaluate = digits[3], evaluator(digits)
     assert evaluate.evaluations == 0
     first = evaluate(at(menus, 1, 1, 1))
     seconds = evaluate.forward_seconds
     assert seconds > 0
-    monkeypatch.setattr("autocompress.evaluation.evaluator.run", None)
-    assert evaluate(at(menus, 1, 1, 1)) == first
+    assert evaluate(at(menus, 1, 1, 1)) is first
     assert (evaluate.evaluations, evaluate.forward_seconds) == (1, seconds)
-    monkeypatch.undo()
     evaluate(at(menus, 1, 1, 2))
     evaluate(at(menus, 0, 1, 1))
     assert evaluate.evaluations == 3
@@ -118,20 +118,31 @@ def test_half_precision_measures_the_same(digits: Digits) -> None:
     assert abs(rough.accuracy - exact.accuracy) < 0.02
 
 
-@pytest.mark.parametrize(("noise", "expected"), [(1.0, "bfloat16"), (0.0, "float32")])
-def test_faster_dtypes_are_taken_only_where_they_are_true(
-    digits: Digits, monkeypatch: pytest.MonkeyPatch, noise: float, expected: str
-) -> None:
-    original = number_format._trial
+class Sleeper(nn.Module):
+    """Input 4: logits around an offset; a forward pass takes 50 ms in float32 or where a batch is not of 128."""
 
-    def trial(model: nn.Module, inputs: Tensor, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor]:
-        _, found = original(model, inputs, dtype, device, batch)
-        return {"float32": 2.0, "bfloat16": 1.0}[dtype] * (1 if batch == 128 else 3), found
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.head, self.offset = nn.Linear(4, 3), offset
 
-    monkeypatch.setattr(number_format, "_trial", trial)
-    monkeypatch.setattr(number_format, "_DTYPE_NOISE", noise)
-    evaluate = evaluator(digits, dtype="auto", batch_size=None)
-    assert (evaluate.dtype, evaluate.batch_size) == (expected, 128)
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(0.05 if x.dtype == torch.float32 or len(x) != 128 else 0.0)
+        return self.head(x) + self.offset
+
+
+@pytest.mark.parametrize(("offset", "expected"), [(0.0, "bfloat16"), (300.0, "float32")])
+def test_faster_dtypes_are_taken_only_where_they_are_true(offset: float, expected: str) -> None:
+    """bfloat16 has 8 bits: around 300 its steps are 2, as large as the logits' differences; around 0 they are fine."""
+    torch.manual_seed(0)
+    model, x = Sleeper(offset).eval(), torch.randn(256, 4)
+    assert choose_dtype(model, x, model) == expected
+    with torch.no_grad():
+        noise = compare(model(x), model.bfloat16()(x.bfloat16()).float(), None).kl
+    assert (noise < 0.002) == (expected == "bfloat16")
+
+
+def test_the_fastest_batch_is_taken() -> None:
+    assert fastest_batch(Sleeper(0.0).eval(), torch.randn(256, 4), "bfloat16", torch.device("cpu")) == 128
 
 
 def test_auto_measures_and_picks(digits: Digits) -> None:

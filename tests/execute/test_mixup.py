@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from autocompress.data.training import Blend, TrainingBatches, trained_on
 from autocompress.execute.distillation import Objective
-from autocompress.execute.finetune import FineTuning, _Run, finetune
+from autocompress.execute.finetune import FineTuning, finetune
 
 QUICK = FineTuning(epochs=0.5, batch_size=64, augmentation="none")
 
@@ -48,7 +48,7 @@ def test_the_original_answers_for_blended_samples(monkeypatch):
     assert loss == pytest.approx(float(cross_entropy(got, wanted.argmax(1))), rel=1e-3)
 
 
-def test_a_blend_is_drawn_anew_for_every_step():
+def test_a_blend_is_drawn_anew_for_every_step(monkeypatch):
     toy, compressed = compressed_digits()
     settings = replace(QUICK, epochs=0.2, mixup=0.5)
     one, two, plain = (
@@ -57,6 +57,8 @@ def test_a_blend_is_drawn_anew_for_every_step():
     assert one.best_step > 0
     assert same(one.compressed, two.compressed)
     assert not same(one.compressed, plain.compressed)
-    run = _Run(compressed, None, toy.folded, toy.data, settings, torch.device("cpu"), torch.float32, None, None)
-    first, run._step = run._blend(8), 1
-    assert first.partners.tolist() != run._blend(8).partners.tolist()
+    drawn, draw = [], Blend.drawn
+    monkeypatch.setattr(Blend, "drawn", lambda *given: drawn.append(draw(*given)) or drawn[-1])
+    finetune(compressed, toy.folded, toy.data, settings)
+    partners = {tuple(each.partners.tolist()) for each in drawn}
+    assert len(partners) == len(drawn) == one.steps > 1

@@ -19,7 +19,7 @@ from autocompress.targets import counted_on_file
 from autocompress.targets.loading import restore
 from autocompress.targets.onnxruntime.session import open_session
 from autocompress.targets.packed.file import load_packed
-from autocompress.targets.target import TARGETS, lowered_for, target_file
+from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
 from autocompress_envs.problem import Labeling
 
 PLANS = {"digits": (2,), "residual": (0,), "depthwise": (1,)}  # seeds; benchmarks/random_plans.py tries many more
@@ -182,6 +182,55 @@ def test_every_target_offers_what_is_legal_there(target):
     assert dataclasses.replace(target, only_channels=False).check((), (), "element") is None
 
 
+def made(**fields):
+    given = {"name": "mine", "file_name": "model.mine", "weight_bits": (4, 32), "activation_bits": (32,)} | fields
+    return Target(write=lambda lowered: b"", **given)
+
+
+def test_a_target_of_ones_own():
+    assert made().offered_weight_bits == (4, 32)
+    assert made(weight_bits=tuple(range(1, 9)), default_weight_bits=(3, 2)).offered_weight_bits == (3, 2)
+    assert made(file_name="plan.yml").file_name == "plan.yml"
+
+
+WEIGHTS, ACTIVATIONS = "1, 2, 3, 4, 5, 6, 7, 8, 16, 32", "4, 5, 6, 7, 8, 32"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("name", "", "`name` of a target must not be empty, got ''."),
+        *(
+            ("file_name", name, f"of the target mine must be the name of a file without a folder, got {name!r}.")
+            for name in ("", ".", "..", "out/model", "..\\model", "/model")
+        ),
+        *(
+            ("file_name", name, f"of the target mine must not be one of a run's own, got {name!r}.")
+            for name in (
+                "config.yaml", "journal.jsonl", "journal.f16", "plan.yaml", "outcome.json", "finetune.pt", "Plan.yaml",
+                "policy.json", "policy.safetensors", "policy.mine", "tb",
+            )
+        ),
+        *(
+            ("weight_bits", bits, f"of the target mine must be ascending and among {WEIGHTS}, got {bits}.")
+            for bits in ((), (8, 4), (4, 4), (0, 8), (9,), (4, 64))
+        ),
+        *(
+            ("activation_bits", bits, f"of the target mine must be ascending and among {ACTIVATIONS}, got {bits}.")
+            for bits in ((), (32, 8), (8, 8), (3, 8), (16,))
+        ),
+        (
+            "default_weight_bits", (4, 8),
+            "of the target mine must be among its `weight_bits` (4, 32), got (4, 8).",
+        ),
+    ],
+)  # fmt: skip
+def test_a_target_that_is_not_possible_is_refused(field, value, message):
+    with pytest.raises(InputError) as error:
+        made(**{field: value})
+    assert str(error.value) == (message if field == "name" else f"`{field}` {message}")
+
+
 def test_unknown_target_lists_the_choices():
     with pytest.raises(InputError) as error:
         TARGETS.find("gpu")
@@ -201,12 +250,20 @@ def test_a_network_that_cannot_be_exported(counted):
     assert lowered_for(TARGETS["packed"], whole, inputs) is None
 
 
-def test_deep_networks_keep_to_the_counted_bytes(monkeypatch):
+class UnfollowedSequence(nn.Sequential):
+    """Its Python looks at values, so that files hold no graph: they are written in less time."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x * 2 if float(x.sum()) > 1e6 else x
+
+
+def test_deep_networks_keep_to_the_counted_bytes():
     """40 layers whose labels all differ: the plan in the file is then hardest to compress."""
     rng = np.random.default_rng(1)
     widths = rng.choice([16, 24, 32, 40, 48, 56, 72], 41)
     torch.manual_seed(0)
-    model = nn.Sequential(*(nn.Linear(int(a), int(b)) for a, b in itertools.pairwise(widths))).eval()
+    model = UnfollowedSequence(*(nn.Linear(int(a), int(b)) for a, b in itertools.pairwise(widths))).eval()
     inputs, target = torch.randn(64, int(widths[0])), TARGETS["packed"]
     network = trace(model, inputs[:1])
     settings = MenuSettings(
@@ -214,7 +271,6 @@ def test_deep_networks_keep_to_the_counted_bytes(monkeypatch):
     )
     menus = build_menus(model, network, inputs, settings, data_fingerprint="x", cache=None)
     folded = fold_batch_norms(model, network)
-    monkeypatch.setattr("autocompress.targets.sizing.lowered_for", lambda *_: None)  # without its graph, in less time
     menus, _ = counted_on_file(target, menus, folded, inputs)
     for seed in range(2, 10):
         labeling = drawn(menus, seed)

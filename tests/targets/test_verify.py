@@ -207,7 +207,7 @@ def test_agreement_on_200_samples(wrong, passes, percent):
         "agreement",
         passes,
         f"ONNX Runtime agrees with PyTorch on {100 - wrong / 2:.2f} % of the samples, outputs differ by {percent} % of "
-        "their spread; at least 99.5 % or at most 5 % wanted",
+        "their spread; one of the two must hold: at least 99.5 %, at most 5 %",
     )
 
 

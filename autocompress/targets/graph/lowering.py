@@ -1,6 +1,11 @@
 """Lowering: a compressed network as a graph of ATen operators, with every rounding of an activation as a node.
 
-All files are written from this form, and it needs no class of the original.
+All files are written from this form, and it needs no class of the original. `lower` takes these steps:
+
+1. The network's weights get room for their biases where integer kernels run (`with_room_for_bias`).
+2. `torch.export` follows the network operator by operator (`network.exported`).
+3. Removed branches leave the graph (`removed_branches`).
+4. Roundings of activations enter it (`rounding_points`).
 """
 
 from __future__ import annotations
@@ -30,14 +35,51 @@ _LARGEST_BIAS = 2**29  # in steps; the input may be rounded on another layer's r
 class Lowered:
     """A compressed network, ready to be written to a file.
 
+    `graph` says what is computed, in float32, and runs as it is: `graph(x)` gives the outputs that a file has to give.
+    `layers` says how each layer's weight is stored: its codes, scales and bits. A file of your own needs both:
+    operators from the graph's nodes, weights from the layers. The graph holds their float32 values as `NAME.weight`.
+
+    >>> from torch import nn
+    >>> from autocompress.menus.activations import ActivationRange
+    >>> from autocompress.plan import Label
+    >>> model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
+    >>> codes, scale = torch.tensor([[1, -8, 7], [0, 2, -3]], dtype=torch.int8), torch.tensor([0.5, 0.25])
+    >>> rounding = ActivationRange(bits=8, scale=0.1, zero=128, noise=0.0)
+    >>> layer = LayerWeights(codes, scale, torch.zeros(2), bits=4, sparsity=0.0, input_range=rounding)
+    >>> write_weights_(model, "0", layer)
+    >>> plan = Plan({"0": Label(weight_bits=4, activation_bits=8)})
+    >>> lowered = lower(Compressed(model, {"0": layer}, plan), torch.randn(1, 3), integer=False)
+    >>> for node in lowered.graph.graph.nodes:
+    ...     print(node.op, node.target, node.args)
+    get_attr 0.weight ()
+    get_attr 0.bias ()
+    placeholder input ()
+    call_function autocompress.round_activation.default (input_1, 0.1, 128, 8)
+    call_function aten.linear.default (round_activation_default, _0_weight, _0_bias)
+    call_function aten.relu.default (linear,)
+    output output ((relu,),)
+    >>> lowered.layers["0"].values[0], lowered.layers["0"].scale  # weight = code * scale of its row
+    (tensor([ 1, -8,  7], dtype=torch.int8), tensor([0.5000, 0.2500]))
+    >>> lowered.graph.get_parameter("0.weight")[0].tolist()
+    [0.5, -4.0, 3.5]
+
     Attributes:
-        graph: takes (N, …) float32 with any N. Its nodes are one placeholder, get_attr for parameters and buffers under
-            the original's names (`layer1.0.conv1.weight`), calls of ATen operators (functional ones) and of
-            `round_activation`, and one output.
-        layers: by name, whose weight and bias the graph holds as float32 parameters; of removed branches it holds at
-            most the bias.
-        plan: the labels that it was made by.
-        input_shape: of one sample.
+        graph: module that takes (N, …) float32 with any N. The nodes of `graph.graph` are, each after what it reads:
+
+            - one placeholder: the input.
+            - get_attr: a parameter or buffer under the original's name (`layer1.0.conv1.weight`).
+            - call_function of a functional ATen operator (`torch.ops.aten.conv2d.default`): it changes no tensor.
+              Arguments are nodes, numbers, and lists of them. A layer is a linear, conv1d or conv2d whose second
+              argument is the get_attr of its weight.
+            - call_function of `round_activation(x, scale, zero, bits)`: x rounded to steps of `scale` and clamped to
+              2^bits of them, (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero) * scale. In an integer file it is
+              a quantization followed by a dequantization. A layer whose input is rounded reads such a node.
+            - one output: a node, alone or in a tuple of one.
+        layers: finished weights by layer name, in the order of the network. The graph holds the same weight, as it
+            runs, in float32 under `NAME.weight`, and the bias under `NAME.bias`. Of a removed branch's layers it holds
+            at most the bias.
+        plan: labels that the network was made by.
+        input_shape: shape of one sample, without the batch axis.
     """
 
     graph: fx.GraphModule
@@ -50,8 +92,8 @@ def lower(compressed: Compressed, calibration: Tensor, *, integer: bool) -> Lowe
     """The compressed network as a graph.
 
     Args:
-        compressed: it is not changed and shares no memory with the result.
-        calibration: (n, …) float32 samples of the input, at least one; more than 256 are not looked at.
+        compressed: network to be lowered; it is not changed and shares no memory with the result.
+        calibration: (n, …) float32 samples of the input, n at least 1; only the first 256 are used.
         integer: False rounds every layer's input for that layer alone, exactly as `Compressed.rounded` does. True is
             for runtimes with integer kernels: it rounds tensors, for all that read them, and rounds the outputs
             that integer kernels would otherwise have to hand on in float32 (`round_tensors_`).
@@ -80,14 +122,18 @@ def lower(compressed: Compressed, calibration: Tensor, *, integer: bool) -> Lowe
 
 
 def with_room_for_bias(layer: LayerWeights) -> LayerWeights:
-    """The layer with no row whose bias, in steps of input scale times weight scale, leaves 32 bits.
+    """The layer with a coarser scale in those rows whose bias an integer kernel could not hold.
 
-    Such rows have weights that are next to nothing beside their bias, as dead channels do. On the coarser scale the
-    weights become what they amount to, mostly 0; the row's output moves by less than a millionth of its bias a weight.
+    Integer kernels keep a bias in 32 bits, in steps of input scale * weight scale. So in every row
+
+        weight scale >= |bias| / (input scale * 2^29)
+
+    must hold. Rows that break it have weights that are next to nothing beside their bias, as dead channels do. On the
+    coarser scale most of their weights become 0; the row's output moves by less than a millionth of its bias a weight.
     """
     if layer.scale is None or layer.bias is None or layer.input_range is None:
         return layer
-    smallest = layer.bias.abs() / (layer.input_range.scale * _LARGEST_BIAS)
+    smallest = layer.bias.abs() / (layer.input_range.scale * _LARGEST_BIAS)  # (rows,)
     if bool((layer.scale >= smallest).all()):
         return layer
     scale = torch.maximum(layer.scale, smallest)
@@ -98,7 +144,7 @@ def with_room_for_bias(layer: LayerWeights) -> LayerWeights:
 
 
 def _as_run(graph: fx.GraphModule, calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> dict[str, LayerWeights]:
-    """The layers with the biases that the graph has: integer kernels may have rounded them."""
+    """The layers with the biases that the graph holds, which may have been rounded for integer kernels."""
     found = dict(layers)
     for call, name in calls.items():
         bias = call.args[2] if len(call.args) > 2 else None

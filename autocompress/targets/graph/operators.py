@@ -1,4 +1,9 @@
-"""Which operators a graph in a file may name. A file can never call anything else."""
+"""The operators that a graph in a file may name. A file can never call anything else.
+
+Loading a file must not run what its author likes: `os.system` is a name like any other. So a name is looked up in one
+table of Python functions (`FUNCTIONS`) and among ATen operators, of which those pass whose schema says that they only
+compute (`_is_harmless`): no text but a mode, no file, no tensor changed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
         for function in (torch.sym_max, torch.sym_min, torch.sym_int, torch.sym_float, torch.sym_not, torch.sym_sum)
     },
 }  # fmt: skip
-"""What torch.export leaves besides operators: arithmetic on the free batch size, and one of several results."""
+"""Python functions by name that torch.export leaves in graphs: arithmetic on the free batch size, and `getitem`, which
+picks one of an operator's several results."""
 
 _NAMES = {function: name for name, function in FUNCTIONS.items()}
 _NAMESPACES = ("aten", round_activation._namespace)
@@ -43,7 +49,7 @@ _WITHOUT_RESULT = ("_assert_", "sym_constrain_range")
 
 
 def operator_name(function: object) -> str | None:
-    """The name that a file gives a function; None where a file may not hold it."""
+    """The name that a file gives a function: `aten.relu.default`; None where a file may not hold it."""
     if isinstance(function, OpOverload):
         name = f"{function.namespace}.{function._opname}.{function._overloadname}"
         return name if find_operator(name) is function else None
@@ -51,7 +57,7 @@ def operator_name(function: object) -> str | None:
 
 
 def find_operator(name: str) -> Callable[..., Any] | None:
-    """The function of that name; None where there is none or a file may not hold it.
+    """The function that has a name in files; None where there is none or a file may not hold it.
 
     >>> find_operator("aten.relu.default"), find_operator("os.system"), find_operator("aten.from_file.default")
     (<OpOverload(op='aten.relu', overload='default')>, None, None)
@@ -67,7 +73,13 @@ def find_operator(name: str) -> Callable[..., Any] | None:
 
 
 def takes(function: Callable[..., Any], positional: int, named: Collection[str]) -> bool:
-    """Whether a function can be called with so many arguments by position and these by name."""
+    """Whether a function can be called with these arguments.
+
+    Args:
+        function: ATen operator, or one of `FUNCTIONS`.
+        positional: number of arguments by position.
+        named: names of the other arguments.
+    """
     schema = getattr(function, "_schema", None)
     if schema is None:
         return not named and positional == len(inspect.signature(function).parameters)
@@ -78,7 +90,7 @@ def takes(function: Callable[..., Any], positional: int, named: Collection[str])
 
 
 def _is_harmless(found: OpOverload) -> bool:
-    """It computes with tensors and numbers, and changes nothing."""
+    """Whether an operator only computes with tensors and numbers, and changes nothing."""
     schema = found._schema
     arguments = schema.arguments
     return (

@@ -1,4 +1,13 @@
-"""Takes removed branches out of a graph: what is left of each is a constant that is added."""
+"""Takes removed branches out of a graph: what is left of each is a constant that is added.
+
+A plan may remove all channels of a residual branch. In `x + outer(relu(inner(x)))`, `inner` then writes nothing and
+`outer` reads nothing, so `outer` puts out its bias at every position, and the sum is `x + outer.bias`. The graph
+therefore loses both layers:
+
+    x + outer(relu(inner(x)))   becomes   x + view(outer.bias, [-1, 1, 1]),   or   x   where `outer` has no bias.
+
+Files could hold layers without channels in no other way: runtimes have no convolution to or from nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +26,15 @@ _ATEN = torch.ops.aten
 def without_branches(
     graph: fx.GraphModule, calls: LayerCalls, layers: Mapping[str, LayerWeights]
 ) -> tuple[fx.GraphModule, LayerCalls]:
-    """The graph without the layers that have no weights, and all that only they need; the calls of the other layers.
+    """The graph without the layers that have no weights and without all that only they need.
 
-    A layer that reads a removed branch puts out its bias, the same at every position. It is added as such.
+    Args:
+        graph: graph of the network, in which zeros stand in for removed branches; its nodes are changed.
+        calls: layer names by the nodes that call them.
+        layers: finished layers by name; those that `is_empty` write or read a removed branch.
+
+    Returns:
+        The graph, and the calls of the layers that are left.
 
     Raises:
         ExportError: such a layer's output is not just added to something.
@@ -42,7 +57,10 @@ def without_branches(
 
 
 def _add_bias_only_(graph: fx.Graph, call: fx.Node) -> None:
-    """Where other operators read the layer it stays; it may yet be read by nothing that stays."""
+    """Let every addition of the layer's output add its bias instead.
+
+    Other operators that read the layer still do; `without_branches` refuses those that stay in the graph.
+    """
     bias = call.args[2] if len(call.args) > 2 else None
     for add, term in _sums(call):
         with graph.inserting_before(add):
@@ -53,13 +71,13 @@ def _add_bias_only_(graph: fx.Graph, call: fx.Node) -> None:
 
 
 def _sums(call: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
-    """The additions that read the layer's output, and what they read of it: after a linear layer it may be a view."""
+    """(addition, operand) for all additions of the layer's output; after a linear layer the operand may be a view."""
     views = [user for user in call.users if user.target is _ATEN.view.default and call.target is _ATEN.linear.default]
     return [(user, term) for term in (call, *views) for user in term.users if user.target is _ATEN.add.Tensor]
 
 
 def _without(graph: fx.Graph, add: fx.Node, term: fx.Node) -> fx.Node:
-    """What an addition gives without one of its terms: first + alpha second."""
+    """What the addition `first + alpha * second` gives without one of the two; `alpha` is 1 where it is not given."""
     first, second = add.args
     if second is term or not add.kwargs:
         other = first if second is term else second
@@ -71,7 +89,7 @@ def _without(graph: fx.Graph, add: fx.Node, term: fx.Node) -> fx.Node:
 
 
 def _over_positions(graph: fx.Graph, call: fx.Node, bias: fx.Node) -> fx.Node:
-    """The bias in a shape that is broadcast over the axes behind the channels."""
+    """The bias (rows,) in a shape that is broadcast over the axes behind the channels: (rows, 1, 1) for conv2d."""
     if call.target is _ATEN.linear.default:
         return bias
     positions = 1 if call.target in (_ATEN.conv1d.default, _ATEN.conv1d.padding) else 2

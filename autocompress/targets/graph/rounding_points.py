@@ -1,4 +1,21 @@
-"""Where a graph's activations are rounded."""
+"""Where a graph's activations are rounded.
+
+There are two ways. `round_layer_inputs_` gives every layer its own rounding of its input, which is what the plan says.
+
+`round_tensors_` is for runtimes with integer kernels, which run an operator in integers only if all tensors around it
+are integers. Its steps:
+
+1. `_wanted`: the tensors that layers read rounded, each with one range for all that read it.
+2. `_extra`: the tensors that integer kernels put out or add up, which no layer asked to be rounded.
+3. `_calibrated`: ranges for these, from samples.
+4. `_insert_`: a rounding behind every such tensor.
+5. `_repeat_behind_moves_`: the same rounding once more where a rounded tensor was only moved (view, pad, slice), since
+   a runtime looks for it directly before its kernel.
+6. `_round_biases_`: biases in whole steps, as integer kernels add them.
+
+For `y = relu(conv(x)); z = y + conv2(y); head(z)` with all layers at 8 bits: x, y and z are wanted by the three layers;
+the output of conv2 is extra, since its kernel is an integer one, and the sum then adds two rounded tensors.
+"""
 
 from __future__ import annotations
 
@@ -23,26 +40,40 @@ _LOSSLESS = frozenset(
     ]
 )
 _PADS = frozenset([_ATEN.pad.default, _ATEN.constant_pad_nd.default])
+# The same, but some values of their input are lost.
 _LOSSY = frozenset(
     [
         *(_ATEN.slice.Tensor, _ATEN.select.int, _ATEN.max_pool1d.default, _ATEN.max_pool2d.default),
         *(_ATEN.split.Tensor, _ATEN.split_with_sizes.default, _ATEN.chunk.default, operator.getitem),
     ]
 )
-# What a runtime merges into the layer before it when the result is rounded.
+# Activations that a runtime merges into the layer before them when the result is rounded.
 _MERGED = frozenset([_ATEN.relu.default, _ATEN.clamp.default, _ATEN.hardtanh.default, _ATEN.relu6.default])
 _JOINS = frozenset([_ATEN.add.Tensor, _ATEN.cat.default])
 _POOLS = frozenset([_ATEN.adaptive_avg_pool2d.default, _ATEN.avg_pool2d.default])
 _CONVOLUTIONS = frozenset([_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding])
 
 _BITS = 8  # of the outputs that are rounded for the runtime's sake; the only width its kernels have
-_BATCH = 32
-_DRAWN_A_SAMPLE = 512
+_BATCH = 32  # samples that the graph is run on at once for the ranges
+_DRAWN_A_SAMPLE = 512  # values of a tensor that its range is taken from, for every sample
 
 
 @torch.library.custom_op("autocompress::round_activation", mutates_args=())
 def round_activation(x: Tensor, scale: float, zero: int, bits: int) -> Tensor:
-    """`ActivationRange.apply` as an operator: what QuantizeLinear and DequantizeLinear do one after the other."""
+    """Operator that rounds a tensor as `ActivationRange.apply` does; files hold it as quantize and dequantize.
+
+        q = clamp(round(x / scale) + zero, 0, 2^bits - 1),    result = (q - zero) * scale
+
+    >>> round_activation(torch.tensor([-1.0, 0.07, 0.13, 99.0]), 0.1, 2, 4)  # codes 0, 3, 3, 15
+    tensor([-0.2000,  0.1000,  0.1000,  1.3000])
+
+    Args:
+        x: tensor of any shape.
+        scale: step, above 0.
+        zero: code of the value 0, in 0 … 2^bits - 1.
+        bits: bit-width of the codes, 4 to 8.
+    """
+    # Clamped around 0 instead of around `zero`: the same values without adding and subtracting it.
     return x.div(scale).round_().clamp_(-zero, 2**bits - 1 - zero).mul_(scale)
 
 
@@ -52,10 +83,19 @@ def _(x: Tensor, scale: float, zero: int, bits: int) -> Tensor:
 
 
 ROUND_ACTIVATION: Any = torch.ops.autocompress.round_activation.default
+"""The target of graph nodes that call `round_activation`."""
 
 
 def round_layer_inputs_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> None:
-    """Every layer reads its own rounding of its input."""
+    """Let every layer read its own rounding of its input.
+
+    Layers that read the same tensor on the same range share one rounding.
+
+    Args:
+        graph: graph of the network; it is changed.
+        calls: layer names by the nodes that call them.
+        layers: finished layers by name; those without `input_range` read their input as it is.
+    """
     made: dict[tuple[fx.Node, ActivationRange], fx.Node] = {}
     for call, name in calls.items():
         found, source = layers[name].input_range, call.all_input_nodes[0]
@@ -67,26 +107,36 @@ def round_layer_inputs_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str,
 
 
 def round_tensors_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights], calibration: Tensor) -> None:
-    """Round so that a runtime finds integers on every side of its integer kernels.
+    """Round tensors so that a runtime finds integers on every side of its integer kernels.
 
     A tensor that a layer wants rounded is rounded once, for all that read it (a shortcut's addition too). Where
-    layers disagree on the range, the finest one that reaches furthest is taken. Outputs of convolutions with
-    integer weights and rounded inputs, sums and concatenations of rounded tensors, and what is left of removed
-    branches, are rounded to 8 bits as well, on ranges from the (n, …) `calibration`; not where a layer reads them
-    that the plan gives unrounded inputs, and not behind the last layers, so that the network's output is never
-    rounded. An activation between is left to the kernel. Integer kernels add the bias in steps of input scale times
-    weight scale; at few bits that can be felt, so the graph's biases take those values.
+    layers disagree on the range, the one with the most bits is taken, and of those the one with the largest scale.
+
+    Also rounded, to 8 bits, are outputs of convolutions with integer weights and rounded inputs, sums and
+    concatenations of rounded tensors, and what is left of removed branches. Two kinds of tensors are not: those that
+    a layer reads which the plan gives unrounded inputs, and those behind the last layers, so that the network's
+    output is never rounded. A ReLU or clamp behind a layer is left to the layer's kernel: its result is rounded.
+
+    Integer kernels add the bias in steps of input scale times weight scale. At few bits that changes outputs, so the
+    graph's biases take those values, and the graph stays true to the file.
+
+    Args:
+        graph: graph of the network; it is changed, and the biases of its module too.
+        calls: layer names by the nodes that call them.
+        layers: finished layers by name.
+        calibration: (n, …) float32 samples of the network's input, for the ranges that the layers do not give.
     """
-    points = _wanted(calls, layers)
-    extra = _extra(graph, calls, layers, points)
-    _insert_(graph, points)
-    found = _calibrated(graph, extra, calibration)
+    wanted = _wanted(calls, layers)
+    extra = _extra(graph, calls, layers, wanted)
+    _insert_(graph, wanted)
+    found = _calibrated(graph, extra, calibration)  # with the wanted roundings in place
     _insert_(graph, found)
     _repeat_behind_moves_(graph, calls)
     _round_biases_(graph, calls, layers)
 
 
 def _wanted(calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> dict[fx.Node, ActivationRange]:
+    """The tensors that layers read rounded, where they were made and not where they were last moved, with one range."""
     points: dict[fx.Node, ActivationRange] = {}
     for call, name in calls.items():
         found = layers[name].input_range
@@ -100,7 +150,10 @@ def _wanted(calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> dict[fx.No
 def _extra(
     graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights], points: Mapping[fx.Node, ActivationRange]
 ) -> list[fx.Node]:
-    """Outputs of integer kernels that no layer asked to be rounded."""
+    """Tensors that integer kernels put out or add up and no layer asked to be rounded, in the order of the graph.
+
+    One pass over the graph: a sum of rounded tensors already counts as rounded for the sums behind it.
+    """
     integer = {call for call, name in calls.items() if _is_integer(layers[name]) and call.target in _CONVOLUTIONS}
     unrounded = {_source(call.all_input_nodes[0]) for call, name in calls.items() if layers[name].input_range is None}
     barred = unrounded | _behind_the_last_layers(graph, calls)
@@ -120,28 +173,31 @@ def _extra(
 
 
 def _constants(graph: fx.Graph, layers: Mapping[str, LayerWeights]) -> set[fx.Node]:
-    """What is added where branches are removed."""
+    """The biases that are added where branches are removed."""
     names = {f"{name}.bias" for name, layer in layers.items() if layer.is_empty}
     return {node for node in graph.find_nodes(op="get_attr") if node.target in names}
 
 
 def _is_integer(layer: LayerWeights) -> bool:
+    """Whether an integer kernel can run the layer: both its weight and its input are codes."""
     return layer.scale is not None and layer.input_range is not None
 
 
 def _joins_rounded(node: fx.Node, rounded: set[fx.Node]) -> bool:
+    """Whether the node is a sum, concatenation or average whose inputs all come from rounded tensors."""
     inputs = node.all_input_nodes
     several = len(inputs) > 1 or node.target in _POOLS
     return node.target in _JOINS | _POOLS and several and all(_source(each) in rounded for each in inputs)
 
 
 def _merged_output(node: fx.Node) -> fx.Node:
+    """The node, or the activation that alone reads it and that its kernel computes too."""
     users = list(node.users)
     return users[0] if len(users) == 1 and users[0].target in _MERGED else node
 
 
 def _behind_the_last_layers(graph: fx.Graph, calls: LayerCalls) -> set[fx.Node]:
-    """Nodes that no layer comes after."""
+    """Nodes whose values no layer reads, directly or through others."""
     behind: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
         if all(user in behind and user not in calls for user in node.users):
@@ -150,19 +206,23 @@ def _behind_the_last_layers(graph: fx.Graph, calls: LayerCalls) -> set[fx.Node]:
 
 
 def _moves(node: fx.Node) -> bool:
+    """Whether the node's values are values of its input, or zeros: on any range, rounded ones stay rounded."""
     zeros = node.target in _PADS and not any(node.args[2:]) and not node.kwargs.get("value")
     return zeros or node.target in _LOSSLESS or (node.target in _LOSSY and bool(node.all_input_nodes))
 
 
 def _source(node: fx.Node) -> fx.Node:
-    """Where the values of a tensor come from."""
+    """The node that computed the values which `node` holds, before they were moved."""
     while _moves(node):
         node = node.all_input_nodes[0]
     return node
 
 
 def _whole_source(node: fx.Node) -> fx.Node:
-    """The same as long as no value is lost that others read: the range is known for what is left only."""
+    """As `_source`, but not back through an operator that loses values which others read.
+
+    The layer's range was calibrated on what is left; the others may need a wider one.
+    """
     while _moves(node):
         source = node.all_input_nodes[0]
         if node.target in _LOSSY and len(source.users) > 1:
@@ -172,6 +232,7 @@ def _whole_source(node: fx.Node) -> fx.Node:
 
 
 def _insert_(graph: fx.Graph, points: Mapping[fx.Node, ActivationRange]) -> None:
+    """Put a rounding behind each node, which all that read the node now read instead."""
     for node, found in points.items():
         following = node.next
         while following.op in ("placeholder", "get_attr"):
@@ -183,6 +244,7 @@ def _insert_(graph: fx.Graph, points: Mapping[fx.Node, ActivationRange]) -> None
 
 
 def _rounding(graph: fx.Graph, node: fx.Node, found: ActivationRange, before: fx.Node) -> fx.Node:
+    """A new node that rounds `node`; nothing reads it yet."""
     with graph.inserting_before(before):
         rounding = graph.call_function(ROUND_ACTIVATION, (node, found.scale, found.zero, found.bits))
     rounding.meta["val"] = node.meta.get("val")
@@ -202,6 +264,10 @@ def _repeat_behind_moves_(graph: fx.Graph, calls: LayerCalls) -> None:
 
 
 def _round_biases_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights]) -> None:
+    """Set biases to whole steps of input scale * weight scale, where an integer kernel will run the layer.
+
+    That is a linear layer with a rounded input, or a convolution whose output is rounded too.
+    """
     module = graph.owning_module
     assert module is not None
     for call, name in calls.items():
@@ -211,7 +277,7 @@ def _round_biases_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, Laye
         if scale is None or source.target is not ROUND_ACTIVATION or not isinstance(bias, fx.Node) or not integer:
             continue
         if len(bias.users) == 1:  # a layer that runs several times would need several biases
-            step = scale * _range_of(source).scale
+            step = scale * _range_of(source).scale  # (rows,)
             values = module.get_parameter(str(bias.target))
             values.copy_(values.div(step).round_().mul_(step))
 
@@ -221,11 +287,13 @@ def _targets(nodes: Iterable[fx.Node]) -> set[Any]:
 
 
 def _range_of(rounding: fx.Node) -> ActivationRange:
+    """The range of a rounding's node; its `noise` is not known and 0."""
     _, scale, zero, bits = rounding.args
     return ActivationRange(int(bits), float(scale), int(zero), 0.0)  # type: ignore[arg-type]
 
 
 def _calibrated(graph: fx.Graph, nodes: list[fx.Node], calibration: Tensor) -> dict[fx.Node, ActivationRange]:
+    """8-bit ranges for nodes, from the values that they have on the (n, …) samples."""
     if not nodes:
         return {}
     module = graph.owning_module
@@ -238,7 +306,7 @@ def _calibrated(graph: fx.Graph, nodes: list[fx.Node], calibration: Tensor) -> d
 
 
 class _Sampler(fx.Interpreter):
-    """Runs the graph and keeps some of the values of a few nodes, the smallest and largest among them."""
+    """Runs the graph and keeps 512 values a sample of a few nodes, and the smallest and largest of every batch."""
 
     def __init__(self, module: fx.GraphModule, nodes: list[fx.Node]) -> None:
         super().__init__(module)
@@ -255,7 +323,7 @@ class _Sampler(fx.Interpreter):
 
 
 def rounding_nodes(graph: fx.Graph) -> Iterator[tuple[fx.Node, ActivationRange]]:
-    """Every rounding in the graph, with its range."""
+    """Every rounding in the graph with its range, in the order of the graph."""
     for node in graph.nodes:
         if node.target is ROUND_ACTIVATION:
             yield node, _range_of(node)

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnxruntime  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.network.verification import first_line
 
+if TYPE_CHECKING:
+    import onnxruntime  # type: ignore[import-untyped]
+
 _FATAL_ONLY = 4
-_LOAD_FAILURES = (
-    onnxruntime.capi.onnxruntime_pybind11_state.Fail,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidGraph,
-    onnxruntime.capi.onnxruntime_pybind11_state.InvalidProtobuf,
-    onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile,
-    onnxruntime.capi.onnxruntime_pybind11_state.NotImplemented,
-    onnxruntime.capi.onnxruntime_pybind11_state.RuntimeException,
-)
+
+
+@cache
+def _load_failures() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises where a file is missing, damaged, or more than this version can run."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    return (
+        errors.Fail,
+        errors.InvalidArgument,
+        errors.InvalidGraph,
+        errors.InvalidProtobuf,
+        errors.NoSuchFile,
+        errors.NotImplemented,
+        errors.RuntimeException,
+    )
 
 
 class OnnxSession:
-    """One network, loaded. Made by `open_session`.
+    """A network that ONNX Runtime has loaded. Made by `open_session`.
 
     Args:
-        session: with one input and one output.
+        session: ONNX Runtime's session of a file with one input and one output.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
@@ -35,7 +46,7 @@ class OnnxSession:
         self._input = session.get_inputs()[0].name
 
     def run(self, inputs: Tensor) -> Tensor:
-        """Outputs of the (N, …) float32 `inputs`, any N."""
+        """(N, …) float32 outputs of the (N, …) float32 `inputs`, any N."""
         (outputs,) = self._session.run(None, {self._input: inputs.detach().cpu().float().contiguous().numpy()})
         return torch.from_numpy(outputs)
 
@@ -44,13 +55,16 @@ def open_session(content: bytes | str | Path, threads: int = 1, *, optimized: Pa
     """Load an ONNX file on the CPU.
 
     Args:
-        content: the file's bytes, or its path.
-        threads: at least 1.
-        optimized: where to write the network as the runtime has rearranged it, to see which kernels it runs.
+        content: bytes of the file, or its path.
+        threads: number of threads that one operator may use, at least 1.
+        optimized: file to write the network to as the runtime has rearranged it, which shows the kernels that it runs;
+            None: none.
 
     Raises:
         InputError: the file is missing or damaged, or holds what this version of ONNX Runtime can't run.
     """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -61,6 +75,6 @@ def open_session(content: bytes | str | Path, threads: int = 1, *, optimized: Pa
     source = content if isinstance(content, bytes) else str(content)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    except _LOAD_FAILURES as error:
+    except _load_failures() as error:
         raise InputError(f"`path` must be a file that ONNX Runtime loads, got {what}: {first_line(error)}") from error
     return OnnxSession(session)

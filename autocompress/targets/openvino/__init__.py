@@ -1,1 +1,1 @@
-"""OpenVINO's intermediate representation."""
+"""OpenVINO's intermediate representation, made of the ONNX file."""

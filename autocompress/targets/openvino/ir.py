@@ -8,24 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
-from onnx import TensorProto, numpy_helper
 from torch import Tensor
 
 from autocompress.errors import ExportError, InputError
 from autocompress.network.verification import first_line
-from autocompress.targets.onnxruntime.file import IR_VERSION, OPSET, packed
+from autocompress.targets.onnxruntime.exporter import OPSET
+from autocompress.targets.onnxruntime.file import IR_VERSION
+from autocompress.targets.onnxruntime.weights import packed
 
 
 def write_openvino(content: bytes | str | Path, out_dir: str | Path) -> tuple[Path, Path]:
-    """Write `model.xml` and `model.bin`.
+    """Write a network as `model.xml` (its graph) and `model.bin` (its weights).
 
     INT8 and INT4 weights keep their width. OpenVINO has no INT2: those become INT4.
 
     Args:
-        content: an ONNX file of `write_onnx`, its bytes or its path.
-        out_dir: must exist.
+        content: ONNX file of `write_onnx`: its bytes or its path.
+        out_dir: existing folder for both files.
 
     Returns:
         The paths of both files.
@@ -48,7 +48,10 @@ def write_openvino(content: bytes | str | Path, out_dir: str | Path) -> tuple[Pa
 
 
 def _for_openvino(content: bytes) -> bytes:
-    """Without INT2, and without the casts to INT8, which OpenVINO would carry out as it reads the file."""
+    """The ONNX file without INT2, and without the casts to INT8, which OpenVINO would carry out as it reads it."""
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
     proto = onnx.load_from_string(content)
     graph = proto.graph
     for tensor in graph.initializer:
@@ -69,10 +72,14 @@ def _for_openvino(content: bytes) -> bytes:
 
 
 def run_openvino(path: str | Path, inputs: Tensor) -> Tensor:
-    """Outputs of the (N, …) float32 `inputs` on the CPU in float32.
+    """Outputs of a network in OpenVINO, on the CPU in float32.
+
+    Args:
+        path: .xml file of a network, with its .bin file beside it.
+        inputs: (N, …) float32 samples.
 
     Raises:
-        InputError: OpenVINO is not installed, or can't load `path`, an .xml file with its .bin beside it.
+        InputError: OpenVINO is not installed, or can't load the file.
     """
     openvino = _openvino()
     try:
@@ -83,6 +90,7 @@ def run_openvino(path: str | Path, inputs: Tensor) -> Tensor:
 
 
 def _openvino() -> Any:
+    """The package, which is an extra. Raises InputError, which says how to install it, where it is missing."""
     try:
         return importlib.import_module("openvino")
     except ModuleNotFoundError as error:

@@ -1,4 +1,16 @@
-"""How weights lie in a file: unsigned integers of 1 to 8 bits without gaps, and where sparse, an index before them."""
+"""How weights lie in a file: unsigned integers of 1 to 8 bits without gaps, and where sparse, an index before them.
+
+Signed codes become unsigned by subtracting the smallest code of their width: 4-bit codes -8 … 7 become 0 … 15. With 1
+bit, -1 and 1 become 0 and 1. Each then takes exactly its bits, most significant first, across the bytes' borders:
+
+    codes   -8    7   -1        3 codes of 4 bits
+    stored   0   15    7
+    bits   0000 1111 0111 (0000)
+    bytes    0x0f     0x70
+
+A sparse weight stores only the weights that are kept, and before them which ones these are: with `element` one bit for
+every weight, with `n:m` the position of every kept weight in its block of m.
+"""
 
 from __future__ import annotations
 
@@ -17,34 +29,60 @@ from autocompress_envs.problem import n_of_m, removed_weights
 UInt8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 
-FLOATS = {16: torch.float16, 32: torch.float32}
+FLOATS = {16: torch.float16, 32: torch.float32}  # by bits: the type that floating-point weights are stored in
 _LARGEST_BLOCK = 256  # of n:m, so that a position is one byte
 
 
 def pack_bits(values: UInt8, bits: int) -> UInt8:
-    """(⌈n · bits / 8⌉,) bytes of (n,) values below 2^bits, most significant bit first.
+    """Values without gaps between them, most significant bit first; zeros fill the last byte.
 
-    >>> pack_bits(np.array([1, 2, 3, 0], dtype=np.uint8), 2)
-    array([108], dtype=uint8)
+    >>> [f"{byte:08b}" for byte in pack_bits(np.array([1, 2, 3, 0], dtype=np.uint8), 2)]  # 01 10 11 00
+    ['01101100']
+    >>> pack_bits(np.array([0, 15, 7], dtype=np.uint8), 4).tobytes().hex()
+    '0f70'
+
+    Args:
+        values: (n,) unsigned values below 2^bits.
+        bits: width of a value, 1 to 8.
+
+    Returns:
+        (⌈n · bits / 8⌉,) bytes.
     """
     return np.packbits(_bits_of(values, bits))
 
 
 def unpack_bits(packed: UInt8, bits: int, count: int) -> UInt8:
-    """The (count,) values that `pack_bits` was given.
+    """The values that `pack_bits` was given.
 
-    >>> unpack_bits(np.array([108], dtype=np.uint8), 2, 4)
+    >>> unpack_bits(np.array([0b01101100], dtype=np.uint8), 2, 4)
     array([1, 2, 3, 0], dtype=uint8)
+
+    Args:
+        packed: bytes from `pack_bits`.
+        bits: width of a value, 1 to 8.
+        count: number of values.
+
+    Returns:
+        (count,) values.
     """
     return _values_of(np.unpackbits(packed, count=count * bits), bits)
 
 
 def encode_weight(layer: LayerWeights, granularity: str) -> Tensor:
-    """What a file holds of a layer's weight.
+    """A layer's weight as a file holds it.
 
-    Dense floats stand in their own shape, float16 or float32. All else is (bytes,) uint8: the index (a bit per weight
-    with `element`, the positions of the kept weights in their blocks with `n:m`), then the kept weights in order;
-    codes from the next bit on, floats from the next byte on.
+    Dense floats keep their shape, as float16 or float32. All else is (bytes,) uint8: first the index of a sparse weight
+    (one bit per weight with `element`, the positions of the kept weights in their blocks with `n:m`), then the kept
+    weights in order. Codes begin at the next bit, floats at the next byte.
+
+    >>> codes = torch.tensor([[-8, 7, -1]], dtype=torch.int8)
+    >>> layer = LayerWeights(codes, torch.ones(1), None, bits=4, sparsity=0.0, input_range=None)
+    >>> encode_weight(layer, "channel").tolist() == [0x0F, 0x70]
+    True
+
+    Args:
+        layer: layer whose weight is stored.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Raises:
         InputError: the weight has fewer zeros than its sparsity says.
@@ -65,15 +103,18 @@ def encode_weight(layer: LayerWeights, granularity: str) -> Tensor:
 def decode_weight(stored: Tensor, shape: tuple[int, ...], bits: int, sparsity: float, granularity: str) -> Tensor:
     """The weight that `encode_weight` was given, bit for bit: int8 codes, or float32.
 
+    >>> decode_weight(torch.tensor([0x0F, 0x70], dtype=torch.uint8), (1, 3), 4, 0.0, "channel")
+    tensor([[-8,  7, -1]], dtype=torch.int8)
+
     Args:
-        stored: what the file holds.
-        shape: of the weight.
-        bits: of the weight.
-        sparsity: of the layer's own weights.
-        granularity: of the plan.
+        stored: tensor from `encode_weight`.
+        shape: shape of the weight.
+        bits: bit-width of the weight, 1 to 8, 16 or 32.
+        sparsity: fraction of the layer's single weights that are removed; 0 with `channel`.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Raises:
-        InputError: the tensor does not have the bytes of such a weight, or its index is none. Nothing larger than the
+        InputError: the tensor does not have the bytes of such a weight, or holds no such index. Nothing larger than the
             weight is made before that is known.
     """
     total = math.prod(shape)
@@ -100,7 +141,7 @@ def decode_weight(stored: Tensor, shape: tuple[int, ...], bits: int, sparsity: f
 
 
 def _counts(total: int, sparsity: float, granularity: str) -> tuple[int, int]:
-    """How many weights are stored, and the bits of the index before them."""
+    """(number of stored weights, number of bits of the index before them)."""
     if granularity == "channel" or sparsity == 0:
         return total, 0
     if granularity == "element":
@@ -112,6 +153,7 @@ def _counts(total: int, sparsity: float, granularity: str) -> tuple[int, int]:
 
 
 def _block(granularity: str) -> tuple[int, int]:
+    """(n, m) of `n:m`."""
     stays, block = n_of_m(granularity)
     if block > _LARGEST_BLOCK:
         raise InputError(f"it must have blocks of at most {_LARGEST_BLOCK} weights, got {granularity}")
@@ -119,7 +161,7 @@ def _block(granularity: str) -> tuple[int, int]:
 
 
 def _index_of(kept: Tensor, sparsity: float, granularity: str) -> UInt8:
-    """The bits of a bitmap, or with n:m of the position of every kept weight in its block."""
+    """(index bits,) zeros and ones: a bit per weight, or with `n:m` the position of every kept weight in its block."""
     expected, _ = _counts(kept.numel(), sparsity, granularity)
     flat = kept.flatten().numpy()
     if int(flat.sum()) != expected:
@@ -132,7 +174,7 @@ def _index_of(kept: Tensor, sparsity: float, granularity: str) -> UInt8:
 
 
 def _kept_positions(index: UInt8, kept: int, total: int, granularity: str) -> Int64:
-    """(kept,) indices of the stored weights."""
+    """(kept,) positions of the stored weights among all, ascending."""
     if granularity == "element":
         positions = np.flatnonzero(index).astype(np.int64)
         if len(positions) != kept:
@@ -147,6 +189,7 @@ def _kept_positions(index: UInt8, kept: int, total: int, granularity: str) -> In
 
 
 def _stored_values(raw: UInt8, bits: int, index_bits: int, count: int) -> npt.NDArray[np.generic]:
+    """(count,) int8 codes or float32 weights that stand behind the index."""
     if bits in FLOATS:
         kind = np.float16 if bits == 16 else np.float32
         return raw[-(-index_bits // 8) :].copy().view(kind).astype(np.float32)
@@ -155,9 +198,12 @@ def _stored_values(raw: UInt8, bits: int, index_bits: int, count: int) -> npt.ND
 
 
 def _bits_of(values: UInt8, bits: int) -> UInt8:
-    """(n · bits,) zeros and ones."""
-    return np.unpackbits(values[:, None], axis=1)[:, 8 - bits :].ravel()
+    """(n · bits,) zeros and ones of (n,) values, most significant bit first."""
+    all_bits = np.unpackbits(values[:, None], axis=1)  # (n, 8)
+    return all_bits[:, 8 - bits :].ravel()
 
 
 def _values_of(table: UInt8, bits: int) -> UInt8:
-    return np.packbits(np.pad(table.reshape(-1, bits), ((0, 0), (8 - bits, 0))), axis=1)[:, 0]
+    """(n,) values from their (n · bits,) zeros and ones."""
+    all_bits = np.pad(table.reshape(-1, bits), ((0, 0), (8 - bits, 0)))  # (n, 8)
+    return np.packbits(all_bits, axis=1)[:, 0]

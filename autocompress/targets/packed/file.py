@@ -1,9 +1,19 @@
 """The packed file: one safetensors file that a compressed network is rebuilt from, every code at its real width.
 
-Tensors, by layer name: `NAME.weight` (`bits.encode_weight`), `NAME.weight_scale` and `NAME.bias` (float32, one a row),
-`NAME.input_range` (float32: scale, zero point); every other tensor under its own name.
-Metadata: `format`, `version`, and `content`: zlib in base 85, one JSON value a line: first the input's shape, the plan,
-the weights' shapes in the plan's order and a checksum of the tensors; then the graph, where there is one.
+Tensors of a layer:
+
+- `NAME.weight`: codes without gaps, or floats (`bits.encode_weight`).
+- `NAME.weight_scale` and `NAME.bias`: (rows,) float32; absent where the layer has none.
+- `NAME.input_range`: (2,) float32, scale and zero point; absent where the input is not rounded.
+
+Every other tensor that the graph reads stands under its own name.
+
+Metadata: `format`, `version`, and `content`, which is text in zlib and base 85. Its first line is JSON: the input's
+shape, the plan, the weights' shapes in the plan's order and a checksum of the tensors. Its second line is the graph
+(`graph_json`); it is missing where torch.export could not follow the network.
+
+Writing: `pack` or `pack_weights`. Reading: `load_packed_weights` reads and checks everything but the graph, `rebuilt`
+makes the graph of it, `load_packed` does both. A damaged file is refused with one line, and nothing in it is run.
 """
 
 from __future__ import annotations
@@ -40,14 +50,14 @@ _DTYPES = {
 
 @dataclass(frozen=True, eq=False)
 class PackedWeights:
-    """What a packed file holds.
+    """The content of a packed file.
 
     Attributes:
-        layers: by name in the plan's order. Ranges have no `noise`: it is NaN.
-        others: tensors of no layer, by name.
-        plan: the labels.
-        input_shape: of one sample.
-        graph: JSON (`graph_json`), or None: only the original's class can run the weights.
+        layers: finished layers by name, in the plan's order. Files hold no `noise` of ranges: it is NaN.
+        others: tensors that belong to no layer, by name.
+        plan: labels that the network was made by.
+        input_shape: shape of one sample, without the batch axis.
+        graph: graph as JSON (`graph_json`); None: only the original's class can run the weights.
     """
 
     layers: Mapping[str, LayerWeights]
@@ -58,7 +68,10 @@ class PackedWeights:
 
 
 def pack(lowered: Lowered) -> bytes:
-    """The packed file of a network with its graph; the same bytes for the same network.
+    """The content of the packed file of a network with its graph; the same bytes for the same network.
+
+    Args:
+        lowered: network to be written.
 
     Raises:
         ExportError: the graph holds something that a file may not hold.
@@ -73,11 +86,13 @@ def pack(lowered: Lowered) -> bytes:
 
 
 def pack_weights(compressed: Compressed, input_shape: Sequence[int]) -> bytes:
-    """The packed file of a network that torch.export can't take: without a graph. `restore` needs the original's class.
+    """The content of a packed file without a graph, for networks that torch.export can't follow.
+
+    `loading.restore` reads it into a module of the original's class.
 
     Args:
-        compressed: the network.
-        input_shape: of one sample.
+        compressed: network to be written.
+        input_shape: shape of one sample, without the batch axis.
 
     Raises:
         InputError: the layers are not what the plan says.
@@ -87,7 +102,12 @@ def pack_weights(compressed: Compressed, input_shape: Sequence[int]) -> bytes:
 
 
 def other_tensors(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[str, Tensor]]:
-    """The state of a model that belongs to no layer; norms' counts of batches are of no use afterwards."""
+    """(name, tensor) of a model's state that belongs to no layer, without norms' counts of batches.
+
+    Args:
+        model: model whose state is looked through.
+        layers: names of the layers.
+    """
     for name, tensor in model.state_dict().items():
         module, _, leaf = name.rpartition(".")
         if module not in layers and leaf != "num_batches_tracked":
@@ -95,7 +115,10 @@ def other_tensors(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[s
 
 
 def load_packed(path: str | Path) -> Lowered:
-    """The network in a packed file, weights and ranges bit for bit.
+    """The network in a packed file, as it was lowered, bit for bit.
+
+    Args:
+        path: packed file.
 
     Raises:
         InputError: the file is missing, damaged, of another format or version, or holds no graph.
@@ -104,7 +127,10 @@ def load_packed(path: str | Path) -> Lowered:
 
 
 def load_packed_weights(path: str | Path) -> PackedWeights:
-    """What a packed file holds, its graph as text.
+    """The content of a packed file, its graph still as text.
+
+    Args:
+        path: packed file.
 
     Raises:
         InputError: the file is missing, damaged, or of another format or version.
@@ -123,8 +149,8 @@ def rebuilt(weights: PackedWeights, path: str | Path) -> Lowered:
     """The network as a graph that runs.
 
     Args:
-        weights: what the file holds.
-        path: of the file, for messages.
+        weights: content of the file.
+        path: name of the file, for messages.
 
     Raises:
         InputError: there is no graph, or it is damaged, or does not fit the weights.
@@ -141,6 +167,7 @@ def rebuilt(weights: PackedWeights, path: str | Path) -> Lowered:
 
 
 def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
+    """As `rebuilt`, with a graph; messages do not yet name the file."""
     tensors = dict(weights.others)
     for name, layer in weights.layers.items():
         tensors[f"{name}.weight"] = layer.weight()
@@ -152,6 +179,7 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
 
 
 def _packed(weights: PackedWeights) -> bytes:
+    """The bytes of a packed file. The same content gives the same bytes."""
     if weights.layers.keys() != weights.plan.labels.keys():
         raise InputError("`layers` must be the plan's layers, got others.")
     tensors: dict[str, Tensor] = {}
@@ -191,7 +219,7 @@ def _parts(raw: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def _checksum(header: Mapping[str, Any], data: bytes) -> int:
-    """Of the tensors with their names, shapes and types."""
+    """The CRC-32 of the tensors with their names, shapes and types."""
     return zlib.crc32(data, zlib.crc32(_json_bytes(header, sort_keys=True)))
 
 
@@ -211,6 +239,7 @@ def _check_all_read(graph: fx.GraphModule, others: Mapping[str, Tensor]) -> None
 
 
 def _unpacked(raw: bytes) -> PackedWeights:
+    """The content of a packed file's bytes, checked."""
     tensors = _tensors(raw)
     first_line, graph = _content(raw)
     plan = Plan.from_dict(first_line.get("plan"))
@@ -234,12 +263,14 @@ def _check_granularity(granularity: str) -> None:
 
 
 def _shape(content: Any, what: str, least: int) -> tuple[int, ...]:
+    """A shape from JSON. Raises InputError where it is no list of whole numbers from `least` on."""
     if isinstance(content, list) and all(type(size) is int and size >= least for size in content):
         return tuple(content)
     raise InputError(f"The {what} must have a shape of whole numbers >= {least}, got {str(content)[:80]}.")
 
 
 def _tensors(raw: bytes) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, by name."""
     try:
         found = safetensors.deserialize(raw)
     except SafetensorError as error:
@@ -255,7 +286,7 @@ def _tensors(raw: bytes) -> dict[str, Tensor]:
 
 
 def _content(raw: bytes) -> tuple[dict[str, Any], str | None]:
-    """The first line, parsed, and the second, if any."""
+    """(first line of the metadata's content, parsed; second line, or None where there is none)."""
     header, data = _parts(raw)
     metadata = header.pop("__metadata__", None) or {}
     if metadata.get("format") != FORMAT or "content" not in metadata:
@@ -272,6 +303,7 @@ def _content(raw: bytes) -> tuple[dict[str, Any], str | None]:
 
 
 def _inflated(content: str) -> str:
+    """The text of the metadata's content. A bomb of zeros is refused at 64 MB."""
     stream = zlib.decompressobj()
     try:
         text = stream.decompress(base64.b85decode(content), _MOST_CONTENT_BYTES)

@@ -1,9 +1,21 @@
 """A graph of ATen operators as JSON, and back. Nothing that a text says can call anything but such operators.
 
-    {"nodes": [["aten.conv2d.default", ["%1", "@conv.weight", null, [2, 2]]], …], "output": "%1"}
+    {"nodes": [["aten.conv2d.default", ["%1", "@conv.weight", null, [2, 2]]],
+               ["aten.relu.default", ["%1"]], …], "output": "%1"}
 
-Values are numbered: 0 is the input, then one a node, and `%k` is the value k places back, so that like blocks read
-alike. Strings have a one-letter tag; `_text` and `_parsers` list them. Other JSON values stand for themselves.
+A node is [operator, arguments by position] or [operator, arguments by position, {arguments by name}]. Numbers, true,
+false, null and lists stand for themselves. Everything else is a string whose first letter says what it is:
+
+| string | meaning |
+| --- | --- |
+| `%2` | value made two places before (the input, then one a node); counted back, like blocks read alike |
+| `@conv.weight` | parameter |
+| `&norm.running_mean` | buffer in the state dict |
+| `!positions` | constant: a buffer that is not in the state dict |
+| `=nearest` | text |
+| `f0.1` | float32 number, with the few digits that name it; or `finf`, `fnan` |
+| `dtorch.float32`, `mtorch.channels_last`, `ltorch.strided` | dtype, memory format, layout |
+| `D` | device: the processor that the file is loaded on |
 """
 
 from __future__ import annotations
@@ -38,7 +50,11 @@ _MOST_NESTING = 4  # of lists in arguments
 
 
 def graph_tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
-    """The parameters and buffers that a graph reads, by name."""
+    """The parameters and buffers that a graph reads, by name.
+
+    Args:
+        graph: graph whose get_attr nodes are followed.
+    """
     found = {}
     for node in graph.graph.nodes:
         if node.op == "get_attr" and node.users:
@@ -48,10 +64,11 @@ def graph_tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
 
 
 def graph_to_json(graph: fx.GraphModule) -> str:
-    """The graph without its tensors' values.
+    """A graph as JSON, without its tensors' values.
 
     Args:
-        graph: one placeholder, get_attr, call_function of operators, and one output: a tensor, alone or in a tuple.
+        graph: graph of one placeholder, get_attr, call_function of operators, and one output: a tensor, alone or in a
+            tuple.
 
     Raises:
         ExportError: the graph holds something that a file may not hold; the message names it.
@@ -66,8 +83,8 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     """The graph as a module in eval mode, its tensors under the names that they had.
 
     Args:
-        text: from `graph_to_json`.
-        tensors: by name; those that the graph does not read are left out.
+        text: JSON from `graph_to_json`.
+        tensors: tensors by name; those that the graph does not read are left out.
 
     Raises:
         InputError: the text is no graph, names a tensor that is not there or an operator that a file may not hold.
@@ -85,7 +102,15 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
 
 
 def parse_json(text: str, what: str) -> Any:
-    """Strict JSON. Raises InputError where `text` is not."""
+    """The value of strict JSON: without NaN and Infinity.
+
+    Args:
+        text: JSON.
+        what: name of the text, for messages.
+
+    Raises:
+        InputError: `text` is no JSON.
+    """
     try:
         return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -151,6 +176,7 @@ class _Writer:
 
 
 def _only_value(node: fx.Node) -> Any:
+    """The node that the output stands for. Raises ExportError where there are several."""
     value: Any = node.args[0]
     while isinstance(value, tuple | list) and len(value) == 1:
         value = value[0]
@@ -178,7 +204,11 @@ def _text(value: Any) -> str | float | None:
 
 
 def _float_text(value: float) -> str | float:
-    """Exact; with few digits where it is a float32 number, as scales are."""
+    """A number that is read back exactly; with few digits where it is a float32 number, as scales are.
+
+    >>> _float_text(0.10000000149011612), _float_text(0.1), _float_text(math.inf)
+    ('f0.1', 0.1, 'finf')
+    """
     if not math.isfinite(value):
         return f"f{value}"
     short = str(np.float32(value)) if abs(value) < 3e38 else ""
@@ -282,6 +312,7 @@ class _Reader:
 
 
 def _checked_entry(entry: Any) -> tuple[str, list[Any], dict[str, Any]]:
+    """(operator, arguments by position, arguments by name) of a node in JSON."""
     if isinstance(entry, list) and len(entry) in (2, 3):
         name, arguments, keywords = (*entry, {})[:3]
         if isinstance(name, str) and isinstance(arguments, list) and isinstance(keywords, dict):

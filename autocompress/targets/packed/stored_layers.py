@@ -18,7 +18,13 @@ _PARTS = ("weight", "weight_scale", "bias", "input_range")
 
 
 def layer_tensors(name: str, layer: LayerWeights, label: Label, granularity: str) -> dict[str, Tensor]:
-    """What the file holds of a layer, by tensor name.
+    """A layer's tensors as a file holds them, by tensor name.
+
+    Args:
+        name: name of the layer.
+        layer: finished layer.
+        label: label that the layer was made by.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Raises:
         InputError: the layer is not what its label says, or breaks a rule of `check_layer`.
@@ -39,7 +45,12 @@ def layer_tensors(name: str, layer: LayerWeights, label: Label, granularity: str
 
 
 def own_sparsity(label: Label, granularity: str) -> float:
-    """Of the layer's own weights: whole channels are gone from the shape."""
+    """The fraction of single weights that a label removes: 0 with `channel`, where whole channels leave the shape.
+
+    Args:
+        label: label of the layer.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
+    """
     return 0.0 if granularity == "channel" else label.sparsity
 
 
@@ -57,7 +68,14 @@ def _is_float32(value: float) -> bool:
 
 
 def check_layer(layer: LayerWeights) -> None:
-    """Raises InputError where codes, scales or a bias are none: "it must …, got …"."""
+    """Refuse a layer whose codes, scales, bias or range are not what its bits say.
+
+    Args:
+        layer: layer to be checked.
+
+    Raises:
+        InputError: the layer breaks a rule; the message is the end of a sentence: "it must …, got …".
+    """
     rows = len(layer.values)
     if layer.bits in FLOATS:
         if layer.scale is not None or layer.values.dtype != torch.float32:
@@ -99,14 +117,14 @@ def _check_range(found: ActivationRange) -> None:
 def take_layer_(
     tensors: dict[str, Tensor], name: str, label: Label, shape: tuple[int, ...], granularity: str
 ) -> LayerWeights:
-    """A layer from the tensors of a file, which are taken out of `tensors`.
+    """A layer from the tensors of a file.
 
     Args:
-        tensors: by name.
-        name: of the layer.
-        label: of the layer.
-        shape: of its weight.
-        granularity: of the plan.
+        tensors: tensors of the file by name; the layer's are taken out.
+        name: name of the layer.
+        label: label of the layer.
+        shape: shape of the layer's weight.
+        granularity: unit that sparsity removes: `channel`, `element` or `n:m`.
 
     Raises:
         InputError: a tensor is missing, or is not what the label and the shape say.
@@ -134,6 +152,11 @@ def take_layer_(
 
 
 def _range(stored: Tensor | None, bits: int) -> ActivationRange | None:
+    """The range of an input from its (2,) tensor; None at 32 bits, where there must be none.
+
+    >>> _range(torch.tensor([0.5, 3.0]), 4)  # codes 0 … 15 stand for -1.5 … 6.0 in steps of 0.5
+    ActivationRange(bits=4, scale=0.5, zero=3, noise=nan)
+    """
     if (stored is None) != (bits == 32):
         raise InputError(f"it must {'not ' if bits == 32 else ''}have a range of its input at {bits} bits")
     if stored is None:

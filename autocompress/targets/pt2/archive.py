@@ -15,7 +15,16 @@ _ATEN = torch.ops.aten
 
 
 def write_pt2(lowered: Lowered) -> bytes:
-    """The network as a PT2 archive with float32 weights; it loads without autocompress and takes any batch size."""
+    """The network as a PT2 archive with float32 weights; it loads without autocompress and takes any batch size.
+
+    Every rounding is written out as clamp(round(x / scale), -zero, 2^bits - 1 - zero) * scale.
+
+    Args:
+        lowered: network to be written; it is not changed.
+
+    Returns:
+        The content of the file.
+    """
     module = fx.GraphModule(lowered.graph, copy.deepcopy(lowered.graph.graph))
     graph = module.graph
     for node, found in list(rounding_nodes(graph)):

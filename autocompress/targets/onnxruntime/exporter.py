@@ -1,0 +1,220 @@
+"""From a lowered graph to ONNX operators, through `torch.onnx`, with a placeholder for every weight that is packed.
+
+The exporter can't write packed integers, and its optimizer changes what it is given: it merges equal initializers and
+computes operators of constants. A weight must survive both, and must be found again afterwards. So it goes through
+as `DequantizeLinear(codes, scale)` with a placeholder for either:
+
+- `scale` is found by its *name*, `autocompress_stored_7` for the 7th layer. Its content only keeps it from being
+  merged: NaNs whose payload is the layer's number, which no other tensor of a network that computes numbers has.
+- `codes` are zeros in the weight's shape. Those of several layers may be merged: nobody looks for them.
+
+The optimizer computes no DequantizeLinear of constants, as that would make integers floats again.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from autocompress.errors import ExportError
+from autocompress.execute.compressed import LayerWeights
+from autocompress.network.verification import first_line
+from autocompress.targets.graph.lowering import Lowered
+from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto
+
+INPUT, OUTPUT = "input", "output"  # names of the file's input and output
+OPSET = 21  # version of ONNX's operators: the first with INT4
+PLACEHOLDER = "autocompress_stored_"  # how the names of all placeholders begin; a scale's goes on with a number
+_QUIET_NAN = 0x7FC00000  # bits of a float32 NaN; its lowest 22 are free
+_ATEN = torch.ops.aten
+
+
+@torch.library.custom_op("autocompress::stored_weight", mutates_args=())
+def stored_weight(codes: Tensor, scale: Tensor) -> Tensor:
+    """Operator that stands for a weight until the file holds it: codes · scale.
+
+    Args:
+        codes: (rows, …) int8 in the weight's shape.
+        scale: (rows,) float32.
+    """
+    return codes * scale.view(-1, *[1] * (codes.ndim - 1))
+
+
+@stored_weight.register_fake
+def _(codes: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty_like(codes, dtype=torch.float32)
+
+
+@torch.library.custom_op("autocompress::global_average", mutates_args=())
+def global_average(x: Tensor) -> Tensor:
+    """(N, C, H, W) to (N, C, 1, 1): the one kind of mean that runtimes have an integer kernel for."""
+    return x.mean((2, 3), keepdim=True)
+
+
+@global_average.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty((*x.shape[:2], 1, 1))
+
+
+# --- before: placeholders --------------------------------------------------------------------------------------------
+
+
+def with_placeholders(lowered: Lowered) -> fx.GraphModule:
+    """A copy of the graph with a placeholder for every weight below 32 bits, and every global mean as one operator."""
+    from torch.fx.passes.shape_prop import ShapeProp
+
+    module = fx.GraphModule(lowered.graph, copy.deepcopy(lowered.graph.graph))
+    ShapeProp(module).propagate(torch.zeros(2, *lowered.input_shape))
+    numbers = {f"{name}.weight": number for number, name in enumerate(lowered.layers)}
+    for node in list(module.graph.nodes):
+        if node.op == "get_attr" and node.target in numbers:
+            layer = lowered.layers[str(node.target).removesuffix(".weight")]
+            if layer.bits != 32:
+                _replace_weight_(module, node, layer, numbers[str(node.target)])
+        elif _is_global_average(node):
+            with module.graph.inserting_before(node):
+                pooled = module.graph.call_function(torch.ops.autocompress.global_average.default, (node.args[0],))
+            node.replace_all_uses_with(pooled)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _replace_weight_(module: fx.GraphModule, node: fx.Node, layer: LayerWeights, number: int) -> None:
+    codes, scale = f"{PLACEHOLDER}codes_{number}", f"{PLACEHOLDER}{number}"
+    module.register_buffer(codes, torch.zeros(layer.values.shape, dtype=torch.int8))
+    module.register_buffer(scale, _numbered_nans(len(layer.values), number))
+    with module.graph.inserting_before(node):
+        parts = (module.graph.get_attr(codes), module.graph.get_attr(scale))
+        stored = module.graph.call_function(torch.ops.autocompress.stored_weight.default, parts)
+    node.replace_all_uses_with(stored)
+
+
+def _numbered_nans(rows: int, number: int) -> Tensor:
+    """(rows,) float32 NaNs with a payload of their own: equal to those of no other number, byte for byte."""
+    return torch.full((rows,), _QUIET_NAN + 1 + number, dtype=torch.int32).view(torch.float32)
+
+
+def _is_global_average(node: fx.Node) -> bool:
+    """Whether the node is a mean over all of H and W that keeps both axes, of (N, C, H, W)."""
+    if node.target is _ATEN.adaptive_avg_pool2d.default:
+        return list(node.args[1]) == [1, 1] and _rank(node) == 4  # type: ignore[arg-type]
+    keeps = len(node.args) > 2 and bool(node.args[2])
+    if node.target is not _ATEN.mean.dim or not keeps or _rank(node) != 4:
+        return False
+    return sorted(axis % 4 for axis in node.args[1]) == [2, 3]  # type: ignore[union-attr,operator]
+
+
+def _rank(node: fx.Node) -> int:
+    return len(node.meta["tensor_meta"].shape)
+
+
+# --- through torch.onnx ----------------------------------------------------------------------------------------------
+
+
+def exported(module: fx.GraphModule, input_shape: tuple[int, ...]) -> ModelProto:
+    """The ONNX graph of a module from `with_placeholders`.
+
+    Args:
+        module: graph with placeholders.
+        input_shape: shape of one sample.
+
+    Raises:
+        ExportError: the network has an operator that ONNX doesn't.
+    """
+    translations: dict[Any, Any] = {
+        ROUND_ACTIVATION: _rounding,
+        torch.ops.autocompress.stored_weight.default: _weight,
+        torch.ops.autocompress.global_average.default: _average,
+    }
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.export.export(module, (torch.zeros(2, *input_shape),), dynamic_shapes=dynamic)
+            written = torch.onnx.export(
+                program,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                custom_translation_table=translations,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        raise ExportError(f"`model` must have operators that ONNX has, got {_operator(error)}.") from error
+    assert written is not None
+    proto: ModelProto = written.model_proto
+    assert not proto.functions, "the exporter inlines its functions"
+    return proto
+
+
+def _rounding(x: Any, scale: float, zero: int, bits: int) -> Any:
+    """QuantizeLinear: q = clamp(round(x / scale) + zero, 0, 255); DequantizeLinear: (q - zero) · scale."""
+    from onnxscript import ir, opset21
+
+    onnx: Any = opset21
+    step = onnx.Constant(value=ir.tensor(np.array(scale, np.float32)))
+    code = onnx.Constant(value=ir.tensor(np.array(zero, np.uint8)))  # its type makes q uint8
+    return onnx.DequantizeLinear(onnx.QuantizeLinear(x, step, code), step, code)
+
+
+def _weight(codes: Any, scale: Any) -> Any:
+    from onnxscript import opset21
+
+    onnx: Any = opset21
+    return onnx.DequantizeLinear(codes, scale, axis=0)
+
+
+def _average(x: Any) -> Any:
+    from onnxscript import opset21
+
+    onnx: Any = opset21
+    return onnx.GlobalAveragePool(x)
+
+
+def _operator(error: BaseException) -> str:
+    """The operator that an exporter's error is about, else what its innermost cause says."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    found = re.search(r"op='([\w.]+)'", f"{error} {cause}")
+    return found[1] if found else first_line(cause)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's advice to its developers."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def inline_constants_(graph: GraphProto) -> None:
+    """Make initializers of Constant nodes, so that every constant of the graph is found in one place."""
+    constants = [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]
+    for node in constants:
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        graph.node.remove(node)
