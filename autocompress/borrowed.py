@@ -46,3 +46,14 @@ def borrowed_random_state() -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+@contextmanager
+def unfused_attention() -> Iterator[None]:
+    """`nn.MultiheadAttention` runs operator by operator, not as one fused operator that has no cost formula."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)

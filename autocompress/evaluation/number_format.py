@@ -68,6 +68,8 @@ def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.d
 def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
     """A copy of a network that runs in `dtype` on `device`, channels last."""
     model = copy.deepcopy(folded).to(device, DTYPES[dtype])
+    if any(parameter.ndim == 5 for parameter in model.parameters()):  # of Conv3d, which the format can't hold
+        return model
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 

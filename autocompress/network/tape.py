@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from autocompress.borrowed import unfused_attention
 from autocompress.errors import InputError
 from autocompress.network.channels import Channels, follow, written_by_layer
 from autocompress.network.operators import is_free, is_matmul, multiply_accumulates
@@ -101,7 +102,7 @@ def record_tape(model: nn.Module, sample: Tensor) -> Tape:
     batch = sample.repeat(BATCH, *[1] * (sample.ndim - 1))
     mode = _TapeMode(model)
     given = mode.add_input(batch)
-    with mode.watch_modules(), torch.no_grad(), mode:
+    with mode.watch_modules(), unfused_attention(), torch.no_grad(), mode:
         result = model(batch)
     return mode.finish(given, _tensors(result))
 

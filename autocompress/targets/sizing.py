@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autocompress.execute.compressed import Compressed, from_menus, uncompressed
 from autocompress.menus.menus import Menus
-from autocompress.targets.target import Target, lowered_for, target_file
+from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
 from autocompress.version import __version__
 from autocompress_envs.problem import CostModel, Labeling, layer_resources
 
@@ -28,8 +28,10 @@ _SLACK, _SLACK_A_LAYER = 64, 8
 def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -> tuple[Menus, int]:
     """The menus with `size` counted on the target's file, and the bytes of the original's float32 file.
 
-    Two files are really written: the original's, and the one with the most overhead: every layer at its fewest bits,
-    no channel gone. What the latter has besides the closed form is the overhead of every plan.
+    Files are really written: the original's, and those with the most overhead. In these no channel is gone, and every
+    layer has its fewest bits; where 16 or 32 bits are on offer, there is one more file at each of these, for floating-point
+    weights are stored in another form. What such a file has at most besides the closed form is the overhead of
+    every plan.
 
     Args:
         target: target whose file counts.
@@ -41,6 +43,8 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Ten
         ExportError: the target can't hold the network.
     """
     name = f"file-{target.name}-{__version__}-torch{torch.__version__}"  # other versions write other files
+    if target.name in TARGETS.from_outside():
+        name += f"-{TARGETS.source_of(target.name)}"
     found = menus.store.tensors(name, lambda: {"bytes": torch.tensor(_measured(target, menus, folded, inputs))})
     overhead, original = found["bytes"].tolist()
     costs = menus.network.costs
@@ -50,11 +54,15 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Ten
 
 
 def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -> tuple[int, int]:
-    """(bytes of the densest file besides its closed form, bytes of the original's file)."""
+    """(most bytes of a file besides its closed form, bytes of the original's file)."""
     original = _file(target, uncompressed(folded, menus.network, menus.settings.granularity), inputs)
-    lowest = Labeling(*[np.zeros(len(menus.network.layers), dtype=np.int64)] * 3)
-    densest = from_menus(menus, lowest, folded)
-    return len(_file(target, densest, inputs)) - _closed_form(menus.network.costs, densest), len(original)
+    none = np.zeros(len(menus.network.layers), dtype=np.int64)
+    bits = menus.settings.weight_bits
+    overheads = []
+    for position in [0, *(position for position in range(1, len(bits)) if bits[position] >= 16)]:
+        made = from_menus(menus, Labeling(none, none + position, none), folded)
+        overheads.append(len(_file(target, made, inputs)) - _closed_form(menus.network.costs, made))
+    return max(overheads), len(original)
 
 
 def _file(target: Target, compressed: Compressed, inputs: Tensor) -> bytes:

@@ -1,5 +1,6 @@
 """Counting `size` on the file, against files written by hand."""
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -110,3 +111,22 @@ def test_the_original_is_the_float32_file(inputs):
     _, original = counted_on_file(TARGETS["packed"], menus, folded, inputs)
     whole = lower(uncompressed(folded, menus.network), inputs, integer=False)
     assert original == len(TARGETS["packed"].write(whole)) > 4 * (24 + 6 + 18 + 3)
+
+
+@pytest.mark.parametrize("bits", [(8, 16), (8, 32), (16, 32)])
+def test_floating_point_layers_have_their_own_overhead(bits, inputs):
+    """The slack is for lengths and for plans that mix labels: whatever the width, uniform plans leave all of it."""
+    torch.manual_seed(0)
+    widths = [4, 6, 6, 6, 6, 6, 3]
+    layers = [part for a, b in itertools.pairwise(widths) for part in (nn.Linear(a, b, bias=False), nn.ReLU())]
+    model = nn.Sequential(*layers[:-1]).eval()
+    network = trace(model, inputs[:1])
+    settings = MenuSettings(weight_bits=bits, activation_bits=(8, 32), sparsity_levels=1)
+    menus = build_menus(model, network, inputs, settings, data_fingerprint="x", cache=None)
+    target, folded = TARGETS["onnxruntime"], fold_batch_norms(model, network)
+    counted, _ = counted_on_file(target, menus, folded, inputs)
+    none = np.zeros(6, np.int64)
+    for position, inputs_at in itertools.product(range(2), range(2)):
+        labeling = Labeling(none, none + position, none + inputs_at)
+        content = target.write(lower(from_menus(menus, labeling, folded), inputs, integer=True))
+        assert len(content) + 64 + 6 * 8 <= counted.problem().resources(labeling)["size"]

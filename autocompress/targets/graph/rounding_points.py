@@ -207,6 +207,8 @@ def _behind_the_last_layers(graph: fx.Graph, calls: LayerCalls) -> set[fx.Node]:
 
 def _moves(node: fx.Node) -> bool:
     """Whether the node's values are values of its input, or zeros: on any range, rounded ones stay rounded."""
+    if node.target is operator.getitem:  # one of several results: where they come from decides
+        return _moves(node.all_input_nodes[0])
     zeros = node.target in _PADS and not any(node.args[2:]) and not node.kwargs.get("value")
     return zeros or node.target in _LOSSLESS or (node.target in _LOSSY and bool(node.all_input_nodes))
 
