@@ -29,9 +29,9 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Ten
     """The menus with `size` counted on the target's file, and the bytes of the original's float32 file.
 
     Files are really written: the original's, and those with the most overhead. In these no channel is gone, and every
-    layer has its fewest bits; where 16 or 32 bits are on offer, there is one more file at each of these, for floating-point
-    weights are stored in another form. What such a file has at most besides the closed form is the overhead of
-    every plan.
+    layer has its fewest bits; where 16 or 32 bits are on offer, there is one more file at each of these, because
+    floating-point weights are stored in another form. What such a file has at most besides the closed form is the
+    overhead of every plan.
 
     Args:
         target: target whose file counts.
