@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.evaluation.stitch import resolve
-from autocompress.menus import QUANTIZERS, Menus, MenuSettings, Quantizer, build_menus
+from autocompress.menus import QUANTIZERS, Menus, MenuSettings, Quantizer, build_menus, store
 from autocompress.menus.quantizers import Rounded, Rounding
 from autocompress.menus.store import Store, content_key, default_cache
 from autocompress.network import Network, trace
@@ -259,6 +259,26 @@ def test_networks_that_compute_something_else_share_no_menus(options: dict[str, 
     assert content_key(one, first, "d", SETTINGS) != content_key(other, second, "d", SETTINGS)
     again = Twin().eval()
     assert content_key(again, trace(again, x[:1]), "d", SETTINGS) == content_key(one, first, "d", SETTINGS)
+
+
+GOLDEN = {  # expected losses in nats of all labels of each layer, by granularity and quantizer
+    ("channel", "nearest"): [8.63873e-05, 0.000188622, 0.00521124, 0.000105563, 8.37254e-05, 0.0393602],
+    ("channel", "mse"): [3.7112e-05, 8.56311e-05, 0.00215715, 3.99313e-05, 5.45926e-05, 0.0252007],
+    ("channel", "gptq"): [3.69859e-05, 8.34701e-05, 0.0016053, 1.25423e-05, 3.67296e-05, 0.000456251],
+    ("element", "gptq"): [0.00455187, 0.000700321, 0.0024907, 5.67984e-05, 1.77784e-05, 0.000419175],
+}
+
+
+@pytest.mark.parametrize(("granularity", "quantizer"), GOLDEN)
+def test_menus_of_this_format(granularity: str, quantizer: str) -> None:
+    """Whoever changes these numbers or orders raises the format too, or caches on disk go on with the old menus."""
+    found = build(None, replace(SETTINGS, granularity=granularity, quantizer=quantizer))
+    assert store._FORMAT == 5
+    losses = [layer.errors.sum() for layer in found.problem().layers]
+    np.testing.assert_allclose(losses, GOLDEN[granularity, quantizer], rtol=1e-3)
+    if granularity == "channel":
+        orders = [order.tolist() for order in found.orders]
+        assert orders == [[5, 3, 0, 2, 4, 1], [3, 2, 0, 1], [1, 6, 3, 5, 0, 2, 4, 7]]
 
 
 def test_default_cache(monkeypatch: pytest.MonkeyPatch) -> None:
