@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.data.registry import DATA_SOURCES, source_of_function
+from autocompress.errors import InputError
 from autocompress.menus.criteria import CRITERIA, ChannelCriterion, Criterion, ElementCriterion
 from autocompress.menus.quantizers import QUANTIZERS, Quantizer, RoundingFunction
 from autocompress.models.registry import MODELS, Model
@@ -35,8 +36,9 @@ def register_criterion(name: str, channels: ChannelCriterion, elements: ElementC
             whole channels only.
 
     Raises:
-        InputError: the name is not allowed or built in.
+        InputError: the name is not allowed or built in, or no function is given.
     """
+    _check_functions(channels=channels, elements=elements)
     CRITERIA.register(name, Criterion(channels, elements))
 
 
@@ -49,8 +51,9 @@ def register_quantizer(name: str, rounding: RoundingFunction, bits: tuple[int, .
         bits: bit-widths below 16 that it can round to. Default: 1 to 8.
 
     Raises:
-        InputError: the name is not allowed or built in.
+        InputError: the name is not allowed or built in, or no function is given.
     """
+    _check_functions(rounding=rounding)
     QUANTIZERS.register(name, Quantizer(rounding, bits))
 
 
@@ -65,9 +68,10 @@ def register_searcher(name: str, search: Search, **abilities: bool) -> None:
             `autocompress.searchers.search.Searcher`.
 
     Raises:
-        InputError: the name is not allowed or built in.
+        InputError: the name is not allowed or built in, or no function is given.
         TypeError: an unknown ability.
     """
+    _check_functions(search=search)
     SEARCHERS.register(name, Searcher(search, **abilities))
 
 
@@ -81,9 +85,10 @@ def register_agent(name: str, search: Search, **abilities: Any) -> None:
             `autocompress.searchers.agents.Agent`.
 
     Raises:
-        InputError: the name is not allowed or built in.
+        InputError: the name is not allowed or built in, or no function is given.
         TypeError: an unknown ability.
     """
+    _check_functions(search=search)
     AGENTS.register(name, Agent(search, **abilities))
 
 
@@ -100,8 +105,9 @@ def register_reward(
         needs_original_accuracy: whether it compares with the original's accuracy.
 
     Raises:
-        InputError: the name is not allowed or built in.
+        InputError: the name is not allowed or built in, or no function is given.
     """
+    _check_functions(function=function)
     REWARDS.register(name, Reward(function, needs_labels, needs_original_accuracy))
 
 
@@ -114,8 +120,9 @@ def register_data(name: str, load: Callable[..., Any]) -> None:
             names), both of them a map-style dataset or a pair of tensors (inputs, labels).
 
     Raises:
-        InputError: the name is not allowed or built in.
+        InputError: the name is not allowed or built in, or no function is given.
     """
+    _check_functions(load=load)
     DATA_SOURCES.register(name, source_of_function(name, load))
 
 
@@ -128,8 +135,9 @@ def register_model(name: str, build: Callable[..., nn.Module]) -> None:
             are those that it returns.
 
     Raises:
-        InputError: the name is not allowed or built in.
+        InputError: the name is not allowed or built in, or no function is given.
     """
+    _check_functions(build=build)
     MODELS.register(name, Model(build))
 
 
@@ -140,9 +148,15 @@ def register_target(target: Target) -> None:
         target: under its own name.
 
     Raises:
-        InputError: the name is not allowed or built in, or a label or the file's name is not possible.
+        InputError: the name is not allowed or built in, or the file has the name of one that the package writes.
     """
     TARGETS.register(target.name, target)
+
+
+def _check_functions(**given: object) -> None:
+    for argument, function in given.items():
+        if function is not None and not callable(function):
+            raise InputError(f"`{argument}` must be a function, got {function!r}.")
 
 
 def list_criteria() -> list[str]:

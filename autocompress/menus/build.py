@@ -16,7 +16,7 @@ from autocompress.memory import available_bytes
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import damped, diagonal_blocks
 from autocompress.menus.calibration import Statistics, calibrate
-from autocompress.menus.criteria import CRITERIA, Consumer
+from autocompress.menus.criteria import Consumer, channel_order
 from autocompress.menus.menus import Menus
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store, content_key
@@ -128,7 +128,7 @@ def _orders(
         def build() -> dict[str, Tensor]:
             consumers = _consumers(network.groups[index], sources, statistics, settings)
             generator = torch.Generator().manual_seed(settings.seed + index)
-            return {"order": CRITERIA[settings.criterion].channels(consumers, generator)}
+            return {"order": channel_order(settings.criterion, consumers, generator)}
 
         return store.tensors(f"order{index:03d}", build)["order"]
 

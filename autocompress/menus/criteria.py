@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autocompress.errors import InputError
 from autocompress.menus.algebra import inverse
 from autocompress.registry import Registry
 
@@ -243,3 +244,51 @@ def block_mask(score: Tensor, kept: int, block: int) -> Tensor:
     rank = blocks.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     stays: Tensor = rank < kept
     return stays.view_as(score)
+
+
+def channel_order(name: str, consumers: Sequence[Consumer], generator: torch.Generator) -> Tensor:
+    """A group's channels (n,) int64 in the order in which a criterion removes them.
+
+    Args:
+        name: name of the criterion.
+        consumers: the layers that read the group.
+        generator: for random draws.
+
+    Raises:
+        InputError: the criterion, which may be from outside, gives anything but each channel once.
+    """
+    order, width = CRITERIA[name].channels(consumers, generator), len(consumers[0].columns)
+    if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.shape != (width,):
+        raise _fault(name, f"int64 ({width},) for a group of {width} channels", order)
+    if not torch.equal(order.sort().values, torch.arange(width)):
+        raise _fault(name, f"each of the channels 0 to {width - 1} once", order)
+    return order
+
+
+def element_scores(name: str, context: ElementContext, generator: torch.Generator) -> Tensor:
+    """Scores (r, d) that a criterion gives the single weights of a layer.
+
+    Args:
+        name: name of a criterion that scores single weights.
+        context: the numbers of the layer.
+        generator: for random draws.
+
+    Raises:
+        InputError: the criterion, which may be from outside, gives anything but (r, d) numbers.
+    """
+    criterion = CRITERIA[name].elements
+    assert criterion is not None, "checked by the settings"
+    scores, shape = criterion(context, generator), tuple(context.weight.shape)
+    if not isinstance(scores, Tensor) or scores.shape != shape or scores.isnan().any():
+        raise _fault(name, f"a number for each of {shape} weights", scores)
+    return scores
+
+
+def _fault(name: str, wanted: str, found: object) -> InputError:
+    got = f"{found.dtype} {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    if isinstance(found, Tensor) and found.dtype == torch.int64:
+        got += f" {found.flatten()[:8].tolist()}"
+    return InputError(
+        f"The criterion {name} must give {wanted}, got {got}; "
+        "autocompress.testing.check_criterion tries it on small groups."
+    )

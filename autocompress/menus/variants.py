@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.menus.algebra import damped, expected_loss, inverse, refit
 from autocompress.menus.calibration import Statistics
-from autocompress.menus.criteria import CRITERIA, ElementContext, block_mask, element_mask
+from autocompress.menus.criteria import ElementContext, block_mask, element_mask, element_scores
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.settings import MenuSettings
 from autocompress.network.structure import Layer
@@ -143,9 +143,7 @@ def sparsity_mask(source: LayerSource, moment: Tensor, sparsity: float, settings
         source.gradient_moment.diagonal(),
     )
     generator = torch.Generator().manual_seed(settings.seed)
-    criterion = CRITERIA[settings.criterion].elements
-    assert criterion is not None, "checked by the settings"
-    score = criterion(context, generator)  # (rows, d)
+    score = element_scores(settings.criterion, context, generator)  # (rows, d)
     if settings.granularity == "element":
         return element_mask(score, int(removed_weights(score.numel(), sparsity)))  # type: ignore[arg-type]
     return block_mask(score, *n_of_m(settings.granularity))

@@ -107,10 +107,10 @@ def _verification_lines(finished: Finished) -> list[str]:
 
 
 def _runtime_lines(verified: Verification) -> list[str]:
-    """Accuracy and latency of the exported file in its runtime; empty where the target has none."""
+    """Accuracy and latency of the exported file in its runtime; or that nothing ran it."""
     found = verified.runtime
     if found is None:
-        return []
+        return ["the target's file was not run: the target has no runtime; what is measured is the network in PyTorch"]
     accuracy = f"top-1 accuracy {_percent(found.closeness.accuracy)}, KL {found.closeness.kl:.4f} nats"
     agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
     lines = [f"in {found.runtime}: {accuracy}; {agreement}"]

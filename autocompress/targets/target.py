@@ -95,7 +95,7 @@ class Target:
     def __post_init__(self) -> None:
         if not self.name:
             raise InputError("`name` of a target must not be empty, got ''.")
-        if self.file_name in ("", ".", "..") or "/" in self.file_name or "\\" in self.file_name:
+        if self.file_name in ("", ".", "..") or {"/", "\\"} & {*self.file_name} or not self.file_name.isprintable():
             raise InputError(
                 f"`file_name` of the target {self.name} must be the name of a file without a folder, "
                 f"got {self.file_name!r}."
@@ -113,9 +113,10 @@ class Target:
             )
 
     def _check_bits(self, field: str, bits: tuple[int, ...], possible: tuple[int, ...]) -> None:
-        if not bits or list(bits) != sorted(set(bits)) or not set(bits) <= set(possible):
+        is_tuple = isinstance(bits, tuple)
+        if not is_tuple or not bits or list(bits) != sorted(set(bits)) or not set(bits) <= set(possible):
             raise InputError(
-                f"`{field}` of the target {self.name} must be ascending and among "
+                f"`{field}` of the target {self.name} must be a tuple, ascending, of numbers among "
                 f"{', '.join(map(str, possible))}, got {bits}."
             )
 
@@ -153,6 +154,15 @@ class Target:
             )
 
 
+def _check_from_outside(name: str, target: Target) -> None:
+    """Refuse a target whose file would lie where the package writes one of its own."""
+    if target.file_name.lower() in EXPORTED:
+        raise InputError(
+            f"`file_name` of the target {name} must not be one that the package writes "
+            f"({', '.join(EXPORTED)}), got {target.file_name!r}."
+        )
+
+
 TARGETS: Registry[Target] = Registry(
     "target",
     {
@@ -179,6 +189,7 @@ TARGETS: Registry[Target] = Registry(
             holds_any_network=True,
         ),
     },
+    _check_from_outside,
 )
 """Targets by name; `autocompress.register_target` adds one."""
 

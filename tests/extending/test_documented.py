@@ -26,7 +26,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     text = (ROOT / "docs" / "extending.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     (folder / "my_compression.py").write_text("\n\n".join(blocks))
     metadata = folder / "my_compression-1.0.dist-info"
     metadata.mkdir()
@@ -66,6 +66,7 @@ def test_the_documented_entries_pass_their_checks(module):
     check_reward(module.frugal)
     check_searcher(module.random_weights)
     check_target(TARGETS["boxed"])
+    check_target(TARGETS["layers-only"])
 
 
 def test_a_whole_search_with_all_of_them(module, cache, tmp_path):

@@ -193,6 +193,7 @@ def test_a_target_of_ones_own():
     assert made(file_name="plan.yml").file_name == "plan.yml"
 
 
+ASCENDING = "must be a tuple, ascending, of numbers among"
 WEIGHTS, ACTIVATIONS = "1, 2, 3, 4, 5, 6, 7, 8, 16, 32", "4, 5, 6, 7, 8, 32"
 
 
@@ -202,7 +203,7 @@ WEIGHTS, ACTIVATIONS = "1, 2, 3, 4, 5, 6, 7, 8, 16, 32", "4, 5, 6, 7, 8, 32"
         ("name", "", "`name` of a target must not be empty, got ''."),
         *(
             ("file_name", name, f"of the target mine must be the name of a file without a folder, got {name!r}.")
-            for name in ("", ".", "..", "out/model", "..\\model", "/model")
+            for name in ("", ".", "..", "out/model", "..\\model", "/model", "a\0b")
         ),
         *(
             ("file_name", name, f"of the target mine must not be one of a run's own, got {name!r}.")
@@ -212,11 +213,11 @@ WEIGHTS, ACTIVATIONS = "1, 2, 3, 4, 5, 6, 7, 8, 16, 32", "4, 5, 6, 7, 8, 32"
             )
         ),
         *(
-            ("weight_bits", bits, f"of the target mine must be ascending and among {WEIGHTS}, got {bits}.")
-            for bits in ((), (8, 4), (4, 4), (0, 8), (9,), (4, 64))
+            ("weight_bits", bits, f"of the target mine {ASCENDING} {WEIGHTS}, got {bits}.")
+            for bits in ((), (8, 4), (4, 4), (0, 8), (9,), (4, 64), 8)
         ),
         *(
-            ("activation_bits", bits, f"of the target mine must be ascending and among {ACTIVATIONS}, got {bits}.")
+            ("activation_bits", bits, f"of the target mine {ASCENDING} {ACTIVATIONS}, got {bits}.")
             for bits in ((), (32, 8), (8, 8), (3, 8), (16,))
         ),
         (
@@ -229,6 +230,17 @@ def test_a_target_that_is_not_possible_is_refused(field, value, message):
     with pytest.raises(InputError) as error:
         made(**{field: value})
     assert str(error.value) == (message if field == "name" else f"`{field}` {message}")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.onnx", "Model.ONNX", "model.bin"])
+def test_a_target_from_outside_has_a_file_of_its_own(name):
+    with pytest.raises(InputError) as error:
+        TARGETS.register("mine", made(file_name=name))
+    assert str(error.value) == (
+        "`file_name` of the target mine must not be one that the package writes "
+        f"(model.safetensors, model.onnx, model.pt2, model.xml, model.bin), got {name!r}."
+    )
+    assert "mine" not in TARGETS
 
 
 def test_unknown_target_lists_the_choices():
