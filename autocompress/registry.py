@@ -67,6 +67,10 @@ class Registry(Mapping[str, Entry], Generic[Entry]):
             raise unknown_name(self.kind, name, self.from_outside())
         del self._entries[name]
 
+    def built_in(self) -> tuple[Entry, ...]:
+        """The built-in entries; to look at them, no plugin is imported."""
+        return tuple(entry for name, entry in self._entries.items() if name in self._built_in)
+
     def from_outside(self) -> tuple[str, ...]:
         """Names of the entries that are not built in."""
         return tuple(name for name in self._entries if name not in self._built_in)

@@ -177,8 +177,8 @@ class _Opened:
 
 
 def _opened(job: Loaded, contents: Mapping[str, bytes]) -> _Opened | None:
-    """In the runtime of the job's target, else in that of another target whose file is there; None without any."""
-    for target in (job.target, *TARGETS.values()):
+    """In the runtime of the job's target, else in that of a built-in one whose file is there; None without any."""
+    for target in (job.target, *TARGETS.built_in()):
         if target.runtime is not None and target.file_name in contents:
             original = target.write(lower(uncompressed(job.teacher, job.network), job.inputs, integer=False))
             sessions = (target.runtime.open(content) for content in (contents[target.file_name], original))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import autocompress
+from autocompress import registry
 from autocompress.errors import InputError
 from autocompress.extensions import CRITERIA
 
@@ -81,3 +82,36 @@ def test_a_criterion_that_gives_no_scores(scores, got, tmp_path):
             autocompress.inspect(criterion="mine", granularity="element", target="packed", cache=tmp_path, **QUICK)
     finally:
         CRITERIA.unregister("mine")
+
+
+class BrokenPlugin:
+    name, value = "broken", "broken_plugin"
+
+    def load(self):
+        raise RuntimeError("boom")
+
+
+@pytest.fixture
+def broken_plugin(monkeypatch):
+    """An installed package whose module can't be imported."""
+    monkeypatch.setattr(registry, "entry_points", lambda group: [BrokenPlugin()])
+    registry.load_plugins.cache_clear()
+    yield
+    registry.load_plugins.cache_clear()
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "packed"])
+def test_a_broken_plugin_disturbs_no_search_that_does_without(broken_plugin, target, tmp_path):
+    options = {"episodes": 2, "selection_samples": 0, "recalibration_samples": 64, "sparsity_levels": 1}
+    result = autocompress.search(
+        budget="size=0.2", target=target, out=tmp_path / "run", cache=tmp_path / "cache", **{**QUICK, **options}
+    )
+    assert result.verification.passed
+
+
+def test_a_broken_plugin_is_named_where_a_name_is_not_built_in(broken_plugin):
+    with pytest.raises(InputError) as error:
+        autocompress.inspect(criterion="mine", **QUICK)
+    assert str(error.value) == (
+        "The plugin broken (broken_plugin) must be importable, got RuntimeError: boom; mend or uninstall its package."
+    )
