@@ -1,53 +1,51 @@
 """First-order effects: what every label does to the network's outputs, by the chain rule and without a plan evaluated.
 
-A label changes the weights of its layer by dW and so the layer's output y by
+A label changes the weights of its layer by dW. To first order the network's log-probabilities then move by
 
-    dy = dW x,
+    effect[k] = Σ_t  (∂ log p_k / ∂ y_t)ᵀ dW x_t        for each of K classes, t over the layer's positions,
 
-which is exact on every sample: the layer is run once on its input x with dW in the place of its weights. To first order
-the network's log-probabilities then move by
+and the effects of several layers add up (`menus.responses`). The derivatives come from one backward pass for each
+class, and serve all labels of all layers: that is what makes effects cheap.
 
-    effect[k] = Σ_j  ∂ log p_k / ∂ y_j · dy_j        for each of K classes, j over the elements of y,
-
-and the effects of several layers add up. The derivatives come from one backward pass for each class, and serve all
-labels of all layers: that is what makes effects cheap.
-
-The expected losses of the menus are the expected size of such a move, one layer at a time, under Kronecker-factored
-statistics (Martens & Grosse 2015). Effects have a sign as well: they say which layers pull the same way. Rounding a
-layer's input has no effect here: its error is noise that changes with all that came before, and is left to the expected
-losses.
+The expected losses of the menus are the expected size of such a move, one layer at a time. Effects have a sign as well:
+they say which layers pull the same way. Rounding a layer's input has no effect here: its error is noise that changes
+with all that came before, and is left to the expected losses.
 
 Far from the original, effects on it are no longer true, since layers read what others have already disturbed. Effects
 around a plan (`effects_around`) are therefore taken on the network with that plan's weights, and only of labels next to
 the plan's own: the step from a first-order expansion to sequential linear programming (Griffith & Stewart 1961).
 
-The way through: `_changes` or `_changes_around` list every dW with its place in the result; `_Sweep.of` runs one batch
-(forward, K backward passes, every dW once) and adds up the effects; `_Sweep.over` does so batch by batch.
+The way through: `_changes` or `_changes_around` list every dW with its place in the result; `_taken` asks for their
+responses, class by class, and puts them in their places.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from autocompress.evaluation.stitch import LayerChoice, full_weight, resolve, untie_
 from autocompress.menus.menus import Menus
+from autocompress.menus.responses import Changes, responses
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
 from autocompress_envs.problem import IntArray, Labeling
 
 NEAR = 2  # positions on the menu, to either side of a plan's label, for which effects around it are computed
 CLASSES_AROUND = 4  # classes whose derivatives are taken there: the 3 likeliest of every sample, and all others as one
-_MOST_SAMPLES, _MOST_BYTES = 64, 1_000_000_000  # bounds of a batch: samples, and bytes of their derivatives
+_PASSES_A_CLASS = 3  # forward passes that a class takes as long as: one pass back, and the products with the changes
+
+Pooled = Callable[[int, Tensor], Tensor]
+"""From (number of the first sample, outputs (n, classes)) to log-probabilities (n, K)."""
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +58,7 @@ class Effects:
             there is nothing to choose.
         rounding: (L, B * A, N, K) effects of B weight bit-widths, nothing removed, the same for all A activation
             bit-widths; option b * A + a is weight width b with activation width a.
-        passes: work that computing them took, in forward passes of the network over the samples.
+        passes: work that computing them took, in forward passes of the network over these samples.
     """
 
     pruning: npt.NDArray[np.float32]
@@ -82,41 +80,43 @@ class _Change:
     """A change dW of one layer's parameters, and where in `Effects` its effect is added.
 
     Attributes:
-        parameters: changes of `weight` and `bias`, in the module's shapes.
+        make: function that gives (rows, d + 1) float32 dW, the bias last.
         part: `pruning` or `rounding`.
         row: position on the layers' axis.
         options: positions on the options' axis; all get the same effect.
     """
 
-    parameters: Mapping[str, Tensor]
+    make: Callable[[], Tensor]
     part: str
     row: int
     options: slice
 
 
 def first_order_effects(
-    folded: nn.Module, menus: Menus, batches: tuple[Tensor, ...], pooled: Callable[[int, Tensor], Tensor]
+    folded: nn.Module, menus: Menus, inputs: Tensor, pooled: Pooled, progress: Progress | None = None
 ) -> Effects:
-    """The effects of all labels around the original, on the samples of `batches`.
+    """The effects of all labels around the original, on the samples `inputs`.
 
     Args:
         folded: original network with its norms folded, in the dtype and on the device to compute with; it is not
             changed.
         menus: menus of the network.
-        batches: inputs (n, …) in the network's dtype, at least one batch.
-        pooled: function from (number of the first sample, outputs (n, classes)) to log-probabilities (n, K).
+        inputs: (N, …) samples, at least one.
+        pooled: function to log-probabilities.
+        progress: observer that is called with (samples done, samples in all).
     """
-    changes = {layer.name: _changes(menus, layer, folded.get_submodule(layer.name)) for layer in menus.network.layers}
-    return _Sweep(folded, menus, changes, None).over(batches, pooled)
+    changes = {layer.name: _changes(menus, layer) for layer in menus.network.layers}
+    return _taken(folded, menus, changes, inputs, pooled, None, progress)
 
 
 def effects_around(
     folded: nn.Module,
     menus: Menus,
     labeling: Labeling,
-    batches: tuple[Tensor, ...],
-    pooled: Callable[[int, Tensor], Tensor],
+    inputs: Tensor,
+    pooled: Pooled,
     far: Effects,
+    progress: Progress | None = None,
 ) -> Effects:
     """The effects of labels in the place of a plan's own: the plan's labels have effect 0.
 
@@ -127,9 +127,10 @@ def effects_around(
         folded: original network with its norms folded, as in `first_order_effects`; it is not changed.
         menus: menus of the network.
         labeling: plan around which the effects are computed.
-        batches: inputs (n, …), as in `first_order_effects`.
+        inputs: (N, …) samples, as in `first_order_effects`.
         pooled: function to log-probabilities, as in `first_order_effects`.
         far: effects around the original, on the same samples.
+        progress: observer that is called with (samples done, samples in all).
     """
     model, changes = copy.deepcopy(folded), {}
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
@@ -137,10 +138,11 @@ def effects_around(
         untie_(module)
         variant = menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
         own = _full(menus, layer, choice.reads, variant)
-        changes[layer.name] = _changes_around(menus, layer, choice, own, module)
-        for name, parameter in module.named_parameters():
-            parameter.data = torch.empty_like(parameter).copy_(own[name].reshape(parameter.shape))
-    near = _Sweep(model, menus, changes, CLASSES_AROUND).over(batches, pooled)
+        changes[layer.name] = _changes_around(menus, layer, choice, own)
+        for name, values in {"weight": own[:, :-1], "bias": own[:, -1]}.items():
+            if (parameter := getattr(module, name, None)) is not None:
+                parameter.data = torch.empty_like(parameter).copy_(values.reshape(parameter.shape))
+    near = _taken(model, menus, changes, inputs, pooled, CLASSES_AROUND, progress)
     bits, activations = labeling.weight_bits, len(menus.settings.activation_bits)
     return Effects(
         _completed(near.pruning, far.pruning, labeling.sparsity, 1),
@@ -167,80 +169,54 @@ def _completed(
     return np.where(is_near[:, :, None, None], near, differences)
 
 
-class _Sweep:
-    """Computes the effects of changes, batch by batch.
+def _taken(
+    model: nn.Module,
+    menus: Menus,
+    changes: Mapping[str, Sequence[_Change]],
+    inputs: Tensor,
+    pooled: Pooled,
+    classes: int | None,
+    progress: Progress | None,
+) -> Effects:
+    """The effects of changes.
 
     Args:
         model: network whose weights the changes are added to; it is run, not changed.
         menus: menus of the network.
         changes: changes of every layer, by layer name.
+        inputs: (N, …) samples.
+        pooled: function to log-probabilities.
         classes: largest number of classes whose derivatives are taken; None: all.
+        progress: observer that is called with (samples done, samples in all).
     """
+    belongs: dict[int, Tensor] = {}  # by first sample of a batch, (n, K) the derivative that serves each class
 
-    def __init__(
-        self, model: nn.Module, menus: Menus, changes: Mapping[str, Sequence[_Change]], classes: int | None
-    ) -> None:
-        layers, settings = menus.network.layers, menus.settings
-        self._model, self._changes, self._classes = model, changes, classes
-        self._modules: dict[str, Any] = {layer.name: model.get_submodule(layer.name) for layer in layers}
-        macs = sum(layer.macs for layer in layers)
-        self._changed = sum(layer.macs * len(changes[layer.name]) for layer in layers) / macs
-        sparsities = max(len(each.sparsities) for each in menus.problem().layers)
-        bits = len(settings.weight_bits) * len(settings.activation_bits)
-        self._shapes = {"pruning": (len(layers), sparsities), "rounding": (len(layers), bits)}
+    def functions(first: int, outputs: Tensor) -> list[Tensor]:
+        kept, belongs[first] = _likeliest(pooled(first, outputs.flatten(1)), classes)
+        return [of_class.sum() for of_class in kept.unbind(1)]
 
-    def over(self, batches: tuple[Tensor, ...], pooled: Callable[[int, Tensor], Tensor]) -> Effects:
-        """The effects on the samples of `batches`, which are split so that derivatives fit in memory."""
-        at_once = self._samples_at_once(batches[0][:1], pooled)
-        found, first = [], 0
-        for batch in (part for whole in batches for part in whole.split(at_once)):
-            found.append(self.of(batch, lambda outputs, first=first: pooled(first, outputs)))  # type: ignore[misc]
-            first += len(batch)
-        pruning, rounding = (torch.cat([each[part] for each in found], 2).numpy() for part in ("pruning", "rounding"))
-        classes = min(pruning.shape[3], self._classes or pruning.shape[3])
-        return Effects(pruning, rounding, passes=1 + classes + self._changed)
-
-    def _samples_at_once(self, sample: Tensor, pooled: Callable[[int, Tensor], Tensor]) -> int:
-        """The number of samples whose derivatives fit in memory at once, from a run of one `sample` (1, …)."""
-        calls, outputs = _recorded(self._model, self._modules, sample)
-        outputs_of_layers = [output for _, output in chain(*calls.values())]
-        if any(len(output) != 1 for output in outputs_of_layers):
-            return 1  # the first axis is not the samples'
-        elements = sum(output.numel() for output in outputs_of_layers)
-        held = elements * sample.element_size() * pooled(0, outputs).shape[1]
-        return min(_MOST_SAMPLES, max(1, _MOST_BYTES // held))
-
-    def of(self, batch: Tensor, pooled: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-        """Both parts of `Effects`, (L, S, n, K) and (L, B * A, n, K), for a batch of n samples."""
-        recorded, outputs = _recorded(self._model, self._modules, batch)
-        log_probabilities = pooled(outputs)
-        totals = {part: torch.zeros(*shape, *log_probabilities.shape) for part, shape in self._shapes.items()}
-        calls = [(name, inputs, output) for name, each in recorded.items() for inputs, output in each]
-        kept, belongs = _likeliest(log_probabilities, self._classes)  # (n, classes), (n, K)
-        by_class = _derivatives(kept, [output for _, _, output in calls])
-        for index, (name, inputs, _) in enumerate(calls):
-            changes = self._changes[name]
-            if not changes:
-                continue
-            moved = [functional_call(self._modules[name], dict(change.parameters), (inputs,)) for change in changes]
-            found = _products([of_all[index] for of_all in by_class], moved, len(batch))  # (n, classes, changes)
-            every = found.gather(1, belongs[:, :, None].expand(-1, -1, len(changes))).cpu()  # (n, K, changes)
-            for change, effect in zip(changes, every.unbind(2), strict=True):
-                totals[change.part][change.row, change.options] += effect
-        return totals
+    asked = [_asked(layer, changes[layer.name]) for layer in menus.network.layers]
+    found = responses(model, asked, inputs, functions, progress=progress)
+    served = torch.cat([belongs[first] for first in sorted(belongs)]).cpu()  # (N, K)
+    settings = menus.settings
+    sparsities = max(len(each.sparsities) for each in menus.problem().layers)
+    options = {"pruning": sparsities, "rounding": len(settings.weight_bits) * len(settings.activation_bits)}
+    shape = (len(menus.network.layers), *served.shape)
+    totals = {part: torch.zeros(shape[0], count, *shape[1:]) for part, count in options.items()}
+    for layer in menus.network.layers:
+        by_class = found[layer.name]  # (N, classes, changes)
+        every = by_class.gather(1, served[:, :, None].expand(-1, -1, by_class.shape[2]))  # (N, K, changes)
+        for change, effect in zip(changes[layer.name], every.unbind(2), strict=True):
+            totals[change.part][change.row, change.options] += effect
+    taken = int(served.max()) + 1
+    return Effects(totals["pruning"].numpy(), totals["rounding"].numpy(), passes=1 + _PASSES_A_CLASS * taken)
 
 
-def _products(derivatives: Sequence[Tensor], moved: Sequence[Tensor], count: int) -> Tensor:
-    """J dy of `count` samples: (n, classes, changes) float32.
+def _asked(layer: Layer, changes: Sequence[_Change]) -> Changes:
+    def weights() -> Iterator[Tensor]:
+        return (change.make() for change in changes)
 
-    Args:
-        derivatives: by class, derivatives by a layer's output, in the output's shape.
-        moved: by change, what it adds to the layer's output (dy), in the output's shape.
-        count: number of samples, n.
-    """
-    slopes = torch.stack([each.reshape(count, -1) for each in derivatives], 1)  # J: (n, classes, elements)
-    added = torch.stack([each.reshape(count, -1) for each in moved], 1).transpose(1, 2)  # dy: (n, elements, changes)
-    return torch.bmm(slopes, added).float()
+    return Changes(layer, len(changes), weights)
 
 
 def _likeliest(log_probabilities: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:
@@ -267,87 +243,50 @@ def _likeliest(log_probabilities: Tensor, classes: int | None) -> tuple[Tensor, 
     return torch.cat([ordered[:, : classes - 1], rest], 1), order.argsort(1).clamp(max=classes - 1)
 
 
-def _derivatives(log_probabilities: Tensor, outputs: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """By class and call of a layer: derivatives of every sample's log-probability, in the shape of the call's output.
-
-    One backward pass a class gives them for all n samples at once, since a sample's log-probability does not depend on
-    another sample: the derivative of the sum over samples holds each sample's own.
-    """
-    classes = log_probabilities.shape[1]
-    return [
-        torch.autograd.grad(
-            log_probabilities[:, index].sum(), outputs, retain_graph=index + 1 < classes, materialize_grads=True
-        )
-        for index in range(classes)
-    ]
-
-
-def _recorded(
-    model: nn.Module, modules: Mapping[str, nn.Module], batch: Tensor
-) -> tuple[dict[str, list[tuple[Tensor, Tensor]]], Tensor]:
-    """(input, output) of every call of the layers, by layer name, and the network's outputs (n, classes).
-
-    The calls' outputs are part of the autograd graph, so that derivatives by them can be taken.
-    """
-    calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
-
-    def keep(name: str) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            output = output if output.requires_grad else output.detach().requires_grad_(True)
-            calls.setdefault(name, []).append((args[0].detach().clone(), output))
-            return output.clone()  # an in-place activation may follow
-
-        return hook
-
-    handles = [module.register_forward_hook(keep(name)) for name, module in modules.items()]
-    try:
-        with torch.enable_grad():
-            return calls, model(batch).flatten(1)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _changes(menus: Menus, layer: Layer, module: nn.Module) -> list[_Change]:
+def _changes(menus: Menus, layer: Layer) -> list[_Change]:
     """All changes that labels make to a layer's parameters, from those of the original.
 
-    Rounding is a change from the original's weights; pruning is a change from the unpruned weights of the most bits,
-    so that the two add up.
+    Rounding is a change from the original's weights. Pruning is a change from the unpruned weights of the most bits, so
+    that the two add up; where pruned weights are not rounded beforehand, a change from the original's weights.
     """
     row, activations = menus.network.layer_index()[layer.name], len(menus.settings.activation_bits)
-    source = menus.sources[layer.name].weight.float()  # the module's own weights may be rounded to its dtype
-    original = {"weight": source[:, :-1], "bias": source[:, -1]}
-    unpruned = menus.variants(layer, {read: menus.network.groups[read].width for read in menus.reads(layer)})
-    weights = [_full(menus, layer, {}, variant) for variant in unpruned]
+    source = menus.sources[layer.name]
+    full = {read: menus.network.groups[read].width for read in menus.reads(layer)}
+    bits = len(menus.settings.weight_bits)
+
+    def rounded(position: int) -> Tensor:
+        return source.change(menus.variants(layer, full)[position])
+
+    def pruned(kept: Mapping[int, int], sparsity: float) -> Tensor:
+        if not menus.eager:
+            return source.change(menus.pruned(layer, kept))
+        return source.change(menus.variant(layer, kept, sparsity, bits - 1)) - rounded(bits - 1)
+
     changes = [
-        _Change(
-            _difference(weight, original, module), "rounding", row, slice(bits * activations, (bits + 1) * activations)
-        )
-        for bits, weight in enumerate(weights)
+        _Change(partial(rounded, each), "rounding", row, slice(each * activations, (each + 1) * activations))
+        for each in range(bits)
     ]
     for position in range(max(1, len(menus.reads(layer)))):
         owner = _owner(menus, layer, position)
         for option, (kept, sparsity, _) in enumerate(menus.table_cells(layer, position)):
             if option:
-                variant = menus.variant(layer, kept, sparsity, len(weights) - 1)
-                change = _difference(_full(menus, layer, kept, variant), weights[-1], module)
-                changes.append(_Change(change, "pruning", owner, slice(option, option + 1)))
+                changes.append(_Change(partial(pruned, kept, sparsity), "pruning", owner, slice(option, option + 1)))
     return changes
 
 
-def _changes_around(
-    menus: Menus, layer: Layer, choice: LayerChoice, own: Mapping[str, Tensor], module: nn.Module
-) -> list[_Change]:
-    """All changes that labels near a plan's make to a layer's parameters, from `own`, those under the plan.
+def _changes_around(menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor) -> list[_Change]:
+    """All changes that labels near a plan's make to a layer's parameters, from `own` (rows, d + 1), those of the plan.
 
     One choice is changed at a time: the layer's bits, its own sparsity, or the channels of one group that it reads.
     """
     row, activations = menus.network.layer_index()[layer.name], len(menus.settings.activation_bits)
     changes = []
 
+    def change(kept: Mapping[int, int], sparsity: float, bits: int) -> Tensor:
+        return _full(menus, layer, kept, menus.variant(layer, kept, sparsity, bits)) - own
+
     def add(part: str, row: int, options: slice, kept: Mapping[int, int], sparsity: float, bits: int) -> None:
-        new = _full(menus, layer, kept, menus.variant(layer, kept, sparsity, bits))
-        changes.append(_Change(_difference(new, own, module), part, row, options))
+        changes.append(_Change(partial(change, kept, sparsity, bits), part, row, options))
 
     for bits in _others(choice.weight_bits, len(menus.settings.weight_bits)):
         options = slice(bits * activations, (bits + 1) * activations)
@@ -378,17 +317,10 @@ def _owner(menus: Menus, layer: Layer, position: int) -> int:
     return index[menus.network.groups[reads[position]].owner] if reads else index[layer.name]
 
 
-def _full(menus: Menus, layer: Layer, kept: Mapping[int, int], variant: Variant) -> dict[str, Tensor]:
-    """`weight` (rows, fan-in) and `bias` (rows,) of a variant in the original's shape, zeros at removed columns."""
-    flat = torch.zeros(layer.weight_shape[0], layer.fan_in)
-    columns = menus.kept_columns(layer, kept) if menus.reads(layer) else slice(None)
+def _full(menus: Menus, layer: Layer, kept: Mapping[int, int], variant: Variant) -> Tensor:
+    """(rows, d + 1) weights and bias of a variant in the original's shape, zeros at removed columns."""
+    flat = torch.zeros(layer.rows, layer.fan_in + 1)
+    columns = menus.kept_columns(layer, kept) if menus.reads(layer) else torch.arange(layer.fan_in)
     flat[:, columns] = full_weight(layer, variant).flatten(1)
-    return {"weight": flat, "bias": variant.bias}
-
-
-def _difference(new: Mapping[str, Tensor], old: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """`new` minus `old`, in the shapes, dtype and device of the module's parameters."""
-    return {
-        name: (new[name].reshape(parameter.shape) - old[name].reshape(parameter.shape)).to(parameter)
-        for name, parameter in module.named_parameters()
-    }
+    flat[:, -1] = variant.bias
+    return flat

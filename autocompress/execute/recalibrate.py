@@ -35,7 +35,9 @@ from autocompress.evaluation.stitch import LayerChoice, kept_rows, resolve
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import cholesky_factor, damped
-from autocompress.menus.calibration import batch_size, extended_columns, weight_order, window_of_module
+from autocompress.menus.calibration import batch_size
+from autocompress.menus.columns import extended_columns, weight_order
+from autocompress.menus.listening import window_of_module
 from autocompress.menus.menus import Menus
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.variants import channel_variants, sparsity_mask
@@ -285,7 +287,7 @@ def _kept(site: _Site) -> Tensor | None:
     source, settings = site.menus.sources[site.layer.name], site.menus.settings
     if site.choice.sparsity == 0:
         return None
-    mask = sparsity_mask(source, damped(source.second_moment, settings.damping), site.choice.sparsity, settings)
+    mask = sparsity_mask(source, source.damped_moment(settings.damping), site.choice.sparsity, settings)
     return mask.view(site.layer.groups, -1, site.layer.fan_in)
 
 

@@ -56,7 +56,7 @@ def cholesky_factor(matrix: Tensor) -> Tensor:
     Raises:
         ArithmeticError: the matrix is not finite.
     """
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]  # (…, 1, 1)
     ridge = 0.0
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""Building the menus: fold batch norms, calibrate, rank every group's channels, make the variants."""
+"""Building the menus: fold batch norms, calibrate, rank every group's channels, make the variants, judge them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from autocompress.borrowed import single_threaded
 from autocompress.memory import available_bytes
 from autocompress.menus.activations import ActivationRange, calibrate_range
-from autocompress.menus.algebra import damped, diagonal_blocks
+from autocompress.menus.algebra import diagonal_blocks
 from autocompress.menus.calibration import Statistics, calibrate
 from autocompress.menus.criteria import Consumer, channel_order
+from autocompress.menus.judged_menus import judged_menus
 from autocompress.menus.menus import Menus
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store, content_key
@@ -38,8 +39,10 @@ def build_menus(
     settings: MenuSettings,
     *,
     data_fingerprint: str,
+    judging_inputs: Tensor | None = None,
     cache: Path | None = None,
     jobs: int | None = None,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Menus:
     """The menus of every layer, built or read from the cache.
@@ -53,10 +56,14 @@ def build_menus(
         calibration_inputs: (N, …) float32, a few hundred samples.
         settings: labels on offer, and how their weights are made.
         data_fingerprint: text that identifies the calibration data, for the cache's key.
+        judging_inputs: (M, …) float32 samples, none of them among the calibration samples, that the labels' expected
+            losses are judged on; of a large network the first are enough (`fisher.gradient_samples`). None: the losses
+            are those that the calibration samples' moments expect, which are too low wherever a layer has few of them.
         cache: folder of the cache; None keeps the menus in a temporary folder for this process only.
         jobs: most threads, at least 1; None takes one per core.
-        progress: observer that is called with (done, total, what) from this thread; `what` is `calibration`
-            or `menus`.
+        device: device that statistics, weights and losses are computed on.
+        progress: observer that is called with (done, total, what) from this thread; `what` is `calibration`,
+            `channel orders`, `menus` or `expected losses`.
 
     Raises:
         InputError: the network's outputs on the calibration data are not finite.
@@ -64,7 +71,7 @@ def build_menus(
     report = progress or (lambda done, total, what: None)
     key = content_key(model, network, data_fingerprint, settings)
     store = Store(None if cache is None else cache / "menus" / key)
-    folded = fold_batch_norms(model, network).cpu()
+    folded = fold_batch_norms(model, network).to(device)
     folded.requires_grad_(False)
     statistics = _statistics(folded, network, calibration_inputs, settings, store, report)
     modules = dict(folded.named_modules())
@@ -72,13 +79,13 @@ def build_menus(
         layer.name: LayerSource.of(layer, modules[layer.name], statistics[layer.name]) for layer in network.layers
     }
     with single_threaded(), ThreadPoolExecutor(_threads(network, jobs)) as pool:
-        orders = _orders(network, sources, statistics, settings, store, pool)
+        orders = _orders(network, sources, statistics, settings, store, pool, device)
         ranges = {name: _ranges(found.input_sample, settings) for name, found in statistics.items()}
         errors = {name: _range_errors(sources[name], ranges[name]) for name in ranges}
         eager = settings.granularity != "channel" or _stored_weights(network, settings) <= _EAGER_WEIGHTS
-        menus = Menus(network, settings, sources, orders, ranges, errors, store, eager)
+        menus = Menus(network, settings, sources, orders, ranges, errors, store, eager, device=device)
         _build_variants(menus, pool, report)
-    return menus
+    return menus if judging_inputs is None else judged_menus(menus, folded, judging_inputs, report)
 
 
 def _threads(network: Network, jobs: int | None) -> int:
@@ -119,6 +126,7 @@ def _orders(
     settings: MenuSettings,
     store: Store,
     pool: ThreadPoolExecutor,
+    device: str,
 ) -> list[Tensor]:
     """For every group its channels (n,) in the order of their removal; from the store where it has them."""
     if settings.granularity != "channel" or settings.sparsity_levels == 1:  # at most whole branches go: all at once
@@ -126,7 +134,7 @@ def _orders(
 
     def order(index: int) -> Tensor:
         def build() -> dict[str, Tensor]:
-            consumers = _consumers(network.groups[index], sources, statistics, settings)
+            consumers = _consumers(network.groups[index], sources, statistics, settings, device)
             generator = torch.Generator().manual_seed(settings.seed + index)
             return {"order": channel_order(settings.criterion, consumers, generator)}
 
@@ -136,21 +144,25 @@ def _orders(
 
 
 def _consumers(
-    group: Group, sources: dict[str, LayerSource], statistics: dict[str, Statistics], settings: MenuSettings
+    group: Group,
+    sources: dict[str, LayerSource],
+    statistics: dict[str, Statistics],
+    settings: MenuSettings,
+    device: str,
 ) -> list[Consumer]:
     """The layers that read a group, as criteria look at them."""
     consumers = []
     for name, columns in group.consumers.items():
-        source, channels = sources[name], torch.from_numpy(columns)
+        source, channels = sources[name].to(device), torch.from_numpy(columns)
         spatial = source.layer.fan_in // len(statistics[name].channel_activation)  # columns of one input channel
         activation = statistics[name].channel_activation.repeat_interleave(max(1, spatial))  # (d,)
         consumers.append(
             Consumer(
                 source.weight,
-                damped(source.second_moment, settings.damping)[0],
-                source.gradient_moment,
-                channels,
-                activation[channels].mean(1),
+                source.damped_moment(settings.damping)[0],
+                source.gradient_moment.double(),
+                channels.to(device),
+                activation[channels].mean(1).to(device),
             )
         )
     return consumers
@@ -169,7 +181,7 @@ def _range_errors(source: LayerSource, ranges: Iterable[ActivationRange | None])
     positions · tr(G W Wᵀ).
     """
     weight = source.weight[:, :-1].view(source.layer.groups, -1, source.layer.fan_in)  # (g, r, d)
-    moment = diagonal_blocks(source.gradient_moment, source.layer.groups)
+    moment = diagonal_blocks(source.gradient_moment.double(), source.layer.groups)
     gain = 0.5 * source.layer.positions * float((moment @ weight * weight).sum())
     return np.array([0.0 if found is None else gain * found.noise for found in ranges])
 
@@ -189,7 +201,7 @@ def _build_variants(menus: Menus, pool: ThreadPoolExecutor, report: Progress) ->
         if full:
             menus.variants(layer, kept, sparsity)
         else:
-            menus.pruned_error(layer, kept, menus.kept_columns(layer, kept))
+            menus.pruned(layer, kept)
 
     layers = sorted(menus.network.layers, key=lambda layer: -layer.fan_in * layer.parameters)
     cells = [

@@ -1,41 +1,51 @@
 """Calibration: what layers' inputs look like (H) and how much their outputs matter (G).
 
 A layer has inputs x (d,) and outputs y = W x + b at every output position. With x' = (x, 1), whose last entry
-goes with the bias, and the gradient γ = d(-log p(c)) / dy for classes c that are drawn from the network's own
-prediction p:
+goes with the bias, and the gradient γ = d log p / dy of the network's log-probabilities under the random signs of
+`fisher`:
 
     H = E[ sum over positions of x' x'ᵀ ]     (d + 1, d + 1)
     G = E[ mean over positions of γ γᵀ ]      (rows, rows)
 
 so that ½ tr(G ΔW H ΔWᵀ) is the expected KL divergence that a change ΔW causes, in nats. Why: for a small
-change of a network's parameters θ, the divergence is ½ Δθᵀ F Δθ with the Fisher matrix F = E[∇ log p(c) ∇ log
-p(c)ᵀ]. A layer's gradient is the sum of γ x'ᵀ over its positions. Taking γ and x' as independent, and
-positions as uncorrelated, makes its block of F the Kronecker product of G and H (Martens & Grosse 2015; for
-convolutions Grosse & Martens 2016, eq. 26 and theorem 1). Drawing c from p, not taking the labels, is what
-makes F the Fisher matrix; so no labels are needed.
+change of a network's parameters θ, the divergence is ½ Δθᵀ F Δθ with the Fisher matrix F. A layer's gradient is the
+sum of γ x'ᵀ over its positions. Taking γ and x' as independent, and positions as uncorrelated, makes its block of F the
+Kronecker product of G and H (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, eq. 26 and theorem 1). No
+labels are needed.
+
+H and G say how weights are made. What a label costs is judged without those assumptions, and on other samples
+(`judging`).
+
+**Enough, not all.** A moment of n unknowns needs some tens of columns for each of them. So columns are drawn from the
+positions of all samples, and a 112 x 112 map costs no more than a 14 x 14 one.
+
+**Shrinkage.** Where samples are few beside the fan-in, as behind a global pool, the covariance of the inputs has
+correlations that are chance, and a fit would use them. So they are shrunk towards the diagonal, by the share of their
+squares that chance explains (Ledoit & Wolf 2004; for this target Schäfer & Strimmer 2005, table 1, target D). How far
+chance reaches is seen from how much the moment differs between blocks of samples, since positions of one sample are
+alike.
 """
 
 from __future__ import annotations
 
-import inspect
-import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from autocompress.errors import InputError
+from autocompress.menus.columns import count_positions, extended_columns, weight_order
+from autocompress.menus.fisher import gradient_samples, random_functions
+from autocompress.menus.listening import Call, Listening
 from autocompress.network.structure import Layer, Network
 
 _UNFOLDED_ELEMENTS = 16_000_000  # most elements of one layer's unfolded inputs in a batch: 64 MB in float32
 _RANGE_SAMPLES = 65_536  # most values that are kept of a layer's inputs
 _DRAWN_A_SAMPLE = 512  # values that are drawn of a layer's input for each calibration sample
+_LEAST_COLUMNS = 32_768  # columns that a moment is taken from, where there are as many …
+_COLUMNS_AN_UNKNOWN = 32  # … or so many for each input of the layer
+_BLOCKS = 8  # blocks of samples, at least, between which a moment's chance is seen
 
 
 @dataclass(frozen=True)
@@ -43,17 +53,19 @@ class Statistics:
     """What calibration found out about one layer.
 
     Attributes:
-        second_moment: (g, d + 1, d + 1) float64 H, one matrix for each of a convolution's g groups.
-        gradient_moment: (rows, rows) float64 G.
+        second_moment: (g, d + 1, d + 1) float32 H, shrunk, one matrix for each of a convolution's g groups.
+        gradient_moment: (rows, rows) float32 G.
         channel_activation: (in_channels,) float32 mean absolute value of every input channel.
         input_sample: (n,) float32 values of the input, at most 65,536, ascending; the smallest and the
             largest that occurred are among them.
+        shrinkage: () float32 share, in [0, 1], by which correlations were shrunk.
     """
 
     second_moment: Tensor
     gradient_moment: Tensor
     channel_activation: Tensor
     input_sample: Tensor
+    shrinkage: Tensor
 
 
 def calibrate(
@@ -65,32 +77,47 @@ def calibrate(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Statistics]:
-    """Every layer's statistics by its name: one pass forward and `draws` passes back for each batch.
+    """Every layer's statistics by its name: one pass forward and, on the first samples, `draws` passes back.
 
     Args:
-        model: network with its batch norms folded, in eval mode; its parameters need no gradients.
+        model: network with its batch norms folded, in eval mode; its parameters need no gradients. It is run on its
+            own device.
         network: its trace.
         inputs: (N, …) float32 calibration samples.
-        draws: classes that are drawn for each sample, at least 1; more of them make G more exact.
-        seed: seed of those draws.
+        draws: random functions of each sample's outputs, at least 1; more of them make G more exact.
+        seed: seed of those functions.
         progress: observer that is called with (samples done, samples in all) after every batch.
+
+    Returns:
+        The statistics, on the CPU.
 
     Raises:
         InputError: the network's outputs are not finite.
     """
-    modules = dict(model.named_modules())
-    collectors = {layer.name: _Collector(layer, modules[layer.name]) for layer in network.layers}
+    modules, device = dict(model.named_modules()), next(model.parameters()).device
+    collectors = {layer.name: _Collector(layer, modules[layer.name], len(inputs)) for layer in network.layers}
     generator = torch.Generator().manual_seed(seed)
-    batch = batch_size(network.layers)
-    for start in range(0, len(inputs), batch):
-        with _Collecting(modules, collectors).listening(), torch.enable_grad():
-            outputs = model(inputs[start : start + batch].requires_grad_())
+    batch, block = batch_size(network.layers), -(-len(inputs) // _BLOCKS)
+    with_gradients = gradient_samples(sum(layer.macs for layer in network.layers), len(inputs))
+    done = 0
+    for samples in inputs.split(block):
+        for taken in samples.split(batch):
+            backward = done < with_gradients
+            listening = Listening(modules, collectors, lambda call: collectors[call.name].see(call), graph=backward)
+            with listening.listening(), torch.set_grad_enabled(backward):
+                outputs = model(taken.to(device))
             if not torch.isfinite(outputs).all():
                 raise InputError("`weights` must give finite outputs, got NaN or infinity on the calibration data.")
-            _backward(outputs, draws, generator)
-        if progress is not None:
-            progress(min(start + batch, len(inputs)), len(inputs))
-    return {name: collector.finish(len(inputs), draws) for name, collector in collectors.items()}
+            if backward:
+                _backward(random_functions(outputs, draws, generator))
+                for collector in collectors.values():
+                    collector.gradients += len(taken) * draws
+            done += len(taken)
+            if progress is not None:
+                progress(done, len(inputs))
+        for collector in collectors.values():
+            collector.end_block(len(samples))
+    return {name: collector.finish(len(inputs)) for name, collector in collectors.items()}
 
 
 def batch_size(layers: Iterable[Layer]) -> int:
@@ -99,234 +126,150 @@ def batch_size(layers: Iterable[Layer]) -> int:
     return max(1, min(128, _UNFOLDED_ELEMENTS // largest))
 
 
-def _backward(outputs: Tensor, draws: int, generator: torch.Generator) -> None:
-    """Backpropagate -log p(c) for classes c drawn from the outputs' own probabilities, `draws` times."""
-    logits = outputs.flatten(1)  # (N, K)
-    probabilities = logits.detach().softmax(1)
-    for draw in range(draws):
-        drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0]  # (N,)
-        loss = F.cross_entropy(logits, drawn, reduction="sum")
-        loss.backward(retain_graph=draw + 1 < draws)  # type: ignore[no-untyped-call]
+def _backward(functions: list[Tensor]) -> None:
+    """Backpropagate the functions one after the other."""
+    for index, function in enumerate(functions, 1):
+        function.backward(retain_graph=index < len(functions))  # type: ignore[no-untyped-call]
 
 
 class _Collector:
-    """Sums of one layer's statistics over batches: its inputs, and the gradients at its outputs."""
+    """Sums of one layer's statistics over batches: its inputs, and the gradients at its outputs.
 
-    def __init__(self, layer: Layer, module: nn.Module) -> None:
+    Args:
+        layer: structure of the layer.
+        module: the layer itself.
+        samples: number of samples in all.
+    """
+
+    def __init__(self, layer: Layer, module: nn.Module, samples: int) -> None:
         self.layer = layer
-        self.module = module
+        weight = module.get_parameter("weight")
         columns = layer.fan_in + 1
-        self.second_moment = torch.zeros(layer.groups, columns, columns, dtype=torch.float64)
-        self.gradient_moment = torch.zeros(layer.rows, layer.rows, dtype=torch.float64)
-        self.activation = torch.zeros(module.get_parameter("weight").shape[1] * layer.groups)
+
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, device=weight.device)
+
+        self.columns_a_sample = max(_LEAST_COLUMNS, _COLUMNS_AN_UNKNOWN * columns) / samples
+        self.gradients_a_sample = max(_LEAST_COLUMNS, _COLUMNS_AN_UNKNOWN * layer.rows) / samples
+        self.second_moment = zeros(layer.groups, columns, columns)
+        self.of_block = zeros(layer.groups, columns, columns)
+        self.chance = _Chance()
+        self.gradient_moment = zeros(layer.rows, layer.rows)
+        self.gradients = 0  # samples times functions
+        self.activation = zeros(weight.shape[1] * layer.groups)
         self.values_per_channel = 0
         self.generator = torch.Generator().manual_seed(0)
         self.samples: list[Tensor] = []
 
-    def see_input(self, x: Tensor, window: Window | None) -> None:
-        """Add a batch of the operator's inputs, which a module that pads by itself has padded already."""
-        columns = extended_columns(x, window)  # (g, M, d + 1)
-        self.second_moment += (columns.mT @ columns).double()
+    def see(self, call: Call) -> None:
+        """Add a call: its input now, its gradients when they come."""
+        self._see_input(call)
+        if call.output.requires_grad:
+            call.output.register_hook(lambda gradient: self._see_gradient(gradient.detach()))
+
+    def _see_input(self, call: Call) -> None:
+        x, count = call.x.float(), count_positions(call.x, call.window)
+        drawn = self._drawn(count, self.columns_a_sample * len(x), x.device)
+        columns = extended_columns(x, call.window, drawn)  # (g, M, d + 1)
+        self.of_block += (columns.mT @ columns) * (count / columns.shape[1])
         by_channel = x.movedim(x.ndim - 1 if self.layer.kind == "linear" else 1, 0).flatten(1)  # (channels, M)
         self.activation += by_channel.abs().sum(1)
         self.values_per_channel += by_channel.shape[1]
         # Drawn, not strided: a stride that divides the image's size would see the same few pixels of every
         # channel.
-        drawn = torch.randint(x.numel(), (min(x.numel(), _DRAWN_A_SAMPLE * len(x)),), generator=self.generator)
-        self.samples.append(torch.cat([x.flatten()[drawn], x.amin()[None], x.amax()[None]]))
+        values = torch.randint(x.numel(), (min(x.numel(), _DRAWN_A_SAMPLE * len(x)),), generator=self.generator)
+        self.samples.append(torch.cat([x.flatten()[values.to(x.device)], x.amin()[None], x.amax()[None]]).cpu())
 
-    def see_gradient(self, gradient: Tensor) -> None:
+    def _see_gradient(self, gradient: Tensor) -> None:
         """Add a batch's gradients at the layer's outputs: (N, rows, …), (N, …, rows) of a linear layer."""
-        if self.layer.kind == "linear":
-            rows = gradient.reshape(len(gradient), -1, gradient.shape[-1]).mT  # (N, rows, T)
-        else:
-            rows = gradient.flatten(2)  # (N, rows, T)
-        flat = rows.transpose(0, 1).flatten(1)  # (rows, N·T)
+        rows = gradient if self.layer.kind == "linear" else gradient.movedim(1, -1)
+        flat = rows.reshape(-1, rows.shape[-1]).float()  # (N·T, rows)
+        drawn = self._drawn(len(flat), self.gradients_a_sample * len(gradient), flat.device)
+        taken = flat if drawn is None else flat[drawn]
         # The layer's positions count those of all its runs, and where it sees the positions as samples, those
         # too.
-        self.gradient_moment += (flat @ flat.T).double() / self.layer.positions
+        self.gradient_moment += (taken.T @ taken) * (len(flat) / len(taken) / self.layer.positions)
 
-    def finish(self, count: int, draws: int) -> Statistics:
-        """The statistics, from `count` samples with `draws` classes each."""
+    def _drawn(self, count: int, most: float, device: torch.device) -> Tensor | None:
+        """Positions that are drawn of `count`; None where that is all, since no more than `most` are wanted."""
+        wanted = max(1, round(most))
+        return None if count <= wanted else torch.randint(count, (wanted,), generator=self.generator).to(device)
+
+    def end_block(self, samples: int) -> None:
+        """A block of so many samples is over."""
+        self.second_moment += self.of_block
+        self.chance.see(self.of_block / samples)
+        self.of_block.zero_()
+
+    def finish(self, count: int) -> Statistics:
+        """The statistics, from `count` samples."""
         sample = torch.cat(self.samples).sort().values
         if len(sample) > _RANGE_SAMPLES:
             sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES, dtype=torch.float64).round().long()]
-        order = weight_order(self.layer)
+        order, shrinkage = weight_order(self.layer), self.chance.shrinkage()
+        moment = shrunk(self.second_moment / count, shrinkage)
         return Statistics(
-            self.second_moment[:, order][:, :, order] / count,
-            self.gradient_moment / (count * draws),
-            self.activation / self.values_per_channel,
+            moment.cpu()[:, order][:, :, order],
+            (self.gradient_moment / self.gradients).cpu(),
+            (self.activation / self.values_per_channel).cpu(),
             sample.float(),
+            torch.tensor(shrinkage),
         )
 
 
-@dataclass(frozen=True)
-class Window:
-    """What a convolution sees at each output position. Sizes are (height, width); those of Conv1d are (1, width).
+class _Chance:
+    """How much of the correlations between a layer's inputs may be chance, from blocks of samples.
 
-    Attributes:
-        kernel: size of the kernel.
-        stride: distance of neighbouring output positions.
-        dilation: distance of neighbouring kernel positions.
-        padding: zeros before and after each axis, the last axis first, as `F.pad` takes them.
-        groups: groups of channels that are convolved apart.
+    With the covariances C_b of B blocks, whose mean is C, the share is that of chance in the squares,
+
+        Σ Var(C_ij) / Σ C_ij²   over i ≠ j,   Var(C_ij) = Σ_b (C_b,ij - C_ij)² / (B (B - 1)),
+
+    and Σ_b (C_b,ij - C_ij)² = Σ_b C_b,ij² - B C_ij²: one sum of matrices, and one of numbers.
     """
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
-    padding: tuple[int, ...]
-    groups: int
+    def __init__(self) -> None:
+        self.blocks = 0
+        self.summed: Tensor | float = 0.0
+        self.squares = 0.0
 
-    @classmethod
-    def of(
-        cls,
-        weight: Tensor,
-        stride: int | Sequence[int] = 1,
-        padding: int | str | Sequence[int] = 0,
-        dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-    ) -> Window:
-        """The window of a call of `F.conv1d` or `F.conv2d` with these arguments."""
-        axes = weight.ndim - 2
-        kernel = tuple(weight.shape[2:])
-        strides, dilations = (_sizes(sizes, axes) for sizes in (stride, dilation))
-        sides = _sides(kernel, padding, dilations)
-        flat = tuple(itertools.chain.from_iterable(reversed(sides)))
-        return cls(_two(kernel), _two(strides), _two(dilations), flat, groups)
+    def see(self, moment: Tensor) -> None:
+        """Add the second moment (g, d + 1, d + 1) of one block of samples."""
+        covariance = _centred(moment)
+        self.blocks += 1
+        self.summed = self.summed + covariance
+        self.squares += _off_diagonal_squares(covariance)
+
+    def shrinkage(self) -> float:
+        """The share, in [0, 1]; 0 where there is but one block."""
+        if self.blocks < 2:
+            return 0.0
+        assert isinstance(self.summed, Tensor), "a block was seen"
+        squares = _off_diagonal_squares(self.summed / self.blocks)
+        variance = (self.squares - self.blocks * squares) / (self.blocks * (self.blocks - 1))
+        return min(1.0, max(0.0, variance / squares)) if squares > 0 else 0.0
 
 
-def window_of_module(module: nn.Module) -> Window | None:
-    """The window of a Conv1d or Conv2d whose operator pads with zeros; None for a linear layer."""
-    if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
-        return None
-    return Window.of(module.weight, module.stride, module.padding, module.dilation, module.groups)
+def shrunk(moment: Tensor, shrinkage: float) -> Tensor:
+    """The second moment (g, d + 1, d + 1), the bias last, with its inputs' covariances times 1 - `shrinkage`.
 
-
-def _sizes(sizes: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """One size for each axis."""
-    given = (sizes,) if isinstance(sizes, int) else tuple(sizes)
-    return given * axes if len(given) == 1 else given
-
-
-def _two(sizes: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) of sizes along one axis or two."""
-    return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
-
-
-def _sides(
-    kernel: tuple[int, ...], padding: int | str | Sequence[int], dilation: tuple[int, ...]
-) -> list[tuple[int, int]]:
-    """Zeros (before, after) each axis."""
-    if padding == "valid":
-        return [(0, 0) for _ in kernel]
-    if isinstance(padding, str):  # same: PyTorch puts the odd one behind
-        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return [(span // 2, span - span // 2) for span in spans]
-    return [(size, size) for size in _sizes(padding, len(kernel))]
-
-
-def extended_columns(x: Tensor, window: Window | None) -> Tensor:
-    """The layer's inputs at every output position, with a 1 for the bias: (g, M, d + 1).
-
-    M is samples times positions. The product with the weight's rows, in the same order of columns, is the
-    layer's output at those positions.
-
-    Columns of a convolution run by kernel position first and by channel second, so that whole runs of
-    channels are copied; that is several times faster than `F.unfold`. `weight_order` puts them in the
-    weight's order.
-
-    Args:
-        x: (N, …) inputs of the operator.
-        window: window of a convolution; None for a linear layer.
+    The means and the variances stay.
     """
-    if window is None:
-        flat = x.reshape(1, -1, x.shape[-1])
-        return torch.cat([flat, torch.ones(1, flat.shape[1], 1)], 2)
-    x = F.pad(x, window.padding)
-    x = (x[:, :, None] if x.ndim == 3 else x).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
-    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = window.kernel, window.stride, window.dilation
-    height = (x.shape[1] - dilation_h * (kernel_h - 1) - 1) // stride_h + 1
-    width = (x.shape[2] - dilation_w * (kernel_w - 1) - 1) // stride_w + 1
-    groups, per_group = window.groups, x.shape[3] // window.groups
-    columns = torch.empty(groups, len(x), height, width, kernel_h * kernel_w * per_group + 1)
-    columns[..., -1] = 1
-    for position, (row, column) in enumerate(itertools.product(range(kernel_h), range(kernel_w))):
-        top, left = row * dilation_h, column * dilation_w
-        seen = x[  # (N, height, width, C): the pixel that each output position reads here
-            :, top : top + (height - 1) * stride_h + 1 : stride_h, left : left + (width - 1) * stride_w + 1 : stride_w
-        ]
-        part = columns[..., position * per_group : (position + 1) * per_group]
-        part.copy_(seen.unflatten(3, (groups, per_group)).permute(3, 0, 1, 2, 4))
-    return columns.flatten(1, 3)
+    if not shrinkage:
+        return moment
+    covariance = _centred(moment)
+    change = -shrinkage * covariance
+    change.diagonal(dim1=-2, dim2=-1).zero_()
+    result = moment.clone()
+    result[:, :-1, :-1] += change
+    return result
 
 
-def weight_order(layer: Layer) -> Tensor:
-    """Place (d + 1,) of every column of the flattened weight, bias last, among `extended_columns`."""
-    if layer.kind == "linear":
-        return torch.arange(layer.fan_in + 1)
-    per_group = layer.weight_shape[1]
-    order = torch.arange(layer.fan_in).view(-1, per_group).T.flatten()
-    return torch.cat([order, torch.tensor([layer.fan_in])])
+def _centred(moment: Tensor) -> Tensor:
+    """Covariance (g, d, d) of the inputs, times their positions; the second moment's last column has the means."""
+    mean = moment[:, :-1, -1]  # (g, d), times the positions
+    return moment[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :] / moment[:, -1, -1][:, None, None]
 
 
-class _Collecting(TorchFunctionMode):
-    """While entered, feeds collectors at the operators that multiply by their layers' weights.
-
-    At the operator, not at the module: a module may pad its input first, as `padding_mode="circular"` and subclasses of
-    Conv2d do.
-    """
-
-    def __init__(self, modules: Mapping[str, nn.Module], collectors: Mapping[str, _Collector]) -> None:
-        super().__init__()
-        self._modules, self._collectors = modules, collectors
-        self._running: list[str] = []
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Entered, and with hooks that say which layer runs; the hooks are gone afterwards."""
-        handles = []
-        try:
-            for name in self._collectors:
-                handles.append(self._modules[name].register_forward_pre_hook(partial(self._begin, name)))
-                handles.append(self._modules[name].register_forward_hook(self._end))
-            with self:
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _begin(self, name: str, *_: Any) -> None:
-        self._running.append(name)
-
-    def _end(self, *_: Any) -> None:
-        self._running.pop()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if self._running and func in _OPERATORS:
-            given = inspect.signature(_OPERATORS[func]).bind(*args, **(kwargs or {})).arguments
-            if given["weight"] is self._modules[self._running[-1]].weight:
-                self._collect(self._collectors[self._running[-1]], given, output)
-        return output
-
-    def _collect(self, collector: _Collector, given: dict[str, Any], output: Tensor) -> None:
-        x, weight = given.pop("input"), given.pop("weight")
-        given.pop("bias", None)
-        collector.see_input(x.detach(), None if weight.ndim == 2 else Window.of(weight, **given))
-        # A tensor hook sees the gradient of this value even where an in-place ReLU overwrites it later.
-        output.register_hook(lambda gradient: collector.see_gradient(gradient.detach()))
-
-
-def _linear(input: Any, weight: Any, bias: Any = None) -> None:
-    """The arguments of `F.linear`, by name."""
-
-
-def _convolution(
-    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
-) -> None:
-    """The arguments of `F.conv1d` and `F.conv2d`, by name."""
-
-
-_OPERATORS = {F.linear: _linear, F.conv1d: _convolution, F.conv2d: _convolution}
-"""What a layer's forward pass calls, as PyTorch's own modules and their subclasses do."""
+def _off_diagonal_squares(matrix: Tensor) -> float:
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1)
+    return float(matrix.square().sum(dtype=torch.float64) - diagonal.square().sum(dtype=torch.float64))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InputError
-from autocompress.menus.algebra import inverse
+from autocompress.menus.algebra import cholesky_factor, inverse
 from autocompress.registry import Registry
 
 _REMOVAL_STEPS = 64  # at most; groups with more channels lose several in a step
@@ -72,7 +72,7 @@ def obs_order(consumers: Sequence[Consumer], generator: torch.Generator) -> Tens
     """
     states = [_Elimination(consumer) for consumer in consumers]
     count = len(consumers[0].columns)
-    left = torch.arange(count)
+    left = torch.arange(count, device=consumers[0].weight.device)
     order: list[Tensor] = []
     step = max(1, count // _REMOVAL_STEPS)
     while len(left):
@@ -94,8 +94,7 @@ class _Elimination:
     """
 
     def __init__(self, consumer: Consumer) -> None:
-        values, vectors = torch.linalg.eigh(consumer.gradient_moment)
-        root = vectors * values.clamp(min=0).sqrt()  # (r, r)
+        root = cholesky_factor(consumer.gradient_moment)  # (r, r)
         self.weight = root.T @ consumer.weight  # (r, d + 1)
         self.inverse = inverse(consumer.second_moment)  # (d + 1, d + 1)
         self.columns = consumer.columns  # (n, m)
@@ -176,6 +175,11 @@ class ElementContext:
     inverse_diagonal: Tensor
     moment_diagonal: Tensor
     gradient_diagonal: Tensor
+
+    def to_cpu(self) -> ElementContext:
+        """The same on the CPU, where scores are ranked."""
+        numbers = (self.weight, self.inverse_diagonal, self.moment_diagonal, self.gradient_diagonal)
+        return ElementContext(*(number.cpu() for number in numbers))
 
 
 ElementCriterion = Callable[[ElementContext, torch.Generator], Tensor]
@@ -258,6 +262,7 @@ def channel_order(name: str, consumers: Sequence[Consumer], generator: torch.Gen
         InputError: the criterion, which may be from outside, gives anything but each channel once.
     """
     order, width = CRITERIA[name].channels(consumers, generator), len(consumers[0].columns)
+    order = order.cpu() if isinstance(order, Tensor) else order  # type: ignore[redundant-expr]
     if not isinstance(order, Tensor) or order.dtype != torch.int64 or order.shape != (width,):
         raise _fault(name, f"int64 ({width},) for a group of {width} channels", order)
     if not torch.equal(order.sort().values, torch.arange(width)):

@@ -9,7 +9,7 @@ Sizes below: S sparsities, B weight bit-widths and A activation bit-widths on of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from autocompress.menus.store import Store
 from autocompress.menus.variants import LayerSource, Variant, channel_variants, sparse_variants
 from autocompress.network.structure import Group, Layer, Network
 from autocompress.plan import Label, Plan
-from autocompress_envs.problem import Labeling, LayerNumbers, Problem, n_of_m
+from autocompress_envs.problem import FloatArray, Labeling, LayerNumbers, Problem, n_of_m
 
 _TOLERANCE = 1e-6  # how far a plan's sparsity may be from the menu's
 
@@ -44,6 +44,9 @@ class Menus:
         store: folder in which variants are kept.
         eager: whether all variants of the tables are built beforehand. Else only those without pruning are;
             the tables estimate the others, which are built when they are first asked for.
+        judged: expected losses of the labels' weights in nats, by layer name: a table (S, B) for each position of
+            the layer's reads, or one. None: losses are those that the moments expect which the weights were fitted to.
+        device: device that weights are fitted on.
     """
 
     network: Network
@@ -54,6 +57,8 @@ class Menus:
     range_errors: Mapping[str, np.ndarray]
     store: Store
     eager: bool
+    judged: Mapping[str, Sequence[FloatArray]] | None = None
+    device: str = "cpu"
 
     def sparsities(self, layer: Layer) -> tuple[float, ...]:
         """Sparsities (S) that the layer's label may have, ascending, first 0; just 0 where it has no choice.
@@ -97,12 +102,20 @@ class Menus:
             kept: channels left in each group that the layer reads, by group index.
             sparsity: sparsity of the layer's own weights, with granularity `element` or `n:m`.
         """
-        source, bits = self.sources[layer.name], self.settings.weight_bits
-        name = self._file_name(layer, kept, sparsity)
-        if self.settings.granularity != "channel":
-            return self.store.variants(name, bits, lambda: sparse_variants(source, sparsity, bits, self.settings))
-        columns = self.kept_columns(layer, kept)
-        return self.store.variants(name, bits, lambda: channel_variants(source, columns, bits, self.settings))
+        return self._built(self._file_name(layer, kept, sparsity), layer, kept, sparsity, self.settings.weight_bits)
+
+    def _built(
+        self, name: str, layer: Layer, kept: Mapping[int, int], sparsity: float, bits: Sequence[int]
+    ) -> list[Variant]:
+        """Variants from the store's file of that name, for each of `bits`; where it is missing, they are built."""
+
+        def build() -> list[Variant]:
+            source = self.sources[layer.name].to(self.device)
+            if self.settings.granularity != "channel":
+                return sparse_variants(source, sparsity, bits, self.settings)
+            return channel_variants(source, self.kept_columns(layer, kept), bits, self.settings)
+
+        return self.store.variants(name, bits, build)
 
     def variant(self, layer: Layer, kept: Mapping[int, int], sparsity: float, position: int) -> Variant:
         """The layer's variant with the bit-width at `position` of `settings.weight_bits`.
@@ -118,10 +131,8 @@ class Menus:
         full = all(count == self.network.groups[read].width for read, count in kept.items())
         if self.eager or full:
             return self.variants(layer, kept, sparsity)[position]
-        source, bits = self.sources[layer.name], self.settings.weight_bits[position : position + 1]
-        columns = self.kept_columns(layer, kept)
-        name = f"{self._file_name(layer, kept, sparsity)}-b{bits[0]}"
-        return self.store.variants(name, bits, lambda: channel_variants(source, columns, bits, self.settings))[0]
+        bits = self.settings.weight_bits[position : position + 1]
+        return self._built(f"{self._file_name(layer, kept, sparsity)}-b{bits[0]}", layer, kept, sparsity, bits)[0]
 
     def kept_columns(self, layer: Layer, kept: Mapping[int, int]) -> Tensor:
         """Indices (k,) of the columns of the layer's flattened weight that stay, ascending.
@@ -180,12 +191,39 @@ class Menus:
             ),
         )
 
-    def _error_table(self, layer: Layer, position: int) -> np.ndarray:
+    def _error_table(self, layer: Layer, position: int) -> FloatArray:
         """Expected loss (S, B) while only one group is pruned, that at `position` of the layer's reads."""
-        return np.array([
-            [variant.error for variant in self.variants(layer, kept, sparsity)] if full else self._estimate(layer, kept)
-            for kept, sparsity, full in self.table_cells(layer, position)
-        ])  # fmt: skip
+        if self.judged is not None:
+            return self.judged[layer.name][position]
+        return self.table(layer, position, [variant.error for _, variant in self.table_variants(layer, position)])
+
+    def table_variants(self, layer: Layer, position: int) -> Iterator[tuple[Mapping[int, int], Variant]]:
+        """The variants that an error table is made from, each with the channels left by group index.
+
+        Of a row whose variants are all built, one for each bit-width; of any other row, the pruned weights in 16 bits.
+
+        Args:
+            layer: layer of the network.
+            position: index into the groups that the layer reads; all others keep every channel.
+        """
+        for kept, sparsity, full in self.table_cells(layer, position):
+            built = self.variants(layer, kept, sparsity) if full else [self.pruned(layer, kept)]
+            yield from ((kept, variant) for variant in built)
+
+    def table(self, layer: Layer, position: int, losses: Sequence[float]) -> FloatArray:
+        """(S, B) expected losses, from one for each of `table_variants`.
+
+        A row whose variants are not all built has the loss of pruning, and an estimate of rounding's: as much as in the
+        unpruned layer, in proportion to the columns that are left.
+        """
+        width, given, rows = len(self.settings.weight_bits), iter(losses), []
+        for kept, _, full in self.table_cells(layer, position):
+            if full:
+                rows.append(np.array([next(given) for _ in range(width)]))
+            else:
+                share = len(self.kept_columns(layer, kept)) / layer.fan_in
+                rows.append(next(given) + share * rows[0])
+        return np.array(rows)
 
     def table_cells(self, layer: Layer, position: int) -> list[tuple[dict[int, int], float, bool]]:
         """The S rows of an error table.
@@ -207,33 +245,14 @@ class Menus:
         options = self.kept_options(self.network.groups[read])
         return [(full | {read: kept}, 0.0, self.eager or kept == full[read]) for kept in options]
 
-    def _estimate(self, layer: Layer, kept: Mapping[int, int]) -> list[float]:
-        """Expected loss (B) of variants that are not built yet: that of pruning, and an estimate of rounding's.
-
-        Rounding is taken to lose as much as in the unpruned layer, in proportion to the columns that are
-        left.
-        """
-        full = {read: self.network.groups[read].width for read in layer.reads}
-        columns = self.kept_columns(layer, kept)
-        pruned = self.pruned_error(layer, kept, columns)
-        unpruned = self.variants(layer, full)
-        return [pruned + variant.error * len(columns) / layer.fan_in for variant in unpruned]
-
-    def pruned_error(self, layer: Layer, kept: Mapping[int, int], columns: Tensor) -> float:
-        """Expected loss of pruning without rounding, in nats; read from the store, or computed and stored.
+    def pruned(self, layer: Layer, kept: Mapping[int, int]) -> Variant:
+        """The layer's pruned and re-fitted weights in 16 bits: what pruning does, without rounding.
 
         Args:
             layer: layer of the network.
             kept: channels left in each group that the layer reads, by group index.
-            columns: (k,) indices of the columns that stay.
         """
-        source = self.sources[layer.name]
-
-        def build() -> dict[str, Tensor]:
-            error = channel_variants(source, columns, (32,), self.settings)[0].error
-            return {"error": torch.tensor(error, dtype=torch.float64)}
-
-        return float(self.store.tensors(self._file_name(layer, kept, 0.0) + "-pruned", build)["error"])
+        return self._built(self._file_name(layer, kept, 0.0) + "-pruned", layer, kept, 0.0, (16,))[0]
 
     def _file_name(self, layer: Layer, kept: Mapping[int, int], sparsity: float) -> str:
         """File name of a layer's variants, such as `layer005-k8-s0`: channels left, then own sparsity."""

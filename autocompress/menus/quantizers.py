@@ -150,7 +150,7 @@ def _gptq_width(rounding: Rounding, sweep: _Sweep, bits: int) -> Rounded:
     """The weight rounded to one bit-width: one sweep over all f scales, then every row's best scale."""
     groups, rows = rounding.weight.shape[:2]
     stride = 3 if rounding.weight.numel() > _LARGE else 1
-    factors = _factors(bits)[::stride]  # (f,)
+    factors = _factors(bits)[::stride].to(rounding.weight.device)  # (f,)
     count = len(factors)
     scale = min_max_scale(rounding, bits)[:, None] * factors[:, None]  # (g, f, r)
     weight = rounding.weight.repeat(1, count, 1)  # (g, f · r, d + 1)
@@ -243,7 +243,7 @@ class _Sweep:
         """The sweep over a weight's columns, for any bit-width and scale."""
         diagonal = rounding.second_moment.diagonal(dim1=-2, dim2=-1).sum(0)  # (d + 1,)
         order = diagonal[:-1].argsort(descending=True, stable=True)
-        order = torch.cat([order, torch.tensor([len(diagonal) - 1])])
+        order = torch.cat([order, order.new_tensor([len(diagonal) - 1])])
         ordered = inverse(rounding.second_moment[:, order][:, :, order])  # (g, d + 1, d + 1)
         return cls(torch.linalg.cholesky(ordered, upper=True).float(), order)
 

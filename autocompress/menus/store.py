@@ -26,7 +26,7 @@ from autocompress.menus.settings import MenuSettings
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Network
 
-_FORMAT = 5  # to be raised whenever the same settings give other menus
+_FORMAT = 6  # to be raised whenever the same settings give other menus
 
 
 def default_cache() -> Path:
@@ -129,11 +129,17 @@ def _pack(variants: Sequence[Variant]) -> dict[str, Tensor]:
     """Variants of the same columns as named tensors."""
     tensors = {"columns": variants[0].columns}
     for index, variant in enumerate(variants):
-        tensors |= {f"{index}.values": variant.values, f"{index}.bias": variant.bias}
+        tensors |= {f"{index}.values": _packed(variant.values), f"{index}.bias": variant.bias}
         tensors[f"{index}.error"] = torch.tensor(variant.error, dtype=torch.float64)
         if variant.scale is not None:
             tensors[f"{index}.scale"] = variant.scale
     return tensors
+
+
+def _packed(values: Tensor) -> Tensor:
+    """Floats as float16 where that holds them exactly, as it does those of 16-bit labels."""
+    half = values.half() if values.is_floating_point() else values
+    return half if torch.equal(half.to(values.dtype), values) else values
 
 
 def _unpack(tensors: dict[str, Tensor], count: int) -> list[Variant]:
@@ -141,10 +147,14 @@ def _unpack(tensors: dict[str, Tensor], count: int) -> list[Variant]:
     return [
         Variant(
             tensors["columns"],
-            tensors[f"{index}.values"],
+            _unpacked(tensors[f"{index}.values"]),
             tensors.get(f"{index}.scale"),
             tensors[f"{index}.bias"],
             float(tensors[f"{index}.error"]),
         )
         for index in range(count)
     ]
+
+
+def _unpacked(values: Tensor) -> Tensor:
+    return values.float() if values.dtype == torch.float16 else values

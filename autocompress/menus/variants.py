@@ -28,7 +28,8 @@ class Variant:
             representable in float16.
         scale: (rows,) float32 above 0, or None for the floating-point labels of 16 and 32 bits.
         bias: (rows,) float32.
-        error: expected loss of the label in nats, at least 0.
+        error: loss in nats, at least 0, that the moments expect which the weights were fitted to. It ranks fits of one
+            layer; what a label costs is judged on other samples (`judging`).
     """
 
     columns: Tensor
@@ -49,8 +50,8 @@ class LayerSource:
     Attributes:
         layer: structure of the layer.
         weight: (rows, d + 1) float64 W, flattened; the last column is the bias, 0 for a layer without one.
-        second_moment: (g, d + 1, d + 1) float64 H, as calibrated, not damped.
-        gradient_moment: (rows, rows) float64 G, as calibrated.
+        second_moment: (g, d + 1, d + 1) float32 H, as calibrated, not damped.
+        gradient_moment: (rows, rows) float32 G, as calibrated.
     """
 
     layer: Layer
@@ -75,6 +76,22 @@ class LayerSource:
             moment = _without_bias(moment)
         return cls(layer, torch.cat([weight, column[:, None]], 1), moment, statistics.gradient_moment)
 
+    def to(self, device: str) -> LayerSource:
+        """The same on a device."""
+        tensors = (self.weight, self.second_moment, self.gradient_moment)
+        return LayerSource(self.layer, *(tensor.to(device) for tensor in tensors))
+
+    def damped_moment(self, damping: float) -> Tensor:
+        """(g, d + 1, d + 1) float64 H, damped: fits are made in double precision, moments are not kept in it."""
+        return damped(self.second_moment.double(), damping)
+
+    def change(self, variant: Variant) -> Tensor:
+        """(rows, d + 1) float32 dW of a variant; it includes the columns that are gone."""
+        change = -self.weight
+        change[:, variant.columns] += variant.weight()
+        change[:, -1] += variant.bias
+        return change.float()
+
 
 def channel_variants(
     source: LayerSource, columns: Tensor, bits: Sequence[int], settings: MenuSettings
@@ -93,9 +110,8 @@ def channel_variants(
     Returns:
         One variant for each of `bits`.
     """
-    bias_column = torch.tensor([source.layer.fan_in])
-    kept = torch.cat([columns, bias_column])  # (k + 1,)
-    moment = damped(source.second_moment, settings.damping)
+    kept = torch.cat([columns, torch.tensor([source.layer.fan_in])]).to(source.weight.device)  # (k + 1,)
+    moment = source.damped_moment(settings.damping)
     weight = source.weight
     if len(columns) < source.layer.fan_in:
         assert source.layer.groups == 1, "columns of grouped convolutions are never pruned"
@@ -115,8 +131,8 @@ def sparse_variants(source: LayerSource, sparsity: float, bits: Sequence[int], s
     Returns:
         One variant for each of `bits`; every one has all columns, with zeros where weights are removed.
     """
-    kept = torch.arange(source.layer.fan_in + 1)
-    moment = damped(source.second_moment, settings.damping)
+    kept = torch.arange(source.layer.fan_in + 1, device=source.weight.device)
+    moment = source.damped_moment(settings.damping)
     mask = sparsity_mask(source, moment, sparsity, settings) if sparsity > 0 else None
     weight = source.weight
     if mask is not None:
@@ -140,13 +156,15 @@ def sparsity_mask(source: LayerSource, moment: Tensor, sparsity: float, settings
         source.weight[:, :-1],
         inverse_diagonal.repeat_interleave(rows, 0),
         moment.diagonal(dim1=-2, dim2=-1)[:, :-1].repeat_interleave(rows, 0),
-        source.gradient_moment.diagonal(),
+        source.gradient_moment.diagonal().double(),
     )
     generator = torch.Generator().manual_seed(settings.seed)
-    score = element_scores(settings.criterion, context, generator)  # (rows, d)
+    score = element_scores(settings.criterion, context.to_cpu(), generator)  # (rows, d)
     if settings.granularity == "element":
-        return element_mask(score, int(removed_weights(score.numel(), sparsity)))  # type: ignore[arg-type]
-    return block_mask(score, *n_of_m(settings.granularity))
+        mask = element_mask(score, int(removed_weights(score.numel(), sparsity)))  # type: ignore[arg-type]
+    else:
+        mask = block_mask(score, *n_of_m(settings.granularity))
+    return mask.to(source.weight.device)
 
 
 def _masked_refit(source: LayerSource, moment: Tensor, mask: Tensor) -> Tensor:
@@ -158,7 +176,7 @@ def _masked_refit(source: LayerSource, moment: Tensor, mask: Tensor) -> Tensor:
     """
     rows = len(source.weight) // source.layer.groups  # of one group
     right = torch.einsum("grd,gde->gre", source.weight.view(-1, rows, source.weight.shape[1]), moment).flatten(0, 1)
-    support = torch.cat([mask, torch.ones(len(mask), 1, dtype=torch.bool)], 1)  # (rows, d + 1)
+    support = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)  # (rows, d + 1)
     result = torch.empty_like(source.weight)
     for row in range(len(result)):
         index = support[row].nonzero()[:, 0]  # (s,)
@@ -212,18 +230,17 @@ def _constant(source: LayerSource, weight: Tensor, kept: Tensor, bits: int) -> V
     """The variant of a layer that has no columns left: only its bias."""
     nothing = weight.new_zeros(len(weight), 0)
     if bits < 16:
-        return _variant(source, kept, nothing.to(torch.int8), torch.ones(len(weight)), weight[:, -1])
+        return _variant(source, kept, nothing.to(torch.int8), nothing.new_ones(len(weight)).float(), weight[:, -1])
     return _variant(source, kept, nothing.float(), None, weight[:, -1])
 
 
 def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | None, bias: Tensor) -> Variant:
-    """The variant of those numbers with its expected loss; ΔW includes the columns that are gone."""
+    """The variant of those numbers, on the CPU, with its loss; dW includes the columns that are gone."""
     variant = Variant(kept[:-1], values, scale, bias.float(), 0.0)
-    change = -source.weight  # (rows, d + 1)
-    change[:, kept[:-1]] += variant.weight()
-    change[:, -1] += bias
-    error = expected_loss(change, source.second_moment, source.gradient_moment)
-    return Variant(variant.columns, values, scale, variant.bias, error)
+    change = source.change(variant).double()
+    error = expected_loss(change, source.second_moment.double(), source.gradient_moment.double())
+    on_cpu = None if scale is None else scale.cpu()
+    return Variant(variant.columns.cpu(), values.cpu(), on_cpu, variant.bias.cpu(), error)
 
 
 def _without_bias(moment: Tensor) -> Tensor:

@@ -1,0 +1,179 @@
+"""Listening to a network: every call of the operators that multiply by its layers' weights.
+
+At the operator, not at the module: a module may pad its input first, as `padding_mode="circular"` and subclasses of
+Conv2d do.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a convolution sees at each output position. Sizes are (height, width); those of Conv1d are (1, width).
+
+    Attributes:
+        kernel: size of the kernel.
+        stride: distance of neighbouring output positions.
+        dilation: distance of neighbouring kernel positions.
+        padding: zeros before and after each axis, the last axis first, as `F.pad` takes them.
+        groups: groups of channels that are convolved apart.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, ...]
+    groups: int
+
+    @classmethod
+    def of(
+        cls,
+        weight: Tensor,
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Window:
+        """The window of a call of `F.conv1d` or `F.conv2d` with these arguments."""
+        axes = weight.ndim - 2
+        kernel = tuple(weight.shape[2:])
+        strides, dilations = (_sizes(sizes, axes) for sizes in (stride, dilation))
+        sides = _sides(kernel, padding, dilations)
+        flat = tuple(itertools.chain.from_iterable(reversed(sides)))
+        return cls(_two(kernel), _two(strides), _two(dilations), flat, groups)
+
+
+def window_of_module(module: nn.Module) -> Window | None:
+    """The window of a Conv1d or Conv2d whose operator pads with zeros; None for a linear layer."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d)):
+        return None
+    return Window.of(module.weight, module.stride, module.padding, module.dilation, module.groups)
+
+
+def _sizes(sizes: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """One size for each axis."""
+    given = (sizes,) if isinstance(sizes, int) else tuple(sizes)
+    return given * axes if len(given) == 1 else given
+
+
+def _two(sizes: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) of sizes along one axis or two."""
+    return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+
+
+def _sides(
+    kernel: tuple[int, ...], padding: int | str | Sequence[int], dilation: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """Zeros (before, after) each axis."""
+    if padding == "valid":
+        return [(0, 0) for _ in kernel]
+    if isinstance(padding, str):  # same: PyTorch puts the odd one behind
+        spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+        return [(span // 2, span - span // 2) for span in spans]
+    return [(size, size) for size in _sizes(padding, len(kernel))]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an operator that multiplies by a layer's weight.
+
+    Attributes:
+        name: name of the layer.
+        x: input (N, …) of the operator, detached; a module that pads by itself has padded it already.
+        window: window of a convolution; None for a linear layer.
+        output: output of the operator, a part of the autograd graph where gradients are recorded.
+        again: function that runs the operator on another input with the same weight, without the bias.
+    """
+
+    name: str
+    x: Tensor
+    window: Window | None
+    output: Tensor
+    again: Callable[[Tensor], Tensor]
+
+
+class Listening(TorchFunctionMode):
+    """While entered by `listening`, tells of every call.
+
+    Args:
+        modules: modules of the network by name.
+        names: names of the layers to listen to.
+        hear: function that is called with every call. A tensor hook that it sets on the call's output sees the gradient
+            of this value even where an in-place activation overwrites it later.
+        graph: whether the outputs are made part of the autograd graph where nothing before them is.
+    """
+
+    def __init__(
+        self, modules: Mapping[str, nn.Module], names: Iterable[str], hear: Callable[[Call], None], *, graph: bool
+    ) -> None:
+        super().__init__()
+        self._modules, self._names, self._hear, self._graph = modules, list(names), hear, graph
+        self._running: list[str] = []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Entered, and with hooks that say which layer runs; the hooks are gone afterwards."""
+        handles = []
+        try:
+            for name in self._names:
+                handles.append(self._modules[name].register_forward_pre_hook(partial(self._begin, name)))
+                handles.append(self._modules[name].register_forward_hook(self._end))
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _begin(self, name: str, *_: Any) -> None:
+        self._running.append(name)
+
+    def _end(self, *_: Any) -> None:
+        self._running.pop()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if not self._running or func not in _OPERATORS:
+            return output
+        given = inspect.signature(_OPERATORS[func]).bind(*args, **(kwargs or {})).arguments
+        name = self._running[-1]
+        if given["weight"] is not self._modules[name].weight:
+            return output
+        heard = output
+        if self._graph and not output.requires_grad:  # nothing before it needs a gradient: the graph begins here
+            heard = output.detach().requires_grad_()
+            output = heard.clone()  # an in-place activation may follow, which a leaf does not bear
+        self._hear(_call(name, func, given, heard))
+        return output
+
+
+def _call(name: str, func: Any, given: dict[str, Any], output: Tensor) -> Call:
+    x, weight = given.pop("input").detach(), given.pop("weight").detach()
+    given.pop("bias", None)
+    window = None if weight.ndim == 2 else Window.of(weight, **given)
+    return Call(name, x, window, output, lambda other: func(other, weight, None, **given))
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> None:
+    """The arguments of `F.linear`, by name."""
+
+
+def _convolution(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
+) -> None:
+    """The arguments of `F.conv1d` and `F.conv2d`, by name."""
+
+
+_OPERATORS = {F.linear: _linear, F.conv1d: _convolution, F.conv2d: _convolution}
+"""What a layer's forward pass calls, as PyTorch's own modules and their subclasses do."""
