@@ -51,9 +51,11 @@ def search(
     """Find the plan that keeps the network's outputs best within a budget; make it real, export it and verify it.
 
     Args:
-        model: a trained network, which is left as it is, or a spec string.
-        data: a `Data`, a spec string, (inputs, labels), or a pair of such pairs: for training and for test. The test
-            split is read once, at the end; without one, the result is measured on the search split, and says so.
+        model: a trained network, which is left as it is and on its device, or a spec string. The option `device` says
+            where it is run; the compressed network that comes back is on the CPU.
+        data: a `Data`, a spec string, (inputs, labels), or a pair of such pairs: for training and for test; tensors may
+            lie on any device. The test split is read once, at the end; without one, the result is measured on the
+            search split, and says so.
         budget: upper bounds such as `size=0.1` or `size=40kB,macs=50%`.
         progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
         **options: every other option of the command line, by name; see `autocompress.config.Config`. The option
@@ -75,7 +77,7 @@ def search(
         asked = replace(asked, config=begun)
         job = through_stages(job, asked, tuning, limits, path, watcher)
     config = asked.config
-    evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None)
+    evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None, watcher)
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
         found = find(job, evaluator, asked, limits, folder, watcher)
         write_policy(folder, asked, found.policy_state)
@@ -136,7 +138,7 @@ def evaluate(
     job = prepare(loaded, asked.menus, asked.config, watcher, must_export=False)
     labeling = job.menus.labeling(wanted)
     limits = limits_to_check(asked.config.budget, job)
-    evaluator = build_evaluator(job, asked.config)
+    evaluator = build_evaluator(job, asked.config, watcher=watcher)
     return measure_plan(job, evaluator, labeling, limits, asked.config.split, watcher)
 
 

@@ -207,6 +207,7 @@ def apply(config: Config) -> None:
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)]
+Device = Annotated[str | None, typer.Option(metavar="TEXT", help=_help("device"))]
 
 
 @app.command()
@@ -222,6 +223,7 @@ def finetune(
     hard_weight: Annotated[str | None, typer.Option(metavar="X", help=_help("hard_weight"))] = None,
     augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("augmentation"))] = None,
     mixup: Annotated[str | None, typer.Option(metavar="X", help=_help("mixup"))] = None,
+    device: Device = None,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -231,7 +233,13 @@ def finetune(
     from autocompress.report.tables import print_finished
 
     given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
-    given |= {"hard_weight": hard_weight, "augmentation": augmentation, "mixup": mixup, "batch_size": batch_size}
+    given |= {
+        "hard_weight": hard_weight,
+        "augmentation": augmentation,
+        "mixup": mixup,
+        "batch_size": batch_size,
+        "device": device,
+    }
     with reported() as context:
         context.how_to_resume = lambda: " The run is as it was; the same command goes on."
         config = make_config({"format": format, "quiet": quiet})
@@ -266,6 +274,7 @@ def export(
 @app.command()
 def verify(
     run: RunFolder,
+    device: Device = None,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -277,7 +286,7 @@ def verify(
     with reported():
         config = make_config({"format": format, "quiet": quiet})
         with watching_progress(config) as view:
-            verified = api.verify(run, progress=view)
+            verified = api.verify(run, progress=view, **({} if device is None else {"device": device}))
         emit(config, verification_data(verified), lambda console: print_verification(console, verified))
         _stop_unless(verified)
 

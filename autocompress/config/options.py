@@ -273,7 +273,9 @@ class MachineOptions(Part):
 
     TITLE: ClassVar[str] = "Machine"
 
-    device: str = _option("cpu", "Torch device, such as cpu or cuda.")
+    device: str = _option(
+        "auto", "Torch device that networks run on, such as cpu or cuda; auto is CUDA where there is one, else the CPU."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto", "Floating-point type of evaluations; auto picks the fastest that leaves the outputs as they are."
     )

@@ -97,11 +97,19 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
     Args:
         model: model, which is left where it is.
         device: device of the result.
+
+    Raises:
+        InputError: the device's memory is too small for the model.
     """
     here = torch.empty(0, device=device).device  # with its index: `cuda` is `cuda:0`, or the one that is current
     if all(tensor.device == here for tensor in (*model.parameters(), *model.buffers())):
         return model
-    copied = copy.deepcopy(model).to(device)
+    try:
+        copied = copy.deepcopy(model).to(device)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"`device` must have memory for the network, got {device} without; free its memory, or pass --device cpu."
+        ) from error
     if isinstance(copied, fx.GraphModule):
         _make_tensors_on_(copied, device)
     return copied

@@ -61,7 +61,7 @@ def train_policy(
     *,
     data: Mapping[str, str] | None = None,
     cache: Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -77,7 +77,7 @@ def train_policy(
         data: data that replaces the recipe's, by the recipe's names; read only if `recipe` is a path.
         cache: folder of the menu cache, which also keeps the zoo's weights. Default: `$AUTOCOMPRESS_CACHE`,
             else ~/.cache/autocompress.
-        device: torch device that networks are evaluated on.
+        device: torch device that networks are evaluated on; `auto` is CUDA where there is one, else the CPU.
         resume: continue the training in `out`, which must have the same recipe; episodes on disk are kept.
         force: replace the training in `out`; its episodes are made anew.
         progress: observer that is told of every stage. Default: nobody.
