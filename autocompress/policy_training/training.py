@@ -27,7 +27,7 @@ from torch import nn
 
 from autocompress.data import Data, load_data
 from autocompress.errors import InputError
-from autocompress.evaluation import Evaluator
+from autocompress.evaluation import Evaluator, torch_device
 from autocompress.files import write_atomically
 from autocompress.job.load import load
 from autocompress.job.options import request
@@ -88,7 +88,7 @@ def train_policy(
     Raises:
         InputError: the recipe breaks a rule, or the folder holds another training.
     """
-    watcher, folder = progress or Silent(), Path(out)
+    watcher, folder, device = progress or Silent(), Path(out), str(torch_device(device))
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
     splits = load_all(wanted)  # before the folder is made: data that can't be read must not leave a folder behind
     _claim(folder, wanted, resume=resume, force=force)
