@@ -12,11 +12,13 @@ from autocompress.data import Data
 from autocompress.evaluation import DTYPES
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution
+from autocompress.files import write_atomically
 from autocompress.job.finish import execute_and_finish, write_outcome
 from autocompress.job.finished_run import export, finetune, verify
-from autocompress.job.inspection import report_layers
+from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.measure_plan import measure_plan
+from autocompress.job.measured_labels import measured_labels
 from autocompress.job.options import DataLike, ModelLike, Request, fine_tuning, given_plan, request, search_request
 from autocompress.job.prepare import (
     build_evaluator,
@@ -32,6 +34,7 @@ from autocompress.job.search import find, policy_digest, write_policy
 from autocompress.job.stages import through_stages
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
+from autocompress.report.measured import measured_page
 from autocompress.run.folder import RunFolder, begin, claim
 from autocompress.run.journal import journal_header
 from autocompress.run.names import CHECKPOINT, PLAN
@@ -102,15 +105,21 @@ def inspect(
         model: a trained network, or a spec string, as for `search`.
         data: data, or a spec string, as for `search`; the test split is not read.
         progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
-        **options: options by name, as for `search`.
+        **options: options by name, as for `search`; `measure` labels are measured too, and drawn into the file `plot`.
 
     Raises:
         InputError: an option, the model or the data breaks a rule.
+        OSError: the plot can't be written.
     """
     asked, watcher = request(model, data, options), progress or Silent()
+    config = asked.config
+    check_plot(config)
     loaded = load(asked, load_splits(asked), watcher)
-    job = prepare(loaded, asked.menus, asked.config, watcher, must_export=False)
-    return Inspection(job.network, job.problem, job.original, report_layers(job.network, job.problem))
+    job = prepare(loaded, asked.menus, config, watcher, must_export=False)
+    measured = measured_labels(job, config, config.measure, config.seed, watcher) if config.measure else None
+    if measured is not None and config.plot is not None:
+        write_atomically(config.plot, measured_page(measured))
+    return Inspection(job.network, job.problem, job.original, report_layers(job.network, job.problem), measured)
 
 
 def evaluate(

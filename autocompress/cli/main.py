@@ -24,6 +24,7 @@ from autocompress.config import (
     BudgetOptions,
     Config,
     ExecutionOptions,
+    InspectOptions,
     MachineOptions,
     MeasureOptions,
     MenuOptions,
@@ -158,9 +159,12 @@ def search(config: Config) -> None:
 
 
 @app.command()
-@_with_options(NetworkOptions, MenuOptions, MachineOptions, OutputOptions)
+@_with_options(NetworkOptions, MenuOptions, InspectOptions, MachineOptions, OutputOptions)
 def inspect(config: Config) -> None:
-    """Show a network's layers and channel groups: costs, labels on offer, and each label's expected loss."""
+    """Show a network's layers and channel groups: costs, labels on offer, and each label's expected loss.
+
+    With --measure, some labels are measured too, which says how far the expected losses can be trusted.
+    """
     from autocompress import api
     from autocompress.job.result_data import inspection_data
     from autocompress.report.tables import print_inspection

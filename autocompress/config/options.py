@@ -268,6 +268,17 @@ class MeasureOptions(Part):
     )
 
 
+class InspectOptions(Part):
+    """What `inspect` measures beside what it counts."""
+
+    TITLE: ClassVar[str] = "Inspect"
+
+    measure: int = _option(
+        0, "Number of single labels, drawn at random, whose expected losses are compared with measured ones.", ge=0
+    )
+    plot: Path | None = _option(None, "HTML file for a plot of these labels, expected against measured loss.")
+
+
 class MachineOptions(Part):
     """Where and how fast a job runs; nothing here changes what is asked for."""
 
@@ -311,6 +322,7 @@ PARTS: tuple[type[Part], ...] = (
     SearchOptions,
     ExecutionOptions,
     MeasureOptions,
+    InspectOptions,
     MachineOptions,
     RunOptions,
     OutputOptions,
@@ -321,6 +333,7 @@ class Config(
     OutputOptions,
     RunOptions,
     MachineOptions,
+    InspectOptions,
     MeasureOptions,
     ExecutionOptions,
     SearchOptions,
