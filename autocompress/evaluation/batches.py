@@ -47,16 +47,36 @@ def run_in_batches(
             outputs = torch.cat([model(batch.to(device)).flatten(1).float().cpu() for batch in inputs.split(size)])
         except torch.OutOfMemoryError as error:
             if size == 1:
-                raise InputError(
-                    f"`device` must have memory for one sample of `data`, got {device} without; "
-                    "free its memory, or pass --device cpu."
-                ) from error
+                raise _no_room("one sample of `data`", device) from error
         else:
             if size < batch_size and note is not None:
                 note(f"{device} has no memory for batches of {batch_size}; they have {size} samples from here on")
             return outputs, size
         size = min(size, len(inputs)) // 2 or 1  # after the handler, whose traceback holds what filled the memory
         free_memory(device)
+
+
+@contextmanager
+def room_for(what: str, device: torch.device) -> Iterator[None]:
+    """Turn a device's full memory into one line, where nothing smaller can be tried.
+
+    Args:
+        what: what is moved to the device inside.
+        device: device that it is moved to.
+
+    Raises:
+        InputError: the device's memory is too small.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise _no_room(what, device) from error
+
+
+def _no_room(what: str, device: torch.device) -> InputError:
+    return InputError(
+        f"`device` must have memory for {what}, got {device} without; free its memory, or pass --device cpu."
+    )
 
 
 def free_memory(device: torch.device) -> None:
@@ -104,12 +124,8 @@ def placed(model: nn.Module, device: torch.device) -> nn.Module:
     here = torch.empty(0, device=device).device  # with its index: `cuda` is `cuda:0`, or the one that is current
     if all(tensor.device == here for tensor in (*model.parameters(), *model.buffers())):
         return model
-    try:
+    with room_for("the network", device):
         copied = copy.deepcopy(model).to(device)
-    except torch.OutOfMemoryError as error:
-        raise InputError(
-            f"`device` must have memory for the network, got {device} without; free its memory, or pass --device cpu."
-        ) from error
     if isinstance(copied, fx.GraphModule):
         _make_tensors_on_(copied, device)
     return copied

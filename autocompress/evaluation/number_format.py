@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.evaluation.batches import Note, run_in_batches, running
+from autocompress.evaluation.batches import Note, room_for, run_in_batches, running
 from autocompress.evaluation.measure import compare
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,7 +74,8 @@ def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.d
 
 def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
     """A copy of a network that runs in `dtype` on `device`, channels last."""
-    model = copy.deepcopy(folded).to(device, DTYPES[dtype])
+    with room_for("the network", device):
+        model = copy.deepcopy(folded).to(device, DTYPES[dtype])
     if any(parameter.ndim == 5 for parameter in model.parameters()):  # of Conv3d, which the format can't hold
         return model
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -82,7 +83,8 @@ def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
 
 def in_format(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The (N, …) inputs in the format of a network that was `prepared`: on its device, in its dtype, channels last."""
-    inputs = inputs.to(device, dtype)
+    with room_for("the samples that plans are compared on", device):
+        inputs = inputs.to(device, dtype)
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 

@@ -10,7 +10,7 @@ from autocompress.errors import InputError
 from autocompress.evaluation import torch_device
 from autocompress.evaluation.batches import placed, run_in_batches, running
 from autocompress.evaluation.measure import measure
-from autocompress.evaluation.number_format import fastest_batch, outputs_of
+from autocompress.evaluation.number_format import fastest_batch, outputs_of, prepared
 
 CPU = torch.device("cpu")
 WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -63,6 +63,20 @@ def test_a_sample_that_does_not_fit_is_one_line() -> None:
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         run_in_batches(Crowded(0), samples(), 4, CPU)
+
+
+class Heavy(nn.Linear):
+    """A network that the device has no room for."""
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
+def test_a_network_that_does_not_fit_is_one_line() -> None:
+    message = "`device` must have memory for the network, got meta without; free its memory, or pass --device cpu."
+    for move in (placed, lambda model, device: prepared(model, "float32", device)):
+        with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+            move(Heavy(3, 2), torch.device("meta"))
 
 
 def test_other_errors_stay_what_they_are() -> None:
