@@ -240,7 +240,7 @@ class ExploredNetwork:
             loaded = load(asked, self.data, Silent())
             job = prepare(loaded, asked.menus, asked.config, Silent(), must_export=False)
             pick = f"evaluating {self._zoo.name} {key}"
-            evaluator = build_evaluator(job, asked.config, self._number_formats.get(pick))
+            evaluator = build_evaluator(job, asked.config, self._number_formats.get(pick), self._watcher)
             self._number_formats[pick] = {"dtype": evaluator.dtype, "batch_size": evaluator.batch_size}
             self._built[key] = job, evaluator
         return self._built[key]
