@@ -12,11 +12,13 @@ from autocompress.data import Data
 from autocompress.evaluation import DTYPES
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution
+from autocompress.files import write_atomically
 from autocompress.job.finish import execute_and_finish, write_outcome
 from autocompress.job.finished_run import export, finetune, verify
-from autocompress.job.inspection import report_layers
+from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.measure_plan import measure_plan
+from autocompress.job.measured_labels import measured_labels
 from autocompress.job.options import DataLike, ModelLike, Request, fine_tuning, given_plan, request, search_request
 from autocompress.job.prepare import (
     build_evaluator,
@@ -32,6 +34,7 @@ from autocompress.job.search import find, policy_digest, write_policy
 from autocompress.job.stages import through_stages
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
+from autocompress.report.measured import measured_page
 from autocompress.run.folder import RunFolder, begin, claim
 from autocompress.run.journal import journal_header
 from autocompress.run.names import CHECKPOINT, PLAN
@@ -51,9 +54,11 @@ def search(
     """Find the plan that keeps the network's outputs best within a budget; make it real, export it and verify it.
 
     Args:
-        model: a trained network, which is left as it is, or a spec string.
-        data: a `Data`, a spec string, (inputs, labels), or a pair of such pairs: for training and for test. The test
-            split is read once, at the end; without one, the result is measured on the search split, and says so.
+        model: a trained network, which is left as it is and on its device, or a spec string. The option `device` says
+            where it is run; the compressed network that comes back is on the CPU.
+        data: a `Data`, a spec string, (inputs, labels), or a pair of such pairs: for training and for test; tensors may
+            lie on any device. The test split is read once, at the end; without one, the result is measured on the
+            search split, and says so.
         budget: upper bounds such as `size=0.1` or `size=40kB,macs=50%`.
         progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
         **options: every other option of the command line, by name; see `autocompress.config.Config`. The option
@@ -75,7 +80,7 @@ def search(
         asked = replace(asked, config=begun)
         job = through_stages(job, asked, tuning, limits, path, watcher)
     config = asked.config
-    evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None)
+    evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None, watcher)
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
         found = find(job, evaluator, asked, limits, folder, watcher)
         write_policy(folder, asked, found.policy_state)
@@ -100,15 +105,21 @@ def inspect(
         model: a trained network, or a spec string, as for `search`.
         data: data, or a spec string, as for `search`; the test split is not read.
         progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
-        **options: options by name, as for `search`.
+        **options: options by name, as for `search`; `measure` labels are measured too, and drawn into the file `plot`.
 
     Raises:
         InputError: an option, the model or the data breaks a rule.
+        OSError: the plot can't be written.
     """
     asked, watcher = request(model, data, options), progress or Silent()
+    config = asked.config
+    check_plot(config)
     loaded = load(asked, load_splits(asked), watcher)
-    job = prepare(loaded, asked.menus, asked.config, watcher, must_export=False)
-    return Inspection(job.network, job.problem, job.original, report_layers(job.network, job.problem))
+    job = prepare(loaded, asked.menus, config, watcher, must_export=False)
+    measured = measured_labels(job, config, config.measure, config.seed, watcher) if config.measure else None
+    if measured is not None and config.plot is not None:
+        write_atomically(config.plot, measured_page(measured))
+    return Inspection(job.network, job.problem, job.original, report_layers(job.network, job.problem), measured)
 
 
 def evaluate(
@@ -136,7 +147,7 @@ def evaluate(
     job = prepare(loaded, asked.menus, asked.config, watcher, must_export=False)
     labeling = job.menus.labeling(wanted)
     limits = limits_to_check(asked.config.budget, job)
-    evaluator = build_evaluator(job, asked.config)
+    evaluator = build_evaluator(job, asked.config, watcher=watcher)
     return measure_plan(job, evaluator, labeling, limits, asked.config.split, watcher)
 
 

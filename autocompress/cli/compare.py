@@ -35,6 +35,14 @@ Data = Annotated[
 Cache = Annotated[
     str | None, typer.Option(metavar="PATH", help="Folder of the menu cache. Default: that of the suite's base.")
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Torch device that networks run on, such as cpu or cuda. Default: that of the suite's base, else CUDA "
+        "where there is one.",
+    ),
+]
 Methods = Annotated[
     str | None,
     typer.Option(
@@ -77,6 +85,7 @@ def compare(
     weights: Weights = None,
     data: Data = None,
     cache: Cache = None,
+    device: Device = None,
     methods: Methods = None,
     seeds: Seeds = None,
     episodes: Episodes = None,
@@ -108,6 +117,7 @@ def compare(
                 weights=weights,
                 data=data,
                 cache=cache,
+                device=device,
             )
         emit(shown, done.to_dict(), lambda console: _print(console, done))
         _stop_unless_finished(done)

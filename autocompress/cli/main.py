@@ -24,6 +24,7 @@ from autocompress.config import (
     BudgetOptions,
     Config,
     ExecutionOptions,
+    InspectOptions,
     MachineOptions,
     MeasureOptions,
     MenuOptions,
@@ -158,9 +159,12 @@ def search(config: Config) -> None:
 
 
 @app.command()
-@_with_options(NetworkOptions, MenuOptions, MachineOptions, OutputOptions)
+@_with_options(NetworkOptions, MenuOptions, InspectOptions, MachineOptions, OutputOptions)
 def inspect(config: Config) -> None:
-    """Show a network's layers and channel groups: costs, labels on offer, and each label's expected loss."""
+    """Show a network's layers and channel groups: costs, labels on offer, and each label's expected loss.
+
+    With --measure, some labels are measured too, which says how far the expected losses can be trusted.
+    """
     from autocompress import api
     from autocompress.job.result_data import inspection_data
     from autocompress.report.tables import print_inspection
@@ -207,6 +211,7 @@ def apply(config: Config) -> None:
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)]
+Device = Annotated[str | None, typer.Option(metavar="TEXT", help=_help("device"))]
 
 
 @app.command()
@@ -222,6 +227,7 @@ def finetune(
     hard_weight: Annotated[str | None, typer.Option(metavar="X", help=_help("hard_weight"))] = None,
     augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("augmentation"))] = None,
     mixup: Annotated[str | None, typer.Option(metavar="X", help=_help("mixup"))] = None,
+    device: Device = None,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -231,7 +237,13 @@ def finetune(
     from autocompress.report.tables import print_finished
 
     given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
-    given |= {"hard_weight": hard_weight, "augmentation": augmentation, "mixup": mixup, "batch_size": batch_size}
+    given |= {
+        "hard_weight": hard_weight,
+        "augmentation": augmentation,
+        "mixup": mixup,
+        "batch_size": batch_size,
+        "device": device,
+    }
     with reported() as context:
         context.how_to_resume = lambda: " The run is as it was; the same command goes on."
         config = make_config({"format": format, "quiet": quiet})
@@ -266,6 +278,7 @@ def export(
 @app.command()
 def verify(
     run: RunFolder,
+    device: Device = None,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -277,7 +290,7 @@ def verify(
     with reported():
         config = make_config({"format": format, "quiet": quiet})
         with watching_progress(config) as view:
-            verified = api.verify(run, progress=view)
+            verified = api.verify(run, progress=view, **({} if device is None else {"device": device}))
         emit(config, verification_data(verified), lambda console: print_verification(console, verified))
         _stop_unless(verified)
 

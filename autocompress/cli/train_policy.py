@@ -40,7 +40,12 @@ Cache = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="TEXT", help="Torch device that networks are evaluated on, such as cpu or cuda.")
+    str,
+    typer.Option(
+        metavar="TEXT",
+        help="Torch device that networks are evaluated on, such as cpu or cuda; auto is CUDA where there is one, else "
+        "the CPU.",
+    ),
 ]
 Resume = Annotated[
     bool,
@@ -56,7 +61,7 @@ def train_policy(
     out: Out,
     data: Data = None,
     cache: Cache = None,
-    device: Device = "cpu",
+    device: Device = "auto",
     resume: Resume = False,
     force: Force = False,
     format: Format = "table",
@@ -93,7 +98,7 @@ def _how_to_resume(out: Path, cache: str | None, device: str) -> str:
     recipe = out / RECIPE
     if not recipe.is_file():
         return ""
-    machine = (f" --cache {cache}" if cache else "") + (f" --device {device}" if device != "cpu" else "")
+    machine = (f" --cache {cache}" if cache else "") + (f" --device {device}" if device != "auto" else "")
     return (
         f" What was explored is kept; continue with: autocompress train-policy {recipe} --out {out}{machine} --resume"
     )

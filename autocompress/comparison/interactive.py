@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress.comparison.plots import X_PROGRESS, Y_PROGRESS
 from autocompress.comparison.series import Curve, Pareto, Style
+from autocompress.report.pages import page
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 _PANELS_A_ROW = 2
+_LEGEND = "best first"
 
 
 def pareto_html(plot: Pareto, styles: Mapping[str, Style]) -> str:
@@ -46,7 +48,7 @@ def pareto_html(plot: Pareto, styles: Mapping[str, Style]) -> str:
         )
     figure.update_xaxes(title=plot.x_label, tickvals=list(plot.ticks), ticktext=list(plot.ticks.values()))
     figure.update_yaxes(title=plot.y_label)
-    return _page(figure, 560, "Accuracy against budget")
+    return page(figure, 560, "Accuracy against budget", _LEGEND)
 
 
 def progress_html(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, Style]) -> str:
@@ -70,7 +72,7 @@ def progress_html(panels: Mapping[str, Sequence[Curve]], styles: Mapping[str, St
         scale = "log" if all((curve.mean > 0).all() for curve in curves) else "linear"
         figure.update_yaxes(type=scale, title=Y_PROGRESS if at["col"] == 1 else None, **at)
         figure.update_xaxes(title=X_PROGRESS, **at)
-    return _page(figure, 520 * rows, "Best plan so far against evaluations")
+    return page(figure, 520 * rows, "Best plan so far against evaluations", _LEGEND)
 
 
 def _add_curve(figure: Figure, curve: Curve, style: Style, at: Mapping[str, int], *, first: bool) -> None:
@@ -99,9 +101,3 @@ def _add_curve(figure: Figure, curve: Curve, style: Style, at: Mapping[str, int]
 def _plotly_style(style: Style) -> dict[str, Any]:
     """Plotly's arguments for the line and the markers of a method."""
     return {"line": {"color": style.color, "dash": style.dash}, "marker": {"symbol": style.symbol, "size": 9}}
-
-
-def _page(figure: Figure, height: int, title: str) -> str:
-    figure.update_layout(height=height, template="plotly_white", title=title, legend={"title": {"text": "best first"}})
-    page: str = figure.to_html(include_plotlyjs=True, include_mathjax=False, full_html=True)
-    return page

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.comparison.folder import begin, claim, keep, kept
+from autocompress.comparison.folder import SUITE, begin, claim, keep, kept
 from autocompress.comparison.live import ComparisonProgress, SilentComparison
 from autocompress.comparison.report import write_report
 from autocompress.comparison.results import CellResult
@@ -17,6 +17,7 @@ from autocompress.comparison.suite import Cell, Suite, make_suite, overridden, r
 from autocompress.comparison.summary import Summary, summarise
 from autocompress.comparison.workers import run_here, run_in_processes
 from autocompress.errors import InputError
+from autocompress.evaluation import AUTO, torch_device
 from autocompress.version import versions
 
 
@@ -92,11 +93,12 @@ def compare(
         OSError: the folder can't be written. What was written before stays valid.
     """
     wanted = suite if isinstance(suite, Suite) else _suite(suite)
-    wanted = overridden(wanted, base, methods=methods, seeds=seeds, episodes=episodes)
+    folder, watcher = Path(out) if out else default_folder(suite), progress or SilentComparison()
+    device = _device(base.get("device") or wanted.base.get("device", AUTO), folder, resume=resume)
+    wanted = overridden(wanted, {**base, "device": device}, methods=methods, seeds=seeds, episodes=episodes)
     requests = requests_of(wanted)
     if jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}.")
-    folder, watcher = Path(out) if out else default_folder(suite), progress or SilentComparison()
     claim(folder, wanted, resume=resume, force=force)
     results = _run(wanted, requests, folder, jobs, watcher, resume=resume)
     summaries = summarise(results)
@@ -112,6 +114,13 @@ def default_folder(suite: object) -> Path:
     'runs/compare-digits'
     """
     return Path("runs") / (f"compare-{Path(suite).stem}" if isinstance(suite, (str, Path)) else "compare")
+
+
+def _device(name: str, folder: Path, *, resume: bool) -> str:
+    """The device's own name in place of `auto`, for the suite in the folder; a comparison goes on where it began."""
+    if name == AUTO and resume and (folder / SUITE).is_file():
+        name = read_suite(folder / SUITE).base.get("device", AUTO)
+    return str(torch_device(name))
 
 
 def _suite(suite: str | Path | Mapping[str, Any]) -> Suite:

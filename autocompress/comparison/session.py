@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from autocompress.borrowed import evaluating
 from autocompress.budget import Budget
 from autocompress.comparison.folder import EVALUATIONS, read_conditions, read_policies
 from autocompress.comparison.results import CellResult
@@ -26,6 +25,7 @@ from autocompress.comparison.suite import Cell, Suite
 from autocompress.config import Config, MenuOptions, NetworkOptions, names_of
 from autocompress.errors import InputError
 from autocompress.evaluation import Closeness, Evaluator
+from autocompress.evaluation.batches import running
 from autocompress.evaluation.measure import compare
 from autocompress.job.journaled import step_of
 from autocompress.job.load import check_labels, load, load_splits
@@ -105,8 +105,8 @@ class Prepared:
 
     def _outputs(self, model: torch.nn.Module) -> Tensor:
         """Outputs (N, classes) of a model on the test split."""
-        with evaluating(model):
-            return torch.cat([model(inputs).flatten(1) for inputs, _ in self.job.data.test_batches()])
+        with running(model, self.job.device) as run:
+            return torch.cat([run(inputs) for inputs, _ in self.job.data.test_batches()])
 
 
 class Session:
@@ -236,7 +236,7 @@ class Session:
         loaded = load(asked, load_splits(asked), self._watcher)
         job = prepare(loaded, asked.menus, asked.config, self._watcher)
         before = self.conditions.get(key, {})
-        evaluator = build_evaluator(job, asked.config, before)
+        evaluator = build_evaluator(job, asked.config, before, self._watcher)
         now = {**made_on(job, evaluator), "search_split": _hash(job.data.search()[0])}
         for name, value in now.items():
             if before and before.get(name) != value:

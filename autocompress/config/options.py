@@ -268,12 +268,25 @@ class MeasureOptions(Part):
     )
 
 
+class InspectOptions(Part):
+    """What `inspect` measures beside what it counts."""
+
+    TITLE: ClassVar[str] = "Inspect"
+
+    measure: int = _option(
+        0, "Number of single labels, drawn at random, whose expected losses are compared with measured ones.", ge=0
+    )
+    plot: Path | None = _option(None, "HTML file for a plot of these labels, expected against measured loss.")
+
+
 class MachineOptions(Part):
     """Where and how fast a job runs; nothing here changes what is asked for."""
 
     TITLE: ClassVar[str] = "Machine"
 
-    device: str = _option("cpu", "Torch device, such as cpu or cuda.")
+    device: str = _option(
+        "auto", "Torch device that networks run on, such as cpu or cuda; auto is CUDA where there is one, else the CPU."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
         "auto", "Floating-point type of evaluations; auto picks the fastest that leaves the outputs as they are."
     )
@@ -309,6 +322,7 @@ PARTS: tuple[type[Part], ...] = (
     SearchOptions,
     ExecutionOptions,
     MeasureOptions,
+    InspectOptions,
     MachineOptions,
     RunOptions,
     OutputOptions,
@@ -319,6 +333,7 @@ class Config(
     OutputOptions,
     RunOptions,
     MachineOptions,
+    InspectOptions,
     MeasureOptions,
     ExecutionOptions,
     SearchOptions,

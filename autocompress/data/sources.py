@@ -15,7 +15,7 @@ from autocompress.errors import InputError
 
 
 class Source(Protocol):
-    """Samples by index."""
+    """Samples by index, on the CPU."""
 
     def __len__(self) -> int: ...
 
@@ -50,7 +50,7 @@ class TensorSource:
 
     @classmethod
     def from_arrays(cls, inputs: Any, labels: Any, normalization: Normalization, name: str) -> TensorSource:
-        """The source of tensors or NumPy arrays, which are checked.
+        """The source of tensors or NumPy arrays, which are checked; tensors on other devices are copied to the CPU.
 
         Args:
             inputs: (N, …) uint8 or floating-point inputs, N at least 1.
@@ -119,16 +119,16 @@ def _as_tensor(value: Any) -> Tensor:
     from PIL import Image  # here, so that those without images don't wait for it
 
     if not isinstance(value, Image.Image):
-        return torch.as_tensor(value)
+        return torch.as_tensor(value).cpu()
     if value.mode == "L":
         return torch.from_numpy(np.array(value))[None]
     return torch.from_numpy(np.array(value.convert("RGB"))).permute(2, 0, 1)
 
 
 def _tensor(value: Any, name: str) -> Tensor:
-    """An array as a tensor. Raises InputError where it holds no numbers."""
+    """An array as a tensor on the CPU. Raises InputError where it holds no numbers."""
     try:
-        return torch.as_tensor(value)
+        return torch.as_tensor(value).cpu()
     except (TypeError, ValueError) as error:  # strings, objects, ragged lists
         raise InputError(f"{name} must be an array of numbers, got {type(value).__name__}: {error}.") from error
 

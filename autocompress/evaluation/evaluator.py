@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, unknown_name
+from autocompress.evaluation.batches import Note
 from autocompress.evaluation.effects import Effects, effects_around, first_order_effects
 from autocompress.evaluation.measure import compare
 from autocompress.evaluation.number_format import (
@@ -41,7 +42,8 @@ class Evaluator:
     An evaluation compares outputs on the samples of the search split: those of the network with the plan's weights from
     the menus, with those of the original. The copy that runs has its norms folded and, where `dtype` is `auto`, the
     dtype and batch size that a short timing found fastest; a dtype that changes the original's outputs by 0.002 nats
-    or more is not taken.
+    or more is not taken. A plan whose outputs are not finite in a smaller dtype, whose range float16's is a small part
+    of, is run once more in float32. Where the device's memory is too small for a batch, batches are halved for good.
 
     Args:
         model: network that is compressed; it is not changed.
@@ -51,13 +53,14 @@ class Evaluator:
         labels: (N,) int64 classes of the samples; None: there are none, and accuracies are NaN.
         reference: original network whose outputs count, where `model` is another network of the same architecture;
             None: `model` itself.
-        device: device that plans are run on, such as `cpu` or `cuda:0`.
+        device: device that plans are run on, such as `cpu` or `cuda:0`; `auto`: CUDA where there is one, else the CPU.
         dtype: floating-point type of the forward passes: `auto`, `float32`, `bfloat16` or `float16`.
         batch_size: number of samples in a forward pass; None: the fastest of 64, 128 and 256.
+        note: function that is told once where batches were halved, and where plans are run in float32. Default: nobody.
 
     Attributes:
         dtype: floating-point type of the forward passes, never `auto`.
-        batch_size: number of samples in a forward pass.
+        batch_size: number of samples in a forward pass; it shrinks where the device's memory is too small.
         evaluations: number of different plans that were evaluated.
         forward_seconds: seconds spent in their forward passes.
 
@@ -77,17 +80,18 @@ class Evaluator:
         device: str = "cpu",
         dtype: str = "auto",
         batch_size: int | None = None,
+        note: Note | None = None,
     ) -> None:
         if dtype not in (*DTYPES, "auto"):
             raise unknown_name("dtype", dtype, [*DTYPES, "auto"])
         if len(inputs) == 0:
             raise InputError("`data` must leave at least one sample for the search split, got none.")
-        self._device = torch_device(device)
+        self._device, self._note = torch_device(device), note
         self._menus = menus
         self._problem = menus.problem()
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
-        self._inputs, self._labels = inputs, labels
-        self._reference = outputs_of(reference or model, inputs)
+        self._inputs, self._labels = inputs.cpu(), None if labels is None else labels.cpu()
+        self._reference = outputs_of(reference or model, inputs, self._device)
         self._predictions = Predictions(self._reference)
         self._effects: Effects | None = None
         self._cache: dict[bytes, Outcome] = {}
@@ -98,7 +102,9 @@ class Evaluator:
         self.dtype = dtype
         self.batch_size = batch_size or fastest_batch(self._folded, inputs, dtype, self._device)
         self._stitcher = Stitcher(self._prepared(), menus)
-        self._batches = in_format(inputs, self._device, DTYPES[self.dtype]).split(self.batch_size)
+        self._placed = in_format(inputs, self._device, DTYPES[self.dtype])
+        self._batches = self._placed.split(self.batch_size)
+        self._told_of_float32 = False
 
     def __call__(self, labeling: Labeling) -> Outcome:
         """The outcome of a plan on the search split.
@@ -177,11 +183,27 @@ class Evaluator:
         """The outcome of a plan that is not in the cache."""
         model = self._stitcher.stitch_(labeling)
         started = time.perf_counter()
-        outputs = run(model, self._batches)
+        outputs = self._run(model, self._placed)
+        if self.dtype != "float32" and not outputs.isfinite().all():
+            outputs = self._in_float32(labeling)
         self.forward_seconds += time.perf_counter() - started
         found = compare(self._reference, outputs, self._labels)
         resources, shift = self._problem.resources(labeling), self._predictions.shift(outputs)
         return Outcome(found.kl, found.accuracy, found.agreement, resources, shift)
+
+    def _run(self, model: nn.Module, inputs: Tensor) -> Tensor:
+        """(N, classes) outputs of a model on inputs in its format; a batch size that did not fit is not tried again."""
+        outputs, fitted = run(model, inputs, self.batch_size, self._device, self._note)
+        if fitted < self.batch_size:
+            self.batch_size, self._batches = fitted, self._placed.split(fitted)
+        return outputs
+
+    def _in_float32(self, labeling: Labeling) -> Tensor:
+        """(N, classes) outputs of a plan whose numbers leave the range of the evaluator's dtype."""
+        if self._note is not None and not self._told_of_float32:
+            self._note(f"a plan's outputs are not finite in {self.dtype}; it is run in float32, as are others like it")
+        self._told_of_float32 = True
+        return self._run(self.stitched(labeling).to(self._device), self._inputs)
 
     def _prepared(self) -> nn.Module:
         """A copy with the original's weights, as it is evaluated."""

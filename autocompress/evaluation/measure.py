@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
+from autocompress.evaluation.batches import Note, running
 
 Batch = tuple[Tensor, Tensor | None]
 
@@ -31,24 +31,32 @@ class Closeness:
     original_accuracy: float
 
 
-def measure(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch]) -> Closeness:
+def measure(
+    original: nn.Module,
+    compressed: nn.Module,
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    note: Note | None = None,
+) -> Closeness:
     """Run two networks on the same samples, in eval mode, and compare their outputs.
 
     Args:
         original: network whose outputs are the reference.
         compressed: network whose outputs are compared with them.
         batches: (inputs (n, …), labels (n,) or None) of the samples; all batches have labels, or none has.
+        device: device that both networks run on.
+        note: function that is told once where batches had to become smaller for the device's memory. Default: nobody.
 
     Returns:
-        Means over all samples. Both networks are then in the mode that they were in before.
+        Means over all samples. Both networks are left where they are and in the mode that they were in.
 
     Raises:
         InputError: there are no samples, or outputs are not finite.
     """
-    parts = []
-    with evaluating(original), evaluating(compressed):
+    parts, there = [], torch.device(device)
+    with running(original, there, note) as reference, running(compressed, there, note) as measured:
         for inputs, labels in batches:
-            parts.append((original(inputs).flatten(1), compressed(inputs).flatten(1), labels))
+            parts.append((reference(inputs), measured(inputs), None if labels is None else labels.cpu()))
     if not parts:
         raise InputError("`data` must hold at least one sample to measure on, got none.")
     labels = None if parts[0][2] is None else torch.cat([part[2] for part in parts if part[2] is not None])

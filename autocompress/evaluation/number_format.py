@@ -9,12 +9,14 @@ import time
 import torch
 from torch import Tensor, nn
 
-from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
+from autocompress.evaluation.batches import Note, room_for, run_in_batches, running
 from autocompress.evaluation.measure import compare
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCHES = (64, 128, 256)  # batch sizes that are timed
+AUTO = "auto"  # name of the device that is chosen: CUDA where there is one
+CPU = torch.device("cpu")
 _TIMED_SAMPLES = 256  # samples of a timed pass, at most
 _DTYPE_NOISE = 2e-3  # nats; a faster dtype must change the original's outputs by less
 
@@ -29,7 +31,8 @@ def choose_dtype(folded: nn.Module, inputs: Tensor, original: nn.Module, device:
         device: device that the network is to run on.
     """
     some = inputs[:_TIMED_SAMPLES]
-    return fastest_dtype(folded, some, outputs_of(original, some), torch_device(device))
+    there = torch_device(device)
+    return fastest_dtype(folded, some, outputs_of(original, some, there), there)
 
 
 def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: torch.device) -> str:
@@ -45,7 +48,7 @@ def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: 
     """
     best, best_seconds = "float32", math.inf
     for name in ("float32", "bfloat16", *(["float16"] if device.type == "cuda" else [])):
-        seconds, outputs = _timed(prepared(folded, name, device), inputs, name, device, BATCHES[1])
+        seconds, outputs, _ = _timed(prepared(folded, name, device), inputs, name, device, BATCHES[1])
         noise = compare(reference[: len(outputs)], outputs, None).kl if outputs.isfinite().all() else math.inf
         if seconds < best_seconds and (name == "float32" or noise < _DTYPE_NOISE):
             best, best_seconds = name, seconds
@@ -53,7 +56,7 @@ def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: 
 
 
 def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.device) -> int:
-    """The fastest of the batch sizes 64, 128 and 256.
+    """The fastest of the batch sizes 64, 128 and 256; smaller ones where the device's memory is too small for them.
 
     Args:
         folded: network with its norms folded.
@@ -62,12 +65,17 @@ def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.d
         device: device that the network is to run on.
     """
     model = prepared(folded, dtype, device)
-    return min(BATCHES, key=lambda size: _timed(model, inputs, dtype, device, size)[0])
+    seconds: dict[int, float] = {}
+    for size in BATCHES:
+        taken, _, fitted = _timed(model, inputs, dtype, device, size)
+        seconds.setdefault(fitted, taken)
+    return min(seconds, key=lambda size: seconds[size])
 
 
 def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
     """A copy of a network that runs in `dtype` on `device`, channels last."""
-    model = copy.deepcopy(folded).to(device, DTYPES[dtype])
+    with room_for("the network", device):
+        model = copy.deepcopy(folded).to(device, DTYPES[dtype])
     if any(parameter.ndim == 5 for parameter in model.parameters()):  # of Conv3d, which the format can't hold
         return model
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
@@ -75,40 +83,57 @@ def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
 
 def in_format(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The (N, …) inputs in the format of a network that was `prepared`: on its device, in its dtype, channels last."""
-    inputs = inputs.to(device, dtype)
+    with room_for("the samples that plans are compared on", device):
+        inputs = inputs.to(device, dtype)
     return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
 
 
-def run(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
-    """(N, classes) float32 outputs on the CPU, of a model in eval mode on batches in its format."""
-    with torch.inference_mode():
-        return torch.cat([model(batch).flatten(1).float().cpu() for batch in batches])
-
-
-def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
-    """(N, classes) float32 outputs of a model, which runs on its own device, in its own dtype and in eval mode.
+def run(
+    model: nn.Module, inputs: Tensor, batch_size: int, device: torch.device, note: Note | None = None
+) -> tuple[Tensor, int]:
+    """(N, classes) float32 outputs on the CPU, and the batch size that fitted: `run_in_batches` of a network's copy.
 
     Args:
-        model: model to run; it is left in the mode that it was in.
-        inputs: (N, …) samples on the CPU.
+        model: network that was `prepared`; what it keeps from a pass can't be trained with.
+        inputs: (N, …) samples in its format.
+        batch_size: largest number of samples in a batch, at least 1.
+        device: device of the model.
+        note: function that is told once where batches had to become smaller. Default: nobody.
+    """
+    with torch.inference_mode():
+        return run_in_batches(model, inputs, batch_size, device, note)
+
+
+def outputs_of(model: nn.Module, inputs: Tensor, device: torch.device = CPU) -> Tensor:
+    """(N, classes) float32 outputs of a model in eval mode, in its own dtype.
+
+    Args:
+        model: model to run; it is left where it is and in the mode that it was in.
+        inputs: (N, …) samples.
+        device: device that it runs on.
 
     Raises:
         InputError: an output is NaN or infinite.
     """
-    with evaluating(model):
-        device = next(model.parameters()).device
-        outputs = torch.cat([model(batch.to(device)).flatten(1).cpu() for batch in inputs.split(BATCHES[0])])
+    with running(model, device, batch_size=BATCHES[0]) as run_model:
+        outputs = run_model(inputs)
     if not torch.isfinite(outputs).all():
         raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
-    return outputs.float()
+    return outputs
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of a name such as `cpu` or `cuda:0`. Raises InputError where this machine has no such device."""
+    """The device of a name such as `cpu` or `cuda:0`; `auto` is `cuda` where there is one, else `cpu`.
+
+    Raises:
+        InputError: this machine has no such device.
+    """
+    if name == AUTO:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"`device` must be such as cpu or cuda:0, got {name!r}.") from error
+        raise InputError(f"`device` must be such as auto, cpu or cuda:0, got {name!r}.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"`device` must exist on this machine, got {name!r} without CUDA; use cpu.")
     try:
@@ -118,10 +143,13 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def _timed(model: nn.Module, inputs: Tensor, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor]:
-    """(seconds of a pass over at most 256 samples, their outputs (n, classes)); one batch runs before, unmeasured."""
-    batches = in_format(inputs[:_TIMED_SAMPLES], device, DTYPES[dtype]).split(batch)
-    run(model, batches[:1])
+def _timed(model: nn.Module, inputs: Tensor, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor, int]:
+    """(seconds of a pass over at most 256 samples, their outputs (n, classes), the batch size that fitted).
+
+    One batch runs before, unmeasured.
+    """
+    samples = in_format(inputs[:_TIMED_SAMPLES], device, DTYPES[dtype])
+    _, fitted = run(model, samples[:batch], batch, device)
     started = time.perf_counter()
-    outputs = run(model, batches)
-    return time.perf_counter() - started, outputs
+    outputs, fitted = run(model, samples, fitted, device)
+    return time.perf_counter() - started, outputs, fitted

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from autocompress.data import Data
 from autocompress.data.training import Augmentation, Blend, TrainingBatches, trained_on
 from autocompress.errors import InputError
+from autocompress.evaluation import torch_device
 from autocompress.execute.checkpoint import read_checkpoint, write_checkpoint
 from autocompress.execute.compressed import Compressed
 from autocompress.execute.distillation import FeatureTap, Objective, features_loss, matched_layers
@@ -152,8 +153,9 @@ def finetune(
         teacher: original network; it is not changed.
         data: data whose training samples without the search split are trained on, and whose search split judges.
         settings: settings of the fine-tuning.
-        device: device that both networks run on, such as `cpu` or `cuda:0`.
-        dtype: floating-point type of the forward passes (autocast); weights, gradients and the loss stay float32.
+        device: device that both networks run on, such as `cpu` or `cuda:0`; `auto`: CUDA where there is one.
+        dtype: floating-point type of the forward passes (autocast); weights, gradients and the loss stay float32. In
+            place of float16, another is taken (`trainable`).
         kept_weights: the original's own weights by layer, in the compressed network's shapes; needed for the method
             `strong`, which begins with them.
         checkpoint: file that is saved to every minute, and continued from where it exists; None: nothing is saved.
@@ -162,12 +164,42 @@ def finetune(
 
     Raises:
         InputError: the loss asks for labels that the data does not have or for matched layers that there are none of,
-            the method `strong` has no kept weights, or the checkpoint is damaged or another fine-tuning's.
+            the method `strong` has no kept weights, the device's memory is too small for a step, or the checkpoint is
+            damaged or another fine-tuning's.
     """
     if settings.method == "strong" and kept_weights is None:
         raise InputError("`kept_weights` must be given with the method strong, got none.")
     start = kept_weights if settings.method == "strong" else None
-    return _Run(compressed, start, teacher, data, settings, torch.device(device), dtype, checkpoint, progress).finish()
+    there = torch_device(device)
+    chosen = trainable(dtype, there)
+    try:
+        return _Run(compressed, start, teacher, data, settings, there, chosen, checkpoint, progress).finish()
+    except torch.OutOfMemoryError as error:  # a smaller batch would be another training, so the user has to choose
+        smaller = max(1, settings.batch_size // 2)
+        raise InputError(
+            f"`batch_size` of fine-tuning must fit into the memory of {there}, got {settings.batch_size}; "
+            f"pass --batch-size {smaller} or --device cpu."
+        ) from error
+
+
+def trainable(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype in which forward passes are run that gradients come back through.
+
+    float16 begins at 6e-8, where many gradients lie, so they would be 0. bfloat16 has float32's range and takes its
+    place, or float32 where the device has no bfloat16.
+
+    >>> trainable(torch.float16, torch.device("cpu"))
+    torch.bfloat16
+
+    Args:
+        dtype: dtype of evaluations.
+        device: device that is trained on.
+    """
+    if dtype == torch.float32 or (
+        device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        return torch.float32
+    return torch.bfloat16
 
 
 class _Run:

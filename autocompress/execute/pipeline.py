@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autocompress.data import Data
 from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
-from autocompress.evaluation import measure
+from autocompress.evaluation import measure, torch_device
 from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve
 from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
@@ -34,7 +34,7 @@ class Execution:
         recalibration_samples: number of training samples that the layers are fitted to anew, at least 0; 0 leaves the
             menus' weights as they are.
         tuning: settings of the fine-tuning; None: there is none.
-        device: device that fine-tuning runs on, such as `cpu` or `cuda:0`.
+        device: device that networks run on where they are fine-tuned and compared, such as `cpu` or `cuda:0`.
         dtype: floating-point type of fine-tuning's forward passes.
         checkpoint: file that fine-tuning saves to and continues from; None: it saves nothing.
     """
@@ -175,7 +175,8 @@ def _recalibrated(
         watcher.note(f"no re-calibration: {error}")
         return None
     search = [data.search()]
-    before, after = (measure(folded, each.rounded(), search).kl for each in (compressed, fitted))
+    device = torch_device(settings.device)
+    before, after = (measure(folded, each.rounded(), search, device).kl for each in (compressed, fitted))
     if after < before:
         return fitted
     watcher.note(f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to {after:.4f}")

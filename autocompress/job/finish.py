@@ -155,7 +155,7 @@ def verify_files(
     opened = _opened(job, contents)
     session = None if opened is None else opened.compressed
     batches = job.data.test_batches() if split == "test" else iter([job.data.search()])
-    reference, pytorch, runtime, labels = outputs_on(job.model, module, session, batches)
+    reference, pytorch, runtime, labels = outputs_on(job.model, module, session, batches, job.device, watcher.note)
     resources = finished_resources(job.network, plan, compressed.layers, len(contents[job.target.file_name]))
     checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(limits, resources)]
     found = None

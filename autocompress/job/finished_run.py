@@ -10,7 +10,7 @@ from typing import Any
 
 from autocompress.config import Config, load_config
 from autocompress.errors import InputError, unknown_name
-from autocompress.evaluation import DTYPES
+from autocompress.evaluation import AUTO, DTYPES
 from autocompress.execute.pipeline import Executed, Execution, original_weights, tune
 from autocompress.files import write_atomically
 from autocompress.job.finish import finish, split_used, verify_files, write_outcome
@@ -216,7 +216,7 @@ def _config_of(path: Path, options: Mapping[str, Any]) -> Config:
     for name in (CONFIG, PLAN, MODEL, OUTCOME):
         if not (path / name).is_file():
             raise InputError(f"`run` must be the folder of a finished run, got {path}, which has no {name}.")
-    return load_config(path / CONFIG, {**options, "out": path})
+    return load_config(path / CONFIG, {"device": AUTO, **options, "out": path})  # the run's device may be elsewhere
 
 
 def _outcome_of(path: Path) -> dict[str, Any]:

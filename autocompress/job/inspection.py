@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autocompress.config import InspectOptions
+from autocompress.errors import InputError
 from autocompress.network import Layer, Network
 from autocompress_envs.problem import LayerNumbers, Problem
 
@@ -44,6 +46,16 @@ class LayerReport:
     reason: str
     bit_errors: Mapping[int, float]
     sparsity_errors: Mapping[float, float]
+
+
+def check_plot(options: InspectOptions) -> None:
+    """Raises InputError where a plot is asked for that can't be made: now rather than after all measurements."""
+    if options.plot is None:
+        return
+    if not options.measure:
+        raise InputError("`plot` shows labels that were measured, got none of them; pass --measure 100.")
+    if options.plot.is_dir() or not options.plot.parent.is_dir():
+        raise InputError(f"`plot` must be a file in an existing folder, got {options.plot}.")
 
 
 def report_layers(network: Network, problem: Problem) -> tuple[LayerReport, ...]:

@@ -6,12 +6,15 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from autocompress.config import NetworkOptions
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.data.sources import TensorSource
 from autocompress.errors import InputError
+from autocompress.evaluation import torch_device
+from autocompress.evaluation.batches import placed, running
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.models import check_classes, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
@@ -32,6 +35,7 @@ class Loaded:
         data: the data with its splits.
         inputs: inputs (N, …) of the calibration split.
         target: target that the result runs on.
+        device: device that networks are run on; all that is held here lies on the CPU.
         network: layers, groups and costs that tracing found.
     """
 
@@ -42,6 +46,7 @@ class Loaded:
     data: Data
     inputs: Tensor
     target: Target
+    device: torch.device
     network: Network
 
 
@@ -56,14 +61,39 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     Raises:
         InputError: the network can't be loaded or traced, or does not fit the data.
     """
-    module = _load_model(asked.model, asked.config, data, watcher)
+    device = torch_device(asked.config.device)
+    module = placed(_load_model(asked.model, asked.config, data, watcher), torch.device("cpu"))
     _check_test_shape(data)
     inputs, _ = data.calibration()
     check_classes(module, inputs[:2], data.classes)
+    _check_device(module, inputs[:2], device)
     network = trace(module, inputs[:1])
     _tell_network(network, asked.config.model, data, watcher)
     folded = fold_batch_norms(module, network).cpu().float().eval()
-    return Loaded(module, module, folded, folded, data, inputs, asked.target, network)
+    return Loaded(module, module, folded, folded, data, inputs, asked.target, device, network)
+
+
+def _check_device(module: nn.Module, inputs: Tensor, device: torch.device) -> None:
+    """Raises InputError where the network can't run on the device, as where it keeps tensors that `to` does not move.
+
+    Args:
+        module: network on the CPU, which can run there.
+        inputs: (n, …) samples.
+        device: device that is asked for.
+    """
+    if device.type == "cpu":
+        return
+    try:
+        with running(module, device) as run:
+            run(inputs)
+    except InputError:  # what `running` says itself
+        raise
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"`model` must run on the device {device}, got the error: {reason}; "
+            "make its tensors on the input's device and register those that it keeps, or pass --device cpu."
+        ) from error
 
 
 def load_splits(asked: Request) -> Data:

@@ -29,7 +29,7 @@ def measure_plan(
     watcher.stage(f"measuring the original and the plan on the {split} split")
     compressed = evaluator.stitched(labeling)
     batches = job.data.test_batches() if split == "test" else [job.data.search()]
-    measured = measure(job.model, compressed, batches)
+    measured = measure(job.model, compressed, batches, job.device, watcher.note)
     resources = job.problem.resources(labeling)
     outcome = Outcome(measured.kl, measured.accuracy, measured.agreement, resources)
     original = Outcome(0.0, measured.original_accuracy, 1.0, dict(job.original))

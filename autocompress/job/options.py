@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from autocompress.budget import Budget
-from autocompress.config import Config, ExecutionOptions, MenuOptions, SearchOptions, make_config
+from autocompress.config import Config, ExecutionOptions, MenuOptions, SearchOptions, load_config, make_config
 from autocompress.data import Data
 from autocompress.errors import InputError
-from autocompress.evaluation import torch_device
+from autocompress.evaluation import AUTO, torch_device
 from autocompress.execute.distillation import Objective
 from autocompress.execute.finetune import FineTuning
 from autocompress.menus import MenuSettings
@@ -25,6 +25,7 @@ from autocompress.models import check_spec
 from autocompress.plan import Plan
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import chosen_policy
+from autocompress.run.names import CONFIG
 from autocompress.searchers.agents import check_agent
 from autocompress.searchers.base import REWARDS, SearchSettings
 from autocompress.searchers.search import Searcher, as_searcher
@@ -146,8 +147,19 @@ def _config(model: ModelLike, data: DataLike | None, options: Mapping[str, Any],
         "budget": str(budget) if isinstance(budget, Budget) else budget,
     }
     config = make_config({**options, **{name: value for name, value in given.items() if value is not None}})
-    torch_device(config.device)  # now rather than after minutes of menus
-    return config
+    return config.model_copy(update={"device": _device(config)})
+
+
+def _device(config: Config) -> str:
+    """The device's own name in place of `auto`, so that the run's files say which it was.
+
+    A run that is resumed goes on where it began: another device rounds otherwise, so the search would take other turns
+    than its journal.
+    """
+    name = config.device
+    if name == AUTO and config.resume and config.out is not None and (config.out / CONFIG).is_file():
+        name = load_config(config.out / CONFIG, {}).device
+    return str(torch_device(name))  # raises now rather than after minutes of menus
 
 
 def _menus(options: MenuOptions, seed: int, plan: Plan | None) -> tuple[Target, MenuSettings]:

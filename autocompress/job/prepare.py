@@ -70,13 +70,16 @@ def prepare(
     return Job(**{**loaded_fields(loaded), "network": menus.network}, menus=menus, problem=problem, original=original)
 
 
-def build_evaluator(job: Job, machine: MachineOptions, before: Mapping[str, Any] | None = None) -> Evaluator:
+def build_evaluator(
+    job: Job, machine: MachineOptions, before: Mapping[str, Any] | None = None, watcher: Progress | None = None
+) -> Evaluator:
     """The evaluator of a job on the search split.
 
     Args:
         job: the network with its menus.
         machine: device and dtype.
         before: `dtype` and `batch_size` of the run that is resumed, in place of those that a measurement would pick.
+        watcher: observer that is told of what the user has to know. Default: nobody.
     """
     inputs, labels = job.data.search()
     settled = before or {}
@@ -90,6 +93,7 @@ def build_evaluator(job: Job, machine: MachineOptions, before: Mapping[str, Any]
         device=machine.device,
         dtype=settled.get("dtype", machine.dtype),
         batch_size=settled.get("batch_size"),
+        note=None if watcher is None else watcher.note,
     )
 
 

@@ -11,6 +11,7 @@ from autocompress_envs.problem import Labeling, Outcome, Problem, removed_weight
 
 if TYPE_CHECKING:
     from autocompress.execute.finetune import Tuned
+    from autocompress.job.measured_labels import MeasuredLabels
     from autocompress.job.results import Finished, Inspection, Measurement, Result
     from autocompress.targets.verify import Verification
 
@@ -135,6 +136,7 @@ def inspection_data(inspection: Inspection) -> dict[str, Any]:
         "unknown_operators": dict(network.unknown_operators),
         "fixed_operators": dict(network.fixed_operators),
         "layers": [dict(vars(layer)) for layer in inspection.layers],
+        **_measured_labels_data(inspection.measured),
         "groups": [
             {
                 "index": index,
@@ -146,3 +148,11 @@ def inspection_data(inspection: Inspection) -> dict[str, Any]:
             for index, group in enumerate(network.groups)
         ],
     }
+
+
+def _measured_labels_data(measured: MeasuredLabels | None) -> dict[str, Any]:
+    """The labels that were measured, and what they stand above: losses of the network with its mildest labels."""
+    if measured is None:
+        return {"measured_base": None, "measured_labels": []}
+    base = {"expected": measured.base_expected, "measured": measured.base_measured}
+    return {"measured_base": base, "measured_labels": [dict(vars(label)) for label in measured.labels]}

@@ -10,6 +10,7 @@ from torch import nn
 
 from autocompress.execute.pipeline import Executed
 from autocompress.job.inspection import LayerReport
+from autocompress.job.measured_labels import MeasuredLabels
 from autocompress.network import Network
 from autocompress.plan import Plan
 from autocompress.targets.verify import Verification
@@ -90,9 +91,11 @@ class Inspection:
         problem: the network's menus in numbers.
         original: every resource of the original.
         layers: one report a layer, in network order.
+        measured: labels that were measured; None where none were asked for.
     """
 
     network: Network
     problem: Problem
     original: Mapping[str, int]
     layers: tuple[LayerReport, ...]
+    measured: MeasuredLabels | None = None

@@ -125,7 +125,7 @@ def policy_digest(policy: SavedPolicy | None) -> dict[str, Any]:
 
 def original_accuracy(job: Job) -> float:
     """Accuracy of the original on the search split."""
-    return measure(job.model, job.model, [job.data.search()]).accuracy
+    return measure(job.model, job.model, [job.data.search()], job.device).accuracy
 
 
 def write_policy(folder: RunFolder, asked: SearchRequest, policy: Mapping[str, Tensor] | None) -> None:

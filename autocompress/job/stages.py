@@ -80,7 +80,7 @@ def _stage(
     """One stage before the last: what its search found, fine-tuned, is the base of the next."""
     config = asked.config
     config = config.model_copy(update={"out": path, "resume": config.resume and (path / JOURNAL).is_file()})
-    evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None)
+    evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None, watcher)
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
         found = find(job, evaluator, replace(asked, config=config), limits, folder, watcher)
         dtype = DTYPES[evaluator.dtype]

@@ -27,7 +27,7 @@ from torch import nn
 
 from autocompress.data import Data, load_data
 from autocompress.errors import InputError
-from autocompress.evaluation import Evaluator
+from autocompress.evaluation import Evaluator, torch_device
 from autocompress.files import write_atomically
 from autocompress.job.load import load
 from autocompress.job.options import request
@@ -61,7 +61,7 @@ def train_policy(
     *,
     data: Mapping[str, str] | None = None,
     cache: Path | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     resume: bool = False,
     force: bool = False,
     progress: Progress | None = None,
@@ -77,7 +77,7 @@ def train_policy(
         data: data that replaces the recipe's, by the recipe's names; read only if `recipe` is a path.
         cache: folder of the menu cache, which also keeps the zoo's weights. Default: `$AUTOCOMPRESS_CACHE`,
             else ~/.cache/autocompress.
-        device: torch device that networks are evaluated on.
+        device: torch device that networks are evaluated on; `auto` is CUDA where there is one, else the CPU.
         resume: continue the training in `out`, which must have the same recipe; episodes on disk are kept.
         force: replace the training in `out`; its episodes are made anew.
         progress: observer that is told of every stage. Default: nobody.
@@ -88,7 +88,7 @@ def train_policy(
     Raises:
         InputError: the recipe breaks a rule, or the folder holds another training.
     """
-    watcher, folder = progress or Silent(), Path(out)
+    watcher, folder, device = progress or Silent(), Path(out), str(torch_device(device))
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
     splits = load_all(wanted)  # before the folder is made: data that can't be read must not leave a folder behind
     _claim(folder, wanted, resume=resume, force=force)
@@ -240,7 +240,7 @@ class ExploredNetwork:
             loaded = load(asked, self.data, Silent())
             job = prepare(loaded, asked.menus, asked.config, Silent(), must_export=False)
             pick = f"evaluating {self._zoo.name} {key}"
-            evaluator = build_evaluator(job, asked.config, self._number_formats.get(pick))
+            evaluator = build_evaluator(job, asked.config, self._number_formats.get(pick), self._watcher)
             self._number_formats[pick] = {"dtype": evaluator.dtype, "batch_size": evaluator.batch_size}
             self._built[key] = job, evaluator
         return self._built[key]

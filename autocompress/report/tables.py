@@ -12,6 +12,7 @@ from rich.table import Table
 
 from autocompress.budget import RESOURCES
 from autocompress.job.result_data import label_summary
+from autocompress.report.measured import measured_lines
 
 if TYPE_CHECKING:
     from autocompress.job.inspection import LayerReport
@@ -149,7 +150,7 @@ def _closing_lines(measured: Measurement) -> list[str]:
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
-    """Print the layers, the channel groups, the original's costs, and operators whose cost is not known.
+    """Print the layers, the channel groups, the original's costs, operators of unknown cost, and measured labels.
 
     Args:
         console: console of standard output.
@@ -164,7 +165,9 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
         branch = "yes" if group.is_branch else ""
         groups.add_row(str(index), escape(group.owner), str(group.width), *map(escape, members), branch)
     console.print(groups)
-    for line in _inspection_lines(inspection):
+    lines = _inspection_lines(inspection)
+    lines += [] if inspection.measured is None else measured_lines(inspection.measured)
+    for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
+from autocompress.evaluation.batches import placed
 from autocompress.evaluation.stitch import write_layer_
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
@@ -24,7 +25,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     Args:
         path: packed file, or the folder of a run, which has one.
-        model: original network, needed only where the file holds no graph; it is not changed.
+        model: original network, needed only where the file holds no graph; it is not changed, nor moved.
 
     Raises:
         InputError: the file is missing or damaged, or holds no graph and `model` is not given or is another network.
@@ -33,7 +34,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     weights = load_packed_weights(file)
     if model is None or weights.graph is not None:
         return rebuilt(weights, file).graph
-    example = torch.zeros(1, *weights.input_shape)
+    example, model = torch.zeros(1, *weights.input_shape), placed(model, torch.device("cpu"))
     return restored(weights, model, trace(model, example)).rounded()
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from autocompress.borrowed import evaluating
+from autocompress.evaluation.batches import Note, running
 from autocompress.evaluation.measure import Closeness, compare
 from autocompress.execute.compressed import LayerWeights
 from autocompress.network.structure import Network
@@ -97,7 +97,12 @@ class Verification:
 
 
 def outputs_on(
-    original: nn.Module, compressed: nn.Module, session: Session | None, batches: Iterable[Batch]
+    original: nn.Module,
+    compressed: nn.Module,
+    session: Session | None,
+    batches: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    note: Note | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Outputs of the three networks, from one pass over the batches.
 
@@ -106,16 +111,19 @@ def outputs_on(
         compressed: compressed network in PyTorch, its inputs rounded.
         session: file in its runtime; None: there is none.
         batches: (inputs, labels) of all samples, at least one.
+        device: device that both networks in PyTorch run on; the file runs where its runtime does.
+        note: function that is told once where batches had to become smaller for the device's memory. Default: nobody.
 
     Returns:
         (N, classes) outputs of the original, of the compressed network and of the file (or None), and (N,) labels (or
         None).
     """
     kept: list[list[Tensor]] = [[], [], [], []]
-    with evaluating(original), evaluating(compressed):
+    there = torch.device(device)
+    with running(original, there, note) as run_original, running(compressed, there, note) as run_compressed:
         for inputs, labels in batches:
-            kept[0].append(original(inputs).flatten(1))
-            kept[1].append(compressed(inputs).flatten(1))
+            kept[0].append(run_original(inputs))
+            kept[1].append(run_compressed(inputs))
             if session is not None:
                 kept[2].append(session.run(inputs).flatten(1))
             if labels is not None:

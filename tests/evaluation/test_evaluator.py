@@ -198,7 +198,7 @@ def test_what_is_refused() -> None:
     names = "auto, bfloat16, float16, float32"
     refused(model, menus, x, f"`dtype` must be one of {names}, got 'int8'.", dtype="int8")
     refused(model, menus, x[:0], "`data` must leave at least one sample for the search split, got none.")
-    refused(model, menus, x, "`device` must be such as cpu or cuda:0, got 'gpu'.", device="gpu")
+    refused(model, menus, x, "`device` must be such as auto, cpu or cuda:0, got 'gpu'.", device="gpu")
     if not torch.cuda.is_available():
         message = "`device` must exist on this machine, got 'cuda:0' without CUDA; use cpu."
         refused(model, menus, x, message, device="cuda:0")
@@ -209,3 +209,64 @@ def test_what_is_refused() -> None:
     with torch.no_grad():
         model.head.weight[0, 0] = float("nan")
     refused(model, menus, x, message)
+
+
+class Loud(nn.Module):
+    """Input 4: inner values of about 1e6, which float16 (up to 65,504) can't hold; at most `room` samples at once."""
+
+    room = 1000
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.head(torch.relu(1e6 * self.hidden(x)) / 1e6)
+
+
+def loud() -> tuple[nn.Module, Menus, Tensor]:
+    torch.manual_seed(0)
+    model, x = Loud().eval(), torch.randn(40, 4)
+    return model, menus_of(model, x, activation_bits=(32,)), x  # rounding would clamp infinity to a range's end
+
+
+def test_plans_that_leave_the_range_of_a_dtype_are_run_in_float32() -> None:
+    (model, menus, x), told = loud(), []
+    given: dict[str, Any] = {"batch_size": 16, "note": told.append}
+    rough = Evaluator(model, menus.network, menus, x, None, dtype="float16", **given)
+    exact = Evaluator(model, menus.network, menus, x, None, dtype="float32", **given)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        labeling = random_labels(menus.problem(), rng)
+        assert rough(labeling).kl == pytest.approx(exact(labeling).kl, rel=1e-4, abs=1e-7)
+    assert told == ["a plan's outputs are not finite in float16; it is run in float32, as are others like it"]
+    assert rough.dtype == "float16"
+
+
+def test_a_full_device_halves_the_batches_of_all_plans_that_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    (model, menus, x), told, rng = loud(), [], np.random.default_rng(0)
+    labelings = [random_labels(menus.problem(), rng) for _ in range(3)]
+    evaluate, roomy = (
+        Evaluator(model, menus.network, menus, x, None, dtype="float32", batch_size=32, note=told.append)
+        for _ in range(2)
+    )
+    expected = [roomy(labeling).kl for labeling in labelings]
+    monkeypatch.setattr(Loud, "room", 10)
+    assert [evaluate(labeling).kl for labeling in labelings] == pytest.approx(expected, rel=1e-5)
+    assert told == ["cpu has no memory for batches of 32; they have 8 samples from here on"]
+    assert evaluate.batch_size == 8
+
+
+def test_tensors_on_any_device_are_taken() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device on this machine")
+    model, x = network("concat")
+    menus, found = menus_of(model, x), []
+    for device in ("cpu", "cuda"):
+        evaluate = Evaluator(model, menus.network, menus, x.to(device), None, dtype="float32", device=device)
+        labeling = random_labels(menus.problem(), np.random.default_rng(0))
+        found.append(evaluate(labeling).kl)
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert next(model.parameters()).device.type == "cpu"

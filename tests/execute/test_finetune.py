@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 from execute_toys import digits, labels, levels, menus_of, network, outputs, same, same_state, state, unlabeled
+from torch import nn
 
 from autocompress.data import from_tensors
 from autocompress.data.sources import Source
@@ -15,7 +16,7 @@ from autocompress.evaluation import measure
 from autocompress.execute import finetune as module
 from autocompress.execute.compressed import Compressed, from_menus, kept_map, uncompressed
 from autocompress.execute.distillation import Objective
-from autocompress.execute.finetune import FineTuning, finetune
+from autocompress.execute.finetune import FineTuning, finetune, trainable
 from autocompress.network import fold_batch_norms
 
 _QUICK = FineTuning(epochs=0.5, batch_size=64, augmentation="none")
@@ -356,6 +357,61 @@ def test_mixed_precision_learns_too():
     tuned = finetune(compressed, toy.folded, toy.data, replace(_QUICK, learning_rate=3e-3), dtype=torch.bfloat16)
     assert tuned.best_step == 10
     assert {each.dtype for each in tuned.compressed.model.parameters()} == {torch.float32}
+
+
+def test_float16_is_trained_in_bfloat16_whose_gradients_do_not_vanish():
+    toy, compressed = damaged()
+    settings = replace(_QUICK, epochs=0.1)
+    half, brain, whole = (
+        finetune(compressed, toy.folded, toy.data, settings, dtype=dtype).compressed
+        for dtype in (torch.float16, torch.bfloat16, torch.float32)
+    )
+    assert same(half, brain)
+    assert not same(half, whole)
+
+
+def test_dtypes_to_train_in(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for has_bfloat16, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bfloat16: has)
+        assert trainable(torch.float16, cuda) == trainable(torch.bfloat16, cuda) == expected
+        assert trainable(torch.float32, cuda) == trainable(torch.float32, cpu) == torch.float32
+        assert trainable(torch.float16, cpu) == torch.bfloat16
+
+
+class Full(nn.Module):
+    """A teacher whose device has room for 8 samples."""
+
+    def __init__(self, teacher):
+        super().__init__()
+        self.teacher = teacher
+
+    def forward(self, x):
+        if len(x) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.teacher(x)
+
+
+def test_a_full_device_names_a_smaller_batch():
+    toy, compressed = damaged()
+    message = (
+        "`batch_size` of fine-tuning must fit into the memory of cpu, got 64; pass --batch-size 32 or --device cpu."
+    )
+    with pytest.raises(InputError) as error:
+        finetune(compressed, Full(toy.folded), toy.data, _QUICK)
+    assert str(error.value) == message
+    assert finetune(compressed, Full(toy.folded), toy.data, replace(_QUICK, epochs=0.05, batch_size=8)).steps > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+def test_it_learns_on_cuda_and_hands_back_on_the_cpu():
+    toy, compressed = damaged()
+    for dtype in (torch.float32, torch.float16):
+        tuned = finetune(compressed, toy.folded, toy.data, _QUICK, device="cuda", dtype=dtype)
+        assert tuned.best_step == 10
+        assert {each.device.type for each in tuned.compressed.model.parameters()} == {"cpu"}
+        assert {layer.values.device.type for layer in tuned.compressed.layers.values()} == {"cpu"}
+    assert {each.device.type for each in toy.folded.parameters()} == {"cpu"}
 
 
 @pytest.mark.parametrize(
