@@ -31,10 +31,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from autocompress.evaluation.stitch import LayerChoice, full_weight, resolve, untie_
+from autocompress.evaluation.stitch import LayerChoice, resolve, untie_
 from autocompress.menus.menus import Menus
 from autocompress.menus.responses import Changes, responses
-from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer
 from autocompress_envs.problem import IntArray, Labeling
 
@@ -136,8 +135,7 @@ def effects_around(
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         module = model.get_submodule(layer.name)
         untie_(module)
-        variant = menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
-        own = _full(menus, layer, choice.reads, variant)
+        own = _weights(menus, layer, choice.reads, choice.sparsity, choice.weight_bits)
         changes[layer.name] = _changes_around(menus, layer, choice, own)
         for name, values in {"weight": own[:, :-1], "bias": own[:, -1]}.items():
             if (parameter := getattr(module, name, None)) is not None:
@@ -283,7 +281,7 @@ def _changes_around(menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor
     changes = []
 
     def change(kept: Mapping[int, int], sparsity: float, bits: int) -> Tensor:
-        return _full(menus, layer, kept, menus.variant(layer, kept, sparsity, bits)) - own
+        return _weights(menus, layer, kept, sparsity, bits) - own
 
     def add(part: str, row: int, options: slice, kept: Mapping[int, int], sparsity: float, bits: int) -> None:
         changes.append(_Change(partial(change, kept, sparsity, bits), part, row, options))
@@ -317,10 +315,20 @@ def _owner(menus: Menus, layer: Layer, position: int) -> int:
     return index[menus.network.groups[reads[position]].owner] if reads else index[layer.name]
 
 
-def _full(menus: Menus, layer: Layer, kept: Mapping[int, int], variant: Variant) -> Tensor:
-    """(rows, d + 1) weights and bias of a variant in the original's shape, zeros at removed columns."""
-    flat = torch.zeros(layer.rows, layer.fan_in + 1)
-    columns = menus.kept_columns(layer, kept) if menus.reads(layer) else torch.arange(layer.fan_in)
-    flat[:, columns] = full_weight(layer, variant).flatten(1)
-    flat[:, -1] = variant.bias
-    return flat
+def _weights(menus: Menus, layer: Layer, kept: Mapping[int, int], sparsity: float, bits: int) -> Tensor:
+    """(rows, d + 1) weights and bias of a label in the original's shape, zeros at removed columns.
+
+    Where not all variants are built, pruning and rounding are taken from two that are, and added up.
+    """
+    source = menus.sources[layer.name]
+    if menus.eager:
+        return source.change(menus.variant(layer, kept, sparsity, bits)) + source.weight.float()
+    full = {read: menus.network.groups[read].width for read in menus.reads(layer)}
+    weights = source.weight.float() + source.change(menus.variants(layer, full)[bits])
+    if kept != full:
+        pruned = menus.pruned(layer, kept)
+        weights += source.change(pruned)
+        removed = torch.ones(layer.fan_in, dtype=torch.bool)
+        removed[pruned.columns] = False
+        weights[:, :-1][:, removed] = 0
+    return weights

@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation.batches import Note
-from autocompress.evaluation.effects import Effects, effects_around, first_order_effects
+from autocompress.evaluation.effects import Effects, Progress, effects_around, first_order_effects
 from autocompress.evaluation.measure import compare
 from autocompress.evaluation.number_format import (
     DTYPES,
@@ -30,6 +31,7 @@ from autocompress.evaluation.number_format import (
 )
 from autocompress.evaluation.predictions import Predictions
 from autocompress.evaluation.stitch import Stitcher
+from autocompress.menus.fisher import gradient_samples
 from autocompress.menus.menus import Menus
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Network
@@ -103,7 +105,6 @@ class Evaluator:
         self.batch_size = batch_size or fastest_batch(self._folded, inputs, dtype, self._device)
         self._stitcher = Stitcher(self._prepared(), menus)
         self._placed = in_format(inputs, self._device, DTYPES[self.dtype])
-        self._batches = self._placed.split(self.batch_size)
         self._told_of_float32 = False
 
     def __call__(self, labeling: Labeling) -> Outcome:
@@ -127,36 +128,36 @@ class Evaluator:
         """(N, K) float64 class probabilities of the original on the search split (`Predictions`)."""
         return self._predictions.probabilities
 
-    def effects(self, around: Labeling | None = None, samples: int | None = None) -> Effects | None:
+    def effects(
+        self, around: Labeling | None = None, samples: int | None = None, progress: Progress | None = None
+    ) -> Effects:
         """The first-order effects of every label on the outputs on the search split.
 
         Args:
             around: plan around which the effects are computed, its own labels having none; None: around the original,
                 which is computed once and stored with the menus.
             samples: number of samples that are needed, the first ones of the split; None: all.
+            progress: observer that is called with (samples done, samples in all).
 
         Returns:
-            The effects, on at least that many samples; None where the menus are built lazily, since most of their
-            weights would have to be built.
+            The effects, on at least that many samples, or on as many as are worth their time: fewer of a large network
+            (`gradient_samples`).
         """
-        if not self._menus.eager:
-            return None
-        wanted = min(samples or len(self._inputs), len(self._inputs))
+        affordable = gradient_samples(sum(layer.macs for layer in self._menus.network.layers), len(self._inputs))
+        wanted = min(samples or affordable, affordable)
         if self._effects is None or self._effects.samples < wanted:
-            self._effects = self._stored(wanted)
+            self._effects = self._stored(wanted, progress)
         if around is None:
             return self._effects
-        model, batches = self._prepared(), self._first(wanted)
-        return effects_around(
-            model, self._menus, around, batches, self._predictions.pooled, self._effects.first(wanted)
-        )
+        inputs, far = self._placed[:wanted], self._effects.first(wanted)
+        pooled = self._predictions.pooled
+        return self._counted(effects_around(self._prepared(), self._menus, around, inputs, pooled, far, progress))
 
-    def _first(self, samples: int) -> tuple[Tensor, ...]:
-        """Batches of the first `samples` samples, in the format that the copy runs in."""
-        batches: tuple[Tensor, ...] = torch.cat(self._batches)[:samples].split(self.batch_size)
-        return batches
+    def _counted(self, effects: Effects) -> Effects:
+        """With passes over the whole search split, as evaluations are."""
+        return replace(effects, passes=effects.passes * effects.samples / len(self._inputs))
 
-    def _stored(self, samples: int) -> Effects:
+    def _stored(self, samples: int, progress: Progress | None) -> Effects:
         """Effects around the original, kept beside the menus: they depend on no plan, hence on no budget either."""
         digest = hashlib.sha256(f"{samples} {self.dtype}".encode())
         for tensor in (self._inputs[:samples], self._reference[:samples]):
@@ -164,12 +165,12 @@ class Evaluator:
 
         def tensors() -> dict[str, Tensor]:
             model, pooled = self._prepared(), self._predictions.pooled
-            found = first_order_effects(model, self._menus, self._first(samples), pooled)
+            found = first_order_effects(model, self._menus, self._placed[:samples], pooled, progress)
             parts = {"pruning": torch.from_numpy(found.pruning), "rounding": torch.from_numpy(found.rounding)}
             return {**parts, "passes": torch.tensor(found.passes, dtype=torch.float64)}
 
         read = self._menus.store.tensors(f"effects-{digest.hexdigest()[:16]}", tensors)
-        return Effects(read["pruning"].numpy(), read["rounding"].numpy(), float(read["passes"]))
+        return self._counted(Effects(read["pruning"].numpy(), read["rounding"].numpy(), float(read["passes"])))
 
     def stitched(self, labeling: Labeling) -> nn.Module:
         """A new float32 model with the plan's weights, channels really removed and inputs rounded as the plan says.
@@ -195,7 +196,7 @@ class Evaluator:
         """(N, classes) outputs of a model on inputs in its format; a batch size that did not fit is not tried again."""
         outputs, fitted = run(model, inputs, self.batch_size, self._device, self._note)
         if fitted < self.batch_size:
-            self.batch_size, self._batches = fitted, self._placed.split(fitted)
+            self.batch_size = fitted
         return outputs
 
     def _in_float32(self, labeling: Labeling) -> Tensor:

@@ -38,6 +38,9 @@ def prepare(
 ) -> Job:
     """Build the menus, and count `size` on the target's file.
 
+    The labels' expected losses are judged on the search split: it is what no weight was fitted to, and the plans are
+    compared on it anyway.
+
     Args:
         loaded: the network and its data.
         settings: settings of the menus.
@@ -54,8 +57,10 @@ def prepare(
         loaded.inputs,
         settings,
         data_fingerprint=loaded.data.fingerprint,
+        judging_inputs=loaded.data.search()[0],
         cache=machine.cache or default_cache(),
         jobs=machine.jobs,
+        device=str(loaded.device),
         progress=watcher.advance,
     )
     try:

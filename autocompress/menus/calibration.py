@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.menus.columns import count_positions, extended_columns, weight_order
+from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
 from autocompress.menus.fisher import gradient_samples, random_functions
 from autocompress.menus.listening import Call, Listening
 from autocompress.network.structure import Layer, Network
@@ -53,12 +53,12 @@ class Statistics:
     """What calibration found out about one layer.
 
     Attributes:
-        second_moment: (g, d + 1, d + 1) float32 H, shrunk, one matrix for each of a convolution's g groups.
+        second_moment: (g, d + 1, d + 1) float32 H, not shrunk, one matrix for each of a convolution's g groups.
         gradient_moment: (rows, rows) float32 G.
         channel_activation: (in_channels,) float32 mean absolute value of every input channel.
         input_sample: (n,) float32 values of the input, at most 65,536, ascending; the smallest and the
             largest that occurred are among them.
-        shrinkage: () float32 share, in [0, 1], by which correlations were shrunk.
+        shrinkage: () float32 share, in [0, 1], by which correlations are to be shrunk (`shrunk`).
     """
 
     second_moment: Tensor
@@ -169,26 +169,27 @@ class _Collector:
 
     def _see_input(self, call: Call) -> None:
         x, count = call.x.float(), count_positions(call.x, call.window)
-        drawn = self._drawn(count, self.columns_a_sample * len(x), x.device)
-        columns = extended_columns(x, call.window, drawn)  # (g, M, d + 1)
-        self.of_block += (columns.mT @ columns) * (count / columns.shape[1])
-        by_channel = x.movedim(x.ndim - 1 if self.layer.kind == "linear" else 1, 0).flatten(1)  # (channels, M)
-        self.activation += by_channel.abs().sum(1)
-        self.values_per_channel += by_channel.shape[1]
+        columns = extended_columns(x, call.window, self._drawn(count, self.columns_a_sample * len(x), x.device))
+        self.of_block += (columns.mT @ columns) * (count / columns.shape[1])  # (g, d + 1, d + 1)
+        axis = -1 if self.layer.kind == "linear" else 1
+        pixels = self._drawn(x.numel() // x.shape[axis], self.columns_a_sample * len(x), x.device)
+        taken = at_positions(x, axis, pixels)  # (M, channels)
+        self.activation += taken.abs().sum(0)
+        self.values_per_channel += len(taken)
         # Drawn, not strided: a stride that divides the image's size would see the same few pixels of every
         # channel.
         values = torch.randint(x.numel(), (min(x.numel(), _DRAWN_A_SAMPLE * len(x)),), generator=self.generator)
-        self.samples.append(torch.cat([x.flatten()[values.to(x.device)], x.amin()[None], x.amax()[None]]).cpu())
+        self.samples.append(torch.cat([x.reshape(-1)[values.to(x.device)], *map(torch.atleast_1d, x.aminmax())]).cpu())
 
     def _see_gradient(self, gradient: Tensor) -> None:
         """Add a batch's gradients at the layer's outputs: (N, rows, …), (N, …, rows) of a linear layer."""
-        rows = gradient if self.layer.kind == "linear" else gradient.movedim(1, -1)
-        flat = rows.reshape(-1, rows.shape[-1]).float()  # (N·T, rows)
-        drawn = self._drawn(len(flat), self.gradients_a_sample * len(gradient), flat.device)
-        taken = flat if drawn is None else flat[drawn]
+        axis = -1 if self.layer.kind == "linear" else 1
+        count = gradient.numel() // gradient.shape[axis]
+        drawn = self._drawn(count, self.gradients_a_sample * len(gradient), gradient.device)
+        taken = at_positions(gradient, axis, drawn).float()  # (M, rows)
         # The layer's positions count those of all its runs, and where it sees the positions as samples, those
         # too.
-        self.gradient_moment += (taken.T @ taken) * (len(flat) / len(taken) / self.layer.positions)
+        self.gradient_moment += (taken.T @ taken) * (count / len(taken) / self.layer.positions)
 
     def _drawn(self, count: int, most: float, device: torch.device) -> Tensor | None:
         """Positions that are drawn of `count`; None where that is all, since no more than `most` are wanted."""
@@ -206,14 +207,13 @@ class _Collector:
         sample = torch.cat(self.samples).sort().values
         if len(sample) > _RANGE_SAMPLES:
             sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES, dtype=torch.float64).round().long()]
-        order, shrinkage = weight_order(self.layer), self.chance.shrinkage()
-        moment = shrunk(self.second_moment / count, shrinkage)
+        order = weight_order(self.layer)
         return Statistics(
-            moment.cpu()[:, order][:, :, order],
+            (self.second_moment / count).cpu()[:, order][:, :, order],
             (self.gradient_moment / self.gradients).cpu(),
             (self.activation / self.values_per_channel).cpu(),
             sample.float(),
-            torch.tensor(shrinkage),
+            torch.tensor(self.chance.shrinkage()),
         )
 
 

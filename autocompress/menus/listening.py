@@ -37,6 +37,11 @@ class Window:
     padding: tuple[int, ...]
     groups: int
 
+    @property
+    def is_single(self) -> bool:
+        """Whether every output position sees one input position of all channels, and every one of them."""
+        return self.kernel == self.stride == (1, 1) and not any(self.padding) and self.groups == 1
+
     @classmethod
     def of(
         cls,

@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
-from autocompress.menus.columns import extended_columns, weight_order
+from autocompress.menus.columns import extended_columns, unfolded, weight_order
 from autocompress.menus.listening import Call, Listening
 from autocompress.network.structure import Layer
 
 MOST_BYTES = 1_000_000_000  # of the changes that are held at once
 _MOST_SAMPLES = 64  # in a batch
-_BATCH_BYTES = 256_000_000  # of the columns, and of the gradients, of one layer in a batch
+_BATCH_BYTES = 64_000_000  # of the columns, and of the gradients, of one layer in a batch
 
 Functions = Callable[[int, Tensor], Sequence[Tensor]]
 """From the number of a batch's first sample and the outputs (n, …): Q numbers, each a sum over the samples."""
@@ -248,23 +248,47 @@ class _ByGradient(_Sums):
 
     def __init__(self, changes: Changes, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__(changes.count)
-        self._layer, inverse = changes.layer, weight_order(changes.layer).argsort()
-        held = torch.empty(self._layer.rows * (self._layer.fan_in + 1), changes.count, device=device, dtype=dtype)
-        for number, change in enumerate(changes.weights()):  # columns in the order of `extended_columns`
-            held[:, number] = change[:, inverse].flatten()
-        self._held = held
+        layer = changes.layer
+        self._weights = torch.empty(changes.count, layer.parameters, device=device, dtype=dtype)
+        self._biases = torch.empty(changes.count, layer.rows, device=device, dtype=dtype)
+        for number, change in enumerate(changes.weights()):
+            self._weights[number], self._biases[number] = change[:, :-1].flatten(), change[:, -1]
 
     def waiting(self, call: Call, samples: int) -> See:
-        if not self._held.numel():
+        if not len(self._weights):
             return lambda function, gradient: None
 
         def see(function: int, gradient: Tensor) -> None:
-            columns = extended_columns(call.x, call.window).unflatten(1, (samples, -1))  # (g, n, T, d + 1)
-            rows = _by_position(gradient, self._layer, samples, len(columns))  # (g, n, r, T)
-            own = rows @ columns  # (g, n, r, d + 1)
-            self.add(function, own.transpose(0, 1).reshape(samples, -1) @ self._held)
+            of_weight, of_bias = _sample_gradients(call, gradient, samples)
+            self.add(function, of_weight @ self._weights.mT + of_bias @ self._biases.mT)
 
         return see
+
+
+def _sample_gradients(call: Call, gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Each sample's gradient of a layer's weight, (n, rows · d), and of its bias, (n, rows).
+
+    Where a layer sees single positions, its input is multiplied as it lies; else its windows are laid out first.
+
+    Args:
+        call: call of the layer.
+        gradient: gradient at the call's output.
+        samples: number n of samples, which are the first axis of both, or its slower part.
+    """
+    if call.window is None:
+        rows, x = (each.reshape(samples, -1, each.shape[-1]) for each in (gradient, call.x))  # (n, T, …)
+        return (rows.mT @ x).flatten(1), rows.sum(1)
+    rows = _samples_first(gradient.flatten(2), samples)  # (n, rows, T)
+    if call.window.is_single:
+        return (rows @ _samples_first(call.x.flatten(2), samples).mT).flatten(1), rows.sum(2)
+    groups = call.window.groups
+    windows = _samples_first(unfolded(call.x, call.window), samples).unflatten(1, (groups, -1))  # (n, g, d, T)
+    return (rows.unflatten(1, (groups, -1)) @ windows.mT).flatten(1), rows.sum(2)
+
+
+def _samples_first(x: Tensor, samples: int) -> Tensor:
+    """(n, channels, T), from (n · m, channels, T / m)."""
+    return x if len(x) == samples else x.unflatten(0, (samples, -1)).transpose(1, 2).flatten(2)
 
 
 class _OneByOne:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.menus.algebra import damped, expected_loss, inverse, refit
-from autocompress.menus.calibration import Statistics
+from autocompress.menus.calibration import Statistics, shrunk
 from autocompress.menus.criteria import ElementContext, block_mask, element_mask, element_scores
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 from autocompress.menus.settings import MenuSettings
@@ -50,7 +50,7 @@ class LayerSource:
     Attributes:
         layer: structure of the layer.
         weight: (rows, d + 1) float64 W, flattened; the last column is the bias, 0 for a layer without one.
-        second_moment: (g, d + 1, d + 1) float32 H, as calibrated, not damped.
+        second_moment: (g, d + 1, d + 1) float32 H, shrunk as calibration says, not damped.
         gradient_moment: (rows, rows) float32 G, as calibrated.
     """
 
@@ -71,7 +71,7 @@ class LayerSource:
         weight = module.get_parameter("weight").detach().double().cpu().flatten(1)  # (rows, d)
         bias = getattr(module, "bias", None)
         column = weight.new_zeros(len(weight)) if bias is None else bias.detach().double().cpu()  # (rows,)
-        moment = statistics.second_moment
+        moment = shrunk(statistics.second_moment, float(statistics.shrinkage))
         if bias is None:
             moment = _without_bias(moment)
         return cls(layer, torch.cat([weight, column[:, None]], 1), moment, statistics.gradient_moment)

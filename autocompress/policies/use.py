@@ -58,9 +58,7 @@ def zero_shot_plan(
 ) -> Labeling:
     """The plan that a policy leads to without any evaluation of a plan.
 
-    It is the predicted best plan under the policy's prices and the network's first-order effects. Where menus
-    are made only when they are asked for, effects would cost too much (`Evaluator.effects` returns None), and
-    the result is the plan of the prices alone.
+    It is the predicted best plan under the policy's prices and the network's first-order effects.
 
     Args:
         saved: policy that sets the prices.
@@ -71,14 +69,12 @@ def zero_shot_plan(
     """
     found = policy_plan(saved, problem, limits, watcher)
     effects = effects_with_progress(evaluator, watcher, samples=SAMPLES)
-    if effects is None:
-        return found.labeling
     return predicted_best_plan(problem, limits, evaluator.probabilities, effects, found.prices)
 
 
 def effects_with_progress(
     evaluator: Evaluator, watcher: Progress, around: Labeling | None = None, samples: int | None = None
-) -> Effects | None:
+) -> Effects:
     """First-order effects of an evaluator's network, by `Evaluator.effects`; the watcher is told beforehand.
 
     They take as long as a dozen evaluations and more.
@@ -87,13 +83,13 @@ def effects_with_progress(
         evaluator: evaluator of the network.
         watcher: observer that is told that effects are being taken.
         around: plan around which the effects are taken; None: the original network.
-        samples: number of samples that they are taken on; None: the whole search split.
+        samples: number of samples that they are taken on; None: as many as are worth their time.
     """
     if around is None:
         watcher.stage("first-order effects: what every label does to the outputs, before a plan is evaluated")
     else:
         watcher.stage("first-order effects around the best plan: what labels next to its own do to the outputs")
-    return evaluator.effects(around, samples)
+    return evaluator.effects(around, samples, lambda done, total: watcher.advance(done, total, "first-order effects"))
 
 
 def policy_plan(saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], watcher: Progress) -> PolicyPlan:

@@ -9,7 +9,10 @@ from menu_toys import statistics
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.menus.calibration import calibrate, extended_columns, weight_order, window_of_module
+from autocompress.menus.calibration import calibrate, shrunk
+from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
+from autocompress.menus.fisher import random_functions
+from autocompress.menus.listening import window_of_module
 from autocompress.network import trace
 
 CONVOLUTIONS = {
@@ -54,8 +57,8 @@ def unfolded_moment(module: nn.Conv2d, x: Tensor) -> Tensor:
 def test_moment_of_convolution_inputs(module: nn.Conv2d) -> None:
     x = images(module)
     found = statistics(nn.Sequential(module), x)["0"].second_moment
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, unfolded_moment(module, x), rtol=1e-5, atol=1e-5)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), unfolded_moment(module, x), rtol=1e-5, atol=1e-5)
 
 
 class PadsItself(nn.Conv2d):
@@ -77,7 +80,7 @@ def test_moments_are_those_of_the_operators_inputs(module: nn.Conv1d | nn.Conv2d
     """E[y yᵀ] = W H Wᵀ, whatever the module does to its input before its operator sees it."""
     x = images(module)
     layer = trace(nn.Sequential(module), x).layers[0]
-    moment = statistics(nn.Sequential(module), x)["0"].second_moment  # (g, d + 1, d + 1)
+    moment = statistics(nn.Sequential(module), x)["0"].second_moment.double()  # (g, d + 1, d + 1)
     bias = torch.zeros(layer.rows) if module.bias is None else module.bias
     weight = torch.cat([module.weight.flatten(1), bias[:, None]], 1).view(module.groups, -1, layer.fan_in + 1).double()
     with torch.no_grad():
@@ -102,7 +105,7 @@ def test_columns_times_weight_is_the_output(name: str) -> None:
 @pytest.mark.parametrize("shape", [(6, 3), (6, 4, 3), (6, 2, 4, 3)])
 def test_moment_of_linear_inputs(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    found = statistics(nn.Sequential(nn.Linear(3, 2)), x)["0"].second_moment
+    found = statistics(nn.Sequential(nn.Linear(3, 2)), x)["0"].second_moment.double()
     flat = torch.cat([x.reshape(-1, 3), torch.ones(x.numel() // 3, 1)], 1).double()
     torch.testing.assert_close(found, (flat.T @ flat / 6)[None], rtol=1e-5, atol=1e-6)
 
@@ -125,12 +128,12 @@ def explicit_gradient_moments(model: Tiny, x: Tensor, draws: int, seed: int) -> 
     """(G of conv, G of head) sample by sample."""
     generator = torch.Generator().manual_seed(seed)
     conv_moment, head_moment = torch.zeros(3, 3), torch.zeros(4, 4)
-    for _ in range(draws):
-        classes = torch.multinomial(model(x).softmax(1), 1, generator=generator)[:, 0]
-        for sample, drawn in zip(x, classes, strict=True):
+    for sample in x:  # every sample is a batch: there are fewer than blocks
+        for each in torch.randint(0, 2, (draws, 4), generator=generator) * 2.0 - 1:
             conv = model.conv(sample[None]).detach().requires_grad_()
             head = model.head(torch.relu(conv).flatten(1))
-            loss = -(3 * head).log_softmax(1)[0, drawn]
+            logs = (3 * head).log_softmax(1)[0]
+            loss = (each * logs.detach().exp().sqrt() * logs).sum()
             conv_grad, head_grad = torch.autograd.grad(loss, (conv, head))
             for row in range(2):
                 for column in range(2):
@@ -182,6 +185,7 @@ def test_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(7, 1, 5, 5, generator=torch.Generator().manual_seed(2))
     whole = statistics(Tiny(True), x)["conv"]
     monkeypatch.setattr("autocompress.menus.calibration.batch_size", lambda layers: 3)
+    monkeypatch.setattr("autocompress.menus.calibration._BLOCKS", 1)
     seen: list[tuple[int, int]] = []
     model = Tiny(True).requires_grad_(False)
     parts = calibrate(model, trace(model, x), x, progress=lambda done, total: seen.append((done, total)))["conv"]
@@ -242,3 +246,77 @@ def test_draws_follow_the_seed() -> None:
     first, again, other = (statistics(Tiny(True), x, seed=seed)["conv"].gradient_moment for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
+
+
+@pytest.mark.parametrize("module", (CONVOLUTIONS | OTHER_PADDING).values(), ids=(CONVOLUTIONS | OTHER_PADDING).keys())
+def test_drawn_columns_are_some_of_all(module: nn.Conv1d | nn.Conv2d) -> None:
+    if module.padding_mode != "zeros":
+        pytest.skip("other padding is an operator before the convolution")
+    x, window = images(module), window_of_module(module)
+    every = extended_columns(x, window)
+    assert count_positions(x, window) == every.shape[1]
+    drawn = torch.randint(every.shape[1], (40,), generator=torch.Generator().manual_seed(3))
+    torch.testing.assert_close(extended_columns(x, window, drawn), every[:, drawn], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_values_at_drawn_positions(axis: int) -> None:
+    x = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5)
+    every = x.movedim(axis, -1).flatten(0, 2)  # (M, channels)
+    assert torch.equal(at_positions(x, axis, None), every)
+    drawn = torch.tensor([0, len(every) - 1, 3])
+    assert torch.equal(at_positions(x, axis, drawn), every[drawn])
+
+
+def test_large_maps_are_drawn_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """300 of 1,024 positions a sample: the moment is right within the chance of the draw, and its scale in full."""
+    monkeypatch.setattr("autocompress.menus.calibration._LEAST_COLUMNS", 2_400)
+    monkeypatch.setattr("autocompress.menus.calibration._COLUMNS_AN_UNKNOWN", 1)
+    module = nn.Conv2d(3, 4, 3, padding=1)
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)) + 1
+    found, exact = statistics(nn.Sequential(module), x)["0"].second_moment.double(), unfolded_moment(module, x)
+    assert not torch.allclose(found, exact, rtol=1e-3)  # drawn
+    assert float(found[0, -1, -1]) == pytest.approx(1024, rel=1e-6)  # positions, counted in full
+    torch.testing.assert_close(found, exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))
+
+
+def test_chance_correlations_are_shrunk_and_true_ones_are_not() -> None:
+    """Independent inputs, fewer samples than inputs: correlations are chance. Tied ones: they are not."""
+    noise = torch.randn(64, 200, generator=torch.Generator().manual_seed(1))
+    tied = torch.randn(64, 1, generator=torch.Generator().manual_seed(2)) + 0.1 * noise
+    linear = nn.Linear(200, 2)
+    by_chance, true = (float(statistics(nn.Sequential(linear), x)["0"].shrinkage) for x in (noise, tied))
+    assert by_chance > 0.9
+    assert true < 0.05
+    few, many = (
+        float(statistics(nn.Sequential(nn.Linear(4, 2)), x @ torch.randn(4, 4))["0"].shrinkage)
+        for x in (noise[:16, :4], torch.randn(2048, 4))
+    )
+    assert many < few
+
+
+def test_shrinking_keeps_means_and_variances() -> None:
+    x = torch.randn(50, 3, generator=torch.Generator().manual_seed(1)) @ torch.randn(3, 3) + torch.tensor(
+        [1.0, 2.0, 3.0]
+    )
+    x = torch.cat([x, torch.ones(50, 1)], 1)
+    moment = (x.T @ x / 50)[None]
+    half, whole = shrunk(moment, 0.5), shrunk(moment, 1.0)
+    assert torch.equal(shrunk(moment, 0.0), moment)
+    for found in (half, whole):
+        torch.testing.assert_close(found[:, -1], moment[:, -1])
+        torch.testing.assert_close(found.diagonal(dim1=1, dim2=2), moment.diagonal(dim1=1, dim2=2))
+    mean = moment[0, -1, :-1]
+    torch.testing.assert_close(whole[0, :-1, :-1] - torch.outer(mean, mean), torch.diag(x[:, :3].var(0, correction=0)))
+    torch.testing.assert_close(half, (moment + whole) / 2)
+
+
+def test_random_functions_have_the_fisher_matrix_as_second_moment() -> None:
+    """Of the logits: diag(p) - p pᵀ."""
+    logits = torch.tensor([[2.0, 0.0, -1.0]], requires_grad=True)
+    p = logits.detach().softmax(1)[0]
+    generator, total = torch.Generator().manual_seed(0), torch.zeros(3, 3)
+    for function in random_functions(logits, 4000, generator):
+        (gradient,) = torch.autograd.grad(function, logits, retain_graph=True)
+        total += torch.outer(gradient[0], gradient[0]) / 4000
+    torch.testing.assert_close(total, torch.diag(p) - torch.outer(p, p), atol=0.01, rtol=0.05)
