@@ -15,7 +15,7 @@ from autocompress.borrowed import single_threaded
 from autocompress.memory import available_bytes
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import diagonal_blocks
-from autocompress.menus.calibration import Statistics, calibrate
+from autocompress.menus.calibration import MOST_INPUTS, Statistics, calibrate
 from autocompress.menus.criteria import Consumer, channel_order
 from autocompress.menus.judged_menus import judged_menus
 from autocompress.menus.menus import Menus
@@ -29,7 +29,7 @@ from autocompress_envs.problem import FloatArray
 Progress = Callable[[int, int, str], None]
 
 _BYTES_PER_ENTRY = 60  # a thread holds about seven copies of H in double precision at its peak
-_EAGER_WEIGHTS = 60_000_000  # where there is more to store, most variants are built when first asked for
+_EAGER_WEIGHTS = 700_000_000  # where there is more to store, most variants are built when first asked for
 
 
 def build_menus(
@@ -90,7 +90,8 @@ def build_menus(
 
 def _threads(network: Network, jobs: int | None) -> int:
     """Number of threads: as many as asked for, as far as memory allows, and at least 1."""
-    largest = max(layer.groups * (layer.fan_in + 1) ** 2 for layer in network.layers)
+    kept_whole = [layer for layer in network.layers if layer.fan_in <= MOST_INPUTS]
+    largest = max((layer.groups * (layer.fan_in + 1) ** 2 for layer in kept_whole), default=1)
     by_memory = available_bytes() // 2 // (_BYTES_PER_ENTRY * largest)
     return max(1, min(jobs or os.cpu_count() or 1, by_memory))
 

@@ -45,6 +45,7 @@ _RANGE_SAMPLES = 65_536  # most values that are kept of a layer's inputs
 _DRAWN_A_SAMPLE = 512  # values that are drawn of a layer's input for each calibration sample
 _LEAST_COLUMNS = 32_768  # columns that a moment is taken from, where there are as many …
 _COLUMNS_AN_UNKNOWN = 32  # … or so many for each input of the layer
+MOST_INPUTS = 8_192  # of a layer whose moment is kept whole: the square of this is 256 MB
 _BLOCKS = 8  # blocks of samples, at least, between which a moment's chance is seen
 
 
@@ -53,7 +54,9 @@ class Statistics:
     """What calibration found out about one layer.
 
     Attributes:
-        second_moment: (g, d + 1, d + 1) float32 H, not shrunk, one matrix for each of a convolution's g groups.
+        second_moment: (g, d + 1, d + 1) float32 H, not shrunk, one matrix for each of a convolution's g groups. Of a
+            layer with more than 8,192 inputs the diagonal alone, (1, 1, d + 1): the whole would not fit in memory, and
+            some hundred samples say nothing of so many correlations.
         gradient_moment: (rows, rows) float32 G.
         channel_activation: (in_channels,) float32 mean absolute value of every input channel.
         input_sample: (n,) float32 values of the input, at most 65,536, ascending; the smallest and the
@@ -151,8 +154,9 @@ class _Collector:
 
         self.columns_a_sample = max(_LEAST_COLUMNS, _COLUMNS_AN_UNKNOWN * columns) / samples
         self.gradients_a_sample = max(_LEAST_COLUMNS, _COLUMNS_AN_UNKNOWN * layer.rows) / samples
-        self.second_moment = zeros(layer.groups, columns, columns)
-        self.of_block = zeros(layer.groups, columns, columns)
+        self.is_diagonal = layer.fan_in > MOST_INPUTS
+        self.second_moment = zeros(layer.groups, 1 if self.is_diagonal else columns, columns)
+        self.of_block = torch.zeros_like(self.second_moment)
         self.chance = _Chance()
         self.gradient_moment = zeros(layer.rows, layer.rows)
         self.gradients = 0  # samples times functions
@@ -170,7 +174,8 @@ class _Collector:
     def _see_input(self, call: Call) -> None:
         x, count = call.x.float(), count_positions(call.x, call.window)
         columns = extended_columns(x, call.window, self._drawn(count, self.columns_a_sample * len(x), x.device))
-        self.of_block += (columns.mT @ columns) * (count / columns.shape[1])  # (g, d + 1, d + 1)
+        product = columns.square().sum(1, keepdim=True) if self.is_diagonal else columns.mT @ columns
+        self.of_block += product * (count / columns.shape[1])  # (g, d + 1, d + 1), or its diagonal
         axis = -1 if self.layer.kind == "linear" else 1
         pixels = self._drawn(x.numel() // x.shape[axis], self.columns_a_sample * len(x), x.device)
         taken = at_positions(x, axis, pixels)  # (M, channels)
@@ -199,7 +204,8 @@ class _Collector:
     def end_block(self, samples: int) -> None:
         """A block of so many samples is over."""
         self.second_moment += self.of_block
-        self.chance.see(self.of_block / samples)
+        if not self.is_diagonal:
+            self.chance.see(self.of_block / samples)
         self.of_block.zero_()
 
     def finish(self, count: int) -> Statistics:
@@ -209,12 +215,17 @@ class _Collector:
             sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES, dtype=torch.float64).round().long()]
         order = weight_order(self.layer)
         return Statistics(
-            (self.second_moment / count).cpu()[:, order][:, :, order],
+            _ordered((self.second_moment / count).cpu(), order),
             (self.gradient_moment / self.gradients).cpu(),
             (self.activation / self.values_per_channel).cpu(),
             sample.float(),
             torch.tensor(self.chance.shrinkage()),
         )
+
+
+def _ordered(moment: Tensor, order: Tensor) -> Tensor:
+    """A moment, or its diagonal, with its columns in another order."""
+    return moment[:, :, order] if moment.shape[1] == 1 else moment[:, order][:, :, order]
 
 
 class _Chance:

@@ -26,7 +26,8 @@ class Consumer:
 
     Attributes:
         weight: (r, d + 1) float64 W, the bias last.
-        second_moment: (d + 1, d + 1) float64 H, damped.
+        second_moment: (d + 1, d + 1) float64 H, damped; of a layer with more than 8,192 inputs its diagonal alone,
+            (1, d + 1).
         gradient_moment: (r, r) float64 G.
         columns: (n, m) int64, the weight columns that read each of the group's channels.
         activation: (n,) mean absolute activation of each channel, at least 0.
@@ -37,6 +38,17 @@ class Consumer:
     gradient_moment: Tensor
     columns: Tensor
     activation: Tensor
+
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether only the diagonal of H is known."""
+        return len(self.second_moment) == 1 < self.second_moment.shape[1]
+
+    def moments_of_channels(self) -> Tensor:
+        """(n, m, m) the block H_CC of the columns C of each channel."""
+        if self.is_diagonal:
+            return torch.diag_embed(self.second_moment[0, self.columns])
+        return self.second_moment[self.columns[:, :, None], self.columns[:, None, :]]
 
 
 ChannelCriterion = Callable[[Sequence[Consumer], torch.Generator], Tensor]
@@ -70,7 +82,7 @@ def obs_order(consumers: Sequence[Consumer], generator: torch.Generator) -> Tens
     Returns:
         (n,) channels, the first removed first.
     """
-    states = [_Elimination(consumer) for consumer in consumers]
+    states = [_Uncorrelated(each) if each.is_diagonal else _Elimination(each) for each in consumers]
     count = len(consumers[0].columns)
     left = torch.arange(count, device=consumers[0].weight.device)
     order: list[Tensor] = []
@@ -116,6 +128,24 @@ class _Elimination:
         self.inverse -= self.inverse[:, columns] @ factor
 
 
+class _Uncorrelated:
+    """A reader of which only the diagonal of H is known: no input makes up for another, so removing changes nothing."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        weight = _channel_weights(consumer).permute(1, 0, 2)  # (n, r, m)
+        scales = consumer.second_moment[0, consumer.columns]  # (n, m)
+        self._cost: Tensor = (consumer.gradient_moment.diagonal()[:, None] * weight.square() * scales[:, None]).sum(
+            (1, 2)
+        ) / 2
+
+    def removal_cost(self, channels: Tensor) -> Tensor:
+        """½ Σ G_rr W_rj² H_jj over the columns j of each of the (c,) channels, (c,)."""
+        return self._cost[channels]
+
+    def remove(self, channels: Tensor) -> None:
+        """Nothing follows."""
+
+
 def _by_score(score: Callable[[Consumer], Tensor]) -> ChannelCriterion:
     """The criterion that removes channels by ascending score (n,), summed over the group's readers."""
 
@@ -151,8 +181,7 @@ def _taylor(consumer: Consumer) -> Tensor:
     Molchanov et al. 2019 take it over samples; here the Fisher factors H and G stand for the samples.
     """
     weight = _channel_weights(consumer).permute(1, 0, 2)  # (n, r, m)
-    moment = consumer.second_moment[consumer.columns[:, :, None], consumer.columns[:, None, :]]  # (n, m, m)
-    return (consumer.gradient_moment @ weight * (weight @ moment)).sum((1, 2))
+    return (consumer.gradient_moment @ weight * (weight @ consumer.moments_of_channels())).sum((1, 2))
 
 
 def _random(consumers: Sequence[Consumer], generator: torch.Generator) -> Tensor:

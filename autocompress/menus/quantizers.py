@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -97,6 +98,37 @@ def mse(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
         return change.square().sum(-1)
 
     return [_best_per_row(_plain_candidates(rounding, width), weight_error) for width in bits]
+
+
+def by_diagonal(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
+    """Round every weight to the nearest level, on the scale of least output error where inputs are uncorrelated.
+
+    For layers with so many inputs that only the diagonal of H is known. Of as many scales as `gptq` tries, every row
+    gets the one of least Σ_j H_jj (w_j - s q_j)²; rows are taken some at a time.
+
+    Args:
+        rounding: weight (1, r, d + 1), and second moment (1, 1, d + 1).
+        bits: bit-widths of the codes.
+    """
+    at_once = max(1, _HELD["cpu"] // rounding.weight.shape[-1])
+    diagonal = rounding.second_moment[:, 0, None, :-1]  # (1, 1, d)
+
+    def output_error(rounded: Rounded, weight: Tensor) -> Tensor:
+        return ((weight[..., :-1] - rounded.codes * rounded.scale[..., None]).square() * diagonal).sum(-1)
+
+    found: dict[int, list[Rounded]] = {width: [] for width in bits}
+    for first in range(0, rounding.weight.shape[1], at_once):
+        rows = slice(first, first + at_once)
+        mask = None if rounding.mask is None else rounding.mask[:, rows]
+        part = Rounding(rounding.weight[:, rows], rounding.second_moment, mask)
+        for width in bits:
+            found[width].append(
+                _best_per_row(_plain_candidates(part, width), partial(output_error, weight=part.weight))
+            )
+    fields = ("codes", "scale", "bias")
+    return [
+        Rounded(*(torch.cat([getattr(each, field) for each in found[width]], 1) for field in fields)) for width in bits
+    ]
 
 
 def fixed_point(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:

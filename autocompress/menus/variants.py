@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from autocompress.menus.algebra import damped, expected_loss, inverse, refit
 from autocompress.menus.calibration import Statistics, shrunk
 from autocompress.menus.criteria import ElementContext, block_mask, element_mask, element_scores
-from autocompress.menus.quantizers import QUANTIZERS, Rounding
+from autocompress.menus.quantizers import QUANTIZERS, Rounding, by_diagonal
 from autocompress.menus.settings import MenuSettings
 from autocompress.network.structure import Layer
 from autocompress_envs.problem import n_of_m, removed_weights
@@ -50,7 +50,8 @@ class LayerSource:
     Attributes:
         layer: structure of the layer.
         weight: (rows, d + 1) float64 W, flattened; the last column is the bias, 0 for a layer without one.
-        second_moment: (g, d + 1, d + 1) float32 H, shrunk as calibration says, not damped.
+        second_moment: (g, d + 1, d + 1) float32 H, shrunk as calibration says, not damped; or (1, 1, d + 1), its
+            diagonal.
         gradient_moment: (rows, rows) float32 G, as calibrated.
     """
 
@@ -72,7 +73,7 @@ class LayerSource:
         bias = getattr(module, "bias", None)
         column = weight.new_zeros(len(weight)) if bias is None else bias.detach().double().cpu()  # (rows,)
         moment = shrunk(statistics.second_moment, float(statistics.shrinkage))
-        if bias is None:
+        if bias is None and moment.shape[1] > 1:
             moment = _without_bias(moment)
         return cls(layer, torch.cat([weight, column[:, None]], 1), moment, statistics.gradient_moment)
 
@@ -81,8 +82,18 @@ class LayerSource:
         tensors = (self.weight, self.second_moment, self.gradient_moment)
         return LayerSource(self.layer, *(tensor.to(device) for tensor in tensors))
 
+    @property
+    def is_diagonal(self) -> bool:
+        """Whether only the diagonal of H is known: then removed inputs and rounding errors are made up for by none."""
+        return self.second_moment.shape[1] == 1 < self.second_moment.shape[2]
+
     def damped_moment(self, damping: float) -> Tensor:
-        """(g, d + 1, d + 1) float64 H, damped: fits are made in double precision, moments are not kept in it."""
+        """(g, d + 1, d + 1) float64 H, damped: fits are made in double precision, moments are not kept in it.
+
+        Where only the diagonal is known, that.
+        """
+        if self.is_diagonal:
+            return self.second_moment.double().clamp(min=damping * float(self.second_moment[..., :-1].mean()) + 1e-12)
         return damped(self.second_moment.double(), damping)
 
     def change(self, variant: Variant) -> Tensor:
@@ -113,6 +124,8 @@ def channel_variants(
     kept = torch.cat([columns, torch.tensor([source.layer.fan_in])]).to(source.weight.device)  # (k + 1,)
     moment = source.damped_moment(settings.damping)
     weight = source.weight
+    if source.is_diagonal:
+        return _round_all(source, weight[:, kept], kept, moment[:, :, kept], None, bits, settings)
     if len(columns) < source.layer.fan_in:
         assert source.layer.groups == 1, "columns of grouped convolutions are never pruned"
         weight = refit(weight, moment[0], kept) if settings.refit else weight[:, kept]  # (rows, k + 1)
@@ -136,7 +149,7 @@ def sparse_variants(source: LayerSource, sparsity: float, bits: Sequence[int], s
     mask = sparsity_mask(source, moment, sparsity, settings) if sparsity > 0 else None
     weight = source.weight
     if mask is not None:
-        weight = _masked_refit(source, moment, mask) if settings.refit else weight.clone()
+        weight = _masked_refit(source, moment, mask) if settings.refit and not source.is_diagonal else weight.clone()
         weight[:, :-1] *= mask
     return _round_all(source, weight, kept, moment, mask, bits, settings)
 
@@ -151,11 +164,15 @@ def sparsity_mask(source: LayerSource, moment: Tensor, sparsity: float, settings
         settings: criterion, granularity, and the seed of random scores.
     """
     rows = len(source.weight) // source.layer.groups
-    inverse_diagonal = inverse(moment).diagonal(dim1=-2, dim2=-1)[:, :-1]  # (g, d)
+    if source.is_diagonal:
+        diagonal, inverse_diagonal = moment[:, 0, :-1], 1 / moment[:, 0, :-1]
+    else:
+        diagonal = moment.diagonal(dim1=-2, dim2=-1)[:, :-1]  # (g, d)
+        inverse_diagonal = inverse(moment).diagonal(dim1=-2, dim2=-1)[:, :-1]
     context = ElementContext(
         source.weight[:, :-1],
         inverse_diagonal.repeat_interleave(rows, 0),
-        moment.diagonal(dim1=-2, dim2=-1)[:, :-1].repeat_interleave(rows, 0),
+        diagonal.repeat_interleave(rows, 0),
         source.gradient_moment.diagonal().double(),
     )
     generator = torch.Generator().manual_seed(settings.seed)
@@ -217,7 +234,8 @@ def _round_all(
     if integer:
         shape = (groups, len(weight) // groups, -1)
         rounding = Rounding(weight.view(shape), moment, None if mask is None else mask.view(shape))
-        for width, rounded in zip(integer, QUANTIZERS[settings.quantizer](rounding, integer), strict=True):
+        quantizer = by_diagonal if source.is_diagonal else QUANTIZERS[settings.quantizer]
+        for width, rounded in zip(integer, quantizer(rounding, integer), strict=True):
             codes, scale, bias = rounded.codes.flatten(0, 1), rounded.scale.flatten().float(), rounded.bias.flatten()
             by_bits[width] = _variant(source, kept, codes, scale, bias)
     for width in set(bits) - set(integer):
@@ -238,7 +256,11 @@ def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | 
     """The variant of those numbers, on the CPU, with its loss; dW includes the columns that are gone."""
     variant = Variant(kept[:-1], values, scale, bias.float(), 0.0)
     change = source.change(variant).double()
-    error = expected_loss(change, source.second_moment.double(), source.gradient_moment.double())
+    if source.is_diagonal:  # of rows as of columns: a product with all of G would take minutes
+        weights = source.gradient_moment.diagonal()[:, None] * source.second_moment[0].float()  # (rows, d + 1)
+        error = 0.5 * float((weights * change.float().square()).sum())
+    else:
+        error = expected_loss(change, source.second_moment.double(), source.gradient_moment.double())
     on_cpu = None if scale is None else scale.cpu()
     return Variant(variant.columns.cpu(), values.cpu(), on_cpu, variant.bias.cpu(), error)
 
