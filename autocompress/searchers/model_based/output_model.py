@@ -87,7 +87,8 @@ class OutputModel:
         prices: FloatArray | None = None,
         effects: Effects | None = None,
     ) -> None:
-        self.encoding = PlanEncoding(problem, None if prices is None else TRUST * prices)
+        self._prices = None if prices is None else TRUST * prices
+        self.encoding = PlanEncoding(problem, self._prices)
         self._original = np.clip(probabilities, 1e-30, None)  # p0, (N, K)
         self.settings = KernelSettings()
         self._slot_kernel: FloatArray  # (S, n) a's terms for every slot and the option that each measured plan takes
@@ -160,6 +161,19 @@ class OutputModel:
         self._offset = self._shifts[int((self.codes == codes).all(1).argmax())]
         self._first_order = np.stack([self._summed_effects(each) for each in self.codes])
         self._expand_around(self._best, anew=True)
+        self._factorise()
+
+    def believe(self, problem: Problem) -> None:
+        """Replace the layer errors by corrected ones, after at least one plan was added.
+
+        Where a label is believed to do nothing, the kernel holds plans with and without it to be alike, whatever
+        was measured.
+
+        Args:
+            problem: the same menus and costs with other layer errors.
+        """
+        self.encoding = PlanEncoding(problem, self._prices)
+        self._build_kernel()
         self._factorise()
 
     def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:

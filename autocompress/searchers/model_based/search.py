@@ -8,6 +8,9 @@ ways to go on. Where first-order effects are known, the plan that they predict t
 nothing is known, an explorer's prices (`explorers`) lead the search, and uncertain plans are taken to be better
 than expected (optimism in the face of uncertainty).
 
+Where the plan that was believed to be the best loses far more than expected, the label at fault is looked for by
+bisection before anything else (`doubts`), and what is believed of it is corrected.
+
 Three things keep the search from a local optimum. The explorer takes turns with the model, so that the model
 also learns of plans that it would not have chosen. Some descents start from random plans. And first-order
 effects around the original are wrong far away from it, so they are refreshed around the best plan. That takes
@@ -28,11 +31,13 @@ from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.base import Evaluated, Recorder, SearchSettings, Task
 from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
+from autocompress.searchers.model_based.beliefs import Beliefs
+from autocompress.searchers.model_based.doubts import Doubts
 from autocompress.searchers.model_based.first_order import Incumbent, predicted_best_plan
 from autocompress.searchers.model_based.output_model import OutputModel
 from autocompress.searchers.model_based.planning import Planner
 from autocompress.searchers.simple_plans import SHARE, affordable, simple_plans
-from autocompress_envs.problem import IntArray, Labeling
+from autocompress_envs.problem import IntArray, Labeling, Problem
 from autocompress_envs.solver import Solver
 
 STARTS = 3  # best plans from which descents start
@@ -93,6 +98,8 @@ def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) 
     search = _Search(task, settings, recorder)
     search.begin()
     while True:
+        if search.follow_doubts():
+            continue
         if search.is_time_to_refresh():
             search.refresh_effects()
         elif search.is_explorers_turn():
@@ -116,6 +123,8 @@ class _Search:
         self._schedule = FROM_EFFECTS if self._effects else FROM_ZERO if task.prices is None else FROM_PRICES
         self._model = OutputModel(task.problem, task.probabilities, task.prices, self._effects)
         self._planner = Planner(task.problem, task.limits, self._model)
+        self._problem = task.problem  # with the layer errors that are taken for true
+        self._doubts = Doubts(Beliefs(task.problem, task.limits, task.probabilities, self._effects, task.prices))
         self._known: set[bytes] = set()  # codes of the plans evaluated
         self._is_repeating = False  # whether the last evaluation was of a plan seen before
         self._refreshed_around: Evaluated | None = None
@@ -132,14 +141,24 @@ class _Search:
 
     def _evaluate_predicted_best(self) -> None:
         """Evaluate the plan that effects around the original, or else the policy's prices, predict to be the best."""
-        task = self._task
         if self._effects is not None:
-            assert task.probabilities is not None
-            self._evaluate(
-                predicted_best_plan(task.problem, task.limits, task.probabilities, self._effects, task.prices)
-            )
-        elif task.prices is not None:
+            self._evaluate(self._doubts.beliefs.best())
+        elif self._task.prices is not None:
             self.explore()
+
+    def follow_doubts(self) -> bool:
+        """Evaluate the plan that tells what is believed falsely, where there are doubts; whether there are any."""
+        plan = self._doubts.next_plan()
+        if self._doubts.beliefs.problem is not self._problem:
+            self._believe(self._doubts.beliefs.problem)
+        if plan is not None:
+            self._evaluate(plan)
+        return plan is not None
+
+    def _believe(self, problem: Problem) -> None:
+        """Take corrected layer errors for true from now on."""
+        self._problem, self._solver = problem, Solver(problem, self._task.limits)
+        self._model.believe(problem)
 
     def is_time_to_refresh(self) -> bool:
         """Whether effects around the best plan are worth their time.
@@ -179,7 +198,9 @@ class _Search:
         assert self._effects is not None
         assert shift is not None
         incumbent = Incumbent(best.labeling, shift.astype(np.float64))
-        return predicted_best_plan(task.problem, task.limits, task.probabilities, self._effects, task.prices, incumbent)
+        return predicted_best_plan(
+            self._problem, task.limits, task.probabilities, self._effects, task.prices, incumbent
+        )
 
     def is_explorers_turn(self) -> bool:
         """Whether the explorer's plan comes next.
@@ -244,6 +265,7 @@ class _Search:
         is_new, is_best = self._recorder.evaluations > evaluations, self._recorder.best is not best
         if is_new:
             self._model.add(labeling, outcome)
+            self._doubts.add(labeling, outcome.kl)
             self._known.add(_key(self._model.codes[-1]))
         self._is_repeating = not is_new
         prices, origin = (self._no_prices, "model") if proposal is None else (proposal.prices, proposal.origin)
