@@ -138,6 +138,7 @@ class _Search:
         steps.insert(len(steps) if settings.episodes >= SHARE else 0, self._evaluate_predicted_best)
         for step in steps:
             step()
+        self._is_repeating = False  # a plan that comes twice here says nothing of the explorer
 
     def _evaluate_predicted_best(self) -> None:
         """Evaluate the plan that effects around the original, or else the policy's prices, predict to be the best."""
