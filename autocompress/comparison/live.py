@@ -61,6 +61,7 @@ class PlainComparison(PlainView):
     _count = ""
 
     def cells(self, done: int, total: int, failures: int) -> None:
+        self._at("cells", done, total)
         self._count = f"{done}/{total}" + (f" ({failures} failed)" if failures else "")
 
     def cell_step(self, cell: Cell, step: Step | None) -> None:

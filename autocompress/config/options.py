@@ -187,8 +187,8 @@ class SearchOptions(Part):
     )
     selection_samples: int = _option(
         1000,
-        "Unused training samples on which the plans that led the search are compared at the end. 0: the search split "
-        "decides, as it does where fewer samples are left than that split has.",
+        "Unused training samples on which the plans that led the search and the simple plans are compared at the end. "
+        "0: the search split decides, as it does where fewer samples are left than that split has.",
         ge=0,
     )
     patience: int = _option(0, "Stop after this many evaluations without a better plan; 0: never.", ge=0)

@@ -15,7 +15,7 @@ from autocompress.evaluation import Evaluator, measure
 from autocompress.job.journaled import JournaledEvaluation
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job
-from autocompress.job.select import select
+from autocompress.job.select import Candidates, select
 from autocompress.models.weights import weights_bytes
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import effects_with_progress, policy_plan, zero_shot_plan
@@ -25,6 +25,7 @@ from autocompress.run.names import PLAN, POLICY, POLICY_WEIGHTS, SHIFTS, TENSORB
 from autocompress.run.shifts import ShiftFile
 from autocompress.searchers.base import Evaluated, SearchResult, Task
 from autocompress.searchers.search import run_search
+from autocompress.searchers.simple_plans import simple_plans
 from autocompress.version import versions
 from autocompress_envs.problem import FloatArray, Labeling, Outcome
 
@@ -73,8 +74,8 @@ def find(
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         return Found(labeling, None, 0, "the policy decided alone")
     prices = None if asked.policy is None else policy_plan(asked.policy, job.problem, limits, watcher).prices
-    found, leaders = _searched(job, evaluator, asked, prices, limits, folder, watcher)
-    selection = select(job, evaluator, asked, leaders, limits, watcher)
+    found, candidates = _searched(job, evaluator, asked, prices, limits, folder, watcher)
+    selection = select(job, evaluator, asked, candidates, limits, watcher)
     best = selection.chosen
     folder.write(PLAN, job.menus.plan(best.labeling).to_yaml())
     why = f"{found.stopped_because}{selection}"
@@ -89,9 +90,13 @@ def _searched(
     limits: Mapping[str, int],
     folder: RunFolder,
     watcher: Progress,
-) -> tuple[SearchResult, list[Evaluated]]:
-    """What the search found, and the plans that were its best so far, in that order."""
-    leaders: list[Evaluated] = []
+) -> tuple[SearchResult, Candidates]:
+    """What the search found, and the plans that may be its result.
+
+    Simple plans are candidates of agents alone: the other methods are the baselines that agents are compared with.
+    """
+    simple = simple_plans(job.problem, dict(limits)) if asked.searcher.has_agent else []
+    candidates = Candidates(simple, limits)
     with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
         journaled = JournaledEvaluation(
             folder, evaluator, job.menus.plan, shifts, limits, asked.config.episodes, watcher
@@ -99,8 +104,7 @@ def _searched(
 
         def observe(evaluated: Evaluated) -> None:
             journaled.observe(evaluated)
-            if evaluated.is_best:
-                leaders.append(evaluated)
+            candidates.observe(evaluated)
 
         task = Task(
             job.problem,
@@ -113,7 +117,7 @@ def _searched(
         )
         log = folder.path / TENSORBOARD
         found = run_search(task, asked.settings, method=asked.searcher, observe=observe, tensorboard=log)
-    return found, leaders
+    return found, candidates
 
 
 def policy_digest(policy: SavedPolicy | None) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,10 +13,13 @@ import torch
 import autocompress
 from autocompress.data import from_tensors
 from autocompress.job import select as selection
-from autocompress.job.select import select
+from autocompress.job.select import Candidates, select
 from autocompress.progress import Silent
-from autocompress.searchers.base import Evaluated
+from autocompress.searchers.base import Evaluated, SearchSettings, Task
+from autocompress.searchers.search import run_search
+from autocompress.searchers.simple_plans import simple_plans
 from autocompress_envs.problem import Labeling, Outcome
+from autocompress_envs.testing import fair_coins, toy_problem
 
 
 class Told(Silent):
@@ -40,8 +45,19 @@ def job_of(samples, search=20):
     return SimpleNamespace(data=data, problem=problem, base=None, model=None, network=None, menus=None)
 
 
-def choose(monkeypatch, fresh, samples=100, wanted=30, leaders=LEADERS, reward="kl"):
-    """Of the leaders, with these (KL, accuracy) on unused samples; and what was told, and the samples looked at."""
+def candidates_of(evaluated, simple=()):
+    """The candidates of a search that evaluated these plans, of which some are simple."""
+    candidates = Candidates([each.labeling for each in simple], {"size": 2})
+    for each in evaluated:
+        candidates.observe(each)
+    return candidates
+
+
+def choose(monkeypatch, fresh, samples=100, wanted=30, leaders=LEADERS, reward="kl", simple=()):
+    """Of the leaders, with these (KL, accuracy) on unused samples; and what was told, and the samples looked at.
+
+    `simple` are simple plans that were evaluated, and may be leaders as well.
+    """
     seen = []
 
     def evaluator(base, network, menus, inputs, labels, **settings):
@@ -53,7 +69,8 @@ def choose(monkeypatch, fresh, samples=100, wanted=30, leaders=LEADERS, reward="
     asked = SimpleNamespace(config=config, settings=SimpleNamespace(reward=reward))
     told = Told()
     used = SimpleNamespace(dtype="float32", batch_size=64)
-    return select(job_of(samples), used, asked, leaders, {"size": 2}, told), told.stages, seen
+    candidates = candidates_of([*leaders, *(each for each in simple if each not in leaders)], simple)
+    return select(job_of(samples), used, asked, candidates, {"size": 2}, told), told.stages, seen
 
 
 def test_the_best_on_unused_samples_is_chosen(monkeypatch):
@@ -62,6 +79,84 @@ def test_the_best_on_unused_samples_is_chosen(monkeypatch):
     assert told == ["selection: 3 plans that led, on 30 unused samples"]
     assert seen == [(30, {"reference": None, "device": "cpu", "dtype": "float32", "batch_size": 64})]
     assert str(found) == "; of 3 plans that led, that of evaluation 5 is the best on 30 unused samples"
+
+
+SIMPLE = [replace(leader(index, 0.5), is_best=False) for index in (2, 3)]
+
+
+def test_a_simple_plan_that_never_led_is_chosen_where_it_is_the_best_there(monkeypatch):
+    found, told, _ = choose(
+        monkeypatch, {0: (0.4, 0.5), 4: (0.2, 0.5), 9: (0.25, 0.5), 2: (0.19, 0.5), 3: (0.9, 0.5)}, simple=SIMPLE
+    )
+    assert (found.chosen, found.leaders, found.simple, found.is_simple) == (SIMPLE[0], 3, 2, True)
+    assert told == ["selection: 3 plans that led and 2 simple plans, on 30 unused samples"]
+    assert str(found) == (
+        "; of 3 plans that led and 2 simple plans, that of evaluation 3, a simple plan, "
+        "is the best on 30 unused samples"
+    )
+
+
+def test_a_simple_plan_is_compared_with_an_only_leader(monkeypatch):
+    found, told, _ = choose(monkeypatch, {9: (0.3, 0.5), 2: (0.2, 0.5)}, leaders=LEADERS[2:], simple=SIMPLE[:1])
+    assert found.chosen is SIMPLE[0]
+    assert told == ["selection: 1 plan that led and 1 simple plan, on 30 unused samples"]
+
+
+def test_a_simple_plan_that_led_is_one_candidate(monkeypatch):
+    found, told, _ = choose(monkeypatch, {0: (0.1, 0.5), 4: (0.2, 0.5), 9: (0.3, 0.5)}, simple=LEADERS[:1])
+    assert (found.chosen, found.is_simple) == (LEADERS[0], True)
+    assert told == ["selection: 3 plans that led, on 30 unused samples"]
+
+
+def test_a_simple_plan_beyond_the_limits_is_no_candidate():
+    beyond = replace(SIMPLE[0], outcome=replace(SIMPLE[0].outcome, resources={"size": 3}))
+    assert candidates_of([*LEADERS, beyond], [beyond]).simple == []
+    assert candidates_of([*LEADERS, *SIMPLE], []).simple == []
+
+
+def test_where_the_search_split_decides_a_simple_plan_is_named(monkeypatch):
+    found, *_ = choose(monkeypatch, {}, wanted=0, simple=LEADERS[2:])
+    assert str(found) == "; that of evaluation 10, a simple plan, is the best"
+
+
+class Liar:
+    """The toy, but what seems nearly free, 2 bits in the first layer, costs 30 times as much as expected.
+
+    The search split flatters it: there, plans with it seem a hundred times better. So the best simple plan never leads.
+    """
+
+    LIMITS: ClassVar = {"size": 204}
+
+    def __init__(self):
+        self.problem, self._evaluate = toy_problem()
+        self.simple = simple_plans(self.problem, self.LIMITS)
+
+    def unused(self, labeling):
+        """The divergence on samples that the search never sees."""
+        outcome = self._evaluate(labeling)
+        return replace(outcome, kl=outcome.kl + 3.0 * (labeling.weight_bits[0] == 0))
+
+    def search_split(self, labeling):
+        """The divergence that the search measures."""
+        outcome = self.unused(labeling)
+        return replace(outcome, kl=0.01 * outcome.kl) if labeling.weight_bits[0] == 0 else outcome
+
+
+@pytest.mark.parametrize("agent", ["model-based", "posterior-ppo"])
+def test_no_search_ends_worse_than_a_simple_plan_on_the_unused_samples(monkeypatch, agent):
+    liar = Liar()
+    candidates, settings = Candidates(liar.simple, Liar.LIMITS), SearchSettings(agent, episodes=20)
+    task = Task(liar.problem, Liar.LIMITS, liar.search_split, 1.0, fair_coins(4))
+    result = run_search(task, settings, observe=candidates.observe)
+    assert result.evaluations > len(liar.simple)
+    monkeypatch.setattr(selection, "Evaluator", lambda *_, **__: liar.unused)
+    asked = SimpleNamespace(config=SimpleNamespace(selection_samples=30, device="cpu"), settings=settings)
+    used = SimpleNamespace(dtype="float32", batch_size=64)
+    found = select(job_of(100), used, asked, candidates, Liar.LIMITS, Silent())
+    assert candidates.simple
+    least = min(liar.unused(plan).kl for plan in liar.simple)
+    assert liar.unused(found.chosen.labeling).kl <= least
+    assert liar.unused(result.best.labeling).kl > least  # the search split alone would have been wrong
 
 
 def test_of_equals_the_best_on_the_search_split_is_chosen(monkeypatch):

@@ -25,6 +25,7 @@ from autocompress.searchers.model_based import search as model_based
 from autocompress.searchers.model_based.first_order import predicted_best_plan
 from autocompress.searchers.prices import PriceBelief
 from autocompress.searchers.search import run_search
+from autocompress.searchers.simple_plans import simple_plans
 from autocompress_envs.observation import KINDS
 from autocompress_envs.problem.loss_parts import LossParts
 from autocompress_envs.solver import Solver
@@ -307,17 +308,18 @@ def test_a_resumed_run_must_find_the_same_policy(zero_shot, quick, mine, tmp_pat
     assert len(now) == 16
 
 
-def test_a_search_begins_with_the_predicted_best_plan_and_later_takes_the_policys_and_the_solvers(
+def test_a_search_begins_with_simple_plans_and_the_predicted_best_plan_and_later_takes_the_policys(
     quick, mine, zero_shot, tmp_path, monkeypatch
 ):
-    """Every fourth evaluation, here; 9 are too few for effects around a plan."""
+    """The explorer has every fourth evaluation, here; 9 are too few for effects around a plan."""
     monkeypatch.setattr(model_based, "FROM_EFFECTS", replace(model_based.FROM_EFFECTS, explorer_every=4))
     options = {**quick, "episodes": 9, "policy": str(mine), "selection_samples": 0}
     result = autocompress.search(out=tmp_path / "run", **options)
     entries = read_journal(tmp_path / "run" / "journal.jsonl")[1]
-    plans = zero_shot[0].labeling, plan_of(mine, result).labeling, Solver(result.problem, result.limits).solve()
     evaluated = [entry.labels for entry in entries]
-    assert [evaluated.index(labels_of(plan)) for plan in plans] == [0, 4, 8]
+    simple = simple_plans(result.problem, result.limits)[:3]
+    plans = *simple, zero_shot[0].labeling, plan_of(mine, result).labeling
+    assert [evaluated.index(labels_of(plan)) for plan in plans] == [0, 1, 2, 3, 4]
     assert result.evaluations == 9
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["search"]["kl"] == min(x.kl for x in entries)
 

@@ -2,6 +2,7 @@
 
 import io
 import math
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,6 +120,119 @@ def test_plain_lines_are_few():
     assert [int(line.split("/")[0].split()[1]) for line in lines[3:]] == [1, 2, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20]
     state = "best plan: KL 0.2500 nats, accuracy 50.0 %, size 90.0 % of the budget, macs 25.0 % of the budget"
     assert lines[3] == f"episode 1/20  {state}"
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Plain:
+    """A plain view by a clock of its own, without the thread that says that a job goes on."""
+
+    def __init__(self):
+        self.clock, self._out = Clock(), io.StringIO()
+        self.view = PlainView(Console(file=self._out, width=200), self.clock)
+
+    def lines(self):
+        """The lines since the last call."""
+        text = self._out.getvalue()
+        self._out.seek(0)
+        self._out.truncate()
+        return text.splitlines()
+
+
+def test_long_work_has_a_line_every_30_seconds_with_the_time_left():
+    """One layer in 4 seconds: after 32 seconds nine of 40 are ready, and 31 * 4 seconds are left."""
+    plain = Plain()
+    plain.view.stage("menus of 40 layers")
+    for done in range(1, 41):
+        plain.view.advance(done, 40, "layers")
+        plain.clock.now += 4.0
+    lines = plain.lines()
+    assert lines[:3] == [
+        "menus of 40 layers", "layers: 9 of 40, about 2:04 left", "layers: 17 of 40, about 1:32 left"
+    ]  # fmt: skip
+    assert lines[3:] == ["layers: 25 of 40, about 1:00 left", "layers: 33 of 40, about 0:28 left", "layers: 40 of 40"]
+
+
+def test_work_that_begins_again_is_forecast_anew():
+    plain = Plain()
+    for done in (1, 2, 5):
+        plain.view.advance(done, 5, "layers")
+        plain.clock.now += 100.0
+    plain.lines()
+    plain.view.advance(1, 5, "layers")
+    plain.clock.now += 10.0
+    plain.view.advance(2, 5, "layers")
+    plain.clock.now += 21.0
+    plain.view.advance(3, 5, "layers")
+    assert plain.lines() == ["layers: 1 of 5", "layers: 3 of 5, about 0:31 left"]
+
+
+def test_slow_episodes_have_a_line_each_and_the_time_left():
+    plain = Plain()
+    for index in range(3):
+        plain.view.step(step(index, index == 0))
+        plain.clock.now += 40.0
+    lines = plain.lines()
+    assert [line.split("  ")[0] for line in lines] == ["episode 1/20", "episode 2/20", "episode 3/20"]
+    assert [line.rpartition(", ")[2] for line in lines[1:]] == ["about 12:00 left", "about 11:20 left"]
+    assert "left" not in lines[0]
+
+
+def test_slow_tuning_has_a_line_every_30_seconds():
+    plain = Plain()
+    for done in range(1, 8):
+        plain.view.tuning(done, 1000, 0.5, 0.75, 90.0)
+        plain.clock.now += 12.0
+    steps = [int(line.split("/")[0].split()[-1]) for line in plain.lines()]
+    assert steps == [4, 7]
+
+
+def test_a_silent_stage_says_every_30_seconds_that_it_goes_on():
+    plain = Plain()
+    plain.view.say_that_it_goes_on()  # of nothing there is nothing to say
+    plain.clock.now += 50.0
+    plain.view.say_that_it_goes_on()
+    assert plain.lines() == []
+    plain.view.stage("verification")
+    for _ in range(70):
+        plain.clock.now += 1.0
+        plain.view.say_that_it_goes_on()
+    assert plain.lines() == [
+        "verification", "… still at: verification, 0:30 so far", "… still at: verification, 1:00 so far"
+    ]  # fmt: skip
+    plain.view.advance(3, 7, "samples")
+    plain.clock.now += 30.0
+    plain.view.say_that_it_goes_on()
+    assert plain.lines() == ["… still at: samples, 3 of 7, 0:30 so far"]
+
+
+def test_nothing_is_said_to_go_on_where_lines_come_by_themselves():
+    plain = Plain()
+    plain.view.stage("menus")
+    for done in range(1, 10):
+        plain.clock.now += 29.0
+        plain.view.note(str(done))
+        plain.view.say_that_it_goes_on()
+    assert len(plain.lines()) == 10
+
+
+def test_the_thread_that_says_so_ends_with_the_view():
+    def watching():
+        return [thread for thread in threading.enumerate() if thread.name == "progress"]
+
+    with PlainView(Console(file=io.StringIO())):
+        (thread,) = watching()
+        assert thread.daemon
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def test_terminal_view_shows_state_speed_and_time_left():

@@ -9,6 +9,7 @@ from output_toys import LinearNetwork
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.model_based.first_order import predicted_best_plan
 from autocompress.searchers.search import run_search
+from autocompress.searchers.simple_plans import simple_plans
 from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.solver import Solver
 from autocompress_envs.testing import all_labelings, all_resources, coin_shift, fair_coins, layer_errors, random_problem
@@ -124,18 +125,36 @@ def test_the_predicted_plan_comes_first(linear, prices):
     assert first.labeling.key() == expected.key()
 
 
-def test_the_explorers_plans_take_their_turns_after_the_predicted_one():
-    """Every twelfth evaluation: of the policy's prices, then the solver's. Effects are never refreshed."""
-    network, rng = LinearNetwork(8, seed=1, kind="chain"), np.random.default_rng(0)
+def noisy(episodes, seed=0):
+    """All that a search from a policy's prices evaluates where effects miss half; the plan of the prices; the task."""
+    network, rng = LinearNetwork(8, seed=3, kind="chain"), np.random.default_rng(0)
     prices, effects = rng.normal(size=(8, 2)), replace(network.effects(0.8, missed=0.5), passes=np.inf)
     sizes = [network.problem.resources(network.random(rng))["size"] for _ in range(200)]
-    limits = {"size": int(np.quantile(sizes, 0.2))}
+    limits = {"size": int(np.quantile(sizes, 0.4))}
     task = Task(network.problem, limits, network.evaluate, np.nan, network.probabilities, prices, lambda _: effects)
     seen = []
-    run_search(task, SearchSettings("model-based", "price", episodes=25), observe=seen.append)
-    solver = Solver(network.problem, limits)
-    plans = [keys(seen).index(plan.key()) for plan in (solver.solve(*np.exp(prices).T), solver.solve())]
-    assert plans == [12, 24]
+    run_search(task, SearchSettings("model-based", "price", episodes=episodes, seed=seed), observe=seen.append)
+    return keys(seen), Solver(network.problem, limits).solve(*np.exp(prices).T).key(), task
+
+
+def test_the_simple_plans_come_first_then_the_predicted_one_and_every_twelfth_is_the_explorers():
+    """The explorer begins with the plan of the policy's prices. Effects are never refreshed."""
+    seen, of_prices, task = noisy(25)
+    simple = [plan.key() for plan in simple_plans(task.problem, task.limits)]
+    predicted = predicted_best_plan(task.problem, task.limits, task.probabilities, task.effects(None), task.prices)
+    assert len(simple) == 4
+    assert seen[: len(simple)] == simple
+    assert seen[len(simple)] == predicted.key()
+    assert seen.index(of_prices) == 12
+
+
+@pytest.mark.parametrize(("episodes", "simple"), [(1, 0), (2, 1), (3, 1), (6, 2), (9, 3)])
+def test_simple_plans_take_a_third_of_few_evaluations_and_leave_room_for_the_predicted_one(episodes, simple):
+    seen, _, task = noisy(episodes)
+    plans = [plan.key() for plan in simple_plans(task.problem, task.limits)]
+    predicted = predicted_best_plan(task.problem, task.limits, task.probabilities, task.effects(None), task.prices)
+    assert seen.index(predicted.key()) == (0 if episodes < 3 else simple)
+    assert [key for key in seen if key in plans] == plans[:simple]
 
 
 def test_effects_save_most_of_the_evaluations():

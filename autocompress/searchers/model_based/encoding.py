@@ -101,10 +101,16 @@ class PlanEncoding:
         np.put_along_axis(indicators, self.slots(codes), 1.0, axis=1)
         return indicators
 
-    def slot_effects(self, effects: Effects) -> Matrix:
-        """(S, N * K) first-order effects on the log-probabilities, by slot."""
-        parts = [part.reshape(len(part) * part.shape[1], -1) for part in (effects.pruning, effects.rounding)]
-        return np.concatenate(parts).astype(np.float32)
+    def slot_effects(self, effects: Effects, samples: IntArray | None = None) -> Matrix:
+        """(S, N * K) first-order effects on the log-probabilities, by slot.
+
+        Args:
+            effects: the effects, by layer and option.
+            samples: (N,) numbers of the samples to take. Default: None, for all.
+        """
+        chosen = [part if samples is None else part[:, :, samples] for part in (effects.pruning, effects.rounding)]
+        parts = [part.reshape(len(part) * part.shape[1], -1) for part in chosen]
+        return np.concatenate(parts).astype(np.float32, copy=False)
 
 
 def _floored(errors: FloatArray) -> FloatArray:

@@ -33,7 +33,8 @@ measured plan. The coefficients z, the gradient g and the metric H are over all 
 
     z = (s (indicators of p - indicators of b), alpha(p) - onehot(b)).
 
-So what single labels do need not be learned: a good plan is found in a tenth of the evaluations.
+So what single labels do need not be learned: a good plan is found in a tenth of the evaluations. Where the
+basis would take too much memory, a part of the samples counts (`basis.affordable_samples`).
 
 **Uncertainty.** The divergence is convex, so what is uncertain about d(p) raises its expectation. The rise is
 h v(p) / 2, with the posterior variance v(p) = k(p, p) - k(p)' K_y^-1 k(p) (eq. 2.26) in units of the kernel,
@@ -48,7 +49,8 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from autocompress.evaluation.effects import Effects
-from autocompress.searchers.model_based.divergence import directional_derivatives, fisher_coordinates, shifted
+from autocompress.searchers.model_based.basis import Basis, affordable_samples, fitted_slope
+from autocompress.searchers.model_based.divergence import shifted
 from autocompress.searchers.model_based.encoding import Matrix, PlanEncoding
 from autocompress.searchers.model_based.kernel import CHOICES, KernelSettings, option_kernel
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, Outcome, Problem
@@ -56,7 +58,6 @@ from autocompress_envs.problem import FloatArray, IntArray, Labeling, Outcome, P
 REFIT = 24  # evaluations between two choices of kernel settings
 TRUST = 0.5  # power of a policy's prices by which layer errors are multiplied: between none (0) and all (1)
 RECENT = 40  # latest standardised errors that calibrate the standard deviation
-_NO_ENERGY = 1e-9  # nats: plans whose effects are smaller than this say nothing of the slope
 
 
 class OutputModel:
@@ -87,14 +88,18 @@ class OutputModel:
         prices: FloatArray | None = None,
         effects: Effects | None = None,
     ) -> None:
-        self.encoding = PlanEncoding(problem, None if prices is None else TRUST * prices)
+        self._prices = None if prices is None else TRUST * prices
+        self.encoding = PlanEncoding(problem, self._prices)
+        slots = 0 if effects is None else self.encoding.slot_errors.size
+        self._samples = affordable_samples(len(probabilities), slots, probabilities.shape[1])  # N of them count here
+        probabilities = probabilities[self._samples]
         self._original = np.clip(probabilities, 1e-30, None)  # p0, (N, K)
         self.settings = KernelSettings()
         self._slot_kernel: FloatArray  # (S, n) a's terms for every slot and the option that each measured plan takes
         self._effects = (  # (S, N * K) by slot, or (0, N * K)
             np.zeros((0, probabilities.size), dtype=np.float32)
             if effects is None
-            else self.encoding.slot_effects(effects)
+            else self.encoding.slot_effects(effects, self._samples)
         )
         self.slope = 1.0
         self._offset = np.zeros(probabilities.size, dtype=np.float32)  # d of the plan around which the effects are
@@ -104,7 +109,7 @@ class OutputModel:
         self.codes: IntArray = np.zeros((0, len(self.encoding.offsets)), dtype=np.int64)
         self.losses = np.zeros(0)
         self._best = -1  # number of the expansion point among the measured plans
-        self._metric = np.zeros((0, 0))
+        self._basis = Basis((), self._original, self._original)
         self.signal_variance = 0.0
         self._standardised_errors: list[float] = []
         self._build_kernel()
@@ -139,7 +144,7 @@ class OutputModel:
             self._standardised_errors.append(error)
         self.codes = np.vstack([self.codes, codes])
         self.losses = np.append(self.losses, outcome.kl)
-        self._shifts = np.vstack([self._shifts, outcome.shift.astype(np.float32).reshape(1, -1)])
+        self._shifts = np.vstack([self._shifts, outcome.shift[self._samples].astype(np.float32).reshape(1, -1)])
         self._first_order = np.vstack([self._first_order, self._summed_effects(codes)])
         self._slot_kernel = np.hstack([self._slot_kernel, self._kernel_column(codes)[:, None]])
         is_time = not self._is_around_plan and (len(self) % REFIT == 0 or len(self).bit_count() == 1)
@@ -156,10 +161,25 @@ class OutputModel:
             labeling: the plan; it was added before.
         """
         codes = self.encoding.encode(labeling)
-        self._effects, self._is_around_plan = self.encoding.slot_effects(effects), True
+        self._basis = Basis((), self._original, self._original)  # makes room
+        self._effects = np.zeros((0, self._original.size), dtype=np.float32)
+        self._effects, self._is_around_plan = self.encoding.slot_effects(effects, self._samples), True
         self._offset = self._shifts[int((self.codes == codes).all(1).argmax())]
         self._first_order = np.stack([self._summed_effects(each) for each in self.codes])
         self._expand_around(self._best, anew=True)
+        self._factorise()
+
+    def believe(self, problem: Problem) -> None:
+        """Replace the layer errors by corrected ones, after at least one plan was added.
+
+        Where a label is believed to do nothing, the kernel holds plans with and without it to be alike, whatever
+        was measured.
+
+        Args:
+            problem: the same menus and costs with other layer errors.
+        """
+        self.encoding = PlanEncoding(problem, self._prices)
+        self._build_kernel()
         self._factorise()
 
     def predict(self, codes: IntArray, caution: float = 0.0) -> tuple[FloatArray, FloatArray]:
@@ -185,8 +205,8 @@ class OutputModel:
     def _expanded(self, indicators: FloatArray, alpha: FloatArray) -> FloatArray:
         """(M,) KL(b) + g'z + z'H z / 2 in nats, from indicators (M, S) and alpha (M, n) of plans."""
         z = self._coefficients(indicators, alpha)  # (M, S + n)
-        curvature = ((z @ self._metric) * z).sum(1)
-        loss: FloatArray = self.losses[self._best] + z @ self._gradient + 0.5 * curvature
+        curvature = ((z @ self._basis.metric) * z).sum(1)
+        loss: FloatArray = self.losses[self._best] + z @ self._basis.gradient + 0.5 * curvature
         return loss
 
     def _coefficients(self, indicators: FloatArray, alpha: FloatArray) -> FloatArray:
@@ -238,11 +258,12 @@ class OutputModel:
         kernel_change = change * (1.0 + 2.0 * pairs * overlap) + pairs * change**2  # m, (M, n)
         alpha = kernel_change @ self._inverse  # the last n coefficients of u, (M, n)
         z = self._coefficients(indicators, kernel[None] @ self._inverse)[0]  # (S + n,)
-        slope = self._gradient + self._metric @ z  # g + H z, (S + n,)
+        metric = self._basis.metric
+        slope = self._basis.gradient + metric @ z  # g + H z, (S + n,)
         alone = alpha @ slope[count:]  # (M,)
         joint = (alpha @ self._residual_metric) @ alpha.T  # (M, M)
         if count:
-            rows = self.slope * (self._metric[after] - self._metric[before])  # u'H of the first S alone, (M, S + n)
+            rows = self.slope * (metric[after] - metric[before])  # u'H of the first S alone, (M, S + n)
             crossed = rows[:, count:] @ alpha.T  # (M, M)
             joint += crossed + crossed.T + self.slope * (rows[:, after] - rows[:, before])
             alone += self.slope * (slope[after] - slope[before])
@@ -293,7 +314,7 @@ class OutputModel:
     def _residual_metric(self) -> FloatArray:
         """(n, n) the part of the metric between residuals."""
         count = len(self._effects)
-        return self._metric[count:, count:]
+        return self._basis.metric[count:, count:]
 
     def _expand_around(self, best: int, anew: bool = False) -> None:
         """Make a measured plan the expansion point: basis, metric H and gradient g at its predictions.
@@ -305,16 +326,11 @@ class OutputModel:
             shift = self._shifts[best].reshape(self._original.shape)
             self._best_probabilities = np.exp(shifted(np.log(self._original), shift))  # q, (N, K)
             self.slope = self._fitted_slope()
-            self._basis = np.vstack([self._effects, self._residuals(self._shifts, self._first_order)])
-            self._coordinates = self._fisher(self._basis)
-            self._metric = (self._coordinates @ self._coordinates.T).astype(np.float64)
+            self._basis = Basis((), self._original, self._original)  # two at a time would take twice the memory
+            parts = self._effects, self._residuals(self._shifts, self._first_order)
+            self._basis = Basis(parts, self._best_probabilities, self._original)
         else:
-            residual = self._residuals(self._shifts[-1:], self._first_order[-1:])
-            self._basis = np.vstack([self._basis, residual])
-            self._coordinates = np.vstack([self._coordinates, self._fisher(residual)])
-            row = (self._coordinates @ self._coordinates[-1]).astype(np.float64)
-            self._metric = np.block([[self._metric, row[:-1, None]], [row[None]]])
-        self._gradient = directional_derivatives(self._basis, self._best_probabilities, self._original)
+            self._basis.append(self._residuals(self._shifts[-1:], self._first_order[-1:]))
 
     def _summed_effects(self, codes: IntArray) -> Matrix:
         """(N * K,) the sum D of the effects of a plan's labels (2L,); zeros without effects."""
@@ -328,23 +344,10 @@ class OutputModel:
         return shifts - self._offset - np.float32(self.slope) * first_order
 
     def _fitted_slope(self) -> float:
-        """Slope s of measured over first-order shifts, by least squares in the Fisher metric; at least 0.
-
-        1 around a plan, and where the effects are next to nothing; 0 without effects.
-        """
-        if not len(self._effects):
-            return 0.0
-        if self._is_around_plan:
-            return 1.0
-        first_order = self._fisher(self._first_order)
-        energy = float((first_order**2).sum())
-        if energy < _NO_ENERGY:
-            return 1.0
-        return max(0.0, float((self._fisher(self._shifts) * first_order).sum()) / energy)
-
-    def _fisher(self, shifts: Matrix) -> Matrix:
-        """(n, N * K) Fisher coordinates of shifts (n, N * K) under the expansion point's predictions."""
-        return fisher_coordinates(shifts, self._best_probabilities)
+        """The slope s of the effects: fitted around the original, 1 around a plan, 0 without effects."""
+        if not len(self._effects) or self._is_around_plan:
+            return 1.0 if len(self._effects) else 0.0
+        return fitted_slope(self._first_order, self._shifts, self._best_probabilities)
 
     def _choose_settings(self) -> None:
         """Set the kernel settings to those of `CHOICES` with the least leave-one-out error."""

@@ -14,7 +14,10 @@ from autocompress.searchers.model_based.encoding import PlanEncoding
 from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Problem
 
 CANDIDATES = 96  # changes and pairs of changes a step, whose cost and divergence are computed exactly
+LEAST_ROOM = 1e-9  # share of the limits that a change takes or gives at least, so that free ones have a finite rank
 MOST_STEPS = 40  # steps of one descent
+MOST_SINGLES = 1024
+"""Most single changes that are paired; matrices over all pairs of 5,500 (250 layers of 22 labels) would take a GB."""
 LEAST_IMPROVEMENT = 1e-9  # nats; a step that gains less ends the descent
 
 
@@ -112,18 +115,45 @@ class Planner:
     def _candidates(self, codes: IntArray, caution: float) -> IntArray:
         """(C, 2L) the most promising plans within the limits that one or two changes of a plan (2L,) lead to.
 
-        First, all M changes and their M^2 / 2 pairs are ranked, by second order and by the sum of their
-        costs. Then the exact costs of the best `CANDIDATES` decide: costs of two changes in one layer do not
-        add up.
+        First, M changes and their M^2 / 2 pairs are ranked, by second order and by the sum of their costs. They
+        are all changes, or the most promising ones where there are more than `MOST_SINGLES`. Then the exact
+        costs of the best `CANDIDATES` decide: costs of two changes in one layer do not add up.
         """
         is_change = self._option != codes[self._feature]
         feature, option = self._feature[is_change], self._option[is_change]  # (M,)
+        if len(feature) > MOST_SINGLES:
+            kept = self._promising(codes, feature, option, caution)
+            feature, option = feature[kept], option[kept]
         value = self._pair_values(codes, feature, option, caution)
         first, second = self._least(value)
         features = np.stack([feature[first], feature[second]], axis=1)  # (C, 2)
         options = np.stack([option[first], option[second]], axis=1)  # (C, 2)
         plans = _changed(codes, features, options)
         return plans[(self._costs(plans) <= self._most).all(1)]
+
+    def _promising(self, codes: IntArray, feature: IntArray, option: IntArray, caution: float) -> IntArray:
+        """(`MOST_SINGLES`,) numbers, ascending, of the changes that the best pairs are likely made of.
+
+        A pair trades: one change gains divergence and takes room, the other one gives room at little loss. So
+        three rankings take turns: by gain, by gain per room that is taken, and by loss per room that is given.
+        Room is counted in shares of the limits. Changes too large for any partner are left out.
+        """
+        parts = [slice(first, first + MOST_SINGLES) for first in range(0, len(feature), MOST_SINGLES)]
+        alone = np.concatenate([self._model.moves(codes, feature[at], option[at], caution)[0] for at in parts])  # (M,)
+        before = self._costs(codes[None])
+        cost = self._costs(_changed(codes, feature[:, None], option[:, None])) - before  # (M, R)
+        fits = (cost + np.minimum(cost.min(0), 0) <= self._most - before[0]).all(1)
+        room = cost / self._most  # taken where above 0, given where below, (M, R)
+        taken, given = np.maximum(room, 0.0).sum(1), np.maximum(-room, 0.0).sum(1)
+        scores = (
+            alone,
+            np.where(alone < 0, alone / np.maximum(taken, LEAST_ROOM), np.inf),
+            np.where(given > 0, np.maximum(alone, 0.0) / np.maximum(given, LEAST_ROOM), np.inf),
+        )
+        ranked = np.stack([np.where(fits, score, np.inf).argsort(kind="stable") for score in scores], axis=1)
+        _, first = np.unique(ranked, return_index=True)  # where each change comes first, the rankings by turns
+        kept: IntArray = np.sort(ranked.ravel()[np.sort(first)[:MOST_SINGLES]])
+        return kept
 
     def _pair_values(self, codes: IntArray, feature: IntArray, option: IntArray, caution: float) -> FloatArray:
         """(M, M) what changes i and j together do, in nats, and what change i does alone on the diagonal.

@@ -3,9 +3,13 @@
 The Dyna idea (Sutton 1991), where an episode is one plan: between two evaluations of the network, thousands
 of plans are tried in the model at no cost, and the most promising one is evaluated next.
 
-There are two ways to begin. Where first-order effects are known, the first evaluation is the plan that they
-predict to be the best. Where nothing is known, an explorer's prices (`explorers`) begin the search, and
-uncertain plans are taken to be better than expected (optimism in the face of uncertainty).
+A search begins with the simple plans, which believe nothing of labels (`simple_plans`). Then there are two
+ways to go on. Where first-order effects are known, the plan that they predict to be the best comes next. Where
+nothing is known, an explorer's prices (`explorers`) lead the search, and uncertain plans are taken to be better
+than expected (optimism in the face of uncertainty).
+
+Where the plan that was believed to be the best loses far more than expected, the label at fault is looked for by
+bisection before anything else (`doubts`), and what is believed of it is corrected.
 
 Three things keep the search from a local optimum. The explorer takes turns with the model, so that the model
 also learns of plans that it would not have chosen. Some descents start from random plans. And first-order
@@ -16,7 +20,9 @@ about half of a long search's allowance at most.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 import numpy as np
@@ -25,10 +31,13 @@ from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
 from autocompress.searchers.base import Evaluated, Recorder, SearchSettings, Task
 from autocompress.searchers.explorers import MixedExplorer, Proposal, Trial
+from autocompress.searchers.model_based.beliefs import Beliefs
+from autocompress.searchers.model_based.doubts import Doubts
 from autocompress.searchers.model_based.first_order import Incumbent, predicted_best_plan
 from autocompress.searchers.model_based.output_model import OutputModel
 from autocompress.searchers.model_based.planning import Planner
-from autocompress_envs.problem import IntArray, Labeling
+from autocompress.searchers.simple_plans import SHARE, affordable, simple_plans
+from autocompress_envs.problem import IntArray, Labeling, Problem
 from autocompress_envs.solver import Solver
 
 STARTS = 3  # best plans from which descents start
@@ -40,7 +49,7 @@ class Schedule:
     """How a search shares its evaluations between exploring and using what it knows.
 
     Attributes:
-        warm_up: evaluations of the explorer alone, at the start; at least 0.
+        warm_up: evaluations of simple plans and of the explorer alone, at the start; at least 0.
         explorer_every: one in so many later evaluations is the explorer's; at least 1.
         optimism: standard deviations by which an uncertain plan is taken to be better than expected; at least
             0.
@@ -68,8 +77,9 @@ FROM_PRICES = Schedule(warm_up=6, explorer_every=4, optimism=1.0, cautious_share
 def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) -> NoReturn:
     """Search until the recorder ends it.
 
-    Where the task has effects, the first evaluation is the predicted best plan. The explorer's first
-    evaluations are the plan of the policy's prices, where the task has any, and the solver's plan.
+    The first evaluations are the simple plans, as many as the allowance affords, and the predicted best plan:
+    that of the effects, where the task has any, else that of the policy's prices, where it has any. Where fewer
+    than `simple_plans.SHARE` evaluations are allowed, the predicted best plan comes first.
 
     Args:
         task: the problem, its limits and its evaluation, with the uncompressed network's `probabilities`.
@@ -86,8 +96,10 @@ def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) 
             "choose another, such as posterior-ppo."
         )
     search = _Search(task, settings, recorder)
-    search.evaluate_predicted_best()
+    search.begin()
     while True:
+        if search.follow_doubts():
+            continue
         if search.is_time_to_refresh():
             search.refresh_effects()
         elif search.is_explorers_turn():
@@ -101,30 +113,53 @@ class _Search:
 
     def __init__(self, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
         assert task.probabilities is not None
-        self._recorder = recorder
+        self._recorder, self._settings = recorder, settings
         self._rng = np.random.default_rng(settings.seed)
         self._solver = Solver(task.problem, task.limits)
         self._explorer = MixedExplorer(task.problem, self._rng, task.prices)
-        self._first = [Proposal(np.zeros((len(task.problem.layers), 2)), "solver")]
-        if task.prices is not None:
-            self._first.insert(0, Proposal(task.prices, "policy"))
-        self._proposal = self._first.pop(0)
+        self._no_prices = np.zeros((len(task.problem.layers), 2))
+        self._first = None if task.prices is None else Proposal(task.prices, "policy")
         self._task, self._effects = task, None if task.effects is None else task.effects(None)
         self._schedule = FROM_EFFECTS if self._effects else FROM_ZERO if task.prices is None else FROM_PRICES
         self._model = OutputModel(task.problem, task.probabilities, task.prices, self._effects)
         self._planner = Planner(task.problem, task.limits, self._model)
+        self._problem = task.problem  # with the layer errors that are taken for true
+        self._doubts = Doubts(Beliefs(task.problem, task.limits, task.probabilities, self._effects, task.prices))
         self._known: set[bytes] = set()  # codes of the plans evaluated
         self._is_repeating = False  # whether the last evaluation was of a plan seen before
         self._refreshed_around: Evaluated | None = None
         self._refreshed_at = 0  # evaluations before the last refresh
 
-    def evaluate_predicted_best(self) -> None:
-        """Evaluate the predicted best plan of effects around the original, where there are effects."""
-        task = self._task
+    def begin(self) -> None:
+        """Evaluate the simple plans and the predicted best plan; the latter first where few evaluations are allowed."""
+        task, settings = self._task, self._settings
+        plans = affordable(simple_plans(task.problem, task.limits), settings)
+        steps: list[Callable[[], None]] = [partial(self._evaluate, plan) for plan in plans]
+        steps.insert(len(steps) if settings.episodes >= SHARE else 0, self._evaluate_predicted_best)
+        for step in steps:
+            step()
+        self._is_repeating = False  # a plan that comes twice here says nothing of the explorer
+
+    def _evaluate_predicted_best(self) -> None:
+        """Evaluate the plan that effects around the original, or else the policy's prices, predict to be the best."""
         if self._effects is not None:
-            assert task.probabilities is not None
-            labeling = predicted_best_plan(task.problem, task.limits, task.probabilities, self._effects, task.prices)
-            self._evaluate(labeling, Proposal(self._proposal.prices, "model"))
+            self._evaluate(self._doubts.beliefs.best())
+        elif self._task.prices is not None:
+            self.explore()
+
+    def follow_doubts(self) -> bool:
+        """Evaluate the plan that tells what is believed falsely, where there are doubts; whether there are any."""
+        plan = self._doubts.next_plan()
+        if self._doubts.beliefs.problem is not self._problem:
+            self._believe(self._doubts.beliefs.problem)
+        if plan is not None:
+            self._evaluate(plan)
+        return plan is not None
+
+    def _believe(self, problem: Problem) -> None:
+        """Take corrected layer errors for true from now on."""
+        self._problem, self._solver = problem, Solver(problem, self._task.limits)
+        self._model.believe(problem)
 
     def is_time_to_refresh(self) -> bool:
         """Whether effects around the best plan are worth their time.
@@ -147,7 +182,7 @@ class _Search:
         self._effects = self._effects_around(best)
         self._recorder.spend(math.ceil(self._effects.passes))
         self._refreshed_around, self._refreshed_at = best, len(self._model)
-        self._evaluate(self._predicted_best_around(best), Proposal(self._proposal.prices, "model"))
+        self._evaluate(self._predicted_best_around(best))
 
     def _effects_around(self, best: Evaluated) -> Effects:
         """Effects around the best plan, on which the model is recentred."""
@@ -164,7 +199,9 @@ class _Search:
         assert self._effects is not None
         assert shift is not None
         incumbent = Incumbent(best.labeling, shift.astype(np.float64))
-        return predicted_best_plan(task.problem, task.limits, task.probabilities, self._effects, task.prices, incumbent)
+        return predicted_best_plan(
+            self._problem, task.limits, task.probabilities, self._effects, task.prices, incumbent
+        )
 
     def is_explorers_turn(self) -> bool:
         """Whether the explorer's plan comes next.
@@ -178,9 +215,8 @@ class _Search:
 
     def explore(self) -> None:
         """Evaluate the solver's plan under the prices that the explorer proposes."""
-        proposal = self._proposal
+        proposal, self._first = self._first or self._explorer.propose(), None
         self._evaluate(self._solver.solve(*np.exp(proposal.prices).T), proposal)
-        self._proposal = self._first.pop(0) if self._first else self._explorer.propose()
 
     def plan(self) -> None:
         """Evaluate the model's most promising plan, or the explorer's where the model has no new one."""
@@ -188,7 +224,7 @@ class _Search:
         if labeling is None:
             self.explore()
         else:
-            self._evaluate(labeling, Proposal(self._proposal.prices, "model"))
+            self._evaluate(labeling)
 
     def _most_promising(self) -> Labeling | None:
         """The new plan of least optimistic divergence on one descent; None where all were evaluated."""
@@ -217,19 +253,24 @@ class _Search:
         new: IntArray = candidates[[key not in self._known for key in map(_key, candidates)]]
         return new
 
-    def _evaluate(self, labeling: Labeling, proposal: Proposal) -> None:
-        """Evaluate a plan; the model learns from it where it is new, and the explorer in any case."""
+    def _evaluate(self, labeling: Labeling, proposal: Proposal | None = None) -> None:
+        """Evaluate a plan; the model learns from it where it is new, and the explorer in any case.
+
+        Args:
+            labeling: the plan.
+            proposal: the explorer's prices that gave it. Default: None, for a plan without prices from which to
+                climb.
+        """
         best, evaluations = self._recorder.best, self._recorder.evaluations
         outcome = self._recorder(labeling)
         is_new, is_best = self._recorder.evaluations > evaluations, self._recorder.best is not best
         if is_new:
             self._model.add(labeling, outcome)
+            self._doubts.add(labeling, outcome.kl)
             self._known.add(_key(self._model.codes[-1]))
         self._is_repeating = not is_new
-        is_explorers = proposal.origin != "model"  # the model's plans have no prices to climb from
-        self._explorer.learn(
-            Trial(proposal.prices, proposal.origin, labeling, outcome.kl, is_new, is_best and is_explorers)
-        )
+        prices, origin = (self._no_prices, "model") if proposal is None else (proposal.prices, proposal.origin)
+        self._explorer.learn(Trial(prices, origin, labeling, outcome.kl, is_new, is_best and proposal is not None))
 
 
 def _key(codes: IntArray) -> bytes:

@@ -14,6 +14,9 @@ from autocompress_envs.problem import IntArray, Labeling, Problem
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.solver import Solver
 
+UniformValues = tuple[float, int, int]
+"""The common values of a uniform plan: sparsity, weight bits, activation bits."""
+
 
 def search_uniform(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
     """The method `uniform`: the same label for every layer, for all plans of `uniform_frontier`.
@@ -104,25 +107,42 @@ def uniform_frontier(problem: Problem, limits: dict[str, int]) -> list[Labeling]
         problem: menus, layer errors and costs of the network.
         limits: upper bound of every limited resource, in absolute units.
     """
+    return [labeling for _, labeling in uniform_frontier_by_values(problem, limits)]
+
+
+def uniform_frontier_by_values(problem: Problem, limits: dict[str, int]) -> list[tuple[UniformValues, Labeling]]:
+    """The plans of `uniform_frontier`, each with its common sparsity, weight bits and activation bits.
+
+    Args:
+        problem: menus, layer errors and costs of the network.
+        limits: upper bound of every limited resource, in absolute units.
+    """
     sparsities = sorted({float(value) for layer in problem.layers for value in layer.sparsities})
     weight_bits = sorted({int(bits) for layer in problem.layers for bits in layer.weight_bits})
     activation_bits = sorted({int(bits) for layer in problem.layers for bits in layer.activation_bits})
-    feasible: list[tuple[tuple[float, int, int], Labeling]] = []
+    feasible: list[tuple[UniformValues, Labeling]] = []
     for triple in itertools.product(sparsities, weight_bits, activation_bits):
-        labeling = _uniform(problem, *triple)
+        labeling = uniform_plan(problem, *triple)
         if is_within(problem.resources(labeling), limits):
             feasible.append((triple, labeling))
     # Higher is milder in each of the three.
     values = np.array([(-sparsity, bits, activations) for (sparsity, bits, activations), _ in feasible])
     return [
-        labeling
-        for row, (_, labeling) in zip(values, feasible, strict=True)
+        plan
+        for row, plan in zip(values, feasible, strict=True)
         if not ((values >= row).all(1) & (values > row).any(1)).any()
     ]
 
 
-def _uniform(problem: Problem, sparsity: float, weight_bits: int, activation_bits: int) -> Labeling:
-    """The labelling of these values in every layer, or else of the next milder ones, or of the harshest."""
+def uniform_plan(problem: Problem, sparsity: float, weight_bits: int, activation_bits: int) -> Labeling:
+    """The labelling of these values in every layer, or else of the next milder ones, or of the harshest.
+
+    Args:
+        problem: menus, layer errors and costs of the network.
+        sparsity: common sparsity.
+        weight_bits: common weight bits.
+        activation_bits: common activation bits.
+    """
     layers = problem.layers
     return Labeling(
         np.array([np.flatnonzero(layer.sparsities <= sparsity + 1e-9)[-1] for layer in layers]),

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from autocompress.searchers.base import Recorder, SearchSettings, StopSearch, Task
 from autocompress.searchers.explorers import EXPLORERS
 from autocompress.searchers.prices import PRICE_LIMIT
+from autocompress.searchers.simple_plans import affordable, simple_plans
 from autocompress.searchers.stable_baselines.anchored import AnchoredPrices
 from autocompress.searchers.stable_baselines.replay import ExecutedReplayBuffer
 from autocompress.searchers.stable_baselines.specs import AgentSpec
@@ -30,8 +31,8 @@ Environment = gym.Env[Any, Any]
 def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
     """Let an agent act and learn until the recorder ends the search; the recorder keeps its policy.
 
-    The first evaluation is the plan of the policy's prices, where the task has any. The next one is the
-    solver's plan, so that no agent is worse than the solver.
+    The first evaluation is the plan of the policy's prices, where the task has any. The next ones are the
+    simple plans, so that no agent is worse than these.
 
     Args:
         spec: the agent.
@@ -43,10 +44,10 @@ def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSe
         StopSearch: the search is over.
         InfeasibleBudgetError: no plan meets the limits.
     """
-    solver = Solver(task.problem, task.limits)
     if task.prices is not None:
-        recorder(solver.solve(*np.exp(task.prices).T))
-    recorder(solver.solve())
+        recorder(Solver(task.problem, task.limits).solve(*np.exp(task.prices).T))
+    for plan in affordable(simple_plans(task.problem, task.limits), settings):
+        recorder(plan)
     environments = DummyVecEnv(_environment_makers(task, settings, recorder, spec))
     agent = build_agent(spec, environments, len(task.problem.layers), settings)
     try:
