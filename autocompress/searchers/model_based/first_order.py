@@ -60,7 +60,7 @@ class FirstOrderModel:
 
     Args:
         problem: menus, layer errors and costs of the network.
-        probabilities: (N, K) the uncompressed network's predictions; the first `SAMPLES` count.
+        probabilities: (N, K) the uncompressed network's predictions; the first `SAMPLES` that have effects count.
         effects: first-order effects of all labels on the same N samples.
         prices: (L, 2) a policy's log prices of pruning and of rounding. Default: None, which leaves layer
             errors as they are.
@@ -80,17 +80,18 @@ class FirstOrderModel:
         around: Incumbent | None = None,
     ) -> None:
         self.encoding = PlanEncoding(problem, prices)
-        self._original = probabilities[:SAMPLES]  # p0, (N, K)
+        samples = min(SAMPLES, effects.samples)
+        self._original = probabilities[:samples]  # p0, (N, K)
         logs = np.log(np.clip(self._original, 1e-30, None))
         self._weights = self._original.astype(np.float32).ravel()  # (N * K,) of log-probabilities in the divergence
         self._negative_entropy = float((self._original * logs).sum())  # the part that no plan changes
         base, factor = logs, SHRINKAGE
         self._incumbent: IntArray | None = None  # (2L,) slots of the incumbent
         if around is not None:
-            base, factor = shifted(logs, around.shift[:SAMPLES]), 1.0
+            base, factor = shifted(logs, around.shift[:samples]), 1.0
             self._incumbent = self.encoding.slots(self.encoding.encode(around.labeling))
         self._base = base.astype(np.float32)  # (N, K) log-probabilities where no label has an effect
-        self._shifts = np.float32(factor) * self.encoding.slot_effects(effects.first(SAMPLES))  # (S, N * K)
+        self._shifts = np.float32(factor) * self.encoding.slot_effects(effects.first(samples))  # (S, N * K)
         self._some = np.arange(0, len(logs), max(1, len(logs) // SUBSAMPLES))
         some = np.ascontiguousarray(self._cube(self._shifts)[:, self._some])
         self._shifts_of_some = some.reshape(len(self._shifts), -1)  # (S, n * K)

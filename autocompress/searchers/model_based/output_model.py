@@ -68,8 +68,8 @@ class OutputModel:
         probabilities: (N, K) the uncompressed network's predictions, as in `Task.probabilities`.
         prices: (L, 2) a policy's log prices of pruning and of rounding. Layer errors in the kernel are
             multiplied by their `TRUST`-th power. Default: None, which leaves the layer errors as they are.
-        effects: first-order effects of all labels around the original, on the same N samples. Default: None,
-            for a process with mean 0.
+        effects: first-order effects of all labels around the original, on the first of the same samples, which
+            alone count then. Default: None, for a process with mean 0.
 
     Attributes:
         encoding: codes and slots of the problem's plans.
@@ -91,7 +91,8 @@ class OutputModel:
         self._prices = None if prices is None else TRUST * prices
         self.encoding = PlanEncoding(problem, self._prices)
         slots = 0 if effects is None else self.encoding.slot_errors.size
-        self._samples = affordable_samples(len(probabilities), slots, probabilities.shape[1])  # N of them count here
+        known = len(probabilities) if effects is None else min(effects.samples, len(probabilities))
+        self._samples = affordable_samples(known, slots, probabilities.shape[1])  # N of them count here
         probabilities = probabilities[self._samples]
         self._original = np.clip(probabilities, 1e-30, None)  # p0, (N, K)
         self.settings = KernelSettings()
