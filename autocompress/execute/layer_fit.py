@@ -1,12 +1,14 @@
 """One layer, fitted to the original's outputs and judged on samples that it was not fitted to.
 
-Of every four samples, three fit and one judges. Candidates are the layer as it is; the layer with a new input range and
-bias; and for several strengths λ of the prior W₀ (the original's weights) the rounded least-squares fit
+Candidates are the layer as it is; the layer with a new input range and bias; and the rounded least-squares fit with one
+of several strengths λ of the prior W₀ (the original's weights):
 
     W* = argmin E‖y - W x̂‖² + λ‖W - W₀‖²  =  W₀ + E[r x̂ᵀ] (E[x̂ x̂ᵀ] + λ I)⁻¹,    r = y - W₀ x̂.
 
-The one of least error on the judging samples wins; it is then made again from all samples. So a layer is only changed
-where the change carries over to samples that it has not seen.
+The samples are cut into four folds, and each fold judges what was fitted to the three others. First λ is chosen so, by
+the loss before rounding, then the candidate, by that of its rounded weights; the winner is made again from all samples.
+So a layer is only changed where the change carries over to samples that it has not seen. The loss is ½ tr(G E[e eᵀ]),
+the divergence in nats that an error e at the layer's output is expected to cause (`menus.calibration`).
 """
 
 from __future__ import annotations
@@ -27,13 +29,13 @@ from autocompress.menus.algebra import cholesky_factor, damped
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 
 PRIORS = (1e-2, 1e-1, 1.0, 10.0)  # λ as fractions of the mean diagonal of E[x̂ x̂ᵀ]
-JUDGES = 4  # every fourth sample judges
+FOLDS = 4  # parts of the samples; each judges what the three others were fitted to
 
 _RANGE_SAMPLE = 65_536  # values of a layer's input that its range is taken from
 
 
 def fitted(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWeights:
-    """The layer as it does best on the judging samples; the layer itself where nothing does better.
+    """The layer as it does best on samples that it was not fitted to; the layer itself where nothing does better.
 
     Args:
         site: the layer; the original has run it, the compressed network everything before it.
@@ -44,23 +46,46 @@ def fitted(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWe
         return _with_mean_as_bias(site, layer, batches)
     new = None if layer.input_range is None else _range_of(site, layer.input_range.bits, batches)
     sums = _collect(site, layer.input_range, new, batches)
-    if not (sums.fit.samples and sums.judge.samples):
+    if min(fold.samples for fold in sums.folds) == 0:
         return layer
     anew = replace(layer, input_range=new)
-    errors = {prior: _error(site, _candidate(site, anew, sums.fit, prior), sums.judge) for prior in (None, *PRIORS)}
-    best = min(errors, key=lambda prior: errors[prior])
-    if _error(site, layer, sums.judge_as_it_is) <= errors[best]:
+
+    strength = _best_strength(site, sums.folds)
+    ways = (lambda fit: _with_bias(site, anew, fit), lambda fit: _refitted(site, anew, fit, strength))
+    losses = [sum(_loss(site, way(others), fold) for fold, others in _held_out(sums.folds)) for way in ways]
+    if _loss(site, layer, sums.as_it_is) <= min(losses):
         return layer
-    return _candidate(site, anew, sums.fit + sums.judge, best)
+    return ways[losses.index(min(losses))](Sums.total(sums.folds))
+
+
+def _best_strength(site: Site, folds: Sequence[Sums]) -> float:
+    """λ of least loss before rounding, as a fraction of the mean diagonal of E[x̂ x̂ᵀ]."""
+    losses = dict.fromkeys(PRIORS, 0.0)
+    for fold, others in _held_out(folds):
+        moment, cross = _equations(site, others)
+        for strength in PRIORS:
+            change = _solve(moment + _anchor(moment, strength), cross, None)  # where no single weight is removed
+            losses[strength] += fold.loss(change, site.gradient_moment)
+    return min(losses, key=lambda strength: losses[strength])
+
+
+def _held_out(folds: Sequence[Sums]) -> Iterator[tuple[Sums, Sums]]:
+    """Every fold, with the sums of all others."""
+    for fold in folds:
+        yield fold, Sums.total([other for other in folds if other is not fold])
+
+
+def _loss(site: Site, layer: LayerWeights, sums: Sums) -> float:
+    """Expected loss of a layer's weights on some samples, in nats summed over their columns."""
+    return sums.loss(_extended(site, layer) - site.prior, site.gradient_moment)
 
 
 @dataclass(frozen=True)
 class _Collected:
-    """Sums over the samples that fit and that judge, with the new input range, and that judge with the layer's own."""
+    """Sums over the samples of each fold, with the new input range, and over all samples with the layer's own range."""
 
-    fit: Sums
-    judge: Sums
-    judge_as_it_is: Sums
+    folds: Sequence[Sums]
+    as_it_is: Sums
 
 
 def _collect(
@@ -69,20 +94,20 @@ def _collect(
     """The sums of a layer with its own input range and with a new one."""
     groups, rows, columns = site.prior.shape
     device = batches[0].reference[site.before].device
-    fit, judge, as_it_is = (Sums.empty(groups, rows, columns, device) for _ in range(3))
+    *folds, as_it_is = (Sums.empty(groups, rows, columns, device) for _ in range(FOLDS + 1))
     wanted = -(-site.columns_wanted // sum(batch.size for batch in batches))  # of each sample
     prior = site.prior.mT.float().to(device)[:, None]  # (g, 1, k + 1, r)
     for batch in batches:
-        for x, y, judges in _drawn(site, batch, wanted):
+        for x, y, fold in _drawn(site, batch, wanted):
             rounded = _rounded_columns(x, new)
             miss = _miss(rounded, y, prior)
-            fit.add_(rounded[:, ~judges], miss[:, ~judges])
-            judge.add_(rounded[:, judges], miss[:, judges])
+            for number in range(FOLDS):
+                folds[number].add_(rounded[:, fold == number], miss[:, fold == number])
             if old != new:
-                rounded = _rounded_columns(x[:, judges], old)
-                as_it_is.add_(rounded, _miss(rounded, y[:, judges], prior))
-    fit, judge, as_it_is = (each.to_cpu() for each in (fit, judge, as_it_is))
-    return _Collected(fit, judge, judge if old == new else as_it_is)
+                rounded = _rounded_columns(x, old)
+                as_it_is.add_(rounded, _miss(rounded, y, prior))
+    folds = [fold.to_cpu() for fold in folds]
+    return _Collected(folds, Sums.total(folds) if old == new else as_it_is.to_cpu())
 
 
 def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -94,8 +119,7 @@ def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tens
         wanted: number of positions to draw in each sample.
 
     Yields:
-        Columns (g, e, p, k + 1) not rounded, wanted outputs (g, e, p, r), and (e,) bool, True where the entry is of a
-        sample that judges.
+        Columns (g, e, p, k + 1) not rounded, wanted outputs (g, e, p, r), and (e,) the fold of each entry's sample.
     """
     x = site.entries(batch.current[site.node.all_input_nodes[0]], batch.size)
     y = site.entries(batch.reference[site.before], batch.size)
@@ -103,12 +127,12 @@ def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tens
     per_entry = -(-wanted * batch.size // len(y))
     drawn = drawn_positions(len(y), math.prod(shape), per_entry, seed=batch.start).to(y.device)
     sample = batch.start + torch.arange(len(y)) * batch.size // len(y)
-    judges = (sample % JUDGES == JUDGES - 1).to(y.device)
+    fold = (sample % FOLDS).to(y.device)
     groups, rows, columns = site.prior.shape
     for piece in in_pieces(len(y), drawn.shape[1] * groups * max(rows, columns)):
         read = drawn_columns(x[piece], site.window, drawn[piece], 1 if site.is_linear else shape[-1])
         given = site.wanted_outputs(batch, drawn[piece], piece)
-        yield read, given.unflatten(2, (groups, rows)).permute(2, 0, 1, 3), judges[piece]
+        yield read, given.unflatten(2, (groups, rows)).permute(2, 0, 1, 3), fold[piece]
 
 
 def _rounded_columns(x: Tensor, found: ActivationRange | None) -> Tensor:
@@ -150,36 +174,40 @@ def _with_mean_as_bias(site: Site, layer: LayerWeights, batches: Sequence[Batch]
     return replace(layer, bias=(total / sum(batch.size for batch in batches)).float())
 
 
-def _error(site: Site, layer: LayerWeights, sums: Sums) -> float:
-    """Mean squared error a column of a layer's weights on some samples, summed over its outputs."""
-    return sums.error(_extended(site, layer) - site.prior)
-
-
 def _extended(site: Site, layer: LayerWeights) -> Tensor:
     """(g, r, k + 1) float64 weights of a layer, the bias last."""
     bias = torch.zeros(len(layer.values)) if layer.bias is None else layer.bias
     return torch.cat([layer.weight().flatten(1), bias[:, None]], 1).double().view_as(site.prior)
 
 
-def _candidate(site: Site, layer: LayerWeights, sums: Sums, prior: float | None) -> LayerWeights:
-    """The layer fitted to some samples.
+def _with_bias(site: Site, layer: LayerWeights, sums: Sums) -> LayerWeights:
+    """The layer with a bias that leaves no mean error on some samples, where it has one."""
+    if layer.bias is None:
+        return layer
+    missed = (_extended(site, layer) - site.prior) @ sums.moment[..., -1:]  # (g, r, 1)
+    left = (sums.cross[..., -1:] - missed).flatten() / sums.columns
+    return replace(layer, bias=(layer.bias.double() + left).float())
+
+
+def _refitted(site: Site, layer: LayerWeights, sums: Sums, strength: float) -> LayerWeights:
+    """The layer fitted to some samples and rounded.
 
     Args:
         site: the layer.
         layer: its weights so far, with its new input range.
         sums: sums over the samples.
-        prior: λ as a fraction of the mean diagonal of E[x̂ x̂ᵀ]; None: its weights stay, only the bias is fitted.
+        strength: λ as a fraction of the mean diagonal of E[x̂ x̂ᵀ].
     """
-    if prior is None:
-        if layer.bias is None:
-            return layer
-        left = sums.cross[..., -1] - ((_extended(site, layer) - site.prior) @ sums.moment[..., -1:])[..., 0]  # (g, r)
-        return replace(layer, bias=(layer.bias.double() + left.flatten() / sums.columns).float())
     moment, cross = _equations(site, sums)
-    anchor = prior * (damped(moment, 1.0) - moment)  # λ I: (g, k + 1, k + 1), diagonal
-    weight = _solve(moment + anchor, cross + site.prior @ (moment + anchor), site.kept)  # W*: (g, r, k + 1)
+    weighed = moment + _anchor(moment, strength)
+    weight = _solve(weighed, cross + site.prior @ weighed, site.kept)  # W*: (g, r, k + 1)
     rounding = Rounding(weight, damped(moment, site.menus.settings.damping), site.kept)
     return _rounded(rounding, layer, site.menus.settings.quantizer)
+
+
+def _anchor(moment: Tensor, strength: float) -> Tensor:
+    """λ I (g, k + 1, k + 1); the bias's λ is a millionth."""
+    return strength * (damped(moment, 1.0) - moment)
 
 
 def _equations(site: Site, sums: Sums) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ drawn in each.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,7 +95,7 @@ class Sums:
     Attributes:
         moment: (g, k + 1, k + 1) sum of x̂ x̂ᵀ.
         cross: (g, r, k + 1) sum of r x̂ᵀ, with the miss r.
-        square: sum of ‖r‖².
+        square: (g, r, r) sum of r rᵀ.
         spread: sum over samples of ‖offdiag(Σ_i)‖², with the covariance Σ_i of a sample's columns around `center`.
         columns: number of columns.
         samples: number of samples.
@@ -103,7 +104,7 @@ class Sums:
 
     moment: Tensor
     cross: Tensor
-    square: float = 0.0
+    square: Tensor
     spread: float = 0.0
     columns: int = 0
     samples: int = 0
@@ -119,8 +120,11 @@ class Sums:
             columns: k + 1.
             device: device of the columns.
         """
-        moment = torch.zeros(groups, columns, columns, dtype=torch.float64, device=device)
-        return cls(moment, torch.zeros(groups, rows, columns, dtype=torch.float64, device=device))
+
+        def zeros(height: int, width: int) -> Tensor:
+            return torch.zeros(groups, height, width, dtype=torch.float64, device=device)
+
+        return cls(zeros(columns, columns), zeros(rows, columns), zeros(rows, rows))
 
     def add_(self, x: Tensor, miss: Tensor) -> None:
         """Add some samples.
@@ -134,34 +138,39 @@ class Sums:
         flat, misses = x.flatten(1, 2), miss.flatten(1, 2)
         self.moment += (flat.mT @ flat).double()
         self.cross += (misses.mT @ flat).double()
-        self.square += float(misses.double().square().sum())
+        self.square += (misses.mT @ misses).double()
         self.columns += flat.shape[1]
         self.samples += x.shape[1]
         self.center = flat[..., :-1].mean(1)[:, None, None] if self.center is None else self.center
         self.spread += _off_diagonal_square(x[..., :-1] - self.center)
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            self.moment + other.moment,
-            self.cross + other.cross,
-            self.square + other.square,
-            self.spread + other.spread,
-            self.columns + other.columns,
-            self.samples + other.samples,
+    @classmethod
+    def total(cls, parts: Sequence[Sums]) -> Sums:
+        """The sums over all columns of several, at least one."""
+        first, *others = parts
+        return cls(
+            sum((part.moment for part in others), first.moment),
+            sum((part.cross for part in others), first.cross),
+            sum((part.square for part in others), first.square),
+            sum(part.spread for part in parts),
+            sum(part.columns for part in parts),
+            sum(part.samples for part in parts),
         )
 
     def to_cpu(self) -> Sums:
         """The same on the CPU."""
-        return replace(self, moment=self.moment.cpu(), cross=self.cross.cpu(), center=None)
+        return replace(self, moment=self.moment.cpu(), cross=self.cross.cpu(), square=self.square.cpu(), center=None)
 
-    def error(self, change: Tensor) -> float:
-        """Mean squared error a column that weights W leave, summed over rows: E‖r - (W - W₀) x̂‖².
+    def loss(self, change: Tensor, gradient_moment: Tensor) -> float:
+        """Expected loss of what weights W still miss: ½ tr(G e eᵀ) nats, e = r - (W - W₀) x̂, summed over columns.
 
         Args:
             change: (g, r, k + 1) float64 W - W₀.
+            gradient_moment: (g, r, r) float64 G of the layer's outputs.
         """
-        moved = float(((change @ self.moment - 2 * self.cross) * change).sum())
-        return max(0.0, self.square + moved) / max(1, self.columns)
+        crossed = change @ self.cross.mT  # (g, r, r)
+        missed = self.square - crossed - crossed.mT + change @ self.moment @ change.mT
+        return max(0.0, 0.5 * float((gradient_moment * missed).sum()))
 
     def shrunk_moment(self) -> Tensor:
         """H = E[x̂ x̂ᵀ] (g, k + 1, k + 1), its covariance shrunk towards the diagonal (Ledoit & Wolf 2004).

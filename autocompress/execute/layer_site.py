@@ -18,13 +18,14 @@ from torch import Tensor, fx, nn
 from autocompress.evaluation.stitch import LayerChoice, kept_rows
 from autocompress.execute.following import Batch
 from autocompress.execute.layer_moments import drawn_outputs
-from autocompress.menus.algebra import damped
+from autocompress.menus.algebra import damped, diagonal_blocks
 from autocompress.menus.calibration import Window, window_of_module
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import channel_variants, sparsity_mask
 from autocompress.network.structure import Layer
 
 _LEAST_COLUMNS = 16_384  # columns that a layer is fitted to where there are as many
+_LEAST_COLUMNS_OF_GROUPS = 2_048  # the same where there are several groups
 _COLUMNS_PER_INPUT = 32  # or as many as this for each of its inputs
 _LEAST_SAMPLES = 64  # samples that they are drawn from at least: positions of one image are much alike
 
@@ -78,8 +79,9 @@ class Site:
 
     @property
     def columns_wanted(self) -> int:
-        """Number of columns that tell enough about the layer."""
-        return max(_LEAST_COLUMNS, _COLUMNS_PER_INPUT * (self.layer.fan_in + 1))
+        """Number of columns that tell enough about the layer. A group has few inputs, and all groups their columns."""
+        least = _LEAST_COLUMNS if self.layer.groups == 1 else _LEAST_COLUMNS_OF_GROUPS
+        return max(least, _COLUMNS_PER_INPUT * (self.layer.fan_in + 1))
 
     @property
     def samples_wanted(self) -> int:
@@ -98,6 +100,12 @@ class Site:
             (variant,) = channel_variants(source, columns, (32,), self.menus.settings)
             weight = torch.cat([variant.weight(), variant.bias[:, None]], 1).double()
         return weight[rows].view(shrunk.groups, -1, weight.shape[1])
+
+    @cached_property
+    def gradient_moment(self) -> Tensor:
+        """(g, r, r) float64 G of the outputs that stay, for each group."""
+        moment = self.menus.sources[self.layer.name].gradient_moment[self.rows][:, self.rows]
+        return diagonal_blocks(moment, self.shrunk.groups)
 
     @cached_property
     def kept(self) -> Tensor | None:
