@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -87,6 +88,42 @@ class Budget:
     def __str__(self) -> str:
         """The normal form; `parse` reads it back."""
         return ",".join(f"{limit.resource}={_format(limit)}" for limit in self.limits)
+
+
+def parse_bytes(text: str, name: str) -> int:
+    """Bytes of an amount with a unit, such as `4GB`, `500 MiB` or `2e9`.
+
+    >>> parse_bytes("1.5 kB", "memory")
+    1500
+
+    Args:
+        text: number and unit (none, B, kB, MB, GB, KiB, MiB, GiB, k, M, G, T).
+        name: name of the option, for the message.
+
+    Raises:
+        InputError: it is no amount of bytes, or less than 1.
+    """
+    match = _NUMBER.match(text.strip())
+    if match is None or match[2].lower() not in _SUFFIXES:
+        raise InputError(f"`{name}` must be a number of bytes such as 500MB or 4GB, got {text!r}.")
+    amount = int(Fraction(match[1]) * _SUFFIXES[match[2].lower()])
+    if amount < 1:
+        raise InputError(f"`{name}` must be at least 1 byte, got {text!r}.")
+    return amount
+
+
+def format_bytes(amount: int) -> str:
+    """An amount of bytes for people, rounded up; `parse_bytes` reads it.
+
+    >>> format_bytes(1_910_000_000), format_bytes(48_100_000), format_bytes(900)
+    ('2.0GB', '49MB', '1kB')
+
+    Args:
+        amount: bytes, at least 0.
+    """
+    if amount >= 10**9:
+        return f"{math.ceil(amount / 10**8) / 10:.1f}GB"
+    return f"{math.ceil(amount / 10**6)}MB" if amount >= 10**6 else f"{math.ceil(amount / 10**3)}kB"
 
 
 def _parse_limit(part: str) -> Limit:

@@ -1,4 +1,4 @@
-"""Memory that a process may still take."""
+"""Memory that a process may still take, and how many samples fit into it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")  # version 2; a container sees its own group here
+_SHARE = 0.7  # of the available memory that is taken where nobody says how much
 
 
 def available_bytes(cgroup: Path = _CGROUP) -> int:
@@ -20,6 +21,43 @@ def available_bytes(cgroup: Path = _CGROUP) -> int:
     """
     machine = int(psutil.virtual_memory().available)
     return max(0, min(machine, _left_in(cgroup, machine)))
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process holds now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def memory_limit(asked: int | None) -> int:
+    """Most bytes that a job may take: as many as were asked for, otherwise 70 % of what is available now.
+
+    Args:
+        asked: bytes, at least 1; None: nobody said.
+    """
+    return int(_SHARE * available_bytes()) if asked is None else asked
+
+
+def memory_left(limit: int | None) -> int:
+    """Bytes that this process may still take, at least 0.
+
+    Args:
+        limit: most bytes that the process may hold in all; None: what it holds now and 70 % of what is available.
+    """
+    return memory_limit(None) if limit is None else max(0, limit - resident_bytes())
+
+
+def samples_at_once(bytes_a_sample: int, limit: int, most: int) -> int:
+    """Number of samples, 1 to `most`, that fit into a limit; 1 where not even one does.
+
+    >>> samples_at_once(40, 100, 64), samples_at_once(40, 10_000, 64), samples_at_once(40, 30, 64)
+    (2, 64, 1)
+
+    Args:
+        bytes_a_sample: bytes that each sample takes.
+        limit: bytes that all of them may take.
+        most: number that is never exceeded, at least 1.
+    """
+    return max(1, min(most, limit // max(1, bytes_a_sample)))
 
 
 def _left_in(cgroup: Path, unlimited: int) -> int:

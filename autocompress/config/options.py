@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from autocompress.budget import Budget
+from autocompress.budget import Budget, parse_bytes
 from autocompress.errors import InputError
 
 
@@ -291,9 +291,24 @@ class MachineOptions(Part):
         "auto", "Floating-point type of evaluations; auto picks the fastest that leaves the outputs as they are."
     )
     jobs: int | None = _option(None, "Threads that build menus. Default: one for each core.", ge=1)
+    memory: str | None = _option(
+        None, "Most memory that the job may take, such as 4GB. Default: 70 % of what is available."
+    )
     cache: Path | None = _option(
         None, "Folder of the menu cache. Default: $AUTOCOMPRESS_CACHE or ~/.cache/autocompress."
     )
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _check_memory(cls, value: Any) -> Any:
+        text = str(value) if isinstance(value, (int, float)) else value
+        if isinstance(text, str):
+            parse_bytes(text, "memory")
+        return text
+
+    def memory_bytes(self) -> int | None:
+        """Most bytes that the job may take; None where nobody says."""
+        return None if self.memory is None else parse_bytes(self.memory, "memory")
 
 
 class RunOptions(Part):

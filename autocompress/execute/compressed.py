@@ -179,9 +179,10 @@ def write_weights_(model: nn.Module, name: str, weights: LayerWeights) -> None:
     """
     module = model.get_submodule(name)
     weight, bias = weights.as_run()
-    module.get_parameter("weight").data = weight.clone(memory_format=torch.contiguous_format)
+    device = module.get_parameter("weight").device
+    module.get_parameter("weight").data = weight.clone(memory_format=torch.contiguous_format).to(device)
     if weights.bias is not None:
-        module.get_parameter("bias").data = bias.clone()
+        module.get_parameter("bias").data = bias.clone().to(device)
 
 
 def kept_map(values: Tensor, sparsity: float, granularity: str) -> Tensor | None:

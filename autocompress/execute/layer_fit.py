@@ -1,0 +1,266 @@
+"""One layer, fitted to the original's outputs and judged on samples that it was not fitted to.
+
+Candidates are the layer as it is; the layer with a new input range and bias; and the rounded least-squares fit with one
+of several strengths λ of the prior W₀ (the original's weights):
+
+    W* = argmin E‖y - W x̂‖² + λ‖W - W₀‖²  =  W₀ + E[r x̂ᵀ] (E[x̂ x̂ᵀ] + λ I)⁻¹,    r = y - W₀ x̂.
+
+The samples are cut into four folds, and each fold judges what was fitted to the three others. First λ is chosen so, by
+the loss before rounding, then the candidate, by that of its rounded weights; the winner is made again from all samples.
+So a layer is only changed where the change carries over to samples that it has not seen. The loss is ½ tr(G E[e eᵀ]),
+the divergence in nats that an error e at the layer's output is expected to cause (`menus.calibration`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from autocompress.execute.compressed import LayerWeights
+from autocompress.execute.following import Batch
+from autocompress.execute.layer_moments import Sums, drawn_columns, drawn_positions, in_pieces
+from autocompress.execute.layer_site import Site
+from autocompress.menus.activations import ActivationRange, calibrate_range
+from autocompress.menus.algebra import cholesky_factor, damped
+from autocompress.menus.quantizers import QUANTIZERS, Rounding
+
+PRIORS = (1e-2, 1e-1, 1.0, 10.0)  # λ as fractions of the mean diagonal of E[x̂ x̂ᵀ]
+FOLDS = 4  # parts of the samples; each judges what the three others were fitted to
+
+_RANGE_SAMPLE = 65_536  # values of a layer's input that its range is taken from
+
+
+def fitted(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWeights:
+    """The layer as it does best on samples that it was not fitted to; the layer itself where nothing does better.
+
+    Args:
+        site: the layer; the original has run it, the compressed network everything before it.
+        layer: its weights so far.
+        batches: batches of samples.
+    """
+    if layer.is_empty:
+        return _with_mean_as_bias(site, layer, batches)
+    new = None if layer.input_range is None else _range_of(site, layer.input_range.bits, batches)
+    sums = _collect(site, layer.input_range, new, batches)
+    if min(fold.samples for fold in sums.folds) == 0:
+        return layer
+    anew = replace(layer, input_range=new)
+
+    strength = _best_strength(site, sums.folds)
+    ways = (lambda fit: _with_bias(site, anew, fit), lambda fit: _refitted(site, anew, fit, strength))
+    losses = [sum(_loss(site, way(others), fold) for fold, others in _held_out(sums.folds)) for way in ways]
+    if _loss(site, layer, sums.as_it_is) <= min(losses):
+        return layer
+    return ways[losses.index(min(losses))](Sums.total(sums.folds))
+
+
+def _best_strength(site: Site, folds: Sequence[Sums]) -> float:
+    """λ of least loss before rounding, as a fraction of the mean diagonal of E[x̂ x̂ᵀ]."""
+    losses = dict.fromkeys(PRIORS, 0.0)
+    for fold, others in _held_out(folds):
+        moment, cross = _equations(site, others)
+        for strength in PRIORS:
+            change = _solve(moment + _anchor(moment, strength), cross, None)  # where no single weight is removed
+            losses[strength] += fold.loss(change, site.gradient_moment)
+    return min(losses, key=lambda strength: losses[strength])
+
+
+def _held_out(folds: Sequence[Sums]) -> Iterator[tuple[Sums, Sums]]:
+    """Every fold, with the sums of all others."""
+    for fold in folds:
+        yield fold, Sums.total([other for other in folds if other is not fold])
+
+
+def _loss(site: Site, layer: LayerWeights, sums: Sums) -> float:
+    """Expected loss of a layer's weights on some samples, in nats summed over their columns."""
+    return sums.loss(_extended(site, layer) - site.prior, site.gradient_moment)
+
+
+@dataclass(frozen=True)
+class _Collected:
+    """Sums over the samples of each fold, with the new input range, and over all samples with the layer's own range."""
+
+    folds: Sequence[Sums]
+    as_it_is: Sums
+
+
+def _collect(
+    site: Site, old: ActivationRange | None, new: ActivationRange | None, batches: Sequence[Batch]
+) -> _Collected:
+    """The sums of a layer with its own input range and with a new one."""
+    groups, rows, columns = site.prior.shape
+    device = batches[0].reference[site.before].device
+    *folds, as_it_is = (Sums.empty(groups, rows, columns, device) for _ in range(FOLDS + 1))
+    wanted = -(-site.columns_wanted // sum(batch.size for batch in batches))  # of each sample
+    prior = site.prior.mT.float().to(device)[:, None]  # (g, 1, k + 1, r)
+    for batch in batches:
+        for x, y, fold in _drawn(site, batch, wanted):
+            rounded = _rounded_columns(x, new)
+            miss = _miss(rounded, y, prior)
+            for number in range(FOLDS):
+                folds[number].add_(rounded[:, fold == number], miss[:, fold == number])
+            if old != new:
+                rounded = _rounded_columns(x, old)
+                as_it_is.add_(rounded, _miss(rounded, y, prior))
+    folds = [fold.to_cpu() for fold in folds]
+    return _Collected(folds, Sums.total(folds) if old == new else as_it_is.to_cpu())
+
+
+def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """What the layer reads and should give at drawn positions, piece by piece of a batch.
+
+    Args:
+        site: the layer.
+        batch: some samples.
+        wanted: number of positions to draw in each sample.
+
+    Yields:
+        Columns (g, e, p, k + 1) not rounded, wanted outputs (g, e, p, r), and (e,) the fold of each entry's sample.
+    """
+    x = site.entries(batch.current[site.node.all_input_nodes[0]], batch.size)
+    y = site.entries(batch.reference[site.before], batch.size)
+    shape = y.shape[1:-1] if site.is_linear else y.shape[2:]  # of the output positions
+    per_entry = -(-wanted * batch.size // len(y))
+    drawn = drawn_positions(len(y), math.prod(shape), per_entry, seed=batch.start).to(y.device)
+    sample = batch.start + torch.arange(len(y)) * batch.size // len(y)
+    fold = (sample % FOLDS).to(y.device)
+    groups, rows, columns = site.prior.shape
+    for piece in in_pieces(len(y), drawn.shape[1] * groups * max(rows, columns)):
+        read = drawn_columns(x[piece], site.window, drawn[piece], 1 if site.is_linear else shape[-1])
+        given = site.wanted_outputs(batch, drawn[piece], piece)
+        yield read, given.unflatten(2, (groups, rows)).permute(2, 0, 1, 3), fold[piece]
+
+
+def _rounded_columns(x: Tensor, found: ActivationRange | None) -> Tensor:
+    """Columns with all but the last entry, the 1 for the bias, rounded to a range; None: they are not rounded."""
+    return x if found is None else torch.cat([found.apply(x[..., :-1]), x[..., -1:]], -1)
+
+
+def _miss(x: Tensor, y: Tensor, prior: Tensor) -> Tensor:
+    """r = y - W₀ x̂ (g, e, p, r).
+
+    Args:
+        x: (g, e, p, k + 1) columns.
+        y: (g, e, p, r) wanted outputs.
+        prior: (g, 1, k + 1, r) float32 W₀, transposed.
+    """
+    return y - x @ prior
+
+
+def _range_of(site: Site, bits: int, batches: Sequence[Batch]) -> ActivationRange:
+    """The range of least error on the layer's inputs: at most 65,536 drawn values, the smallest and the largest."""
+    read = [batch.current[site.node.all_input_nodes[0]] for batch in batches]
+    share = min(1.0, _RANGE_SAMPLE / sum(x.numel() for x in read))
+    parts = []
+    for batch, x in zip(batches, read, strict=True):
+        generator = torch.Generator().manual_seed(batch.start)
+        drawn = torch.randint(x.numel(), (math.ceil(share * x.numel()),), generator=generator)
+        parts.append(torch.cat([x.flatten()[drawn.to(x.device)], x.amin()[None], x.amax()[None]]).cpu())
+    return calibrate_range(torch.cat(parts).sort().values, bits)
+
+
+def _with_mean_as_bias(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWeights:
+    """A layer that only has its bias left, which becomes the mean of the original's outputs."""
+    if layer.bias is None:
+        return layer
+    total = torch.zeros(len(site.rows), dtype=torch.float64)
+    for batch in batches:
+        y = batch.reference[site.before].movedim(-1 if site.is_linear else 1, -1)  # (n, …, channels)
+        total += batch.size * y.flatten(0, -2).double().mean(0).cpu()[site.rows]
+    return replace(layer, bias=(total / sum(batch.size for batch in batches)).float())
+
+
+def _extended(site: Site, layer: LayerWeights) -> Tensor:
+    """(g, r, k + 1) float64 weights of a layer, the bias last."""
+    bias = torch.zeros(len(layer.values)) if layer.bias is None else layer.bias
+    return torch.cat([layer.weight().flatten(1), bias[:, None]], 1).double().view_as(site.prior)
+
+
+def _with_bias(site: Site, layer: LayerWeights, sums: Sums) -> LayerWeights:
+    """The layer with a bias that leaves no mean error on some samples, where it has one."""
+    if layer.bias is None:
+        return layer
+    missed = (_extended(site, layer) - site.prior) @ sums.moment[..., -1:]  # (g, r, 1)
+    left = (sums.cross[..., -1:] - missed).flatten() / sums.columns
+    return replace(layer, bias=(layer.bias.double() + left).float())
+
+
+def _refitted(site: Site, layer: LayerWeights, sums: Sums, strength: float) -> LayerWeights:
+    """The layer fitted to some samples and rounded.
+
+    Args:
+        site: the layer.
+        layer: its weights so far, with its new input range.
+        sums: sums over the samples.
+        strength: λ as a fraction of the mean diagonal of E[x̂ x̂ᵀ].
+    """
+    moment, cross = _equations(site, sums)
+    weighed = moment + _anchor(moment, strength)
+    weight = _solve(weighed, cross + site.prior @ weighed, site.kept)  # W*: (g, r, k + 1)
+    rounding = Rounding(weight, damped(moment, site.menus.settings.damping), site.kept)
+    return _rounded(rounding, layer, site.menus.settings.quantizer)
+
+
+def _anchor(moment: Tensor, strength: float) -> Tensor:
+    """λ I (g, k + 1, k + 1); the bias's λ is a millionth."""
+    return strength * (damped(moment, 1.0) - moment)
+
+
+def _equations(site: Site, sums: Sums) -> tuple[Tensor, Tensor]:
+    """E[x̂ x̂ᵀ] (g, k + 1, k + 1), its covariance shrunk, and E[r x̂ᵀ] (g, r, k + 1), float64.
+
+    Where the layer has no bias, the bias column is made independent of all others, and its weight comes out as 0.
+    """
+    moment, cross = sums.shrunk_moment(), sums.cross / sums.columns
+    if not site.layer.has_bias:
+        moment[:, -1, :-1] = moment[:, :-1, -1] = 0
+        cross[:, :, -1] = 0
+    return moment, cross
+
+
+def _solve(moment: Tensor, cross: Tensor, kept: Tensor | None) -> Tensor:
+    """(g, r, k + 1) rows w with w H = c; where weights are removed, on the columns that are left in each row.
+
+    Args:
+        moment: (g, k + 1, k + 1) H, positive definite.
+        cross: (g, r, k + 1) right-hand sides c.
+        kept: (g, r, k) False where a weight is removed; None: all are kept.
+    """
+    if kept is None:
+        return torch.cholesky_solve(cross.mT, cholesky_factor(moment)).mT
+    rows = cross.shape[1]
+    support = torch.cat([kept.flatten(0, 1), torch.ones(len(cross) * rows, 1, dtype=torch.bool)], 1)
+    weight = torch.zeros_like(cross)
+    for row in range(len(support)):
+        index, (group, member) = support[row].nonzero()[:, 0], divmod(row, rows)
+        factor = cholesky_factor(moment[group][index][:, index])  # of H on the row's own columns
+        found = torch.cholesky_solve(cross[group, member, index][:, None], factor)
+        weight[group, member, index] = found[:, 0]
+    return weight
+
+
+def _rounded(rounding: Rounding, layer: LayerWeights, quantizer: str) -> LayerWeights:
+    """The layer with weights fitted anew, rounded to its label's codes, or as floats.
+
+    Args:
+        rounding: fitted weights (g, r, k + 1), and H for the quantizer.
+        layer: layer with its bits and shape.
+        quantizer: name of the quantizer.
+    """
+    shape, weight = layer.values.shape, rounding.weight
+    if layer.scale is None:
+        values = weight[..., :-1].flatten(0, 1).float().view(shape)
+        values = values.half().float() if layer.bits == 16 else values
+        bias = weight[..., -1].flatten()
+        return replace(layer, values=values, bias=None if layer.bias is None else bias.float())
+    (found,) = QUANTIZERS[quantizer](rounding, [layer.bits])
+    return replace(
+        layer,
+        values=found.codes.flatten(0, 1).view(shape),
+        scale=found.scale.flatten().float(),
+        bias=None if layer.bias is None else found.bias.flatten().float(),
+    )

@@ -1,0 +1,207 @@
+"""Second moments of what a layer reads and of what it misses, from positions drawn in batches of samples.
+
+A column is what the layer reads at one output position of one sample, with a 1 behind for the bias. For the prior W₀,
+the miss is r = y - W₀ x̂, so that weights W leave the squared error E‖r - (W - W₀) x̂‖²: a sum of small numbers, where
+that of y would be a difference of large ones.
+
+Shapes: g groups of a convolution (1 elsewhere), k inputs of a row (fan-in), r rows of a group, n samples, p positions
+drawn in each.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autocompress.menus.listening import Window
+
+_PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
+
+
+def drawn_positions(samples: int, positions: int, wanted: int, seed: int) -> Tensor:
+    """(n, p) int64 output positions, drawn for each sample without replacement; all in order where p takes them all.
+
+    Args:
+        samples: number of samples, n.
+        positions: output positions of one sample.
+        wanted: positions to draw in each sample.
+        seed: seed of the draw.
+    """
+    if wanted >= positions:
+        return torch.arange(positions).expand(samples, positions)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(samples, positions, generator=generator).topk(wanted, sorted=False).indices
+
+
+def drawn_columns(x: Tensor, window: Window | None, drawn: Tensor, width: int) -> Tensor:
+    """What the layer reads at the drawn positions: (g, n, p, k + 1), inputs in the weight's order, then a 1.
+
+    Args:
+        x: (n, C, …) inputs of a convolution; (n, positions, C) of a linear layer.
+        window: window of the convolution; None: a linear layer.
+        drawn: (n, p) output positions.
+        width: output positions in a row of the image; 1 for a linear layer.
+    """
+    if window is None:
+        columns = x.gather(1, drawn[..., None].expand(-1, -1, x.shape[2]))[None]  # (1, n, p, C)
+    else:
+        x = F.pad(x, window.padding)
+        x = x[:, :, None] if x.ndim == 3 else x
+        across = x.shape[3]
+        corner = drawn // width * (window.stride[0] * across) + drawn % width * window.stride[1]  # (n, p)
+        flat = x.flatten(2)  # (n, C, H W)
+        seen = []
+        for row, column in itertools.product(*map(range, window.kernel)):
+            place = corner + row * window.dilation[0] * across + column * window.dilation[1]
+            seen.append(flat.gather(2, place[:, None].expand(-1, flat.shape[1], -1)))
+        columns = torch.stack(seen, 2).unflatten(1, (window.groups, -1))  # (n, g, C / g, kernel, p)
+        columns = columns.flatten(2, 3).permute(1, 0, 3, 2)  # (g, n, p, k)
+    return torch.cat([columns, columns.new_ones(*columns.shape[:3], 1)], 3)
+
+
+def drawn_outputs(y: Tensor, is_linear: bool, drawn: Tensor) -> Tensor:
+    """The outputs at the drawn positions: (n, p, channels).
+
+    Args:
+        y: (n, channels, …) outputs of a convolution; (n, positions, channels) of a linear layer.
+        is_linear: whether the layer is linear.
+        drawn: (n, p) output positions.
+    """
+    if is_linear:
+        return y.gather(1, drawn[..., None].expand(-1, -1, y.shape[2]))
+    flat = y.flatten(2)
+    return flat.gather(2, drawn[:, None].expand(-1, flat.shape[1], -1)).mT
+
+
+def in_pieces(samples: int, elements_a_sample: int) -> list[slice]:
+    """Slices of a batch whose columns take at most 64 MB each, or hold one sample.
+
+    >>> in_pieces(5, 8_000_000)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    step = max(1, _PIECE_ELEMENTS // max(1, elements_a_sample))
+    return [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
+
+
+@dataclass
+class Sums:
+    """Sums over columns, in float64, to which batches add.
+
+    Attributes:
+        moment: (g, k + 1, k + 1) sum of x̂ x̂ᵀ.
+        cross: (g, r, k + 1) sum of r x̂ᵀ, with the miss r.
+        square: (g, r, r) sum of r rᵀ.
+        spread: sum over samples of ‖offdiag(Σ_i)‖², with the covariance Σ_i of a sample's columns around `center`.
+        columns: number of columns.
+        samples: number of samples.
+        center: (g, 1, 1, k) mean of the first columns that came.
+    """
+
+    moment: Tensor
+    cross: Tensor
+    square: Tensor
+    spread: float = 0.0
+    columns: int = 0
+    samples: int = 0
+    center: Tensor | None = None
+
+    @classmethod
+    def empty(cls, groups: int, rows: int, columns: int, device: torch.device) -> Sums:
+        """Nothing yet.
+
+        Args:
+            groups: g.
+            rows: r.
+            columns: k + 1.
+            device: device of the columns.
+        """
+
+        def zeros(height: int, width: int) -> Tensor:
+            return torch.zeros(groups, height, width, dtype=torch.float64, device=device)
+
+        return cls(zeros(columns, columns), zeros(rows, columns), zeros(rows, rows))
+
+    def add_(self, x: Tensor, miss: Tensor) -> None:
+        """Add some samples.
+
+        Args:
+            x: (g, n, p, k + 1) float32 columns.
+            miss: (g, n, p, r) float32 misses.
+        """
+        if x.shape[1] == 0:
+            return
+        flat, misses = x.flatten(1, 2), miss.flatten(1, 2)
+        self.moment += (flat.mT @ flat).double()
+        self.cross += (misses.mT @ flat).double()
+        self.square += (misses.mT @ misses).double()
+        self.columns += flat.shape[1]
+        self.samples += x.shape[1]
+        self.center = flat[..., :-1].mean(1)[:, None, None] if self.center is None else self.center
+        self.spread += _off_diagonal_square(x[..., :-1] - self.center)
+
+    @classmethod
+    def total(cls, parts: Sequence[Sums]) -> Sums:
+        """The sums over all columns of several, at least one."""
+        first, *others = parts
+        return cls(
+            sum((part.moment for part in others), first.moment),
+            sum((part.cross for part in others), first.cross),
+            sum((part.square for part in others), first.square),
+            sum(part.spread for part in parts),
+            sum(part.columns for part in parts),
+            sum(part.samples for part in parts),
+        )
+
+    def to_cpu(self) -> Sums:
+        """The same on the CPU."""
+        return replace(self, moment=self.moment.cpu(), cross=self.cross.cpu(), square=self.square.cpu(), center=None)
+
+    def loss(self, change: Tensor, gradient_moment: Tensor) -> float:
+        """Expected loss of what weights W still miss: ½ tr(G e eᵀ) nats, e = r - (W - W₀) x̂, summed over columns.
+
+        Args:
+            change: (g, r, k + 1) float64 W - W₀.
+            gradient_moment: (g, r, r) float64 G of the layer's outputs.
+        """
+        crossed = change @ self.cross.mT  # (g, r, r)
+        missed = self.square - crossed - crossed.mT + change @ self.moment @ change.mT
+        return max(0.0, 0.5 * float((gradient_moment * missed).sum()))
+
+    def shrunk_moment(self) -> Tensor:
+        """H = E[x̂ x̂ᵀ] (g, k + 1, k + 1), its covariance shrunk towards the diagonal (Ledoit & Wolf 2004).
+
+        Where samples are few beside the fan-in, covariances are mostly chance, and a fit to them is a fit to chance.
+        Their expected squared error, estimated by how much samples differ, over their squared size is the share that
+        is taken off. Means stay: they are known well.
+        """
+        moment = self.moment / max(1, self.columns)
+        mean = moment[:, :-1, -1]  # (g, k)
+        covariance = moment[:, :-1, :-1] - mean[..., None] * mean[:, None]  # the last entry is E[1] = 1
+        off = covariance - torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
+        moment[:, :-1, :-1] -= self.shrinkage(float(off.square().sum())) * off
+        return moment
+
+    def shrinkage(self, size: float) -> float:
+        """Share of the covariances that is chance, in [0, 1].
+
+        Args:
+            size: sum of their squares.
+        """
+        if size <= 0 or self.samples == 0:
+            return 0.0
+        chance = (self.spread / self.samples - size) / self.samples
+        return min(1.0, max(0.0, chance / size))
+
+
+def _off_diagonal_square(x: Tensor) -> float:
+    """Sum over n samples of ‖offdiag(x_iᵀ x_i / p)‖², of centered columns (g, n, p, k)."""
+    few = x.shape[2] <= x.shape[3]
+    gram = x @ x.mT if few else x.mT @ x  # both have the same norm
+    diagonal = x.square().sum(2)  # (g, n, k)
+    total = gram.double().square().sum() - diagonal.double().square().sum()
+    return float(total) / x.shape[2] ** 2
