@@ -168,14 +168,13 @@ def _recalibrated(
     if settings.recalibration_samples == 0:
         return None
     watcher.stage("re-calibration: every layer is fitted to the original on the compressed network's own inputs")
-    inputs = recalibration_inputs(data, settings.recalibration_samples)
+    inputs, device = recalibration_inputs(data, settings.recalibration_samples), torch_device(settings.device)
     try:
-        fitted = recalibrate(compressed, folded, menus, labeling, inputs, watcher.advance)
+        fitted = recalibrate(compressed, folded, menus, labeling, inputs, watcher.advance, device=device)
     except ExportError as error:
         watcher.note(f"no re-calibration: {error}")
         return None
     search = [data.search()]
-    device = torch_device(settings.device)
     before, after = (measure(folded, each.rounded(), search, device).kl for each in (compressed, fitted))
     if after < before:
         return fitted

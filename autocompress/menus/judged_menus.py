@@ -27,7 +27,7 @@ def judged_menus(menus: Menus, folded: nn.Module, inputs: Tensor, report: Callab
         report: observer that is called with (done, total, `expected losses`).
     """
     inputs = inputs[: gradient_samples(sum(layer.macs for layer in menus.network.layers), len(inputs))]
-    digest = hashlib.sha256(inputs.contiguous().numpy().tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{menus.eager} ".encode() + inputs.contiguous().numpy().tobytes()).hexdigest()[:16]
 
     def build() -> dict[str, Tensor]:
         changes = [_changes(menus, layer) for layer in menus.network.layers]
