@@ -78,7 +78,7 @@ def build_menus(
     sources = {
         layer.name: LayerSource.of(layer, modules[layer.name], statistics[layer.name]) for layer in network.layers
     }
-    with single_threaded(), ThreadPoolExecutor(_threads(network, jobs)) as pool:
+    with single_threaded(), ThreadPoolExecutor(_threads(network, jobs, device)) as pool:
         orders = _orders(network, sources, statistics, settings, store, pool, device)
         ranges = {name: _ranges(found.input_sample, settings) for name, found in statistics.items()}
         errors = {name: _range_errors(sources[name], ranges[name]) for name in ranges}
@@ -88,8 +88,10 @@ def build_menus(
     return menus if judging_inputs is None else judged_menus(menus, folded, judging_inputs, report)
 
 
-def _threads(network: Network, jobs: int | None) -> int:
-    """Number of threads: as many as asked for, as far as memory allows, and at least 1."""
+def _threads(network: Network, jobs: int | None, device: str) -> int:
+    """Number of threads: as many as asked for, as far as memory allows, and at least 1; on a GPU it is 1."""
+    if torch.device(device).type == "cuda":
+        return 1
     kept_whole = [layer for layer in network.layers if layer.fan_in <= MOST_INPUTS]
     largest = max((layer.groups * (layer.fan_in + 1) ** 2 for layer in kept_whole), default=1)
     by_memory = available_bytes() // 2 // (_BYTES_PER_ENTRY * largest)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from autocompress.menus.algebra import inverse
+from autocompress.menus.cuda_graphs import graphed
 from autocompress.registry import Registry
 
 _LARGE = 1_000_000  # weights; larger layers try every third scale, as a sweep takes weights times scales
@@ -293,8 +294,8 @@ class _Sweep:
         work = ordered.repeat(1, count, 1)  # (g, f · r, d + 1)
         step = scales.flatten(1).float()
         low, high = (step.new_tensor(ends).repeat_interleave(rows) for ends in zip(*map(code_range, bits), strict=True))
-        is_sign = step.new_tensor([width == 1 for width in bits]).repeat_interleave(rows).bool()
-        has_signs = 1 in bits
+        signs = step.new_tensor([width == 1 for width in bits]).repeat_interleave(rows).bool()
+        is_sign = signs if 1 in bits else None
         codes = torch.empty_like(work[..., :-1])  # (g, f · r, d)
         kept = None if rounding.mask is None else rounding.mask[..., self.order[:-1]].repeat(1, count, 1)
         loss = torch.zeros_like(step)
@@ -303,16 +304,8 @@ class _Sweep:
             block = work[..., start:stop].movedim(-1, 0).contiguous()  # (block, g, f · r): a column lies in one piece
             factor = self.factor[:, start:stop, start:stop].movedim(0, -1)[..., None]  # (block, block, g, 1)
             own = None if kept is None else kept[..., start:stop].movedim(-1, 0)
-            errors, rounded = torch.empty_like(block), torch.empty_like(block)
-            for j in range(stop - start):
-                value = block[j] / step  # (g, f · r)
-                code = torch.minimum(torch.maximum(value.round(), low), high)
-                if has_signs:
-                    code = torch.where(is_sign, _round_codes(value, 1), code)
-                if own is not None:
-                    code = code * own[j]
-                rounded[j], errors[j] = code, (block[j] - code * step) / factor[j, j]
-                block[j + 1 :] -= factor[j, j + 1 :] * errors[j]
+            round_block = graphed(_round_block) if block.is_cuda and stop - start == _BLOCK else _round_block
+            rounded, errors = round_block(block, factor, step, low, high, is_sign, own)
             codes[..., start:stop] = rounded.movedim(0, -1)
             work[..., stop:] -= errors.movedim(0, -1) @ self.factor[:, start:stop, stop:]
             loss += errors.square().sum(0)
@@ -321,6 +314,33 @@ class _Sweep:
         parts = (unordered, scales.flatten(1), work[..., -1].double(), loss)
         of_candidates = (part.unflatten(1, (count, rows)).unbind(1) for part in parts)
         return [_Swept(*each) for each in zip(*of_candidates, strict=True)]
+
+
+def _round_block(
+    block: Tensor, factor: Tensor, step: Tensor, low: Tensor, high: Tensor, is_sign: Tensor | None, kept: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Codes and errors (b, g, R) of a block of b columns, each error passed on to the columns behind it.
+
+    Args:
+        block: (b, g, R) weights; they are changed.
+        factor: (b, b, g, 1) the columns' part of U.
+        step: (g, R) scale of every row.
+        low: (R,) smallest code of every row.
+        high: (R,) largest code of every row.
+        is_sign: (R,) whether the codes are -1 and 1; None: nowhere.
+        kept: (b, g, R) False where a weight is pruned; None: none is.
+    """
+    codes, errors = torch.empty_like(block), torch.empty_like(block)
+    for j in range(len(block)):
+        value = block[j] / step  # (g, R)
+        code = torch.minimum(torch.maximum(value.round(), low), high)
+        if is_sign is not None:
+            code = torch.where(is_sign, _round_codes(value, 1), code)
+        if kept is not None:
+            code = code * kept[j]
+        codes[j], errors[j] = code, (block[j] - code * step) / factor[j, j]
+        block[j + 1 :] -= factor[j, j + 1 :] * errors[j]
+    return codes, errors
 
 
 @dataclass(frozen=True)

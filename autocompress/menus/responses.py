@@ -29,13 +29,14 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
+from autocompress.menus.calibration import batch_size
 from autocompress.menus.columns import extended_columns, unfolded, weight_order
 from autocompress.menus.listening import Call, Listening
 from autocompress.network.structure import Layer
 
-MOST_BYTES = 1_000_000_000  # of the changes that are held at once
+MOST_BYTES = {"cpu": 1_000_000_000, "cuda": 8_000_000_000}  # of the changes that are held at once
 _MOST_SAMPLES = 64  # in a batch
-_BATCH_BYTES = 64_000_000  # of the columns, and of the gradients, of one layer in a batch
+_BATCH_BYTES = {"cpu": 64_000_000, "cuda": 1_000_000_000}  # of the windows, or the gradients, of one layer in a batch
 
 Functions = Callable[[int, Tensor], Sequence[Tensor]]
 """From the number of a batch's first sample and the outputs (n, …): Q numbers, each a sum over the samples."""
@@ -74,7 +75,7 @@ def responses(
     inputs: Tensor,
     functions: Functions,
     *,
-    most_bytes: int = MOST_BYTES,
+    most_bytes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Tensor]:
     """The responses of Q functions to every layer's V changes and A roundings.
@@ -84,7 +85,8 @@ def responses(
         changes: changes of the layers, each layer at most once.
         inputs: (N, …) samples, N at least 1.
         functions: function that gives what responds.
-        most_bytes: bound of the changes that are held at once; one layer's are held in any case.
+        most_bytes: bound of the changes that are held at once; one layer's are held in any case. None: 1 GB, or 8 GB on
+            a GPU.
         progress: observer that is called with (samples done, samples in all) after every batch, of all passes.
 
     Returns:
@@ -93,7 +95,8 @@ def responses(
     Raises:
         InputError: the outputs are not finite.
     """
-    parts = list(_parts(changes, most_bytes))
+    device, _ = _place(model)
+    parts = list(_parts(changes, most_bytes or MOST_BYTES.get(device.type, MOST_BYTES["cpu"])))
     batch = _samples_at_once(model, changes, inputs)
     found: dict[str, Tensor] = {}
     for number, part in enumerate(parts):
@@ -132,7 +135,8 @@ def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Tenso
     if len(inputs) > 1 and not all(_is_by_sample(one, two) for one, two in zip(*seen, strict=True)):
         return 1
     most = max(_bytes_a_sample(each.layer) for each in changes)
-    return int(max(1, min(_MOST_SAMPLES, _BATCH_BYTES // most)))
+    by_layer = _BATCH_BYTES.get(device.type, _BATCH_BYTES["cpu"]) // most
+    return int(max(1, min(_MOST_SAMPLES, by_layer, batch_size((each.layer for each in changes), device))))
 
 
 def _is_by_sample(one: Tensor, two: Tensor) -> bool:
@@ -234,13 +238,17 @@ class _Sums:
         self._by_function[function] = found if before is None else before + found
 
     def end_batch(self, samples: int, functions: int) -> None:
-        zero = torch.zeros(samples, self._width)  # of a function that does not depend on the layer
-        found = [self._by_function.get(index, zero).float().cpu() for index in range(functions)]
-        self._batches.append(torch.stack(found, 1))
+        if self._by_function:  # else no function depends on the layer
+            like = next(iter(self._by_function.values()))
+            zero = torch.zeros_like(like)
+            found = torch.stack([self._by_function.get(index, zero) for index in range(functions)], 1).float()
+        else:
+            found = torch.zeros(samples, functions, self._width)
+        self._batches.append(found)
         self._by_function = {}
 
     def finish(self) -> Tensor:
-        return torch.cat(self._batches)
+        return torch.cat([batch.cpu() for batch in self._batches])
 
 
 class _ByGradient(_Sums):

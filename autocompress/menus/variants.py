@@ -98,10 +98,10 @@ class LayerSource:
 
     def change(self, variant: Variant) -> Tensor:
         """(rows, d + 1) float32 dW of a variant; it includes the columns that are gone."""
-        change = -self.weight
+        change = -self.weight.float()
         change[:, variant.columns] += variant.weight()
         change[:, -1] += variant.bias
-        return change.float()
+        return change
 
 
 def channel_variants(

@@ -184,7 +184,7 @@ def test_positions_count_alike_however_the_layer_sees_them(how: str) -> None:
 def test_batches_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(7, 1, 5, 5, generator=torch.Generator().manual_seed(2))
     whole = statistics(Tiny(True), x)["conv"]
-    monkeypatch.setattr("autocompress.menus.calibration.batch_size", lambda layers: 3)
+    monkeypatch.setattr("autocompress.menus.calibration.batch_size", lambda layers, device: 3)
     monkeypatch.setattr("autocompress.menus.calibration._BLOCKS", 1)
     seen: list[tuple[int, int]] = []
     model = Tiny(True).requires_grad_(False)
@@ -286,8 +286,8 @@ def test_chance_correlations_are_shrunk_and_true_ones_are_not() -> None:
     tied = torch.randn(64, 1, generator=torch.Generator().manual_seed(2)) + 0.1 * noise
     linear = nn.Linear(200, 2)
     by_chance, true = (float(statistics(nn.Sequential(linear), x)["0"].shrinkage) for x in (noise, tied))
-    assert by_chance > 0.9
-    assert true < 0.05
+    assert 0.22 < by_chance <= 0.25
+    assert true < 0.01
     few, many = (
         float(statistics(nn.Sequential(nn.Linear(4, 2)), x @ torch.randn(4, 4))["0"].shrinkage)
         for x in (noise[:16, :4], torch.randn(2048, 4))
