@@ -113,7 +113,7 @@ class Net(nn.Module):
 
 def data(device="cpu", samples=120):
     inputs = torch.randn(samples, 6, generator=torch.Generator().manual_seed(0))
-    return inputs.to(device), (inputs.sum(1) > 0).long().to(device)
+    return inputs.to(device), inputs[:, :3].argmax(1).to(device)
 
 
 def options_of(folder):
