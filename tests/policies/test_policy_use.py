@@ -15,7 +15,6 @@ from autocompress.job.options import request, search_request
 from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.policies.files import load_policy, save_policy
 from autocompress.policies.network import PricePolicy, plan_in_one_pass
-from autocompress.policies.use import zero_shot_plan
 from autocompress.progress import Silent
 from autocompress.run.journal import read_journal
 from autocompress.searchers.agents import AGENTS
@@ -50,13 +49,6 @@ class Watcher(Silent):
 
     def step(self, step):
         self.steps.append(step)
-
-
-class Lazy:
-    """An evaluator of menus that are built lazily."""
-
-    def effects(self, around=None, samples=None):
-        return None
 
 
 def chosen(**options):
@@ -252,15 +244,6 @@ def test_without_evaluations_the_plan_is_the_predicted_best_under_the_policys_pr
     assert watcher.notes == ["the policy was not trained on linear layers; it takes the 1 here for conv layers"]
 
 
-def test_without_effects_and_evaluations_the_plan_is_that_of_the_policys_prices(zero_shot, mine):
-    """Menus that are built lazily have no effects to give."""
-    result, watcher = zero_shot[0], Watcher()
-    found = zero_shot_plan(load_policy(mine), result.problem, result.limits, Lazy(), watcher)
-    assert found.key() == plan_of(mine, result).labeling.key()
-    assert found.key() != Solver(result.problem, result.limits).solve().key()
-    assert watcher.notes == zero_shot[1].notes
-
-
 def test_without_evaluations_nothing_stands_in_the_journal(zero_shot):
     result, _ = zero_shot
     header, entries = read_journal(result.run_folder / "journal.jsonl")
@@ -310,14 +293,19 @@ def test_a_resumed_run_must_find_the_same_policy(zero_shot, quick, mine, tmp_pat
 def test_a_search_begins_with_the_predicted_best_plan_and_later_takes_the_policys_and_the_solvers(
     quick, mine, zero_shot, tmp_path, monkeypatch
 ):
-    """Every fourth evaluation, here; 9 are too few for effects around a plan."""
+    """Every fourth evaluation, here; 9 are too few for effects around a plan.
+
+    The solver's turn comes at number 8, where the search has not come to its plan by itself.
+    """
     monkeypatch.setattr(model_based, "FROM_EFFECTS", replace(model_based.FROM_EFFECTS, explorer_every=4))
     options = {**quick, "episodes": 9, "policy": str(mine), "selection_samples": 0}
     result = autocompress.search(out=tmp_path / "run", **options)
     entries = read_journal(tmp_path / "run" / "journal.jsonl")[1]
     plans = zero_shot[0].labeling, plan_of(mine, result).labeling, Solver(result.problem, result.limits).solve()
     evaluated = [entry.labels for entry in entries]
-    assert [evaluated.index(labels_of(plan)) for plan in plans] == [0, 4, 8]
+    first, fourth, later = (evaluated.index(labels_of(plan)) for plan in plans)
+    assert (first, fourth) == (0, 4)
+    assert 4 < later <= 8
     assert result.evaluations == 9
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["search"]["kl"] == min(x.kl for x in entries)
 
