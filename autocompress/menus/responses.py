@@ -27,6 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from autocompress.borrowed import frozen
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.calibration import batch_size
@@ -81,7 +82,7 @@ def responses(
     """The responses of Q functions to every layer's V changes and A roundings.
 
     Args:
-        model: network in eval mode; its parameters need no gradients. It runs on its own device, in its own dtype.
+        model: network in eval mode; it is not changed. It runs on its own device, in its own dtype.
         changes: changes of the layers, each layer at most once.
         inputs: (N, …) samples, N at least 1.
         functions: function that gives what responds.
@@ -99,14 +100,15 @@ def responses(
     parts = list(_parts(changes, most_bytes or MOST_BYTES.get(device.type, MOST_BYTES["cpu"])))
     batch = _samples_at_once(model, changes, inputs)
     found: dict[str, Tensor] = {}
-    for number, part in enumerate(parts):
-        listener = _Listener(model, part)
-        for start in range(0, len(inputs), batch):
-            listener.run(start, inputs[start : start + batch], functions)
-            if progress is not None:
-                done = number * len(inputs) + min(start + batch, len(inputs))
-                progress(done, len(parts) * len(inputs))
-        found |= listener.finish()
+    with frozen(model):
+        for number, part in enumerate(parts):
+            listener = _Listener(model, part)
+            for start in range(0, len(inputs), batch):
+                listener.run(start, inputs[start : start + batch], functions)
+                if progress is not None:
+                    done = number * len(inputs) + min(start + batch, len(inputs))
+                    progress(done, len(parts) * len(inputs))
+            found |= listener.finish()
     return found
 
 
@@ -318,7 +320,9 @@ class _OneByOne:
         self._columns.append(columns)
 
         def see(function: int, gradient: Tensor) -> None:
-            self._of_batch[function] = _by_position(gradient, self._changes.layer, samples, len(columns))[..., 0]
+            # A copy: where the layer is the first, PyTorch adds the next function's gradient into the same memory.
+            by_position = _by_position(gradient.clone(), self._changes.layer, samples, len(columns))
+            self._of_batch[function] = by_position[..., 0]
 
         return see
 
