@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,8 @@ from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
 
 Batch = tuple[Tensor, Tensor | None]
+
+AT_ONCE = 64  # samples of a forward pass
 
 
 @dataclass(frozen=True)
@@ -31,13 +33,14 @@ class Closeness:
     original_accuracy: float
 
 
-def measure(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch]) -> Closeness:
+def measure(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch], at_once: int = AT_ONCE) -> Closeness:
     """Run two networks on the same samples, in eval mode, and compare their outputs.
 
     Args:
         original: network whose outputs are the reference.
         compressed: network whose outputs are compared with them.
         batches: (inputs (n, …), labels (n,) or None) of the samples; all batches have labels, or none has.
+        at_once: number of samples in a forward pass, at most, however large a batch is.
 
     Returns:
         Means over all samples. Both networks are then in the mode that they were in before.
@@ -47,12 +50,20 @@ def measure(original: nn.Module, compressed: nn.Module, batches: Iterable[Batch]
     """
     parts = []
     with evaluating(original), evaluating(compressed):
-        for inputs, labels in batches:
+        for inputs, labels in in_parts(batches, at_once):
             parts.append((original(inputs).flatten(1), compressed(inputs).flatten(1), labels))
     if not parts:
         raise InputError("`data` must hold at least one sample to measure on, got none.")
     labels = None if parts[0][2] is None else torch.cat([part[2] for part in parts if part[2] is not None])
     return compare(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), labels)
+
+
+def in_parts(batches: Iterable[Batch], at_once: int) -> Iterator[Batch]:
+    """The same samples in the same order, in batches of at most `at_once`."""
+    for inputs, labels in batches:
+        for start in range(0, len(inputs), at_once):
+            part = slice(start, start + at_once)
+            yield inputs[part], None if labels is None else labels[part]
 
 
 def compare(reference: Tensor, outputs: Tensor, labels: Tensor | None) -> Closeness:

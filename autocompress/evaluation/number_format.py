@@ -12,14 +12,41 @@ from torch import Tensor, nn
 from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
 from autocompress.evaluation.measure import compare
+from autocompress.memory import memory_left, samples_at_once
+from autocompress.network.structure import Network
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BATCHES = (64, 128, 256)  # batch sizes that are timed
+BATCHES = (64, 128, 256)  # batch sizes that are timed, as far as memory holds them
+_SMALL_BATCHES = (1, 8, 16, 32)  # where it holds none of these, the largest of those that it holds
+_COPIES = 2  # of the activations: convolutions re-order what they read
 _TIMED_SAMPLES = 256  # samples of a timed pass, at most
 _DTYPE_NOISE = 2e-3  # nats; a faster dtype must change the original's outputs by less
 
 
-def choose_dtype(folded: nn.Module, inputs: Tensor, original: nn.Module, device: str = "cpu") -> str:
+def samples_that_fit(network: Network, memory: int | None, most: int) -> int:
+    """Number of samples, 1 to `most`, of a forward pass whose activations fit into memory.
+
+    Args:
+        network: trace of the network.
+        memory: most bytes that the process may hold in all; None: what it holds now and 70 % of what is available.
+        most: number that is never exceeded.
+    """
+    return samples_at_once(_COPIES * network.activation_bytes, memory_left(memory), most)
+
+
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """The batch sizes that are timed where at most so many samples fit into memory.
+
+    >>> batch_sizes(1000), batch_sizes(130), batch_sizes(20), batch_sizes(1)
+    ((64, 128, 256), (64, 128), (16,), (1,))
+    """
+    fitting = tuple(size for size in BATCHES if size <= most)
+    return fitting or (max(size for size in _SMALL_BATCHES if size <= most),)
+
+
+def choose_dtype(
+    folded: nn.Module, inputs: Tensor, original: nn.Module, device: str = "cpu", most: int = BATCHES[-1]
+) -> str:
     """The dtype that an `Evaluator` with `dtype="auto"` would run in (`fastest_dtype`).
 
     Args:
@@ -27,12 +54,15 @@ def choose_dtype(folded: nn.Module, inputs: Tensor, original: nn.Module, device:
         inputs: (N, …) samples; the first 256 are run.
         original: network whose outputs must not change.
         device: device that the network is to run on.
+        most: number of samples in a forward pass, at most.
     """
     some = inputs[:_TIMED_SAMPLES]
-    return fastest_dtype(folded, some, outputs_of(original, some), torch_device(device))
+    return fastest_dtype(folded, some, outputs_of(original, some, most), torch_device(device), most)
 
 
-def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: torch.device) -> str:
+def fastest_dtype(
+    folded: nn.Module, inputs: Tensor, reference: Tensor, device: torch.device, most: int = BATCHES[-1]
+) -> str:
     """`float32`, unless a smaller dtype is faster here and changes the outputs by less than 0.002 nats.
 
     `float16` is tried on CUDA only.
@@ -42,27 +72,32 @@ def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: 
         inputs: (N, …) samples; the first 256 are run.
         reference: (N, classes) outputs that must not change.
         device: device that the network is to run on.
+        most: number of samples in a forward pass, at most.
     """
     best, best_seconds = "float32", math.inf
     for name in ("float32", "bfloat16", *(["float16"] if device.type == "cuda" else [])):
-        seconds, outputs = _timed(prepared(folded, name, device), inputs, name, device, BATCHES[1])
+        seconds, outputs = _timed(prepared(folded, name, device), inputs, name, device, batch_sizes(most)[:2][-1])
         noise = compare(reference[: len(outputs)], outputs, None).kl if outputs.isfinite().all() else math.inf
         if seconds < best_seconds and (name == "float32" or noise < _DTYPE_NOISE):
             best, best_seconds = name, seconds
     return best
 
 
-def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.device) -> int:
-    """The fastest of the batch sizes 64, 128 and 256.
+def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.device, most: int = BATCHES[-1]) -> int:
+    """The fastest of the batch sizes 64, 128 and 256, as far as memory holds them; else 32, 16, 8 or 1.
 
     Args:
         folded: network with its norms folded.
         inputs: (N, …) samples; the first 256 are run.
         dtype: floating-point type of the forward passes.
         device: device that the network is to run on.
+        most: number of samples in a forward pass, at most.
     """
+    sizes = batch_sizes(most)
+    if len(sizes) == 1:
+        return sizes[0]
     model = prepared(folded, dtype, device)
-    return min(BATCHES, key=lambda size: _timed(model, inputs, dtype, device, size)[0])
+    return min(sizes, key=lambda size: _timed(model, inputs, dtype, device, size)[0])
 
 
 def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
@@ -85,19 +120,20 @@ def run(model: nn.Module, batches: tuple[Tensor, ...]) -> Tensor:
         return torch.cat([model(batch).flatten(1).float().cpu() for batch in batches])
 
 
-def outputs_of(model: nn.Module, inputs: Tensor) -> Tensor:
+def outputs_of(model: nn.Module, inputs: Tensor, most: int = BATCHES[0]) -> Tensor:
     """(N, classes) float32 outputs of a model, which runs on its own device, in its own dtype and in eval mode.
 
     Args:
         model: model to run; it is left in the mode that it was in.
         inputs: (N, …) samples on the CPU.
+        most: number of samples in a forward pass, at most; above 64 it is 64.
 
     Raises:
         InputError: an output is NaN or infinite.
     """
     with evaluating(model):
         device = next(model.parameters()).device
-        outputs = torch.cat([model(batch.to(device)).flatten(1).cpu() for batch in inputs.split(BATCHES[0])])
+        outputs = torch.cat([model(batch.to(device)).flatten(1).cpu() for batch in inputs.split(min(most, BATCHES[0]))])
     if not torch.isfinite(outputs).all():
         raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
     return outputs.float()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from autocompress.menus.calibration import Window
 
-_PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
+PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
 
 
 def drawn_positions(samples: int, positions: int, wanted: int, seed: int) -> Tensor:
@@ -84,7 +84,7 @@ def in_pieces(samples: int, elements_a_sample: int) -> list[slice]:
     >>> in_pieces(5, 8_000_000)
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    step = max(1, _PIECE_ELEMENTS // max(1, elements_a_sample))
+    step = max(1, PIECE_ELEMENTS // max(1, elements_a_sample))
     return [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
 
 

@@ -27,15 +27,16 @@ from autocompress.evaluation.stitch import resolve
 from autocompress.execute.compressed import Compressed, write_weights_
 from autocompress.execute.following import Batches, Pair, Schedule
 from autocompress.execute.layer_fit import fitted
-from autocompress.execute.layer_site import Site
+from autocompress.execute.layer_site import Site, most_bytes_of_columns
 from autocompress.memory import memory_left
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.menus import Menus
 from autocompress.network.exported import export_graph, layer_calls
+from autocompress.network.structure import Network
 from autocompress_envs.problem import Labeling
 
-_BYTES_PER_ENTRY = 60  # a fit holds about seven copies of H in double precision at its peak
-_PIECES = 500_000_000  # bytes of drawn columns and their copies, at most
+_BYTES_PER_ENTRY = 100  # a fit holds about a dozen copies of H in double precision at its peak
+_COPIES_OF_COLUMNS = 6  # of the drawn columns: gathered, rounded, cut into folds, centered
 
 
 def recalibrate(
@@ -87,7 +88,7 @@ def recalibrate(
 
     with torch.no_grad():
         needs = {place: site.samples_wanted for place, site in sites.items()}
-        room = memory_left(memory) - _fixed_bytes(menus)
+        room = memory_left(memory) - fitting_bytes(menus.network)
         schedule = Schedule.of(needs, pair.bytes_by_place(sample), room, len(inputs))
         batches = Batches(pair, inputs, schedule.in_a_batch, place_of_work, range_at)
         for place in range(len(pair.nodes)):
@@ -106,7 +107,11 @@ def recalibrate(
     return Compressed(model.cpu(), layers, compressed.plan)
 
 
-def _fixed_bytes(menus: Menus) -> int:
-    """Bytes that fitting the largest layer takes, however many samples there are."""
-    largest = max(layer.groups * (layer.fan_in + 1) ** 2 for layer in menus.network.layers)
-    return _PIECES + _BYTES_PER_ENTRY * largest
+def fitting_bytes(network: Network) -> int:
+    """Bytes that fitting the largest layer takes at its peak, however many samples there are.
+
+    Args:
+        network: trace of the network.
+    """
+    pieces = max(most_bytes_of_columns(layer) for layer in network.layers)
+    return _COPIES_OF_COLUMNS * pieces + _BYTES_PER_ENTRY * network.largest_moment

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.data import Data
-from autocompress.evaluation.measure import Closeness, compare
+from autocompress.evaluation import samples_that_fit
+from autocompress.evaluation.measure import AT_ONCE, Closeness, compare
 from autocompress.execute.compressed import Compressed, uncompressed
 from autocompress.execute.pipeline import Executed, Execution, execute
 from autocompress.files import write_atomically
@@ -155,7 +156,8 @@ def verify_files(
     opened = _opened(job, contents)
     session = None if opened is None else opened.compressed
     batches = job.data.test_batches() if split == "test" else iter([job.data.search()])
-    reference, pytorch, runtime, labels = outputs_on(job.model, module, session, batches)
+    at_once = samples_that_fit(job.network, job.memory, AT_ONCE)
+    reference, pytorch, runtime, labels = outputs_on(job.model, module, session, batches, at_once)
     resources = finished_resources(job.network, plan, compressed.layers, len(contents[job.target.file_name]))
     checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(limits, resources)]
     found = None

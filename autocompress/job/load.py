@@ -12,6 +12,7 @@ from autocompress.config import NetworkOptions
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.data.sources import TensorSource
 from autocompress.errors import InputError
+from autocompress.job.memory import check_memory
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.models import check_classes, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
@@ -33,6 +34,7 @@ class Loaded:
         inputs: inputs (N, …) of the calibration split.
         target: target that the result runs on.
         network: layers, groups and costs that tracing found.
+        memory: most bytes that the process may hold in all; None: what it holds and 70 % of what is available.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class Loaded:
     inputs: Tensor
     target: Target
     network: Network
+    memory: int | None
 
 
 def loaded_fields(loaded: Loaded) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     """Load the network, check that it fits the data, and trace it.
 
     Raises:
-        InputError: the network can't be loaded or traced, or does not fit the data.
+        InputError: the network can't be loaded or traced, does not fit the data, or does not fit into memory.
     """
     module = _load_model(asked.model, asked.config, data, watcher)
     _check_test_shape(data)
@@ -63,7 +66,9 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     network = trace(module, inputs[:1])
     _tell_network(network, asked.config.model, data, watcher)
     folded = fold_batch_norms(module, network).cpu().float().eval()
-    return Loaded(module, module, folded, folded, data, inputs, asked.target, network)
+    memory = asked.config.memory_bytes()
+    check_memory(network, data, inputs[:1].nbytes, asked.config, watcher)
+    return Loaded(module, module, folded, folded, data, inputs, asked.target, network, memory)
 
 
 def load_splits(asked: Request) -> Data:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autocompress.evaluation import Evaluator, measure
+from autocompress.evaluation import Evaluator, measure, samples_that_fit
+from autocompress.evaluation.measure import AT_ONCE
 from autocompress.job.finish import split_used
 from autocompress.job.prepare import Job
 from autocompress.job.results import Measurement
@@ -29,7 +30,7 @@ def measure_plan(
     watcher.stage(f"measuring the original and the plan on the {split} split")
     compressed = evaluator.stitched(labeling)
     batches = job.data.test_batches() if split == "test" else [job.data.search()]
-    measured = measure(job.model, compressed, batches)
+    measured = measure(job.model, compressed, batches, samples_that_fit(job.network, job.memory, AT_ONCE))
     resources = job.problem.resources(labeling)
     outcome = Outcome(measured.kl, measured.accuracy, measured.agreement, resources)
     original = Outcome(0.0, measured.original_accuracy, 1.0, dict(job.original))

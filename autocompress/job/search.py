@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.evaluation import Evaluator, measure
+from autocompress.evaluation import Evaluator, measure, samples_that_fit
+from autocompress.evaluation.measure import AT_ONCE
 from autocompress.job.journaled import JournaledEvaluation
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job
@@ -125,7 +126,8 @@ def policy_digest(policy: SavedPolicy | None) -> dict[str, Any]:
 
 def original_accuracy(job: Job) -> float:
     """Accuracy of the original on the search split."""
-    return measure(job.model, job.model, [job.data.search()]).accuracy
+    at_once = samples_that_fit(job.network, job.memory, AT_ONCE)
+    return measure(job.model, job.model, [job.data.search()], at_once).accuracy
 
 
 def write_policy(folder: RunFolder, asked: SearchRequest, policy: Mapping[str, Tensor] | None) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.borrowed import evaluating
-from autocompress.evaluation.measure import Closeness, compare
+from autocompress.evaluation.measure import AT_ONCE, Closeness, compare, in_parts
 from autocompress.execute.compressed import LayerWeights
 from autocompress.network.structure import Network
 from autocompress.plan import Label, Plan
@@ -97,7 +97,11 @@ class Verification:
 
 
 def outputs_on(
-    original: nn.Module, compressed: nn.Module, session: Session | None, batches: Iterable[Batch]
+    original: nn.Module,
+    compressed: nn.Module,
+    session: Session | None,
+    batches: Iterable[Batch],
+    at_once: int = AT_ONCE,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Outputs of the three networks, from one pass over the batches.
 
@@ -106,6 +110,7 @@ def outputs_on(
         compressed: compressed network in PyTorch, its inputs rounded.
         session: file in its runtime; None: there is none.
         batches: (inputs, labels) of all samples, at least one.
+        at_once: number of samples in a forward pass, at most, however large a batch is.
 
     Returns:
         (N, classes) outputs of the original, of the compressed network and of the file (or None), and (N,) labels (or
@@ -113,7 +118,7 @@ def outputs_on(
     """
     kept: list[list[Tensor]] = [[], [], [], []]
     with evaluating(original), evaluating(compressed):
-        for inputs, labels in batches:
+        for inputs, labels in in_parts(batches, at_once):
             kept[0].append(original(inputs).flatten(1))
             kept[1].append(compressed(inputs).flatten(1))
             if session is not None:
