@@ -123,7 +123,7 @@ def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tens
     """
     x = site.entries(batch.current[site.node.all_input_nodes[0]], batch.size)
     y = site.entries(batch.reference[site.before], batch.size)
-    shape = y.shape[1:-1] if site.is_linear else y.shape[2:]  # of the output positions
+    shape = site.positions(y)
     per_entry = -(-wanted * batch.size // len(y))
     drawn = drawn_positions(len(y), math.prod(shape), per_entry, seed=batch.start).to(y.device)
     sample = batch.start + torch.arange(len(y)) * batch.size // len(y)
@@ -164,14 +164,17 @@ def _range_of(site: Site, bits: int, batches: Sequence[Batch]) -> ActivationRang
 
 
 def _with_mean_as_bias(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWeights:
-    """A layer that only has its bias left, which becomes the mean of the original's outputs."""
+    """A layer that only has its bias left, which becomes the mean of the wanted outputs."""
     if layer.bias is None:
         return layer
-    total = torch.zeros(len(site.rows), dtype=torch.float64)
+    total, count = torch.zeros(len(site.rows), dtype=torch.float64), 0
     for batch in batches:
-        y = batch.reference[site.before].movedim(-1 if site.is_linear else 1, -1)  # (n, …, channels)
-        total += batch.size * y.flatten(0, -2).double().mean(0).cpu()[site.rows]
-    return replace(layer, bias=(total / sum(batch.size for batch in batches)).float())
+        y = site.entries(batch.reference[site.before], batch.size)
+        everywhere = torch.arange(math.prod(site.positions(y)), device=y.device).expand(len(y), -1)
+        wanted = site.wanted_outputs(batch, everywhere, slice(None)).flatten(0, 1)  # (e · positions, rows)
+        total += wanted.double().sum(0).cpu()
+        count += len(wanted)
+    return replace(layer, bias=(total / count).float())
 
 
 def _extended(site: Site, layer: LayerWeights) -> Tensor:

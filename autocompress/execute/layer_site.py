@@ -145,6 +145,10 @@ class Site:
         first = samples if len(value) % samples == 0 else len(value)
         return value.reshape(first, -1, value.shape[-1])
 
+    def positions(self, y: Tensor) -> tuple[int, ...]:
+        """Output positions of an entry along each axis, of the layer's outputs by entries."""
+        return tuple(y.shape[1:-1] if self.is_linear else y.shape[2:])
+
     def wanted_outputs(self, batch: Batch, drawn: Tensor, entries: slice) -> Tensor:
         """(e, p, rows) outputs that the layer should have, at drawn positions of some entries.
 
