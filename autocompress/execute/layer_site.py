@@ -24,9 +24,9 @@ from autocompress.menus.menus import Menus
 from autocompress.menus.variants import channel_variants, sparsity_mask
 from autocompress.network.structure import Layer
 
-_LEAST_COLUMNS = 16_384  # columns that a layer is fitted to where there are as many
-_LEAST_COLUMNS_OF_GROUPS = 2_048  # the same where there are several groups
-_COLUMNS_PER_INPUT = 32  # or as many as this for each of its inputs
+_LEAST_COLUMNS = 65_536  # columns that a layer is fitted to where there are as many
+_LEAST_COLUMNS_OF_GROUPS = 8_192  # the same where there are several groups
+_COLUMNS_PER_INPUT = 64  # or as many as this for each of its inputs
 LEAST_SAMPLES = 64  # samples that they are drawn from at least: positions of one image are much alike
 
 
