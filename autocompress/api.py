@@ -193,4 +193,5 @@ def _fine_tuning(asked: Request, data: Data) -> FineTuning | None:
 
 
 def _execution(config: Config, tuning: FineTuning | None, dtype: str, path: Path) -> Execution:
-    return Execution(config.recalibration_samples, tuning, config.device, DTYPES[dtype], path / CHECKPOINT)
+    memory, checkpoint = config.memory_bytes(), path / CHECKPOINT
+    return Execution(config.recalibration_samples, tuning, config.device, DTYPES[dtype], checkpoint, memory)

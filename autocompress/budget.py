@@ -116,14 +116,14 @@ def format_bytes(amount: int) -> str:
     """An amount of bytes for people, rounded up; `parse_bytes` reads it.
 
     >>> format_bytes(1_910_000_000), format_bytes(48_100_000), format_bytes(900)
-    ('2.0GB', '49MB', '1kB')
+    ('2.0 GB', '49 MB', '1 kB')
 
     Args:
         amount: bytes, at least 0.
     """
     if amount >= 10**9:
-        return f"{math.ceil(amount / 10**8) / 10:.1f}GB"
-    return f"{math.ceil(amount / 10**6)}MB" if amount >= 10**6 else f"{math.ceil(amount / 10**3)}kB"
+        return f"{math.ceil(amount / 10**8) / 10:.1f} GB"
+    return f"{math.ceil(amount / 10**6)} MB" if amount >= 10**6 else f"{math.ceil(amount / 10**3)} kB"
 
 
 def _parse_limit(part: str) -> Limit:

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 
 from autocompress import Budget, InputError
-from autocompress.budget import RESOURCES
+from autocompress.budget import RESOURCES, format_bytes, parse_bytes
 from autocompress_envs.problem import tables
 
 FORM = "`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got"
@@ -123,3 +123,32 @@ def test_limit_is_inclusive(spent, is_met):
 
 def test_every_limit_counts():
     assert not tables.is_within({"size": 100, "macs": 6}, {"size": 100, "macs": 5})
+
+
+@pytest.mark.parametrize(
+    ("text", "amount"),
+    [("4GB", 4 * 10**9), ("1.5 kB", 1_500), ("512MiB", 512 * 2**20), ("2e9", 2 * 10**9), (" 7 ", 7), ("0.5gib", 2**29)],
+)
+def test_bytes(text, amount):
+    assert parse_bytes(text, "memory") == amount
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("much", "`memory` must be a number of bytes such as 500MB or 4GB, got 'much'."),
+        ("50%", "`memory` must be a number of bytes such as 500MB or 4GB, got '50%'."),
+        ("-1GB", "`memory` must be a number of bytes such as 500MB or 4GB, got '-1GB'."),
+        ("0.2b", "`memory` must be at least 1 byte, got '0.2b'."),
+    ],
+)
+def test_what_is_no_amount_of_bytes(text, message):
+    with pytest.raises(InputError) as error:
+        parse_bytes(text, "memory")
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("amount", [0, 1, 999, 1_000, 123_456, 10**6, 999_999_999, 10**9, 15_340_000_000])
+def test_bytes_for_people_are_rounded_up_and_read_again(amount):
+    if amount:
+        assert amount <= parse_bytes(format_bytes(amount), "memory") <= 1.11 * amount + 1_000

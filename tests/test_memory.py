@@ -1,11 +1,12 @@
-"""Available memory: the machine's, or what a container leaves of it."""
+"""Available memory: the machine's, or what a container leaves of it; and what a limit leaves."""
 
 from pathlib import Path
 
 import psutil
 import pytest
 
-from autocompress.memory import available_bytes
+from autocompress import memory
+from autocompress.memory import available_bytes, memory_left, memory_limit, resident_bytes, samples_at_once
 
 MACHINE = 1_000_000
 
@@ -39,3 +40,30 @@ def test_available_bytes(tmp_path: Path, files: dict[str, str], expected: int) -
 
 def test_the_real_container_is_read() -> None:
     assert 0 <= available_bytes() <= MACHINE
+
+
+def test_the_limit_is_what_was_asked_for_or_seventy_percent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1_000)
+    assert (memory_limit(None), memory_limit(50), memory_limit(5_000)) == (700, 50, 5_000)
+
+
+@pytest.mark.parametrize(("limit", "left"), [(None, 700), (1_000, 600), (400, 0), (100, 0)])
+def test_what_is_left(monkeypatch: pytest.MonkeyPatch, limit: int | None, left: int) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 1_000)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 400)
+    assert memory_left(limit) == left
+
+
+def test_resident_bytes_grow_with_what_is_held() -> None:
+    before = resident_bytes()
+    held = bytearray(b"1" * 100_000_000)
+    assert 90_000_000 < resident_bytes() - before < 200_000_000
+    assert len(held) == 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("bytes_a_sample", "limit", "most", "expected"),
+    [(10, 100, 64, 10), (10, 99, 64, 9), (10, 9, 64, 1), (10, 0, 64, 1), (0, 100, 64, 64), (10, 10_000, 64, 64)],
+)
+def test_samples_at_once(bytes_a_sample: int, limit: int, most: int, expected: int) -> None:
+    assert samples_at_once(bytes_a_sample, limit, most) == expected

@@ -24,7 +24,7 @@ from autocompress.comparison.shared import SharedEvaluations
 from autocompress.comparison.suite import Cell, Suite
 from autocompress.config import Config, MenuOptions, NetworkOptions, names_of
 from autocompress.errors import InputError
-from autocompress.evaluation import Closeness, Evaluator
+from autocompress.evaluation import Closeness, Evaluator, measured_at_once
 from autocompress.evaluation.batches import running
 from autocompress.evaluation.measure import compare
 from autocompress.job.journaled import step_of
@@ -105,7 +105,8 @@ class Prepared:
 
     def _outputs(self, model: torch.nn.Module) -> Tensor:
         """Outputs (N, classes) of a model on the test split."""
-        with running(model, self.job.device) as run:
+        at_once = measured_at_once(self.job.network, self.job.memory, self.job.device)
+        with running(model, self.job.device, batch_size=at_once) as run:
             return torch.cat([run(inputs) for inputs, _ in self.job.data.test_batches()])
 
 

@@ -7,6 +7,23 @@ To *measure* is to compare any two networks on any samples: `measure` runs both,
 
 from autocompress.evaluation.evaluator import Evaluator
 from autocompress.evaluation.measure import Closeness, measure
-from autocompress.evaluation.number_format import AUTO, DTYPES, choose_dtype, torch_device
+from autocompress.evaluation.number_format import (
+    AUTO,
+    DTYPES,
+    choose_dtype,
+    measured_at_once,
+    samples_that_fit,
+    torch_device,
+)
 
-__all__ = ["AUTO", "DTYPES", "Closeness", "Evaluator", "choose_dtype", "measure", "torch_device"]
+__all__ = [
+    "AUTO",
+    "DTYPES",
+    "Closeness",
+    "Evaluator",
+    "choose_dtype",
+    "measure",
+    "measured_at_once",
+    "samples_that_fit",
+    "torch_device",
+]

@@ -16,6 +16,7 @@ from torch.fx.node import map_aggregate
 
 from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
+from autocompress.memory import memory_left
 
 BATCH = 256  # largest batch of `running`: that of a data's test batches
 
@@ -77,6 +78,20 @@ def _no_room(what: str, device: torch.device) -> InputError:
     return InputError(
         f"`device` must have memory for {what}, got {device} without; free its memory, or pass --device cpu."
     )
+
+
+def room_on(device: torch.device, memory: int | None) -> int:
+    """Bytes that can still be taken where a network runs: of a GPU's own memory, else of the host's up to a limit.
+
+    Args:
+        device: device that the network runs on.
+        memory: most bytes that the process may hold in all on the host; None: what it holds now and 70 % of what is
+            available.
+    """
+    if device.type != "cuda":
+        return memory_left(memory)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def free_memory(device: torch.device) -> None:

@@ -20,6 +20,7 @@ from autocompress.evaluation.batches import Note
 from autocompress.evaluation.effects import Effects, Progress, effects_around, first_order_effects
 from autocompress.evaluation.measure import compare
 from autocompress.evaluation.number_format import (
+    BATCHES,
     DTYPES,
     fastest_batch,
     fastest_dtype,
@@ -27,6 +28,7 @@ from autocompress.evaluation.number_format import (
     outputs_of,
     prepared,
     run,
+    samples_that_fit,
     torch_device,
 )
 from autocompress.evaluation.predictions import Predictions
@@ -57,8 +59,10 @@ class Evaluator:
             None: `model` itself.
         device: device that plans are run on, such as `cpu` or `cuda:0`; `auto`: CUDA where there is one, else the CPU.
         dtype: floating-point type of the forward passes: `auto`, `float32`, `bfloat16` or `float16`.
-        batch_size: number of samples in a forward pass; None: the fastest of 64, 128 and 256.
+        batch_size: number of samples in a forward pass; None: the fastest of 64, 128 and 256 that memory holds.
         note: function that is told once where batches were halved, and where plans are run in float32. Default: nobody.
+        memory: most bytes that the process may hold in all, which bounds the batch size; None: what it holds now and
+            70 % of what is available. On a GPU its own memory bounds the batch size instead.
 
     Attributes:
         dtype: floating-point type of the forward passes, never `auto`.
@@ -83,6 +87,7 @@ class Evaluator:
         dtype: str = "auto",
         batch_size: int | None = None,
         note: Note | None = None,
+        memory: int | None = None,
     ) -> None:
         if dtype not in (*DTYPES, "auto"):
             raise unknown_name("dtype", dtype, [*DTYPES, "auto"])
@@ -93,16 +98,17 @@ class Evaluator:
         self._problem = menus.problem()
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
         self._inputs, self._labels = inputs.cpu(), None if labels is None else labels.cpu()
-        self._reference = outputs_of(reference or model, inputs, self._device)
+        most = samples_that_fit(network, memory, BATCHES[-1], self._device)
+        self._reference = outputs_of(reference or model, inputs, self._device, most)
         self._predictions = Predictions(self._reference)
         self._effects: Effects | None = None
         self._cache: dict[bytes, Outcome] = {}
         self.evaluations = 0
         self.forward_seconds = 0.0
         if dtype == "auto":
-            dtype = fastest_dtype(self._folded, inputs, self._reference, self._device)
+            dtype = fastest_dtype(self._folded, inputs, self._reference, self._device, most)
         self.dtype = dtype
-        self.batch_size = batch_size or fastest_batch(self._folded, inputs, dtype, self._device)
+        self.batch_size = batch_size or fastest_batch(self._folded, inputs, dtype, self._device, most)
         self._stitcher = Stitcher(self._prepared(), menus)
         self._placed = in_format(inputs, self._device, DTYPES[self.dtype])
         self._told_of_float32 = False

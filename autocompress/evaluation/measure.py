@@ -13,6 +13,8 @@ from autocompress.evaluation.batches import Note, running
 
 Batch = tuple[Tensor, Tensor | None]
 
+AT_ONCE = 64  # samples of a forward pass where nobody says more
+
 
 @dataclass(frozen=True)
 class Closeness:
@@ -37,6 +39,7 @@ def measure(
     batches: Iterable[Batch],
     device: torch.device | str = "cpu",
     note: Note | None = None,
+    at_once: int = AT_ONCE,
 ) -> Closeness:
     """Run two networks on the same samples, in eval mode, and compare their outputs.
 
@@ -46,6 +49,7 @@ def measure(
         batches: (inputs (n, …), labels (n,) or None) of the samples; all batches have labels, or none has.
         device: device that both networks run on.
         note: function that is told once where batches had to become smaller for the device's memory. Default: nobody.
+        at_once: number of samples in a forward pass, at most, however large a batch is.
 
     Returns:
         Means over all samples. Both networks are left where they are and in the mode that they were in.
@@ -54,7 +58,7 @@ def measure(
         InputError: there are no samples, or outputs are not finite.
     """
     parts, there = [], torch.device(device)
-    with running(original, there, note) as reference, running(compressed, there, note) as measured:
+    with running(original, there, note, at_once) as reference, running(compressed, there, note, at_once) as measured:
         for inputs, labels in batches:
             parts.append((reference(inputs), measured(inputs), None if labels is None else labels.cpu()))
     if not parts:

@@ -10,18 +10,62 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.evaluation.batches import Note, room_for, run_in_batches, running
-from autocompress.evaluation.measure import compare
+from autocompress.evaluation.batches import BATCH, Note, room_for, room_on, run_in_batches, running
+from autocompress.evaluation.measure import AT_ONCE, compare
+from autocompress.memory import samples_at_once
+from autocompress.network.structure import Network
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BATCHES = (64, 128, 256)  # batch sizes that are timed
+BATCHES = (64, 128, 256)  # batch sizes that are timed, as far as memory holds them
 AUTO = "auto"  # name of the device that is chosen: CUDA where there is one
 CPU = torch.device("cpu")
+_SMALL_BATCHES = (1, 8, 16, 32)  # where it holds none of these, the largest of those that it holds
+_COPIES = 2  # of the activations: convolutions re-order what they read
 _TIMED_SAMPLES = 256  # samples of a timed pass, at most
 _DTYPE_NOISE = 2e-3  # nats; a faster dtype must change the original's outputs by less
 
 
-def choose_dtype(folded: nn.Module, inputs: Tensor, original: nn.Module, device: str = "cpu") -> str:
+def samples_that_fit(network: Network, memory: int | None, most: int, device: torch.device = CPU) -> int:
+    """Number of samples, 1 to `most`, of a forward pass whose activations fit into memory.
+
+    On a GPU, which says so when its memory is full, it is the number that may fit in the smallest dtype: batches begin
+    with it and are halved where they turn out too large. The host's memory must not get full.
+
+    Args:
+        network: trace of the network.
+        memory: most bytes that the process may hold in all; None: what it holds now and 70 % of what is available. On a
+            GPU its own free memory counts instead.
+        most: number that is never exceeded.
+        device: device that the network runs on.
+    """
+    held = network.activation_bytes
+    return samples_at_once(held // 2 if device.type == "cuda" else _COPIES * held, room_on(device, memory), most)
+
+
+def measured_at_once(network: Network, memory: int | None, device: torch.device) -> int:
+    """Number of samples in a forward pass of `measure`: as many as fit, of 64, or of 256 on a GPU.
+
+    Args:
+        network: trace of the network.
+        memory: most bytes that the process may hold in all, as for `samples_that_fit`.
+        device: device that the network runs on.
+    """
+    return samples_that_fit(network, memory, BATCH if device.type == "cuda" else AT_ONCE, device)
+
+
+def batch_sizes(most: int) -> tuple[int, ...]:
+    """The batch sizes that are timed where at most so many samples fit into memory.
+
+    >>> batch_sizes(1000), batch_sizes(130), batch_sizes(20), batch_sizes(1)
+    ((64, 128, 256), (64, 128), (16,), (1,))
+    """
+    fitting = tuple(size for size in BATCHES if size <= most)
+    return fitting or (max(size for size in _SMALL_BATCHES if size <= most),)
+
+
+def choose_dtype(
+    folded: nn.Module, inputs: Tensor, original: nn.Module, device: str = "cpu", most: int = BATCHES[-1]
+) -> str:
     """The dtype that an `Evaluator` with `dtype="auto"` would run in (`fastest_dtype`).
 
     Args:
@@ -29,13 +73,16 @@ def choose_dtype(folded: nn.Module, inputs: Tensor, original: nn.Module, device:
         inputs: (N, …) samples; the first 256 are run.
         original: network whose outputs must not change.
         device: device that the network is to run on.
+        most: number of samples in a forward pass, at most.
     """
     some = inputs[:_TIMED_SAMPLES]
     there = torch_device(device)
-    return fastest_dtype(folded, some, outputs_of(original, some, there), there)
+    return fastest_dtype(folded, some, outputs_of(original, some, there, most), there, most)
 
 
-def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: torch.device) -> str:
+def fastest_dtype(
+    folded: nn.Module, inputs: Tensor, reference: Tensor, device: torch.device, most: int = BATCHES[-1]
+) -> str:
     """`float32`, unless a smaller dtype is faster here and changes the outputs by less than 0.002 nats.
 
     `float16` is tried on CUDA only.
@@ -45,28 +92,33 @@ def fastest_dtype(folded: nn.Module, inputs: Tensor, reference: Tensor, device: 
         inputs: (N, …) samples; the first 256 are run.
         reference: (N, classes) outputs that must not change.
         device: device that the network is to run on.
+        most: number of samples in a forward pass, at most.
     """
     best, best_seconds = "float32", math.inf
     for name in ("float32", "bfloat16", *(["float16"] if device.type == "cuda" else [])):
-        seconds, outputs, _ = _timed(prepared(folded, name, device), inputs, name, device, BATCHES[1])
+        seconds, outputs, _ = _timed(prepared(folded, name, device), inputs, name, device, batch_sizes(most)[:2][-1])
         noise = compare(reference[: len(outputs)], outputs, None).kl if outputs.isfinite().all() else math.inf
         if seconds < best_seconds and (name == "float32" or noise < _DTYPE_NOISE):
             best, best_seconds = name, seconds
     return best
 
 
-def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.device) -> int:
-    """The fastest of the batch sizes 64, 128 and 256; smaller ones where the device's memory is too small for them.
+def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.device, most: int = BATCHES[-1]) -> int:
+    """The fastest of the batch sizes 64, 128 and 256, as far as memory holds them; else smaller ones.
 
     Args:
         folded: network with its norms folded.
         inputs: (N, …) samples; the first 256 are run.
         dtype: floating-point type of the forward passes.
         device: device that the network is to run on.
+        most: number of samples in a forward pass, at most.
     """
+    sizes = batch_sizes(most)
+    if len(sizes) == 1:
+        return sizes[0]
     model = prepared(folded, dtype, device)
     seconds: dict[int, float] = {}
-    for size in BATCHES:
+    for size in sizes:
         taken, _, fitted = _timed(model, inputs, dtype, device, size)
         seconds.setdefault(fitted, taken)
     return min(seconds, key=lambda size: seconds[size])
@@ -104,18 +156,19 @@ def run(
         return run_in_batches(model, inputs, batch_size, device, note)
 
 
-def outputs_of(model: nn.Module, inputs: Tensor, device: torch.device = CPU) -> Tensor:
+def outputs_of(model: nn.Module, inputs: Tensor, device: torch.device = CPU, most: int = BATCHES[0]) -> Tensor:
     """(N, classes) float32 outputs of a model in eval mode, in its own dtype.
 
     Args:
         model: model to run; it is left where it is and in the mode that it was in.
         inputs: (N, …) samples.
         device: device that it runs on.
+        most: number of samples in a forward pass, at most; above 64 it is 64.
 
     Raises:
         InputError: an output is NaN or infinite.
     """
-    with running(model, device, batch_size=BATCHES[0]) as run_model:
+    with running(model, device, batch_size=min(most, BATCHES[0])) as run_model:
         outputs = run_model(inputs)
     if not torch.isfinite(outputs).all():
         raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")

@@ -9,6 +9,10 @@ The samples are cut into four folds, and each fold judges what was fitted to the
 the loss before rounding, then the candidate, by that of its rounded weights; the winner is made again from all samples.
 So a layer is only changed where the change carries over to samples that it has not seen. The loss is ½ tr(G E[e eᵀ]),
 the divergence in nats that an error e at the layer's output is expected to cause (`menus.calibration`).
+
+A weaker prior, and the fit itself, may lose by a tenth: three folds say less than all four, to which the winner is
+fitted, and what a layer mends, later layers need not. On the digits network, five plans fitted to 48 (160) samples came
+to 29 (18) % of the menus' divergence so, to 37 (21) % without that tenth, to 30 (19) % if always fitted with λ = 0.01.
 """
 
 from __future__ import annotations
@@ -28,9 +32,10 @@ from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import cholesky_factor, damped
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 
-PRIORS = (1e-2, 1e-1, 1.0, 10.0)  # λ as fractions of the mean diagonal of E[x̂ x̂ᵀ]
+PRIORS = (1e-2, 1e-1, 1.0)  # λ as fractions of the mean diagonal of E[x̂ x̂ᵀ]
 FOLDS = 4  # parts of the samples; each judges what the three others were fitted to
 
+_SLACK = 1.1  # by which the more thorough fit may lose on held-out samples; see the module's text
 _RANGE_SAMPLE = 65_536  # values of a layer's input that its range is taken from
 
 
@@ -51,22 +56,24 @@ def fitted(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWe
     anew = replace(layer, input_range=new)
 
     strength = _best_strength(site, sums.folds)
-    ways = (lambda fit: _with_bias(site, anew, fit), lambda fit: _refitted(site, anew, fit, strength))
-    losses = [sum(_loss(site, way(others), fold) for fold, others in _held_out(sums.folds)) for way in ways]
-    if _loss(site, layer, sums.as_it_is) <= min(losses):
-        return layer
-    return ways[losses.index(min(losses))](Sums.total(sums.folds))
+    as_it_is, biased, refitted = _loss(site, layer, sums.as_it_is), 0.0, 0.0
+    for fold, others in _held_out(sums.folds):
+        biased += _loss(site, _with_bias(site, anew, others), fold)
+        refitted += _loss(site, _refitted(site, anew, others, strength), fold)
+    if refitted <= _SLACK * min(as_it_is, biased):
+        return _refitted(site, anew, Sums.total(sums.folds), strength)
+    return _with_bias(site, anew, Sums.total(sums.folds)) if biased < as_it_is else layer
 
 
 def _best_strength(site: Site, folds: Sequence[Sums]) -> float:
-    """λ of least loss before rounding, as a fraction of the mean diagonal of E[x̂ x̂ᵀ]."""
+    """The weakest λ, as a fraction of the mean diagonal of E[x̂ x̂ᵀ], whose loss before rounding is about the least."""
     losses = dict.fromkeys(PRIORS, 0.0)
     for fold, others in _held_out(folds):
         moment, cross = _equations(site, others)
         for strength in PRIORS:
             change = _solve(moment + _anchor(moment, strength), cross, None)  # where no single weight is removed
             losses[strength] += fold.loss(change, site.gradient_moment)
-    return min(losses, key=lambda strength: losses[strength])
+    return min(strength for strength in PRIORS if losses[strength] <= _SLACK * min(losses.values()))
 
 
 def _held_out(folds: Sequence[Sums]) -> Iterator[tuple[Sums, Sums]]:
@@ -123,7 +130,7 @@ def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tens
     """
     x = site.entries(batch.current[site.node.all_input_nodes[0]], batch.size)
     y = site.entries(batch.reference[site.before], batch.size)
-    shape = y.shape[1:-1] if site.is_linear else y.shape[2:]  # of the output positions
+    shape = site.positions(y)
     per_entry = -(-wanted * batch.size // len(y))
     drawn = drawn_positions(len(y), math.prod(shape), per_entry, seed=batch.start).to(y.device)
     sample = batch.start + torch.arange(len(y)) * batch.size // len(y)
@@ -164,14 +171,17 @@ def _range_of(site: Site, bits: int, batches: Sequence[Batch]) -> ActivationRang
 
 
 def _with_mean_as_bias(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWeights:
-    """A layer that only has its bias left, which becomes the mean of the original's outputs."""
+    """A layer that only has its bias left, which becomes the mean of the wanted outputs."""
     if layer.bias is None:
         return layer
-    total = torch.zeros(len(site.rows), dtype=torch.float64)
+    total, count = torch.zeros(len(site.rows), dtype=torch.float64), 0
     for batch in batches:
-        y = batch.reference[site.before].movedim(-1 if site.is_linear else 1, -1)  # (n, …, channels)
-        total += batch.size * y.flatten(0, -2).double().mean(0).cpu()[site.rows]
-    return replace(layer, bias=(total / sum(batch.size for batch in batches)).float())
+        y = site.entries(batch.reference[site.before], batch.size)
+        everywhere = torch.arange(math.prod(site.positions(y)), device=y.device).expand(len(y), -1)
+        wanted = site.wanted_outputs(batch, everywhere, slice(None)).flatten(0, 1)  # (e · positions, rows)
+        total += wanted.double().sum(0).cpu()
+        count += len(wanted)
+    return replace(layer, bias=(total / count).float())
 
 
 def _extended(site: Site, layer: LayerWeights) -> Tensor:
@@ -211,11 +221,11 @@ def _anchor(moment: Tensor, strength: float) -> Tensor:
 
 
 def _equations(site: Site, sums: Sums) -> tuple[Tensor, Tensor]:
-    """E[x̂ x̂ᵀ] (g, k + 1, k + 1), its covariance shrunk, and E[r x̂ᵀ] (g, r, k + 1), float64.
+    """E[x̂ x̂ᵀ] (g, k + 1, k + 1) and E[r x̂ᵀ] (g, r, k + 1), float64.
 
     Where the layer has no bias, the bias column is made independent of all others, and its weight comes out as 0.
     """
-    moment, cross = sums.shrunk_moment(), sums.cross / sums.columns
+    moment, cross = sums.moment / sums.columns, sums.cross / sums.columns
     if not site.layer.has_bias:
         moment[:, -1, :-1] = moment[:, :-1, -1] = 0
         cross[:, :, -1] = 0

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from autocompress.menus.listening import Window
 
-_PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
+PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
 
 
 def drawn_positions(samples: int, positions: int, wanted: int, seed: int) -> Tensor:
@@ -84,7 +84,7 @@ def in_pieces(samples: int, elements_a_sample: int) -> list[slice]:
     >>> in_pieces(5, 8_000_000)
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
-    step = max(1, _PIECE_ELEMENTS // max(1, elements_a_sample))
+    step = max(1, PIECE_ELEMENTS // max(1, elements_a_sample))
     return [slice(start, min(start + step, samples)) for start in range(0, samples, step)]
 
 
@@ -96,19 +96,15 @@ class Sums:
         moment: (g, k + 1, k + 1) sum of x̂ x̂ᵀ.
         cross: (g, r, k + 1) sum of r x̂ᵀ, with the miss r.
         square: (g, r, r) sum of r rᵀ.
-        spread: sum over samples of ‖offdiag(Σ_i)‖², with the covariance Σ_i of a sample's columns around `center`.
         columns: number of columns.
         samples: number of samples.
-        center: (g, 1, 1, k) mean of the first columns that came.
     """
 
     moment: Tensor
     cross: Tensor
     square: Tensor
-    spread: float = 0.0
     columns: int = 0
     samples: int = 0
-    center: Tensor | None = None
 
     @classmethod
     def empty(cls, groups: int, rows: int, columns: int, device: torch.device) -> Sums:
@@ -141,8 +137,6 @@ class Sums:
         self.square += (misses.mT @ misses).double()
         self.columns += flat.shape[1]
         self.samples += x.shape[1]
-        self.center = flat[..., :-1].mean(1)[:, None, None] if self.center is None else self.center
-        self.spread += _off_diagonal_square(x[..., :-1] - self.center)
 
     @classmethod
     def total(cls, parts: Sequence[Sums]) -> Sums:
@@ -152,14 +146,13 @@ class Sums:
             sum((part.moment for part in others), first.moment),
             sum((part.cross for part in others), first.cross),
             sum((part.square for part in others), first.square),
-            sum(part.spread for part in parts),
             sum(part.columns for part in parts),
             sum(part.samples for part in parts),
         )
 
     def to_cpu(self) -> Sums:
         """The same on the CPU."""
-        return replace(self, moment=self.moment.cpu(), cross=self.cross.cpu(), square=self.square.cpu(), center=None)
+        return replace(self, moment=self.moment.cpu(), cross=self.cross.cpu(), square=self.square.cpu())
 
     def loss(self, change: Tensor, gradient_moment: Tensor) -> float:
         """Expected loss of what weights W still miss: ½ tr(G e eᵀ) nats, e = r - (W - W₀) x̂, summed over columns.
@@ -171,37 +164,3 @@ class Sums:
         crossed = change @ self.cross.mT  # (g, r, r)
         missed = self.square - crossed - crossed.mT + change @ self.moment @ change.mT
         return max(0.0, 0.5 * float((gradient_moment * missed).sum()))
-
-    def shrunk_moment(self) -> Tensor:
-        """H = E[x̂ x̂ᵀ] (g, k + 1, k + 1), its covariance shrunk towards the diagonal (Ledoit & Wolf 2004).
-
-        Where samples are few beside the fan-in, covariances are mostly chance, and a fit to them is a fit to chance.
-        Their expected squared error, estimated by how much samples differ, over their squared size is the share that
-        is taken off. Means stay: they are known well.
-        """
-        moment = self.moment / max(1, self.columns)
-        mean = moment[:, :-1, -1]  # (g, k)
-        covariance = moment[:, :-1, :-1] - mean[..., None] * mean[:, None]  # the last entry is E[1] = 1
-        off = covariance - torch.diag_embed(covariance.diagonal(dim1=-2, dim2=-1))
-        moment[:, :-1, :-1] -= self.shrinkage(float(off.square().sum())) * off
-        return moment
-
-    def shrinkage(self, size: float) -> float:
-        """Share of the covariances that is chance, in [0, 1].
-
-        Args:
-            size: sum of their squares.
-        """
-        if size <= 0 or self.samples == 0:
-            return 0.0
-        chance = (self.spread / self.samples - size) / self.samples
-        return min(1.0, max(0.0, chance / size))
-
-
-def _off_diagonal_square(x: Tensor) -> float:
-    """Sum over n samples of ‖offdiag(x_iᵀ x_i / p)‖², of centered columns (g, n, p, k)."""
-    few = x.shape[2] <= x.shape[3]
-    gram = x @ x.mT if few else x.mT @ x  # both have the same norm
-    diagonal = x.square().sum(2)  # (g, n, k)
-    total = gram.double().square().sum() - diagonal.double().square().sum()
-    return float(total) / x.shape[2] ** 2

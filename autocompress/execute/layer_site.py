@@ -17,17 +17,29 @@ from torch import Tensor, fx, nn
 
 from autocompress.evaluation.stitch import LayerChoice, kept_rows
 from autocompress.execute.following import Batch
-from autocompress.execute.layer_moments import drawn_outputs
+from autocompress.execute.layer_moments import PIECE_ELEMENTS, drawn_outputs
 from autocompress.menus.algebra import diagonal_blocks
 from autocompress.menus.listening import Window, window_of_module
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import channel_variants, sparsity_mask
 from autocompress.network.structure import Layer
 
-_LEAST_COLUMNS = 16_384  # columns that a layer is fitted to where there are as many
-_LEAST_COLUMNS_OF_GROUPS = 2_048  # the same where there are several groups
-_COLUMNS_PER_INPUT = 32  # or as many as this for each of its inputs
-_LEAST_SAMPLES = 64  # samples that they are drawn from at least: positions of one image are much alike
+_LEAST_COLUMNS = 65_536  # columns that a layer is fitted to where there are as many
+_LEAST_COLUMNS_OF_GROUPS = 8_192  # the same where there are several groups
+_COLUMNS_PER_INPUT = 64  # or as many as this for each of its inputs
+LEAST_SAMPLES = 64  # samples that they are drawn from at least: positions of one image are much alike
+
+
+def _columns_wanted(layer: Layer) -> int:
+    """Number of columns that tell enough about a layer. A group has few inputs, and every group has its columns."""
+    least = _LEAST_COLUMNS if layer.groups == 1 else _LEAST_COLUMNS_OF_GROUPS
+    return max(least, _COLUMNS_PER_INPUT * (layer.fan_in + 1))
+
+
+def most_bytes_of_columns(layer: Layer) -> int:
+    """Bytes of the columns of a layer that are made at once, at most."""
+    elements = _columns_wanted(layer) * layer.groups * max(layer.fan_in + 1, layer.rows // layer.groups)
+    return 4 * min(PIECE_ELEMENTS, elements)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +91,15 @@ class Site:
 
     @property
     def columns_wanted(self) -> int:
-        """Number of columns that tell enough about the layer. A group has few inputs, and all groups their columns."""
-        least = _LEAST_COLUMNS if self.layer.groups == 1 else _LEAST_COLUMNS_OF_GROUPS
-        return max(least, _COLUMNS_PER_INPUT * (self.layer.fan_in + 1))
+        """Number of columns that tell enough about the layer."""
+        return _columns_wanted(self.layer)
 
     @property
     def samples_wanted(self) -> int:
         """Number of samples that have so many columns: 64 times a power of two, so that batches rarely grow."""
         samples = self.columns_wanted / self.layer.positions
-        doublings = max(0, math.ceil(math.log2(samples / _LEAST_SAMPLES)))
-        return _LEAST_SAMPLES << doublings
+        doublings = max(0, math.ceil(math.log2(samples / LEAST_SAMPLES)))
+        return LEAST_SAMPLES << doublings
 
     @cached_property
     def prior(self) -> Tensor:
@@ -133,6 +144,10 @@ class Site:
             return value
         first = samples if len(value) % samples == 0 else len(value)
         return value.reshape(first, -1, value.shape[-1])
+
+    def positions(self, y: Tensor) -> tuple[int, ...]:
+        """Output positions of an entry along each axis, of the layer's outputs by entries."""
+        return tuple(y.shape[1:-1] if self.is_linear else y.shape[2:])
 
     def wanted_outputs(self, batch: Batch, drawn: Tensor, entries: slice) -> Tensor:
         """(e, p, rows) outputs that the layer should have, at drawn positions of some entries.

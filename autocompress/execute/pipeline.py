@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from autocompress.data import Data
 from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
-from autocompress.evaluation import measure, torch_device
+from autocompress.evaluation import measure, measured_at_once, torch_device
 from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve
 from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
@@ -34,9 +34,12 @@ class Execution:
         recalibration_samples: number of training samples that the layers are fitted to anew, at least 0; 0 leaves the
             menus' weights as they are.
         tuning: settings of the fine-tuning; None: there is none.
-        device: device that networks run on where they are fine-tuned and compared, such as `cpu` or `cuda:0`.
+        device: device that networks run on where they are re-calibrated, fine-tuned and compared, such as `cpu` or
+            `cuda:0`.
         dtype: floating-point type of fine-tuning's forward passes.
         checkpoint: file that fine-tuning saves to and continues from; None: it saves nothing.
+        memory: most bytes that the process may hold in all, which bounds how many samples run together; None: what it
+            holds now and 70 % of what is available.
     """
 
     recalibration_samples: int
@@ -44,6 +47,7 @@ class Execution:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     checkpoint: Path | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +174,23 @@ def _recalibrated(
     watcher.stage("re-calibration: every layer is fitted to the original on the compressed network's own inputs")
     inputs, device = recalibration_inputs(data, settings.recalibration_samples), torch_device(settings.device)
     try:
-        fitted = recalibrate(compressed, folded, menus, labeling, inputs, watcher.advance, device=device)
+        fitted = recalibrate(
+            compressed,
+            folded,
+            menus,
+            labeling,
+            inputs,
+            watcher.advance,
+            device=device,
+            memory=settings.memory,
+        )
     except ExportError as error:
         watcher.note(f"no re-calibration: {error}")
         return None
-    search = [data.search()]
-    before, after = (measure(folded, each.rounded(), search, device).kl for each in (compressed, fitted))
+    search, at_once = [data.search()], measured_at_once(menus.network, settings.memory, device)
+    before, after = (
+        measure(folded, each.rounded(), search, device, at_once=at_once).kl for each in (compressed, fitted)
+    )
     if after < before:
         return fitted
     watcher.note(f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to {after:.4f}")

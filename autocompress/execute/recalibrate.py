@@ -23,20 +23,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from autocompress.evaluation.batches import room_on
 from autocompress.evaluation.stitch import resolve
 from autocompress.execute.compressed import Compressed, write_weights_
 from autocompress.execute.following import Batches, Pair, Schedule
 from autocompress.execute.layer_fit import fitted
-from autocompress.execute.layer_site import Site
-from autocompress.memory import memory_left
+from autocompress.execute.layer_site import Site, most_bytes_of_columns
 from autocompress.menus.activations import ActivationRange
-from autocompress.menus.calibration import MOST_INPUTS
+from autocompress.menus.calibration import MOST_INPUTS, largest_moment
 from autocompress.menus.menus import Menus
 from autocompress.network.exported import export_graph, layer_calls
+from autocompress.network.structure import Network
 from autocompress_envs.problem import Labeling
 
-_BYTES_PER_ENTRY = 60  # a fit holds about seven copies of H in double precision at its peak
-_PIECES = 500_000_000  # bytes of drawn columns and their copies, at most
+_BYTES_PER_ENTRY = 100  # a fit holds about a dozen copies of H in double precision at its peak
+_BYTES_PER_ENTRY_OF_SUMS = 60  # the sums of all folds in double precision, on the device that the networks run on
+_COPIES_OF_COLUMNS = 6  # of the drawn columns: gathered, rounded, cut into folds, centered
 
 
 def recalibrate(
@@ -61,7 +63,7 @@ def recalibrate(
         progress: function that is called with (layers done, all layers, name of the stage) after every layer.
         device: device that both networks run on; None: the CPU. The result is on the CPU.
         memory: most bytes that the process may hold in all. The fewer, the fewer samples the layers are fitted to, at
-            least 8. None: what it holds now and 70 % of what is available.
+            least 8. None: what it holds now and 70 % of what is available. On a GPU its own memory counts instead.
 
     Raises:
         ExportError: the network can't be followed operator by operator.
@@ -88,7 +90,7 @@ def recalibrate(
 
     with torch.no_grad():
         needs = {place: site.samples_wanted for place, site in sites.items()}
-        room = memory_left(memory) - _fixed_bytes(menus)
+        room = room_on(place_of_work, memory) - fitting_bytes(menus.network, place_of_work)
         schedule = Schedule.of(needs, pair.bytes_by_place(sample), room, len(inputs))
         batches = Batches(pair, inputs, schedule.in_a_batch, place_of_work, range_at)
         for place in range(len(pair.nodes)):
@@ -107,8 +109,13 @@ def recalibrate(
     return Compressed(model.cpu(), layers, compressed.plan)
 
 
-def _fixed_bytes(menus: Menus) -> int:
-    """Bytes that fitting the largest layer takes, however many samples there are."""
-    fitted_layers = [layer for layer in menus.network.layers if layer.fan_in <= MOST_INPUTS]
-    largest = max((layer.groups * (layer.fan_in + 1) ** 2 for layer in fitted_layers), default=0)
-    return _PIECES + _BYTES_PER_ENTRY * largest
+def fitting_bytes(network: Network, device: torch.device | None = None) -> int:
+    """Bytes that fitting the largest layer takes at its peak on a device, however many samples there are.
+
+    Args:
+        network: trace of the network.
+        device: device that the networks run on; None: the CPU. On any other the fits themselves still take the host's.
+    """
+    pieces = max((most_bytes_of_columns(layer) for layer in network.layers if layer.fan_in <= MOST_INPUTS), default=0)
+    per_entry = _BYTES_PER_ENTRY if device is None or device.type == "cpu" else _BYTES_PER_ENTRY_OF_SUMS
+    return _COPIES_OF_COLUMNS * pieces + per_entry * largest_moment(network)

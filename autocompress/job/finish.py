@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.data import Data
+from autocompress.evaluation import measured_at_once
 from autocompress.evaluation.measure import Closeness, compare
+from autocompress.evaluation.number_format import CPU
 from autocompress.execute.compressed import Compressed, uncompressed
 from autocompress.execute.pipeline import Executed, Execution, execute
 from autocompress.files import write_atomically
@@ -155,7 +157,10 @@ def verify_files(
     opened = _opened(job, contents)
     session = None if opened is None else opened.compressed
     batches = job.data.test_batches() if split == "test" else iter([job.data.search()])
-    reference, pytorch, runtime, labels = outputs_on(job.model, module, session, batches, job.device, watcher.note)
+    at_once, in_runtime = (measured_at_once(job.network, job.memory, each) for each in (job.device, CPU))
+    reference, pytorch, runtime, labels = outputs_on(
+        job.model, module, session, batches, job.device, watcher.note, at_once, in_runtime
+    )
     resources = finished_resources(job.network, plan, compressed.layers, len(contents[job.target.file_name]))
     checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(limits, resources)]
     found = None

@@ -65,7 +65,8 @@ def finetune(
     job = prepare(loaded, asked.menus, config, watcher)
     labeling = job.menus.labeling(plan)
     compressed = restore(path / MODEL, job.model, job.network)
-    settings = Execution(0, tuning, config.device, DTYPES[tuning_dtype(job, config)], path / CHECKPOINT)
+    dtype = DTYPES[tuning_dtype(job, config)]
+    settings = Execution(0, tuning, config.device, dtype, path / CHECKPOINT, job.memory)
     watcher.stage(f"fine-tuning: {tuning.epochs:g} epochs, learning from the original")
     kept = original_weights(job.menus, labeling)
     tuned = tune(compressed, job.teacher, job.data, settings, tuning, kept, watcher)

@@ -15,6 +15,7 @@ from autocompress.data.sources import TensorSource
 from autocompress.errors import InputError
 from autocompress.evaluation import torch_device
 from autocompress.evaluation.batches import placed, running
+from autocompress.job.memory import check_memory
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.models import check_classes, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
@@ -37,6 +38,7 @@ class Loaded:
         target: target that the result runs on.
         device: device that networks are run on; all that is held here lies on the CPU.
         network: layers, groups and costs that tracing found.
+        memory: most bytes that the process may hold in all; None: what it holds and 70 % of what is available.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class Loaded:
     target: Target
     device: torch.device
     network: Network
+    memory: int | None
 
 
 def loaded_fields(loaded: Loaded) -> dict[str, Any]:
@@ -59,7 +62,7 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     """Load the network, check that it fits the data, and trace it.
 
     Raises:
-        InputError: the network can't be loaded or traced, or does not fit the data.
+        InputError: the network can't be loaded or traced, does not fit the data, or does not fit into memory.
     """
     device = torch_device(asked.config.device)
     module = placed(_load_model(asked.model, asked.config, data, watcher), torch.device("cpu"))
@@ -70,7 +73,9 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     network = trace(module, inputs[:1])
     _tell_network(network, asked.config.model, data, watcher)
     folded = fold_batch_norms(module, network).cpu().float().eval()
-    return Loaded(module, module, folded, folded, data, inputs, asked.target, device, network)
+    memory = asked.config.memory_bytes()
+    check_memory(network, data, inputs[:1].nbytes, device, asked, watcher)
+    return Loaded(module, module, folded, folded, data, inputs, asked.target, device, network, memory)
 
 
 def _check_device(module: nn.Module, inputs: Tensor, device: torch.device) -> None:

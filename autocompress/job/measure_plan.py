@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autocompress.evaluation import Evaluator, measure
+from autocompress.evaluation import Evaluator, measure, measured_at_once
 from autocompress.job.finish import split_used
 from autocompress.job.prepare import Job
 from autocompress.job.results import Measurement
@@ -29,7 +29,8 @@ def measure_plan(
     watcher.stage(f"measuring the original and the plan on the {split} split")
     compressed = evaluator.stitched(labeling)
     batches = job.data.test_batches() if split == "test" else [job.data.search()]
-    measured = measure(job.model, compressed, batches, job.device, watcher.note)
+    at_once = measured_at_once(job.network, job.memory, job.device)
+    measured = measure(job.model, compressed, batches, job.device, watcher.note, at_once)
     resources = job.problem.resources(labeling)
     outcome = Outcome(measured.kl, measured.accuracy, measured.agreement, resources)
     original = Outcome(0.0, measured.original_accuracy, 1.0, dict(job.original))

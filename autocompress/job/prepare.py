@@ -9,8 +9,10 @@ from typing import Any
 from autocompress.budget import RESOURCES, Budget
 from autocompress.config import MachineOptions
 from autocompress.errors import ExportError, InputError
-from autocompress.evaluation import Evaluator, choose_dtype
+from autocompress.evaluation import Evaluator, choose_dtype, samples_that_fit, torch_device
+from autocompress.evaluation.number_format import BATCHES
 from autocompress.job.load import Loaded, loaded_fields
+from autocompress.job.memory import menu_threads
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.menus.store import content_key, default_cache
 from autocompress.progress import Progress
@@ -59,7 +61,7 @@ def prepare(
         data_fingerprint=loaded.data.fingerprint,
         judging_inputs=loaded.data.search()[0],
         cache=machine.cache or default_cache(),
-        jobs=machine.jobs,
+        jobs=menu_threads(loaded.network, machine.jobs, loaded.memory),
         device=str(loaded.device),
         progress=watcher.advance,
     )
@@ -99,6 +101,7 @@ def build_evaluator(
         dtype=settled.get("dtype", machine.dtype),
         batch_size=settled.get("batch_size"),
         note=None if watcher is None else watcher.note,
+        memory=job.memory,
     )
 
 
@@ -106,7 +109,8 @@ def tuning_dtype(loaded: Loaded, machine: MachineOptions) -> str:
     """The dtype of fine-tuning where nothing has been evaluated: `auto` picks as an evaluator would."""
     if machine.dtype != "auto":
         return machine.dtype
-    return choose_dtype(loaded.folded, loaded.data.search()[0], loaded.model, machine.device)
+    most = samples_that_fit(loaded.network, loaded.memory, BATCHES[-1], torch_device(machine.device))
+    return choose_dtype(loaded.folded, loaded.data.search()[0], loaded.model, machine.device, most)
 
 
 def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, int]:

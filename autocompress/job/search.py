@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from autocompress.evaluation import Evaluator, measure
+from autocompress.evaluation import Evaluator, measure, measured_at_once
 from autocompress.job.journaled import JournaledEvaluation
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job
@@ -129,7 +129,8 @@ def policy_digest(policy: SavedPolicy | None) -> dict[str, Any]:
 
 def original_accuracy(job: Job) -> float:
     """Accuracy of the original on the search split."""
-    return measure(job.model, job.model, [job.data.search()], job.device).accuracy
+    at_once = measured_at_once(job.network, job.memory, job.device)
+    return measure(job.model, job.model, [job.data.search()], job.device, at_once=at_once).accuracy
 
 
 def write_policy(folder: RunFolder, asked: SearchRequest, policy: Mapping[str, Tensor] | None) -> None:

@@ -132,6 +132,7 @@ def _reward_on(
         device=asked.config.device,
         dtype=evaluator.dtype,
         batch_size=evaluator.batch_size,
+        memory=job.memory,
     )
     context = RewardContext(0.0, job.problem.original(), limits)  # an original's accuracy moves all rewards alike
     return lambda leader: compute(asked.settings.reward, fresh(leader.labeling), context)

@@ -70,7 +70,9 @@ def _penalised(loaded: Loaded, asked: SearchRequest, path: Path, watcher: Progre
     tuning = fine_tuning(config, config.seed, has_labels=bool(loaded.data.classes), epochs=config.l1_epochs)
     assert tuning is not None, "there are epochs"
     dtype = DTYPES[tuning_dtype(loaded, config)]
-    execution = Execution(config.recalibration_samples, tuning, config.device, dtype, path / CHECKPOINT)
+    execution = Execution(
+        config.recalibration_samples, tuning, config.device, dtype, path / CHECKPOINT, config.memory_bytes()
+    )
     return sparsified(loaded, config.l1_weight, tuning, execution, watcher)
 
 
@@ -84,7 +86,9 @@ def _stage(
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
         found = find(job, evaluator, replace(asked, config=config), limits, folder, watcher)
         dtype = DTYPES[evaluator.dtype]
-        execution = Execution(config.recalibration_samples, tuning, config.device, dtype, path / CHECKPOINT)
+        execution = Execution(
+            config.recalibration_samples, tuning, config.device, dtype, path / CHECKPOINT, config.memory_bytes()
+        )
         executed = execute(job.menus, found.labeling, job.folded, job.teacher, job.data, execution, watcher)
     assert executed.tuned is not None, "the execution has settings of fine-tuning"
     return expanded(job, job.menus, found.labeling, executed.tuned)

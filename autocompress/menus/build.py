@@ -15,7 +15,7 @@ from autocompress.borrowed import single_threaded
 from autocompress.memory import available_bytes
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import diagonal_blocks
-from autocompress.menus.calibration import MOST_INPUTS, Statistics, calibrate
+from autocompress.menus.calibration import Statistics, calibrate, largest_moment
 from autocompress.menus.criteria import Consumer, channel_order
 from autocompress.menus.judged_menus import judged_menus
 from autocompress.menus.menus import Menus
@@ -92,9 +92,7 @@ def _threads(network: Network, jobs: int | None, device: str) -> int:
     """Number of threads: as many as asked for, as far as memory allows, and at least 1; on a GPU it is 1."""
     if torch.device(device).type == "cuda":
         return 1
-    kept_whole = [layer for layer in network.layers if layer.fan_in <= MOST_INPUTS]
-    largest = max((layer.groups * (layer.fan_in + 1) ** 2 for layer in kept_whole), default=1)
-    by_memory = available_bytes() // 2 // (_BYTES_PER_ENTRY * largest)
+    by_memory = available_bytes() // 2 // (_BYTES_PER_ENTRY * largest_moment(network))
     return max(1, min(jobs or os.cpu_count() or 1, by_memory))
 
 

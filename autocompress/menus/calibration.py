@@ -137,6 +137,16 @@ def batch_size(layers: Iterable[Layer], device: torch.device) -> int:
     return max(1, min(128, _HELD_BYTES.get(device.type, _HELD_BYTES["cpu"]) // (_COPIES * held)))
 
 
+def largest_moment(network: Network) -> int:
+    """Number of entries of the largest H that is kept whole; 1 where there is none.
+
+    Args:
+        network: trace of the network.
+    """
+    kept_whole = [layer for layer in network.layers if layer.fan_in <= MOST_INPUTS]
+    return max((layer.groups * (layer.fan_in + 1) ** 2 for layer in kept_whole), default=1)
+
+
 def _backward(functions: list[Tensor]) -> None:
     """Backpropagate the functions one after the other."""
     for index, function in enumerate(functions, 1):

@@ -125,3 +125,9 @@ class Network:
     def layer_index(self) -> dict[str, int]:
         """Index of every layer by its name."""
         return {layer.name: index for index, layer in enumerate(self.layers)}
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of float32 activations at the peak of a forward pass, for one sample."""
+        bits = np.full(len(self.layers), 32)
+        return int(self.costs.memory(self.costs.group_width, bits))

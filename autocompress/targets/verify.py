@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.evaluation.batches import Note, running
-from autocompress.evaluation.measure import Closeness, compare
+from autocompress.evaluation.measure import AT_ONCE, Closeness, compare
 from autocompress.execute.compressed import LayerWeights
 from autocompress.network.structure import Network
 from autocompress.plan import Label, Plan
@@ -103,6 +103,8 @@ def outputs_on(
     batches: Iterable[Batch],
     device: torch.device | str = "cpu",
     note: Note | None = None,
+    at_once: int = AT_ONCE,
+    in_runtime: int = AT_ONCE,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Outputs of the three networks, from one pass over the batches.
 
@@ -113,6 +115,8 @@ def outputs_on(
         batches: (inputs, labels) of all samples, at least one.
         device: device that both networks in PyTorch run on; the file runs where its runtime does.
         note: function that is told once where batches had to become smaller for the device's memory. Default: nobody.
+        at_once: number of samples in a forward pass in PyTorch, at most, however large a batch is.
+        in_runtime: number of samples that the file is given at once, at most.
 
     Returns:
         (N, classes) outputs of the original, of the compressed network and of the file (or None), and (N,) labels (or
@@ -120,12 +124,15 @@ def outputs_on(
     """
     kept: list[list[Tensor]] = [[], [], [], []]
     there = torch.device(device)
-    with running(original, there, note) as run_original, running(compressed, there, note) as run_compressed:
+    with (
+        running(original, there, note, at_once) as run_original,
+        running(compressed, there, note, at_once) as run_compressed,
+    ):
         for inputs, labels in batches:
             kept[0].append(run_original(inputs))
             kept[1].append(run_compressed(inputs))
             if session is not None:
-                kept[2].append(session.run(inputs).flatten(1))
+                kept[2].extend(session.run(part).flatten(1) for part in inputs.split(in_runtime))
             if labels is not None:
                 kept[3].append(labels)
     found = [torch.cat(parts) if parts else None for parts in kept]

@@ -198,3 +198,16 @@ def test_help_names_every_choice():
     for option, names in choices.items():
         text = Config.model_fields[option].description
         assert [name for name in names if name not in text] == []
+
+
+@pytest.mark.parametrize(("given", "amount"), [(None, None), ("4GB", 4 * 10**9), (2_000_000_000, 2 * 10**9)])
+def test_memory(given, amount):
+    config = make_config({"memory": given})
+    assert config.memory_bytes() == amount
+    assert Config(**yaml.safe_load(config.to_yaml())) == config
+
+
+def test_memory_that_is_no_amount():
+    with pytest.raises(InputError) as error:
+        make_config({"memory": "lots"})
+    assert str(error.value) == "`memory` must be a number of bytes such as 500MB or 4GB, got 'lots'."

@@ -1,16 +1,24 @@
 """Networks on a device: what is copied there, what stays, and what happens where memory is short."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from autocompress import memory
 from autocompress.errors import InputError
 from autocompress.evaluation import torch_device
-from autocompress.evaluation.batches import placed, run_in_batches, running
+from autocompress.evaluation.batches import placed, room_on, run_in_batches, running
 from autocompress.evaluation.measure import measure
-from autocompress.evaluation.number_format import fastest_batch, outputs_of, prepared
+from autocompress.evaluation.number_format import (
+    fastest_batch,
+    measured_at_once,
+    outputs_of,
+    prepared,
+    samples_that_fit,
+)
 
 CPU = torch.device("cpu")
 WITH_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
@@ -101,6 +109,30 @@ def test_all_measurements_go_on_in_smaller_batches() -> None:
     assert torch.equal(outputs_of(model, x), outputs_of(whole, x))
     assert measure(whole, model, [(x, None)]).kl < 1e-12
     assert fastest_batch(model, x, "float32", CPU) == 4  # 64, 128 and 256 end there
+
+
+@pytest.mark.parametrize(("free", "fitting", "measured"), [(9_500, 200, 200), (99_500, 1000, 256), (0, 10, 10)])
+def test_a_gpus_own_memory_bounds_its_batches(
+    monkeypatch: pytest.MonkeyPatch, free: int, fitting: int, measured: int
+) -> None:
+    """Half of a sample's 100 bytes count, as in float16, and 500 bytes of what PyTorch keeps are free as well."""
+    network, cuda = SimpleNamespace(activation_bytes=100), torch.device("cuda")
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 400)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 800)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 300)
+    assert room_on(cuda, 1_000) == free + 500
+    assert samples_that_fit(network, 1_000, 1000, cuda) == fitting
+    assert measured_at_once(network, 1_000, cuda) == measured
+
+
+def test_the_limit_bounds_batches_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice a sample's 100 bytes count."""
+    network = SimpleNamespace(activation_bytes=100)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 400)
+    assert room_on(CPU, 1_000) == 600
+    assert (samples_that_fit(network, 1_000, 1000), samples_that_fit(network, 100, 1000)) == (3, 1)
+    assert (measured_at_once(network, 1_000, CPU), measured_at_once(network, 10**6, CPU)) == (3, 64)
 
 
 def test_outputs_are_float32_without_gradients_whatever_the_model_runs_in() -> None:

@@ -11,11 +11,12 @@ import torch
 from evaluation_toys import menus_of, network, original_labels, random_labels
 from torch import Tensor, nn
 
+from autocompress import memory
 from autocompress.data import load_data
 from autocompress.errors import InputError
-from autocompress.evaluation import DTYPES, Evaluator, choose_dtype
+from autocompress.evaluation import DTYPES, Evaluator, choose_dtype, number_format
 from autocompress.evaluation.measure import compare
-from autocompress.evaluation.number_format import fastest_batch
+from autocompress.evaluation.number_format import batch_sizes, fastest_batch
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.models import load_model
 from autocompress.network import trace
@@ -143,6 +144,36 @@ def test_faster_dtypes_are_taken_only_where_they_are_true(offset: float, expecte
 
 def test_the_fastest_batch_is_taken() -> None:
     assert fastest_batch(Sleeper(0.0).eval(), torch.randn(256, 4), "bfloat16", torch.device("cpu")) == 128
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1000, (64, 128, 256)), (255, (64, 128)), (64, (64,)), (63, (32,)), (8, (8,)), (7, (1,))]
+)
+def test_only_batches_that_fit_are_timed(monkeypatch: pytest.MonkeyPatch, most: int, sizes: tuple[int, ...]) -> None:
+    assert batch_sizes(most) == sizes
+    seen = set()
+    model = nn.Linear(4, 3).eval()
+    timed = number_format._timed
+    monkeypatch.setattr(number_format, "_timed", lambda *args: seen.add(args[-1]) or timed(*args))
+    assert fastest_batch(model, torch.randn(256, 4), "float32", torch.device("cpu"), most) in sizes
+    assert seen == (set(sizes) if len(sizes) > 1 else set())
+
+
+def test_the_limit_on_memory_bounds_every_forward_pass(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies of one sample's activations count for each sample: a limit of 17 of them holds batches of 8."""
+    model, inputs, labels, menus = digits
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 10**6)
+    seen = []
+    handle = model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    try:
+        limit = 10**6 + 17 * menus.network.activation_bytes
+        evaluate = Evaluator(model, menus.network, menus, inputs, labels, dtype="auto", memory=limit)
+    finally:
+        handle.remove()
+    assert evaluate.batch_size == 8
+    assert max(seen) == 8
+    free = evaluator(digits)(at(menus, 1, 1, 2)).kl
+    assert evaluate(at(menus, 1, 1, 2)).kl == pytest.approx(free, rel=0.1)
 
 
 def test_auto_measures_and_picks(digits: Digits) -> None:

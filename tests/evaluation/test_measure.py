@@ -51,6 +51,17 @@ def test_measure_weighs_samples_not_batches() -> None:
     assert original.dropout.training
 
 
+@pytest.mark.parametrize(("at_once", "sizes"), [(1, [1] * 5), (2, [2, 1, 2]), (64, [3, 2])])
+def test_batches_are_cut_to_what_runs_at_once(at_once: int, sizes: list[int]) -> None:
+    samples, labels = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([1, 0, 0, 0, 1])
+    whole, seen = measure(Fixed(P), Fixed(Q), [(samples, labels)]), []
+    original = Fixed(P)
+    original.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    parts = [(samples[:3], labels[:3]), (samples[3:], labels[3:])]
+    assert measure(original, Fixed(Q), parts, at_once=at_once) == whole
+    assert seen == sizes
+
+
 def test_without_labels() -> None:
     found = measure(Fixed(P), Fixed(Q), [(torch.tensor([0, 1]), None)])
     assert np.isnan(found.accuracy)

@@ -73,7 +73,7 @@ def test_recalibration_is_left_out_where_it_does_not_help(monkeypatch):
     """It is handed the whole network's worst enemy: the same with the weights of its last layer turned round."""
     toy = digits()
 
-    def harmful(compressed, *_):
+    def harmful(compressed, *_, **__):
         other = from_menus(toy.menus, toy.compressed(0.0, 8, 8)[1], toy.folded)
         other.model.linear.weight.data.neg_()
         return other
@@ -91,7 +91,7 @@ def test_recalibration_is_left_out_where_it_does_not_help(monkeypatch):
 
 
 def test_recalibration_that_is_not_possible(monkeypatch):
-    def impossible(*_):
+    def impossible(*_, **__):
         raise ExportError("no way.")
 
     monkeypatch.setattr(pipeline, "recalibrate", impossible)

@@ -241,6 +241,35 @@ def test_a_file_with_another_weight_disagrees(channels):
     assert found["tampered"].difference > 1 > 0.05 > found["honest"].difference
 
 
+@pytest.mark.parametrize(("at_once", "sizes"), [(7, [7, 7, 6, 7, 7, 6]), (64, [20, 20])])
+def test_outputs_are_computed_in_parts_of_a_batch(channels, at_once, sizes):
+    _, compressed, inputs = channels
+    seen = []
+    handle = compressed.model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
+    batches, answers = [(inputs[:20], torch.arange(20)), (inputs[20:], torch.arange(20, 40))], torch.arange(40)
+    try:
+        found = outputs_on(compressed.model, nn.Identity(), None, batches, at_once=at_once)
+    finally:
+        handle.remove()
+    assert seen == sizes
+    assert torch.equal(found[1], inputs.flatten(1))
+    assert (found[2], found[3].tolist()) == (None, answers.tolist())
+
+
+def test_the_file_is_given_parts_of_its_own_size(channels):
+    _, compressed, inputs = channels
+
+    class Echo:
+        def run(self, given):
+            seen.append(len(given))
+            return given
+
+    seen = []
+    found = outputs_on(compressed.model, compressed.model, Echo(), [(inputs[:20], None)], at_once=20, in_runtime=8)
+    assert seen == [8, 8, 4]
+    assert torch.equal(found[2], inputs[:20].flatten(1))
+
+
 def replace_head(compressed, head):
     layer = replace(head, values=-head.values, bias=-head.bias)
     model = copy.deepcopy(compressed.model)
