@@ -32,8 +32,9 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.evaluation.stitch import LayerChoice, resolve, untie_
+from autocompress.menus.changes import Changes
 from autocompress.menus.menus import Menus
-from autocompress.menus.responses import Changes, responses
+from autocompress.menus.responses import responses
 from autocompress.network.structure import Layer
 from autocompress_envs.problem import IntArray, Labeling
 

@@ -21,7 +21,9 @@ AUTO = "auto"  # name of the device that is chosen: CUDA where there is one
 CPU = torch.device("cpu")
 _SMALL_BATCHES = (1, 8, 16, 32)  # where it holds none of these, the largest of those that it holds
 _COPIES = 2  # of the activations: convolutions re-order what they read
-_TIMED_SAMPLES = 256  # samples of a timed pass, at most
+_TIMED_SAMPLES = 256  # samples of a timed pass, at most …
+_TIMED_VALUES = 10_000_000  # … and values of their inputs: 66 RGB images of 224 pixels tell as much
+_HOST_BYTES = 512_000_000  # of a batch's activations on the host: larger batches are no faster there
 _DTYPE_NOISE = 2e-3  # nats; a faster dtype must change the original's outputs by less
 
 
@@ -38,8 +40,10 @@ def samples_that_fit(network: Network, memory: int | None, most: int, device: to
         most: number that is never exceeded.
         device: device that the network runs on.
     """
-    held = network.activation_bytes
-    return samples_at_once(held // 2 if device.type == "cuda" else _COPIES * held, room_on(device, memory), most)
+    held, room = network.activation_bytes, room_on(device, memory)
+    if device.type == "cuda":
+        return samples_at_once(held // 2, room, most)
+    return samples_at_once(_COPIES * held, min(room, _HOST_BYTES), most)
 
 
 def measured_at_once(network: Network, memory: int | None, device: torch.device) -> int:
@@ -70,12 +74,12 @@ def choose_dtype(
 
     Args:
         folded: network with its norms folded.
-        inputs: (N, …) samples; the first 256 are run.
+        inputs: (N, …) samples; at most the first 256 are run.
         original: network whose outputs must not change.
         device: device that the network is to run on.
         most: number of samples in a forward pass, at most.
     """
-    some = inputs[:_TIMED_SAMPLES]
+    some = _timed_samples(inputs)
     there = torch_device(device)
     return fastest_dtype(folded, some, outputs_of(original, some, there, most), there, most)
 
@@ -89,7 +93,7 @@ def fastest_dtype(
 
     Args:
         folded: network with its norms folded.
-        inputs: (N, …) samples; the first 256 are run.
+        inputs: (N, …) samples; at most the first 256 are run.
         reference: (N, classes) outputs that must not change.
         device: device that the network is to run on.
         most: number of samples in a forward pass, at most.
@@ -108,7 +112,7 @@ def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.d
 
     Args:
         folded: network with its norms folded.
-        inputs: (N, …) samples; the first 256 are run.
+        inputs: (N, …) samples; at most the first 256 are run.
         dtype: floating-point type of the forward passes.
         device: device that the network is to run on.
         most: number of samples in a forward pass, at most.
@@ -196,12 +200,17 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
+def _timed_samples(inputs: Tensor) -> Tensor:
+    """The first samples, as many as are timed."""
+    return inputs[: max(1, min(_TIMED_SAMPLES, _TIMED_VALUES // inputs[0].numel()))]
+
+
 def _timed(model: nn.Module, inputs: Tensor, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor, int]:
     """(seconds of a pass over at most 256 samples, their outputs (n, classes), the batch size that fitted).
 
     One batch runs before, unmeasured.
     """
-    samples = in_format(inputs[:_TIMED_SAMPLES], device, DTYPES[dtype])
+    samples = in_format(_timed_samples(inputs), device, DTYPES[dtype])
     _, fitted = run(model, samples[:batch], batch, device)
     started = time.perf_counter()
     outputs, fitted = run(model, samples, fitted, device)

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.menus.changes import Changes
 from autocompress.menus.fisher import gradient_samples
 from autocompress.menus.judging import Judged, judge
 from autocompress.menus.menus import Menus
-from autocompress.menus.responses import Changes
 from autocompress.network.structure import Layer
 
 

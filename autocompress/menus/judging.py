@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.menus.changes import Changes
 from autocompress.menus.fisher import random_functions
-from autocompress.menus.responses import Changes, responses
+from autocompress.menus.responses import responses
 from autocompress_envs.problem import FloatArray
 
 

@@ -20,54 +20,27 @@ of gradients: its inputs and its γ are kept, and its changes are taken one by o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.borrowed import frozen
 from autocompress.errors import InputError
-from autocompress.menus.activations import ActivationRange
 from autocompress.menus.calibration import batch_size
-from autocompress.menus.columns import extended_columns, unfolded, weight_order
+from autocompress.menus.changes import Changes
+from autocompress.menus.gatherers import ByGradient, Gatherer, OfRoundings, OneByOne
 from autocompress.menus.listening import Call, Listening
 from autocompress.network.structure import Layer
 
 MOST_BYTES = {"cpu": 1_000_000_000, "cuda": 8_000_000_000}  # of the changes that are held at once
 _MOST_SAMPLES = 64  # in a batch
 _BATCH_BYTES = {"cpu": 64_000_000, "cuda": 1_000_000_000}  # of the windows, or the gradients, of one layer in a batch
+_GRADIENT_BYTES = {"cpu": 512_000_000, "cuda": 8_000_000_000}  # of the gradients at all layers' outputs that are held
 
 Functions = Callable[[int, Tensor], Sequence[Tensor]]
 """From the number of a batch's first sample and the outputs (n, …): Q numbers, each a sum over the samples."""
-
-
-@dataclass(frozen=True)
-class Changes:
-    """Changes of one layer.
-
-    Attributes:
-        layer: structure of the layer.
-        count: number V of changes of its weights.
-        weights: function that yields them: (rows, d + 1) each, in the order of the flattened weight, the bias last.
-        roundings: A ranges that its input is rounded to; None for no rounding.
-    """
-
-    layer: Layer
-    count: int
-    weights: Callable[[], Iterator[Tensor]]
-    roundings: Sequence[ActivationRange | None] = ()
-
-    @property
-    def one_by_one(self) -> bool:
-        """Whether the changes are taken one by one at the end, and none is held."""
-        return self.layer.positions == 1
-
-    @property
-    def bytes_held(self) -> int:
-        """Bytes of the changes of the weights that are held at once."""
-        return 0 if self.one_by_one else 4 * self.count * self.layer.rows * (self.layer.fan_in + 1)
 
 
 def responses(
@@ -99,10 +72,12 @@ def responses(
     device, _ = _place(model)
     parts = list(_parts(changes, most_bytes or MOST_BYTES.get(device.type, MOST_BYTES["cpu"])))
     batch = _samples_at_once(model, changes, inputs)
+    outputs = batch * sum(4 * math.prod(each.layer.output_shape) for each in changes)
+    functions_at_once = max(1, _GRADIENT_BYTES.get(device.type, _GRADIENT_BYTES["cpu"]) // outputs)
     found: dict[str, Tensor] = {}
     with frozen(model):
         for number, part in enumerate(parts):
-            listener = _Listener(model, part)
+            listener = _Listener(model, part, functions_at_once)
             for start in range(0, len(inputs), batch):
                 listener.run(start, inputs[start : start + batch], functions)
                 if progress is not None:
@@ -168,15 +143,18 @@ class _Listener:
     Args:
         model: network that is run.
         changes: changes of these layers.
+        functions_at_once: number of functions whose gradients at the layers' outputs are held.
     """
 
-    def __init__(self, model: nn.Module, changes: Sequence[Changes]) -> None:
+    def __init__(self, model: nn.Module, changes: Sequence[Changes], functions_at_once: int) -> None:
         self._model, self._modules = model, dict(model.named_modules())
         self._device, self._dtype = _place(model)
-        self._gatherers: dict[str, list[_Gatherer]] = {}
+        self._gatherers: dict[str, list[Gatherer]] = {}
         for each in changes:
-            of_weights = _OneByOne(each) if each.one_by_one else _ByGradient(each, self._device, self._dtype)
-            self._gatherers[each.layer.name] = [of_weights, _OfRoundings(each.roundings)]
+            of_weights = (
+                OneByOne(each) if each.one_by_one else ByGradient(each, self._device, self._dtype, functions_at_once)
+            )
+            self._gatherers[each.layer.name] = [of_weights, OfRoundings(each.roundings)]
         self._samples, self._function = 0, 0
 
     def run(self, first: int, batch: Tensor, functions: Functions) -> None:
@@ -203,169 +181,9 @@ class _Listener:
 
         output.register_hook(see)
 
-    def _all(self) -> Iterator[_Gatherer]:
+    def _all(self) -> Iterator[Gatherer]:
         return (gatherer for each in self._gatherers.values() for gatherer in each)
 
     def finish(self) -> dict[str, Tensor]:
         """By layer name (N, Q, V + A)."""
         return {name: torch.cat([each.finish() for each in found], 2) for name, found in self._gatherers.items()}
-
-
-See = Callable[[int, Tensor], None]
-"""Takes the number of a function, and its gradient at a call's output."""
-
-
-class _Gatherer(Protocol):
-    """Gathers the responses to some changes of one layer."""
-
-    def waiting(self, call: Call, samples: int) -> See:
-        """What takes the gradients of a call, of a batch of so many samples."""
-        ...
-
-    def end_batch(self, samples: int, functions: int) -> None:
-        """All gradients of a batch came that will come."""
-        ...
-
-    def finish(self) -> Tensor:
-        """(N, Q, changes) the responses."""
-        ...
-
-
-class _Sums:
-    """(N, Q, width) responses, batch by batch: sums over a layer's calls."""
-
-    def __init__(self, width: int) -> None:
-        self._width = width
-        self._batches: list[Tensor] = []
-        self._by_function: dict[int, Tensor] = {}
-
-    def add(self, function: int, found: Tensor) -> None:
-        """Add (n, width) of one call."""
-        before = self._by_function.get(function)
-        self._by_function[function] = found if before is None else before + found
-
-    def end_batch(self, samples: int, functions: int) -> None:
-        if self._by_function:  # else no function depends on the layer
-            like = next(iter(self._by_function.values()))
-            zero = torch.zeros_like(like)
-            found = torch.stack([self._by_function.get(index, zero) for index in range(functions)], 1).float()
-        else:
-            found = torch.zeros(samples, functions, self._width)
-        self._batches.append(found)
-        self._by_function = {}
-
-    def finish(self) -> Tensor:
-        return torch.cat([batch.cpu() for batch in self._batches])
-
-
-class _ByGradient(_Sums):
-    """Changes of weights that are held all at once, against the samples' own gradients."""
-
-    def __init__(self, changes: Changes, device: torch.device, dtype: torch.dtype) -> None:
-        super().__init__(changes.count)
-        layer = changes.layer
-        self._weights = torch.empty(changes.count, layer.parameters, device=device, dtype=dtype)
-        self._biases = torch.empty(changes.count, layer.rows, device=device, dtype=dtype)
-        for number, change in enumerate(changes.weights()):
-            self._weights[number], self._biases[number] = change[:, :-1].flatten(), change[:, -1]
-
-    def waiting(self, call: Call, samples: int) -> See:
-        if not len(self._weights):
-            return lambda function, gradient: None
-
-        def see(function: int, gradient: Tensor) -> None:
-            of_weight, of_bias = _sample_gradients(call, gradient, samples)
-            self.add(function, of_weight @ self._weights.mT + of_bias @ self._biases.mT)
-
-        return see
-
-
-def _sample_gradients(call: Call, gradient: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Each sample's gradient of a layer's weight, (n, rows · d), and of its bias, (n, rows).
-
-    Where a layer sees single positions, its input is multiplied as it lies; else its windows are laid out first.
-
-    Args:
-        call: call of the layer.
-        gradient: gradient at the call's output.
-        samples: number n of samples, which are the first axis of both, or its slower part.
-    """
-    if call.window is None:
-        rows, x = (each.reshape(samples, -1, each.shape[-1]) for each in (gradient, call.x))  # (n, T, …)
-        return (rows.mT @ x).flatten(1), rows.sum(1)
-    rows = _samples_first(gradient.flatten(2), samples)  # (n, rows, T)
-    if call.window.is_single:
-        return (rows @ _samples_first(call.x.flatten(2), samples).mT).flatten(1), rows.sum(2)
-    groups = call.window.groups
-    windows = _samples_first(unfolded(call.x, call.window), samples).unflatten(1, (groups, -1))  # (n, g, d, T)
-    return (rows.unflatten(1, (groups, -1)) @ windows.mT).flatten(1), rows.sum(2)
-
-
-def _samples_first(x: Tensor, samples: int) -> Tensor:
-    """(n, channels, T), from (n · m, channels, T / m)."""
-    return x if len(x) == samples else x.unflatten(0, (samples, -1)).transpose(1, 2).flatten(2)
-
-
-class _OneByOne:
-    """Changes of a layer with one position a sample: its inputs and gradients are kept, its changes are not."""
-
-    def __init__(self, changes: Changes) -> None:
-        self._changes = changes
-        self._columns: list[Tensor] = []  # (g, n, d + 1) of every batch
-        self._gradients: list[Tensor] = []  # (Q, g, n, r) of every batch
-        self._of_batch: dict[int, Tensor] = {}
-
-    def waiting(self, call: Call, samples: int) -> See:
-        columns = extended_columns(call.x, call.window)
-        self._columns.append(columns)
-
-        def see(function: int, gradient: Tensor) -> None:
-            # A copy: where the layer is the first, PyTorch adds the next function's gradient into the same memory.
-            by_position = _by_position(gradient.clone(), self._changes.layer, samples, len(columns))
-            self._of_batch[function] = by_position[..., 0]
-
-        return see
-
-    def end_batch(self, samples: int, functions: int) -> None:
-        zero = torch.zeros_like(next(iter(self._of_batch.values()))) if self._of_batch else torch.zeros(1, samples, 1)
-        self._gradients.append(torch.stack([self._of_batch.get(index, zero) for index in range(functions)]))
-        self._of_batch = {}
-
-    def finish(self) -> Tensor:
-        columns, gradients = torch.cat(self._columns, 1), torch.cat(self._gradients, 2)
-        inverse = weight_order(self._changes.layer).argsort()
-        found = []
-        for change in self._changes.weights():
-            by_group = change[:, inverse].to(columns).view(len(columns), -1, columns.shape[-1])  # (g, r, d + 1)
-            moved = columns @ by_group.mT  # (g, N, r)
-            found.append((gradients * moved).sum((1, 3)).T.float().cpu())  # (N, Q)
-        return torch.stack(found, 2) if found else torch.empty(columns.shape[1], len(gradients), 0)
-
-
-class _OfRoundings(_Sums):
-    """Roundings of a layer's input: the layer is run on their errors."""
-
-    def __init__(self, ranges: Sequence[ActivationRange | None]) -> None:
-        super().__init__(len(ranges))
-        self._ranges = ranges
-
-    def waiting(self, call: Call, samples: int) -> See:
-        def see(function: int, gradient: Tensor) -> None:
-            flat = gradient.reshape(samples, -1)
-            found = [self._moved(call, each, flat) for each in self._ranges]
-            self.add(function, torch.stack(found, 1) if found else flat.new_zeros(samples, 0))
-
-        return see
-
-    def _moved(self, call: Call, rounding: ActivationRange | None, gradient: Tensor) -> Tensor:
-        """(n,) responses to one rounding; the errors are made anew for every function, and never kept."""
-        if rounding is None:
-            return gradient.new_zeros(len(gradient))
-        error = rounding.apply(call.x).sub_(call.x)
-        return (call.again(error).reshape(len(gradient), -1) * gradient).sum(1)
-
-
-def _by_position(gradient: Tensor, layer: Layer, samples: int, groups: int) -> Tensor:
-    """(g, n, r, T) a gradient at a layer's output: (n, rows, …), or (n, …, rows) of a linear layer."""
-    last = gradient if layer.kind == "linear" else gradient.movedim(1, -1)
-    return last.reshape(samples, -1, groups, layer.rows // groups).permute(2, 0, 3, 1)

@@ -113,7 +113,7 @@ def test_how_samples_are_split_does_not_matter(
     assert len({tuple(order) for order in outputs(given.model, given.x).argsort(1)[:, -3:].tolist()}) > 5
     whole = given.effects()
     monkeypatch.setattr(f"{MODULE}._MOST_SAMPLES", samples)
-    monkeypatch.setattr(f"{MODULE}._BATCH_BYTES", most_bytes)
+    monkeypatch.setattr(f"{MODULE}._BATCH_BYTES", {"cpu": most_bytes})
     seen: list[tuple[int, int]] = []
     split = first_order_effects(given.folded, given.menus, given.x, given.pooled, lambda *done: seen.append(done))
     assert seen == [(done, 24) for done in batches]
