@@ -11,8 +11,8 @@ So a layer is only changed where the change carries over to samples that it has 
 the divergence in nats that an error e at the layer's output is expected to cause (`menus.calibration`).
 
 A weaker prior, and the fit itself, may lose by a tenth: three folds say less than all four, to which the winner is
-fitted, and what a layer mends, later layers need not. On the digits network, five plans fitted to 48 (160) samples came
-to 29 (18) % of the menus' divergence so, to 37 (21) % without that tenth, to 30 (19) % if always fitted with λ = 0.01.
+fitted, and what a layer mends, later layers need not. On the digits network, five plans fitted to 48 (160) samples so
+came to 29 (18) % of the menus' divergence, without that tenth to 37 (21) %, always fitted with λ = 0.01 to 30 (19) %.
 """
 
 from __future__ import annotations

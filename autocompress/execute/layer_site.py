@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.evaluation.stitch import LayerChoice, kept_rows
-from autocompress.execute.following import Batch
+from autocompress.execute.following import MOST_IN_A_BATCH, Batch
 from autocompress.execute.layer_moments import PIECE_ELEMENTS, drawn_outputs
 from autocompress.menus.algebra import diagonal_blocks
 from autocompress.menus.listening import Window, window_of_module
@@ -38,8 +38,9 @@ def _columns_wanted(layer: Layer) -> int:
 
 def most_bytes_of_columns(layer: Layer) -> int:
     """Bytes of the columns of a layer that are made at once, at most."""
-    elements = _columns_wanted(layer) * layer.groups * max(layer.fan_in + 1, layer.rows // layer.groups)
-    return 4 * min(PIECE_ELEMENTS, elements)
+    columns = min(layer.positions, -(-_columns_wanted(layer) // LEAST_SAMPLES))  # of one sample
+    elements = columns * layer.groups * max(layer.fan_in + 1, layer.rows // layer.groups)
+    return 4 * max(elements, min(PIECE_ELEMENTS, MOST_IN_A_BATCH * elements))
 
 
 @dataclass(frozen=True, eq=False)

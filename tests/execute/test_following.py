@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from execute_toys import labels, menus_of, outputs
+from execute_toys import labels, menus_of, network, outputs
 from torch import nn
 
 from autocompress import memory
@@ -12,6 +12,7 @@ from autocompress.execute import recalibrate as recalibration
 from autocompress.execute.compressed import from_menus
 from autocompress.execute.following import LEAST_HELD, MOST_IN_A_BATCH, Batches, Follower, Pair, Schedule
 from autocompress.execute.recalibrate import fitting_bytes, recalibrate
+from autocompress.network import trace
 from autocompress.network.exported import export_graph
 
 
@@ -116,9 +117,9 @@ def test_values_are_those_of_both_networks_whenever_samples_come():
     assert [batch.start for batch in batches][:2] == [0, 2]
     assert batches.samples == count
     last = [nodes[-2] for nodes in (pair.reference.nodes, pair.current.nodes)]
-    for node, values, network in zip(last, ("reference", "current"), (model, made.model), strict=True):
+    for node, values, whole in zip(last, ("reference", "current"), (model, made.model), strict=True):
         found = torch.cat([getattr(batch, values)[node] for batch in batches])
-        torch.testing.assert_close(found, outputs(network, x[:count]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(found, outputs(whole, x[:count]), rtol=0, atol=1e-5)
 
 
 def test_bytes_at_every_place_by_hand():
@@ -157,3 +158,12 @@ def test_samples_once_held_stay():
     """A later layer that needs fewer, or sees larger values, drops none: there is nothing to drop before the limit."""
     assert Schedule.of({0: 300, 1: 64}, [10, 10], 10**6, 1000).held == {0: 300, 1: 300}
     assert Schedule.of({0: 300, 1: 300}, [1, 100], 20_000, 1000).held == {0: 150, 1: 150}
+
+
+@pytest.mark.parametrize("name", ["mixed", "circular", "shrinking"])
+def test_the_trace_knows_the_activations(name):
+    """What evaluations are bounded by, closed form, against what a run of both networks holds: within a factor of 2."""
+    model, x = (Shrinking().eval(), torch.randn(1, 3, 64, 64)) if name == "shrinking" else network(name, samples=1)
+    pair = Pair(export_graph(model, x), export_graph(model, x))
+    held = max(pair.bytes_by_place(x)) / 2
+    assert 0.5 <= trace(model, x).activation_bytes / held <= 2
