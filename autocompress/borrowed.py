@@ -1,4 +1,4 @@
-"""Borrowed state comes back: modes of modules, PyTorch's threads, and the global random generators."""
+"""Borrowed state comes back: modes and gradients of modules, PyTorch's threads, and the global random generators."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of `model` requires gradients; those that did do again afterwards."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

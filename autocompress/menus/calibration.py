@@ -112,7 +112,9 @@ def calibrate(
     for samples in inputs.split(block):
         for taken in samples.split(batch):
             backward = done < with_gradients
-            listening = Listening(modules, collectors, lambda call: collectors[call.name].see(call), graph=backward)
+            listening = Listening(
+                modules, collectors, lambda call, output: collectors[call.name].see(call, output), graph=backward
+            )
             with listening.listening(), torch.set_grad_enabled(backward):
                 outputs = model(taken.to(device))
             if not torch.isfinite(outputs).all():
@@ -181,11 +183,11 @@ class _Collector:
         self.generator = torch.Generator().manual_seed(0)
         self.samples: list[Tensor] = []
 
-    def see(self, call: Call) -> None:
+    def see(self, call: Call, output: Tensor) -> None:
         """Add a call: its input now, its gradients when they come."""
         self._see_input(call)
-        if call.output.requires_grad:
-            call.output.register_hook(lambda gradient: self._see_gradient(gradient.detach()))
+        if output.requires_grad:
+            output.register_hook(lambda gradient: self._see_gradient(gradient.detach()))
 
     def _see_input(self, call: Call) -> None:
         x, count = call.x.float(), count_positions(call.x, call.window)

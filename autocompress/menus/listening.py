@@ -98,14 +98,12 @@ class Call:
         name: name of the layer.
         x: input (N, …) of the operator, detached; a module that pads by itself has padded it already.
         window: window of a convolution; None for a linear layer.
-        output: output of the operator, a part of the autograd graph where gradients are recorded.
         again: function that runs the operator on another input with the same weight, without the bias.
     """
 
     name: str
     x: Tensor
     window: Window | None
-    output: Tensor
     again: Callable[[Tensor], Tensor]
 
 
@@ -115,13 +113,19 @@ class Listening(TorchFunctionMode):
     Args:
         modules: modules of the network by name.
         names: names of the layers to listen to.
-        hear: function that is called with every call. A tensor hook that it sets on the call's output sees the gradient
-            of this value even where an in-place activation overwrites it later.
+        hear: function that is called with every call and the operator's output, a part of the autograd graph where
+            gradients are recorded. A tensor hook that it sets on the output sees the gradient of this value even where
+            an in-place activation overwrites it later. It must not refer to the output: nobody would free either.
         graph: whether the outputs are made part of the autograd graph where nothing before them is.
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], names: Iterable[str], hear: Callable[[Call], None], *, graph: bool
+        self,
+        modules: Mapping[str, nn.Module],
+        names: Iterable[str],
+        hear: Callable[[Call, Tensor], None],
+        *,
+        graph: bool,
     ) -> None:
         super().__init__()
         self._modules, self._names, self._hear, self._graph = modules, list(names), hear, graph
@@ -159,15 +163,15 @@ class Listening(TorchFunctionMode):
         if self._graph and not output.requires_grad:  # nothing before it needs a gradient: the graph begins here
             heard = output.detach().requires_grad_()
             output = heard.clone()  # an in-place activation may follow, which a leaf does not bear
-        self._hear(_call(name, func, given, heard))
+        self._hear(_call(name, func, given), heard)
         return output
 
 
-def _call(name: str, func: Any, given: dict[str, Any], output: Tensor) -> Call:
+def _call(name: str, func: Any, given: dict[str, Any]) -> Call:
     x, weight = given.pop("input").detach(), given.pop("weight").detach()
     given.pop("bias", None)
     window = None if weight.ndim == 2 else Window.of(weight, **given)
-    return Call(name, x, window, output, lambda other: func(other, weight, None, **given))
+    return Call(name, x, window, lambda other: func(other, weight, None, **given))
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> None:

@@ -27,6 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from autocompress.borrowed import frozen
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.calibration import batch_size
@@ -81,7 +82,7 @@ def responses(
     """The responses of Q functions to every layer's V changes and A roundings.
 
     Args:
-        model: network in eval mode; its parameters need no gradients. It runs on its own device, in its own dtype.
+        model: network in eval mode; it is not changed. It runs on its own device, in its own dtype.
         changes: changes of the layers, each layer at most once.
         inputs: (N, …) samples, N at least 1.
         functions: function that gives what responds.
@@ -99,14 +100,15 @@ def responses(
     parts = list(_parts(changes, most_bytes or MOST_BYTES.get(device.type, MOST_BYTES["cpu"])))
     batch = _samples_at_once(model, changes, inputs)
     found: dict[str, Tensor] = {}
-    for number, part in enumerate(parts):
-        listener = _Listener(model, part)
-        for start in range(0, len(inputs), batch):
-            listener.run(start, inputs[start : start + batch], functions)
-            if progress is not None:
-                done = number * len(inputs) + min(start + batch, len(inputs))
-                progress(done, len(parts) * len(inputs))
-        found |= listener.finish()
+    with frozen(model):
+        for number, part in enumerate(parts):
+            listener = _Listener(model, part)
+            for start in range(0, len(inputs), batch):
+                listener.run(start, inputs[start : start + batch], functions)
+                if progress is not None:
+                    done = number * len(inputs) + min(start + batch, len(inputs))
+                    progress(done, len(parts) * len(inputs))
+            found |= listener.finish()
     return found
 
 
@@ -124,19 +126,24 @@ def _parts(changes: Sequence[Changes], most_bytes: int) -> Iterator[list[Changes
 
 def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Tensor) -> int:
     """Samples in a batch; 1 where a layer's first axis is not the samples'."""
-    device, dtype = _place(model)
-    seen: list[tuple[Tensor, ...]] = []
-    for count in (1, 2):
-        calls: list[Call] = []
-        names = [each.layer.name for each in changes]
-        with Listening(dict(model.named_modules()), names, calls.append, graph=False).listening(), torch.no_grad():
-            model(inputs[:count].to(device, dtype))
-        seen.append(tuple(call.x for call in calls))
+    device, _ = _place(model)
+    names = [each.layer.name for each in changes]
+    seen = (_operator_inputs(model, names, inputs[:count]) for count in (1, 2))
     if len(inputs) > 1 and not all(_is_by_sample(one, two) for one, two in zip(*seen, strict=True)):
         return 1
     most = max(_bytes_a_sample(each.layer) for each in changes)
     by_layer = _BATCH_BYTES.get(device.type, _BATCH_BYTES["cpu"]) // most
     return int(max(1, min(_MOST_SAMPLES, by_layer, batch_size((each.layer for each in changes), device))))
+
+
+def _operator_inputs(model: nn.Module, names: Sequence[str], batch: Tensor) -> list[Tensor]:
+    """The inputs of all calls of some layers' operators, in their order."""
+    device, dtype = _place(model)
+    seen: list[Tensor] = []
+    listening = Listening(dict(model.named_modules()), names, lambda call, _: seen.append(call.x), graph=False)
+    with listening.listening(), torch.no_grad():
+        model(batch.to(device, dtype))
+    return seen
 
 
 def _is_by_sample(one: Tensor, two: Tensor) -> bool:
@@ -186,7 +193,7 @@ class _Listener:
         for gatherer in self._all():
             gatherer.end_batch(self._samples, len(wanted))
 
-    def _hear(self, call: Call) -> None:
+    def _hear(self, call: Call, output: Tensor) -> None:
         """Wait for the gradients of a call."""
         seeing = [gatherer.waiting(call, self._samples) for gatherer in self._gatherers[call.name]]
 
@@ -194,7 +201,7 @@ class _Listener:
             for each in seeing:
                 each(self._function, gradient.detach())
 
-        call.output.register_hook(see)
+        output.register_hook(see)
 
     def _all(self) -> Iterator[_Gatherer]:
         return (gatherer for each in self._gatherers.values() for gatherer in each)
@@ -313,7 +320,9 @@ class _OneByOne:
         self._columns.append(columns)
 
         def see(function: int, gradient: Tensor) -> None:
-            self._of_batch[function] = _by_position(gradient, self._changes.layer, samples, len(columns))[..., 0]
+            # A copy: where the layer is the first, PyTorch adds the next function's gradient into the same memory.
+            by_position = _by_position(gradient.clone(), self._changes.layer, samples, len(columns))
+            self._of_batch[function] = by_position[..., 0]
 
         return see
 

@@ -12,7 +12,7 @@ from evaluation_toys import NETWORKS, masked, menus_of, network, original_labels
 from torch import Tensor, nn
 
 from autocompress.evaluation import Evaluator
-from autocompress.evaluation.effects import Effects, _Sweep, effects_around, first_order_effects
+from autocompress.evaluation.effects import Effects, effects_around, first_order_effects
 from autocompress.evaluation.predictions import Predictions
 from autocompress.menus import Menus
 from autocompress.network import fold_batch_norms
@@ -59,21 +59,16 @@ class Case:
     x: Tensor
     pooled: Callable[[int, Tensor], Tensor]
 
-    def effects(self, *split: int) -> Effects:
-        return first_order_effects(self.folded, self.menus, self.x.split(split or (len(self.x),)), self.pooled)
+    def effects(self) -> Effects:
+        return first_order_effects(self.folded, self.menus, self.x, self.pooled)
 
-    def around(self, plan: Labeling, *split: int) -> Effects:
-        batches = self.x.split(split or (len(self.x),))
-        return effects_around(self.folded, self.menus, plan, batches, self.pooled, self.far)
+    def around(self, plan: Labeling) -> Effects:
+        return effects_around(self.folded, self.menus, plan, self.x, self.pooled, self.far)
 
     @cached_property
     def far(self) -> Effects:
         """Around the original."""
         return self.effects()
-
-    def samples_at_once(self) -> int:
-        sweep = _Sweep(self.folded, self.menus, {layer.name: [] for layer in self.menus.network.layers}, None)
-        return sweep._samples_at_once(self.x[:1], self.pooled)
 
     def derivative(self, direction: dict[str, Tensor], around: Labeling | None = None) -> Tensor:
         """(N, K) of all log-probabilities along a change of the original's parameters, or of a plan's; float64."""

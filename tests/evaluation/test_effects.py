@@ -14,7 +14,7 @@ from autocompress.evaluation.effects import Effects, first_order_effects
 from autocompress.evaluation.predictions import Predictions
 from autocompress_envs import Labeling
 
-MODULE = "autocompress.evaluation.effects"
+MODULE = "autocompress.menus.responses"
 
 
 def by_derivatives(case: Case) -> Effects:
@@ -50,7 +50,7 @@ def test_one_linear_layer_by_hand() -> None:
     torch.manual_seed(1)
     model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(24, 4)
     menus = menus_of(model, x, weight_bits=(2, 8), activation_bits=(4, 32))
-    found = first_order_effects(model, menus, (x,), Predictions(outputs(model, x)).pooled)
+    found = first_order_effects(model.requires_grad_(False), menus, x, Predictions(outputs(model, x)).pooled)
     variant = menus.variants(menus.network.layers[0], {})[1]
     moved = x @ variant.weight().T + variant.bias - outputs(model, x)
     mean = (outputs(model, x).softmax(1) * moved).sum(1, keepdim=True)
@@ -93,7 +93,6 @@ def test_small_changes_do_what_was_predicted(name: str) -> None:
     given = case(name, bits=(8, 32), inputs=8)
     evaluate, layers = evaluator(given, dtype="float32"), given.menus.problem().layers
     found = evaluate.effects()
-    assert found is not None
     for row, layer in enumerate(layers):
         assert_predicts(found.rounding[row, 0 * 2 + 1], evaluate(at(given.menus, weight_bits=(row, 0))).shift, 0.12)
         if len(layer.sparsities) > 1:
@@ -102,20 +101,24 @@ def test_small_changes_do_what_was_predicted(name: str) -> None:
     assert_predicts(found.rounding[:, 0 * 2 + 1].sum(0), evaluate(Labeling(zeros, zeros, ones)).shift, 0.1)
 
 
-@pytest.mark.parametrize(("samples", "most_bytes"), [(5, 10**9), (64, 1), (64, 4 * (6 + 6 + 12) * 10 * 7)])
-def test_how_samples_are_split_does_not_matter(monkeypatch: pytest.MonkeyPatch, samples: int, most_bytes: int) -> None:
-    """5 at once; 1, although it takes more than a byte; 7 of (6 + 6 + 12) outputs and 10 classes in float32."""
+@pytest.mark.parametrize(
+    ("samples", "most_bytes", "batches"),
+    [(5, 10**9, [5, 10, 15, 20, 24]), (64, 1, [*range(1, 25)]), (64, 4 * 6 * 7 * 7, [7, 14, 21, 24])],
+)
+def test_how_samples_are_split_does_not_matter(
+    monkeypatch: pytest.MonkeyPatch, samples: int, most_bytes: int, batches: list[int]
+) -> None:
+    """5 at once; 1, although it takes more than a byte; 7 float32 gradients of 6 rows and 7 columns, the largest."""
     given = case("twice", "element")
     assert len({tuple(order) for order in outputs(given.model, given.x).argsort(1)[:, -3:].tolist()}) > 5
     whole = given.effects()
     monkeypatch.setattr(f"{MODULE}._MOST_SAMPLES", samples)
-    monkeypatch.setattr(f"{MODULE}._MOST_BYTES", most_bytes)
-    at_once = given.samples_at_once()
-    assert at_once == {10**9: 5, 1: 1}.get(most_bytes, 7)
-    for batches in ((24,), (11, 11, 2)):
-        split = given.effects(*batches)
-        agree(split.pruning, whole.pruning)
-        agree(split.rounding, whole.rounding)
+    monkeypatch.setattr(f"{MODULE}._BATCH_BYTES", most_bytes)
+    seen: list[tuple[int, int]] = []
+    split = first_order_effects(given.folded, given.menus, given.x, given.pooled, lambda *done: seen.append(done))
+    assert seen == [(done, 24) for done in batches]
+    agree(split.pruning, whole.pruning)
+    agree(split.rounding, whole.rounding)
     first = replace(given, x=given.x[:6]).effects()
     agree(whole.first(6).pruning, first.pruning)
     agree(whole.first(6).rounding, first.rounding)
@@ -160,13 +163,12 @@ def test_the_network_stays_as_it_is(broken: bool) -> None:
     assert (torch.equal(x, given.x), x.requires_grad, torch.is_grad_enabled()) == (True, False, True)
 
 
-def test_the_evaluator_computes_effects_once_and_none_for_lazy_menus() -> None:
+def test_the_evaluator_computes_effects_once() -> None:
     """And they count as no evaluation; batches of its own; a plan evaluated in between changes nothing."""
     given = case("concat")
     evaluate = evaluator(given, dtype="float32", batch_size=7)
     evaluate(at(given.menus, sparsity=(0, 2), weight_bits=(1, 0)))
     found = evaluate.effects()
-    assert found is not None
     agree(found.pruning, given.effects().pruning)
     agree(found.rounding, given.effects().rounding)
     few = evaluator(given, dtype="float32", batch_size=7)
@@ -176,7 +178,6 @@ def test_the_evaluator_computes_effects_once_and_none_for_lazy_menus() -> None:
     assert few.effects(samples=10) is more
     assert evaluate.effects() is found
     assert evaluate.evaluations == 1
-    assert evaluator(replace(given, menus=replace(given.menus, eager=False)), dtype="float32").effects() is None
 
 
 @pytest.mark.parametrize("name", ["concat", "inverted residual", "sequence", "twice"])
@@ -184,7 +185,6 @@ def test_half_precision_predicts_the_same(name: str) -> None:
     """Weights alone: pruned, at 8 bits, and at 32, which do nothing."""
     given = case(name, bits=(2, 8, 32))
     rough, exact = evaluator(given, dtype="bfloat16").effects(), given.effects()
-    assert rough is not None
     assert rough.pruning.dtype == rough.rounding.dtype == np.float32
     assert np.linalg.norm(rough.pruning - exact.pruning) <= 0.15 * np.linalg.norm(exact.pruning)
     assert distance(rough.rounding[:, 1 * 2 + 1], exact.rounding[:, 1 * 2 + 1]) < 0.15

@@ -124,10 +124,11 @@ def test_codes_of_nothing_have_a_scale_and_floats_have_none(removable: Menus) ->
 def test_its_error_is_as_defined_the_same_for_all_bits_and_the_largest(removable: Menus) -> None:
     """½ tr(G ΔW H ΔWᵀ) with ΔW = -W, and the bias' own change."""
     source = removable.sources["conv2"]
+    gradients, moment = source.gradient_moment.double(), source.second_moment[0].double()
     for variant in gone(removable):
         change = -source.weight.clone()
         change[:, -1] += variant.bias
-        expected = 0.5 * torch.einsum("ij,ia,ab,jb->", source.gradient_moment, change, source.second_moment[0], change)
+        expected = 0.5 * torch.einsum("ij,ia,ab,jb->", gradients, change, moment, change)
         assert variant.error == pytest.approx(float(expected), rel=1e-5)
     errors = removable.problem().layers[2].errors[:, -1, -1]
     assert (np.diff(errors) > 0).all()

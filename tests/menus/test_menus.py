@@ -84,7 +84,7 @@ def test_activation_errors_add_to_weight_errors(by_channel: Menus) -> None:
     layers = by_channel.problem().layers
     for name in ("left", "depthwise"):
         source, found = by_channel.sources[name], by_channel.ranges[name]
-        weight, gradients = source.weight[:, :-1], source.gradient_moment
+        weight, gradients = source.weight[:, :-1], source.gradient_moment.double()
         gradients = gradients if name == "left" else gradients.diagonal().diag()
         gain = 0.5 * source.layer.positions * float(torch.trace(gradients @ weight @ weight.T))
         errors = layers[index[name]].errors[0]
@@ -215,7 +215,8 @@ def test_lazy_menus_give_the_same_variants(by_channel: Menus, monkeypatch: pytes
     assert len([name for name in names if name.endswith("-pruned")]) == 6 + 3 + 3  # join in two groups, point, head
     for eager_layer, lazy_layer in zip(by_channel.problem().layers, lazy.problem().layers, strict=True):
         np.testing.assert_allclose(lazy_layer.errors[0], eager_layer.errors[0], rtol=1e-12)
-        np.testing.assert_allclose(lazy_layer.errors[:, -1], eager_layer.errors[:, -1], rtol=1e-6, atol=1e-12)
+        # The lazy ones know pruned weights in 16 bits, the eager ones in 32.
+        np.testing.assert_allclose(lazy_layer.errors[:, -1], eager_layer.errors[:, -1], rtol=1e-4, atol=1e-12)
         assert (lazy_layer.errors[1:, 0] < 3 * eager_layer.errors[1:, 0]).all()
         assert (lazy_layer.errors[1:, 0] > eager_layer.errors[1:, 0] / 3).all()
     for layer, kept in [("join", {0: 5, 1: 4}), ("head", {2: 2}), ("point", {2: 8})]:

@@ -60,7 +60,7 @@ def loss(source: LayerSource, variant: Variant) -> float:
     for i, first in enumerate(difference):
         for j, second in enumerate(difference):
             if i // per_group == j // per_group:
-                moment = source.second_moment[i // per_group]
+                moment = source.second_moment[i // per_group].double()
                 total += 0.5 * float(source.gradient_moment[i, j] * (first @ moment @ second))
     return total
 
@@ -167,7 +167,7 @@ def test_masked_refit_is_least_squares_on_every_rows_support() -> None:
     (variant,) = sparse_variants(given, 0.5, (32,), chosen)
     plain = sparse_variants(given, 0.5, (32,), settings(granularity="element", damping=1e-9, refit=False))[0]
     assert variant.error < 0.8 * plain.error
-    slope = change(given, variant) @ given.second_moment[0]  # of the output error; 0 where a weight may change
+    slope = change(given, variant) @ given.second_moment[0].double()  # of the output error; 0 where a weight may change
     stays = torch.cat([variant.weight() != 0, torch.ones(6, 1, dtype=torch.bool)], 1)
     assert slope[stays].abs().max() < 1e-5 * slope[~stays].abs().max()
 

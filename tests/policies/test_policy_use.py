@@ -15,7 +15,6 @@ from autocompress.job.options import request, search_request
 from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.policies.files import load_policy, save_policy
 from autocompress.policies.network import PricePolicy, plan_in_one_pass
-from autocompress.policies.use import zero_shot_plan
 from autocompress.progress import Silent
 from autocompress.run.journal import read_journal
 from autocompress.searchers.agents import AGENTS
@@ -51,13 +50,6 @@ class Watcher(Silent):
 
     def step(self, step):
         self.steps.append(step)
-
-
-class Lazy:
-    """An evaluator of menus that are built lazily."""
-
-    def effects(self, around=None, samples=None):
-        return None
 
 
 def chosen(**options):
@@ -253,15 +245,6 @@ def test_without_evaluations_the_plan_is_the_predicted_best_under_the_policys_pr
     assert watcher.notes == ["the policy was not trained on linear layers; it takes the 1 here for conv layers"]
 
 
-def test_without_effects_and_evaluations_the_plan_is_that_of_the_policys_prices(zero_shot, mine):
-    """Menus that are built lazily have no effects to give."""
-    result, watcher = zero_shot[0], Watcher()
-    found = zero_shot_plan(load_policy(mine), result.problem, result.limits, Lazy(), watcher)
-    assert found.key() == plan_of(mine, result).labeling.key()
-    assert found.key() != Solver(result.problem, result.limits).solve().key()
-    assert watcher.notes == zero_shot[1].notes
-
-
 def test_without_evaluations_nothing_stands_in_the_journal(zero_shot):
     result, _ = zero_shot
     header, entries = read_journal(result.run_folder / "journal.jsonl")
@@ -308,18 +291,16 @@ def test_a_resumed_run_must_find_the_same_policy(zero_shot, quick, mine, tmp_pat
     assert len(now) == 16
 
 
-def test_a_search_begins_with_simple_plans_and_the_predicted_best_plan_and_later_takes_the_policys(
-    quick, mine, zero_shot, tmp_path, monkeypatch
-):
-    """The explorer has every fourth evaluation, here; 9 are too few for effects around a plan."""
+def test_a_search_begins_with_simple_plans_and_the_predicted_best_plan(quick, mine, zero_shot, tmp_path, monkeypatch):
+    """9 evaluations are too few for effects around a plan."""
     monkeypatch.setattr(model_based, "FROM_EFFECTS", replace(model_based.FROM_EFFECTS, explorer_every=4))
     options = {**quick, "episodes": 9, "policy": str(mine), "selection_samples": 0}
     result = autocompress.search(out=tmp_path / "run", **options)
     entries = read_journal(tmp_path / "run" / "journal.jsonl")[1]
     evaluated = [entry.labels for entry in entries]
     simple = simple_plans(result.problem, result.limits)[:3]
-    plans = *simple, zero_shot[0].labeling, plan_of(mine, result).labeling
-    assert [evaluated.index(labels_of(plan)) for plan in plans] == [0, 1, 2, 3, 4]
+    plans = *simple, zero_shot[0].labeling
+    assert [evaluated.index(labels_of(plan)) for plan in plans] == [0, 1, 2, 3]
     assert result.evaluations == 9
     assert json.loads((tmp_path / "run" / "outcome.json").read_text())["search"]["kl"] == min(x.kl for x in entries)
 
