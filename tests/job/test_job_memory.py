@@ -10,6 +10,7 @@ from autocompress import InputError, memory
 from autocompress.budget import parse_bytes
 from autocompress.job import memory as job_memory
 from autocompress.job.memory import menu_threads
+from autocompress.menus.calibration import largest_moment
 from autocompress.network import trace
 
 GB = 10**9
@@ -79,7 +80,7 @@ def test_more_recalibration_samples_need_more(monkeypatch):
 
 def test_menus_get_as_many_threads_as_fit():
     network = trace(autocompress.models.load_model("digits", num_classes=10), _sample())
-    thread = 60 * network.largest_moment
+    thread = 60 * largest_moment(network)
     assert menu_threads(network, 3, None) == 3
     assert menu_threads(network, None, None) is None
     assert menu_threads(network, 3, GB + 2 * thread) == 2
