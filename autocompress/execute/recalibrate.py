@@ -36,6 +36,7 @@ from autocompress.network.structure import Network
 from autocompress_envs.problem import Labeling
 
 _BYTES_PER_ENTRY = 100  # a fit holds about a dozen copies of H in double precision at its peak
+_SHARE_OF_GPU = 0.7  # of a GPU's free memory that is taken
 _COPIES_OF_COLUMNS = 6  # of the drawn columns: gathered, rounded, cut into folds, centered
 
 
@@ -88,7 +89,7 @@ def recalibrate(
 
     with torch.no_grad():
         needs = {place: site.samples_wanted for place, site in sites.items()}
-        room = memory_left(memory) - fitting_bytes(menus.network)
+        room = _room(memory, place_of_work) - fitting_bytes(menus.network)
         schedule = Schedule.of(needs, pair.bytes_by_place(sample), room, len(inputs))
         batches = Batches(pair, inputs, schedule.in_a_batch, place_of_work, range_at)
         for place in range(len(pair.nodes)):
@@ -105,6 +106,12 @@ def recalibrate(
             for batch in batches:
                 pair.run_current(place, batch, range_at(place))
     return Compressed(model.cpu(), layers, compressed.plan)
+
+
+def _room(memory: int | None, device: torch.device) -> int:
+    """Bytes that this process may still take, of the device's own memory where it has some."""
+    left = memory_left(memory)
+    return min(left, int(_SHARE_OF_GPU * torch.cuda.mem_get_info(device)[0])) if device.type == "cuda" else left
 
 
 def fitting_bytes(network: Network) -> int:
