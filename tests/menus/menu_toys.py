@@ -7,6 +7,33 @@ from autocompress.menus.calibration import Statistics, calibrate
 from autocompress.menus.criteria import Consumer
 from autocompress.network import trace
 
+CONVOLUTIONS = {
+    "plain": nn.Conv2d(3, 4, 3),
+    "padding": nn.Conv2d(3, 4, 3, padding=1),
+    "one by one, no bias": nn.Conv2d(3, 4, 1, bias=False),
+    "stride": nn.Conv2d(3, 4, 3, stride=2, padding=1),
+    "dilation": nn.Conv2d(3, 4, 3, dilation=2, padding=2),
+    "uneven": nn.Conv2d(3, 4, (3, 1), stride=(1, 2), padding=(2, 0), dilation=(2, 1)),
+    "groups": nn.Conv2d(4, 6, 3, padding=1, groups=2),
+    "depthwise": nn.Conv2d(4, 4, 3, stride=2, padding=1, groups=4),
+}
+OTHER_PADDING = {
+    "same": nn.Conv2d(3, 4, 3, padding="same", dilation=2),
+    "same, even kernel": nn.Conv2d(3, 4, 4, padding="same"),
+    "valid": nn.Conv2d(3, 4, 3, padding="valid"),
+    "reflect": nn.Conv2d(3, 4, 3, padding=(2, 1), padding_mode="reflect"),
+    "circular": nn.Conv2d(3, 4, (3, 5), padding=(1, 2), padding_mode="circular"),
+    "replicate": nn.Conv2d(3, 4, 3, padding=1, padding_mode="replicate"),
+    "sequence": nn.Conv1d(3, 4, 3, stride=2, padding=1, dilation=2),
+    "sequence, circular": nn.Conv1d(3, 4, 3, padding=1, padding_mode="circular"),
+    "sequence, groups": nn.Conv1d(4, 6, 3, padding=1, groups=2),
+}
+
+
+def images(module: nn.Module, samples: int = 5) -> Tensor:
+    shape = (samples, module.in_channels, 9, 8) if isinstance(module, nn.Conv2d) else (samples, module.in_channels, 9)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
