@@ -230,7 +230,7 @@ def test_single_weights_are_judged_too() -> None:
     assert found.judged is not None
     for name, (table,) in found.judged.items():
         assert table.shape == (4, 3)
-        assert table[3, -1] > table[1, -1] > 1e-6, name
+        assert table[3, -1] > table[1, -1] > 1e-8, name
         assert table[0, -1] < 1e-10
 
 
