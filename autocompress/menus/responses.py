@@ -70,7 +70,8 @@ def responses(
         InputError: the outputs are not finite.
     """
     device, _ = _place(model)
-    parts = list(_parts(changes, most_bytes or MOST_BYTES.get(device.type, MOST_BYTES["cpu"])))
+    most = MOST_BYTES.get(device.type, MOST_BYTES["cpu"]) if most_bytes is None else most_bytes
+    parts = list(_parts(changes, most))
     batch = _samples_at_once(model, changes, inputs)
     outputs = batch * sum(4 * math.prod(each.layer.output_shape) for each in changes)
     functions_at_once = max(1, _GRADIENT_BYTES.get(device.type, _GRADIENT_BYTES["cpu"]) // outputs)

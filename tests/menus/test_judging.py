@@ -158,9 +158,6 @@ def test_pruning_a_head_of_more_inputs_than_samples_is_not_free(shrunk: bool, mo
     assert judged.judged is not None
     found = judged.judged["head"][0][1:, 0]
     assert (true > 5e-3).all()
-    if shrunk:
-        assert (by_moments > true / 2).all()
-    else:
-        assert (by_moments < true / 100).all()
+    assert (by_moments < true / (2 if shrunk else 100)).all()
     assert (found < 2 * true).all()
     assert (found > true / 2).all()
