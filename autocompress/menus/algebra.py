@@ -51,13 +51,13 @@ def cholesky_factor(matrix: Tensor) -> Tensor:
     """Lower factor L of a symmetric matrix L Lᵀ (…, n, n).
 
     Where rounding has made the matrix indefinite, a multiple of its mean diagonal is added: 1e-10 at first,
-    ten times as much in every further try.
+    ten times as much in every further try. The factor of zeros, as of the gradients of a dead layer, is next to zero.
 
     Raises:
         ArithmeticError: the matrix is not finite.
     """
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]  # (…, 1, 1)
+    scale = matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp(min=1e-30)  # (…, 1, 1)
     ridge = 0.0
     for _ in range(12):
         found = torch.linalg.cholesky_ex(matrix + ridge * scale * identity if ridge else matrix)

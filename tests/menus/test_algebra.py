@@ -6,7 +6,7 @@ import pytest
 import torch
 from menu_toys import gradient_moment, moment, randn
 
-from autocompress.menus.algebra import damped, expected_loss, inverse, refit
+from autocompress.menus.algebra import cholesky_factor, damped, expected_loss, inverse, refit
 
 
 def test_refit_is_least_squares_on_the_kept_columns() -> None:
@@ -79,3 +79,10 @@ def test_expected_loss_of_groups_leaves_out_what_lies_between_them() -> None:
         for g, rows in enumerate([slice(0, 2), slice(2, 4)])
     ]
     assert expected_loss(change, second_moment, gradients) == pytest.approx(sum(halves), rel=1e-12)
+
+
+def test_the_factor_of_zeros_is_next_to_zero() -> None:
+    found = cholesky_factor(torch.zeros(3, 3, dtype=torch.float64))
+    torch.testing.assert_close(found, 1e-20 * torch.eye(3, dtype=torch.float64), rtol=1e-6, atol=0)
+    with pytest.raises(ArithmeticError):
+        cholesky_factor(torch.full((2, 2), float("nan"), dtype=torch.float64))

@@ -234,3 +234,15 @@ def test_lazy_menus_build_one_bit_width_alone_and_it_is_the_same(by_channel):
             found = lazy.variant(layer, kept, 0.0, position)
             assert torch.equal(found.values, expected.values)
             assert found.error == expected.error
+
+
+def test_networks_without_gradients_have_menus() -> None:
+    """One output has probability 1 whatever the weights: every label is free, and channels go in some order."""
+    torch.manual_seed(0)
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1)).eval(), torch.randn(24, 3)
+    settings = MenuSettings(weight_bits=(4, 32), activation_bits=(8,), sparsity_levels=4)
+    found = build_menus(model, trace(model, x[:1]), x, settings, data_fingerprint="", judging_inputs=x)
+    assert sorted(found.orders[0].tolist()) == [0, 1, 2, 3]
+    assert not any(layer.errors.any() for layer in found.problem().layers)
+    for _, variant in found.table_variants(found.network.layers[1], 0):
+        assert torch.isfinite(variant.weight()).all()
