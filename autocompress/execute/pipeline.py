@@ -5,6 +5,7 @@ Both later steps are judged on the search split, which no weight is fitted to, a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +17,18 @@ from torch import Tensor, nn
 from autocompress.data import Data
 from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
-from autocompress.evaluation import measure, measured_at_once, torch_device
+from autocompress.evaluation import measured_at_once, torch_device
+from autocompress.evaluation.measure import compare
+from autocompress.evaluation.number_format import outputs_of
 from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve
-from autocompress.execute.compressed import Compressed, from_menus
+from autocompress.execute.compressed import Compressed, from_menus, write_weights_
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.menus.menus import Menus
 from autocompress.progress import Progress
 from autocompress_envs.problem import Labeling
+
+_PARTS = 5  # of the layers; re-calibration may end after each
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Executed:
     Attributes:
         compressed: finished network.
         recalibrated: whether re-calibration brought the network closer to the original on the search split, so that
-            its weights were taken.
+            its weights were taken, of all layers or of the first ones.
         tuned: result of the fine-tuning; None: there was none.
     """
 
@@ -187,14 +192,52 @@ def _recalibrated(
     except ExportError as error:
         watcher.note(f"no re-calibration: {error}")
         return None
-    search, at_once = [data.search()], measured_at_once(menus.network, settings.memory, device)
-    before, after = (
-        measure(folded, each.rounded(), search, device, at_once=at_once).kl for each in (compressed, fitted)
-    )
-    if after < before:
+    inputs, _ = data.search()
+    at_once = measured_at_once(menus.network, settings.memory, device)
+    reference = outputs_of(folded, inputs, device, at_once)
+
+    def divergence(candidate: Compressed) -> float:
+        return compare(reference, outputs_of(candidate.rounded(), inputs, device, at_once), None).kl
+
+    before = divergence(compressed)
+    losses = {count: divergence(_first_layers(compressed, fitted, count)) for count in _counts(len(fitted.layers))}
+    count = min(losses, key=lambda each: losses[each])
+    if losses[count] >= before:
+        watcher.note(
+            f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to "
+            f"{losses[len(fitted.layers)]:.4f}"
+        )
+        return None
+    if count < len(fitted.layers):
+        watcher.note(
+            f"re-calibration keeps the first {count} of {len(fitted.layers)} layers: KL {losses[count]:.4f} on the "
+            f"search split, before {before:.4f}, with all layers {losses[len(fitted.layers)]:.4f}"
+        )
+    return _first_layers(compressed, fitted, count)
+
+
+def _counts(layers: int) -> list[int]:
+    """Numbers of layers, from the first on, whose new weights are tried.
+
+    >>> _counts(50), _counts(3)
+    ([10, 20, 30, 40, 50], [1, 2, 3])
+    """
+    return sorted({max(1, round(layers * part / _PARTS)) for part in range(1, _PARTS + 1)})
+
+
+def _first_layers(compressed: Compressed, fitted: Compressed, count: int) -> Compressed:
+    """The compressed network with the new weights of its first layers, which were fitted before those behind them.
+
+    The last layers see few positions, all of one image alike: what is fitted there holds for fewer samples than it
+    seems, and a network may be closer without it.
+    """
+    if count == len(fitted.layers):
         return fitted
-    watcher.note(f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to {after:.4f}")
-    return None
+    model, layers = copy.deepcopy(compressed.model), dict(compressed.layers)
+    for name in list(layers)[:count]:
+        layers[name] = fitted.layers[name]
+        write_weights_(model, name, layers[name])
+    return Compressed(model, layers, compressed.plan)
 
 
 def recalibration_inputs(data: Data, samples: int) -> Tensor:

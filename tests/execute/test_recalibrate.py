@@ -149,7 +149,7 @@ def test_the_layer_beside_a_damaged_shortcut_mends_it(form):
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "bits", "activation_bits", "share"), [(0.5, 32, 32, 0.2), (0.0, 2, 8, 0.1), (0.5, 2, 4, 0.15)]
+    ("sparsity", "bits", "activation_bits", "share"), [(0.5, 32, 32, 0.25), (0.0, 2, 8, 0.1), (0.5, 2, 4, 0.15)]
 )
 def test_digits_come_closer_to_the_original(sparsity, bits, activation_bits, share):
     toy = digits()
