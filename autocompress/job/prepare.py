@@ -19,6 +19,8 @@ from autocompress.progress import Progress
 from autocompress.targets import counted_on_file
 from autocompress_envs import InfeasibleBudgetError, Problem, Solver
 
+_FEW_JUDGED = 32  # samples; with two random functions of each, a loss is then known within about a third
+
 
 @dataclass(frozen=True)
 class Job(Loaded):
@@ -53,13 +55,19 @@ def prepare(
     Raises:
         ExportError: the target can't hold the network.
     """
+    judging, _ = loaded.data.search()
+    if len(judging) < _FEW_JUDGED:
+        watcher.note(
+            f"the labels' expected losses are judged on {len(judging)} samples only, and may be off by a factor of 2 and "
+            f"more; {_FEW_JUDGED} or more would do (--search-samples)"
+        )
     menus = build_menus(
         loaded.base,
         loaded.network,
         loaded.inputs,
         settings,
         data_fingerprint=loaded.data.fingerprint,
-        judging_inputs=loaded.data.search()[0],
+        judging_inputs=judging,
         cache=machine.cache or default_cache(),
         jobs=menu_threads(loaded.network, machine.jobs, loaded.memory),
         device=str(loaded.device),
