@@ -58,8 +58,8 @@ def prepare(
     judging, _ = loaded.data.search()
     if len(judging) < _FEW_JUDGED:
         watcher.note(
-            f"the labels' expected losses are judged on {len(judging)} samples only, and may be off by a factor of 2 and "
-            f"more; {_FEW_JUDGED} or more would do (--search-samples)"
+            f"the labels' expected losses are judged on {len(judging)} samples only, and may be off by a factor of 2 "
+            f"and more; {_FEW_JUDGED} or more would do (--search-samples)"
         )
     menus = build_menus(
         loaded.base,
