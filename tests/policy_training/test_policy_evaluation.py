@@ -1,7 +1,6 @@
 """`policy eval`: a policy's plans beside the solver's, and the file that names the networks."""
 
 import json
-import math
 import subprocess
 import sys
 
@@ -9,7 +8,6 @@ import pytest
 import yaml
 
 from autocompress.errors import InputError
-from autocompress.evaluation import Evaluator
 from autocompress.policies.files import SavedPolicy, load_policy
 from autocompress.policies.network import PricePolicy
 from autocompress.policy_training.evaluation import Score, evaluate_policy, summarised
@@ -17,8 +15,8 @@ from autocompress.searchers.model_based.first_order import predicted_best_plan
 
 ALLOWED = (
     "activation_bits, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, granularity, "
-    "image_size, jobs, mean, model, model_args, quantizer, remove_branches, search_samples, seed, sparsity_levels, "
-    "std, target, weight_bits, weights"
+    "image_size, jobs, mean, memory, model, model_args, quantizer, remove_branches, search_samples, seed, "
+    "sparsity_levels, std, target, weight_bits, weights"
 )
 QUICK = {"model": "digits", "search_samples": 64, "calibration_samples": 64, "sparsity_levels": 4, "dtype": "float32",
          "target": "packed"}  # fmt: skip
@@ -50,16 +48,6 @@ def test_an_untrained_policy_is_what_effects_alone_predict(on, untrained, monkey
     assert [score.budget for score in scores] == ["size=8%", "size=12%"]
     assert [priced.key() == plain.key() for priced, plain in found] == [True, True]
     assert all(0 < score.policy_kl != score.solver_kl for score in scores)
-
-
-def test_an_untrained_policy_without_effects_is_the_solver(on, untrained, monkeypatch):
-    monkeypatch.setattr(Evaluator, "effects", lambda evaluator, around=None, samples=None: None)
-    scores = evaluate_policy(untrained, on)
-    assert [score.budget for score in scores] == ["size=8%", "size=12%"]
-    assert all(score.policy_kl == score.solver_kl > 0 for score in scores)
-    found = summarised(scores)
-    assert (found.zero_shot, found.better) == (1.0, 0.0)
-    assert math.isnan(found.few_shot)
 
 
 def test_a_search_from_the_policy_is_no_worse_than_its_plan(on):
