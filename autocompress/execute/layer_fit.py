@@ -35,6 +35,7 @@ from autocompress.menus.quantizers import QUANTIZERS, Rounding
 PRIORS = (1e-2, 1e-1, 1.0)  # λ as fractions of the mean diagonal of E[x̂ x̂ᵀ]
 FOLDS = 4  # parts of the samples; each judges what the three others were fitted to
 
+_LARGE = 2_048  # inputs of a layer
 _SLACK = 1.1  # by which the more thorough fit may lose on held-out samples; see the module's text
 _RANGE_SAMPLE = 65_536  # values of a layer's input that its range is taken from
 
@@ -66,7 +67,12 @@ def fitted(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWe
 
 
 def _best_strength(site: Site, folds: Sequence[Sums]) -> float:
-    """The weakest λ, as a fraction of the mean diagonal of E[x̂ x̂ᵀ], whose loss before rounding is about the least."""
+    """The weakest λ, as a fraction of the mean diagonal of E[x̂ x̂ᵀ], whose loss before rounding is about the least.
+
+    Of a layer with many inputs the middle one: every λ is solved for once a fold, which takes the cube of their number.
+    """
+    if site.shrunk.fan_in > _LARGE:
+        return PRIORS[1]
     losses = dict.fromkeys(PRIORS, 0.0)
     for fold, others in _held_out(folds):
         moment, cross = _equations(site, others)
