@@ -159,18 +159,18 @@ def test_passes_by_hand() -> None:
     menus = menus_of(model, x, weight_bits=(2, 8), activation_bits=(4, 32))
     pooled, plan = Predictions(outputs(model, x)).pooled, original_labels(menus.problem())
     far = first_order_effects(model.requires_grad_(False), menus, x, pooled)
-    assert far.passes == 1 + 3 * 3
+    assert far.passes == 1 + 4 * 3
     assert far.first(3).passes == far.passes
     plan.sparsity[0] = 1
-    assert effects_around(model, menus, plan, x, pooled, far).passes == 1 + 3 * 3
+    assert effects_around(model, menus, plan, x, pooled, far).passes == 1 + 4 * 3
 
 
 def test_passes_count_no_more_classes_than_are_kept_apart() -> None:
     """5 or 10 of them around the original, and 4 around a plan."""
     for name, classes in (("concat", 5), ("twice", 10)):
         given = case(name, "2:4" if name == "concat" else "channel", BITS)
-        assert given.far.passes == 1 + 3 * classes
-        assert given.around(original_labels(given.menus.problem())).passes == 1 + 3 * 4
+        assert given.far.passes == 1 + 4 * classes
+        assert given.around(original_labels(given.menus.problem())).passes == 1 + 4 * 4
 
 
 def test_the_evaluator_gives_effects_around_plans_and_remembers_those_around_the_original() -> None:
