@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -58,6 +59,15 @@ def samples_at_once(bytes_a_sample: int, limit: int, most: int) -> int:
         most: number that is never exceeded, at least 1.
     """
     return max(1, min(most, limit // max(1, bytes_a_sample)))
+
+
+def bound_on(device_type: str, bounds: Mapping[str, int]) -> int:
+    """The bound of a kind of device; of a kind that has none of its own, that of the CPU.
+
+    >>> bound_on("cuda", {"cpu": 1, "cuda": 8}), bound_on("mps", {"cpu": 1, "cuda": 8})
+    (8, 1)
+    """
+    return bounds.get(device_type, bounds["cpu"])
 
 
 def _left_in(cgroup: Path, unlimited: int) -> int:

@@ -149,7 +149,7 @@ class Evaluator:
             The effects, on at least that many samples, or on as many as are worth their time: fewer of a large network
             (`gradient_samples`).
         """
-        affordable = gradient_samples(sum(layer.macs for layer in self._menus.network.layers), len(self._inputs))
+        affordable = gradient_samples(self._menus.network.layer_macs, len(self._inputs))
         wanted = min(samples or affordable, affordable)
         if self._effects is None or self._effects.samples < wanted:
             self._effects = self._stored(wanted, progress)

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
+from autocompress.memory import bound_on
 from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
 from autocompress.menus.fisher import gradient_samples, random_functions
 from autocompress.menus.listening import Call, Listening
@@ -107,7 +108,7 @@ def calibrate(
     collectors = {layer.name: _Collector(layer, modules[layer.name], len(inputs)) for layer in network.layers}
     generator = torch.Generator().manual_seed(seed)
     batch, block = batch_size(network.layers, device), -(-len(inputs) // _BLOCKS)
-    with_gradients = gradient_samples(sum(layer.macs for layer in network.layers), len(inputs))
+    with_gradients = gradient_samples(network.layer_macs, len(inputs))
     done = 0
     for samples in inputs.split(block):
         for taken in samples.split(batch):
@@ -133,8 +134,12 @@ def calibrate(
 
 def batch_size(layers: Iterable[Layer], device: torch.device) -> int:
     """Number of samples, 1 to 128, whose activations take at most 256 MB, or 4 GB on a GPU, to go forward and back."""
-    held = sum(4 * math.prod(layer.output_shape) for layer in layers)
-    return max(1, min(128, _HELD_BYTES.get(device.type, _HELD_BYTES["cpu"]) // (_COPIES * held)))
+    return max(1, min(128, bound_on(device.type, _HELD_BYTES) // (_COPIES * output_bytes(layers))))
+
+
+def output_bytes(layers: Iterable[Layer]) -> int:
+    """Bytes of the float32 outputs of all layers, for one sample."""
+    return sum(4 * math.prod(layer.output_shape) for layer in layers)
 
 
 def largest_moment(network: Network) -> int:

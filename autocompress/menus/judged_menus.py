@@ -26,7 +26,7 @@ def judged_menus(menus: Menus, folded: nn.Module, inputs: Tensor, report: Callab
         inputs: (M, …) float32 samples that no weight was fitted to; of a large network the first are taken.
         report: observer that is called with (done, total, `expected losses`).
     """
-    inputs = inputs[: gradient_samples(sum(layer.macs for layer in menus.network.layers), len(inputs))]
+    inputs = inputs[: gradient_samples(menus.network.layer_macs, len(inputs))]
     digest = hashlib.sha256(f"{menus.eager} ".encode() + inputs.contiguous().numpy().tobytes()).hexdigest()[:16]
 
     def build() -> dict[str, Tensor]:

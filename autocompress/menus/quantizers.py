@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from autocompress.memory import bound_on
 from autocompress.menus.algebra import inverse
 from autocompress.menus.cuda_graphs import graphed
 from autocompress.registry import Registry
@@ -179,7 +180,7 @@ def gptq(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
     sweep, large = _Sweep.of(rounding), rounding.weight.numel() > _LARGE
     widest = {width: min_max_scale(rounding, width) for width in bits}
     candidates = [(width, factor) for width in bits for factor in _factors(width)[:: 3 if large else 1].tolist()]
-    at_once = max(1, _HELD.get(rounding.weight.device.type, _HELD["cpu"]) // rounding.weight.numel())
+    at_once = max(1, bound_on(rounding.weight.device.type, _HELD) // rounding.weight.numel())
     best: dict[int, _Swept] = {}
     for first in range(0, len(candidates), at_once):
         part = candidates[first : first + at_once]

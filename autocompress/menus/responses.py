@@ -20,7 +20,6 @@ of gradients: its inputs and its γ are kept, and its changes are taken one by o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -28,7 +27,8 @@ from torch import Tensor, nn
 
 from autocompress.borrowed import frozen
 from autocompress.errors import InputError
-from autocompress.menus.calibration import batch_size
+from autocompress.memory import bound_on
+from autocompress.menus.calibration import batch_size, output_bytes
 from autocompress.menus.changes import Changes
 from autocompress.menus.gatherers import ByGradient, Gatherer, OfRoundings, OneByOne
 from autocompress.menus.listening import Call, Listening
@@ -70,11 +70,11 @@ def responses(
         InputError: the outputs are not finite.
     """
     device, _ = _place(model)
-    most = MOST_BYTES.get(device.type, MOST_BYTES["cpu"]) if most_bytes is None else most_bytes
+    most = bound_on(device.type, MOST_BYTES) if most_bytes is None else most_bytes
     parts = list(_parts(changes, most))
     batch = _samples_at_once(model, changes, inputs)
-    outputs = batch * sum(4 * math.prod(each.layer.output_shape) for each in changes)
-    functions_at_once = max(1, _GRADIENT_BYTES.get(device.type, _GRADIENT_BYTES["cpu"]) // outputs)
+    outputs = batch * output_bytes(each.layer for each in changes)
+    functions_at_once = max(1, bound_on(device.type, _GRADIENT_BYTES) // outputs)
     found: dict[str, Tensor] = {}
     with frozen(model):
         for number, part in enumerate(parts):
@@ -108,7 +108,7 @@ def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Tenso
     if len(inputs) > 1 and not all(_is_by_sample(one, two) for one, two in zip(*seen, strict=True)):
         return 1
     most = max(_bytes_a_sample(each.layer) for each in changes)
-    by_layer = _BATCH_BYTES.get(device.type, _BATCH_BYTES["cpu"]) // most
+    by_layer = bound_on(device.type, _BATCH_BYTES) // most
     return int(max(1, min(_MOST_SAMPLES, by_layer, batch_size((each.layer for each in changes), device))))
 
 

@@ -127,6 +127,11 @@ class Network:
         return {layer.name: index for index, layer in enumerate(self.layers)}
 
     @property
+    def layer_macs(self) -> int:
+        """Multiply-accumulates of all layers for one sample."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
     def activation_bytes(self) -> int:
         """Bytes of float32 activations at the peak of a forward pass, for one sample."""
         bits = np.full(len(self.layers), 32)
