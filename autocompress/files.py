@@ -20,6 +20,7 @@ import yaml
 
 from autocompress.errors import InputError, WriteError
 
+LOCK = ".lock"  # name of the file that names the process which writes into a folder
 _TEMPORARY = ".tmp"  # ending of files that are being written
 _NAME = 150  # characters of a file's name that its temporary file has too; names may have 255
 _NUMBERS = itertools.count()
@@ -210,6 +211,11 @@ def sweep(folder: Path) -> int:
                 path.unlink()
                 removed += 1
     return removed
+
+
+def is_passing(name: str) -> bool:
+    """Whether a file of that name is there only while its folder is written: a lock, or a file that is not whole yet."""
+    return name == LOCK or (name.startswith(".") and name.endswith(_TEMPORARY))
 
 
 def is_abandoned(path: Path, owner: str) -> bool:

@@ -39,8 +39,8 @@ from autocompress.config import (
     part_of,
 )
 from autocompress.errors import AutocompressError
-from autocompress.run.folder import default_path
-from autocompress.run.names import CONFIG, JOURNAL
+from autocompress.run.folder import default_path, options_file
+from autocompress.run.names import JOURNAL, NEXT_CONFIG
 from autocompress.version import __version__
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool) ->
     """
     path = None if config_file is None else Path(config_file)
     if path is None and given.get("resume") and given.get("out"):
-        own = Path(given["out"]) / CONFIG  # the options of the run that is resumed
+        own = options_file(Path(given["out"]))  # of the run that is resumed
         path = own if own.is_file() else None
     config = load_config(path, given)
     if makes_run and config.out is None and not config.resume:
@@ -320,8 +320,8 @@ def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool) ->
 
 
 def _how_to_resume(command: str, config: Config) -> str:
-    """A sentence with the command that continues the run; empty where none was begun."""
-    if config.out is None or not (config.out / JOURNAL).is_file():
+    """A sentence with the command that continues the run; empty where there is none."""
+    if config.out is None or not any((config.out / name).is_file() for name in (JOURNAL, NEXT_CONFIG)):
         return ""
     return f" What was evaluated is kept; continue with: autocompress {command} --out {config.out} --resume"
 

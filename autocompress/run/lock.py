@@ -18,8 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from autocompress.errors import InputError
-from autocompress.files import append, is_alive, sweep, this_machine, writing
-from autocompress.run.names import LOCK
+from autocompress.files import LOCK, append, is_alive, sweep, this_machine, writing
 
 _TRIES, _PAUSE = 20, 0.05  # seconds between tries, while another process takes over or lets go
 _BEING_WRITTEN = 10.0  # seconds for which a lock without content is one that is being written
