@@ -19,7 +19,16 @@ from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.measure_plan import measure_plan
 from autocompress.job.measured_labels import measured_labels
-from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest, fine_tuning, given_plan, request, search_request
+from autocompress.job.options import (
+    DataLike,
+    ModelLike,
+    Request,
+    SearchRequest,
+    fine_tuning,
+    given_plan,
+    request,
+    search_request,
+)
 from autocompress.job.prepare import (
     build_evaluator,
     feasible_limits,

@@ -214,19 +214,20 @@ def sweep(folder: Path) -> int:
 
 
 def is_passing(name: str) -> bool:
-    """Whether a file of that name is there only while its folder is written: a lock, or a file that is not whole yet."""
+    """Whether a file of that name is there only while its folder is written: a lock, or a file that isn't whole yet."""
     return name == LOCK or (name.startswith(".") and name.endswith(_TEMPORARY))
 
 
-def is_abandoned(path: Path, owner: str) -> bool:
+def is_abandoned(path: Path, owner: str, after: float = _DAY) -> bool:
     """Whether the process that made a file is dead.
 
     Args:
         path: existing file.
         owner: `this_machine()`, the process's number and anything else, with `-` between.
+        after: age in seconds at which the file of a process on another machine counts as abandoned.
     """
     machine, _, rest = owner.partition("-")
     number = rest.partition("-")[0]
     if machine == this_machine() and number.isdigit():
         return not is_alive(int(number))
-    return time.time() - path.stat().st_mtime > _DAY
+    return time.time() - path.stat().st_mtime > after

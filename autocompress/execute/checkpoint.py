@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,22 @@ from typing import Any
 import torch
 
 from autocompress.errors import InputError
-from autocompress.files import write_atomically
+from autocompress.files import regular_file, write_atomically
 
 _PARTS = {"model", "optimizer", "scheduler", "best", "numbers", "made_for"}
 _DAMAGE = "`resume` must find a whole checkpoint, got {}, which is damaged; remove that file to start anew."
-# What torch.load raises on truncated and overwritten files.
-_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error)
+# What zipfile and torch.load raise on truncated and overwritten files.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -32,6 +44,14 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, content.getvalue())
 
 
+def _check_parts(path: Path) -> None:
+    """Compare the checksum of every part of the archive, which `torch.load` does not do. Raises BadZipFile."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
+
+
 def read_checkpoint(path: Path, device: torch.device, made_for: str) -> dict[str, Any]:
     """The parts of a checkpoint by name.
 
@@ -43,7 +63,10 @@ def read_checkpoint(path: Path, device: torch.device, made_for: str) -> dict[str
     Raises:
         InputError: the file is damaged or another fine-tuning's.
     """
+    if not regular_file(path):
+        raise InputError(_DAMAGE.format(path))
     try:
+        _check_parts(path)
         state = torch.load(path, weights_only=True, map_location=device)
     except _DAMAGED as error:
         raise InputError(_DAMAGE.format(path)) from error

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from autocompress.cache import ZOO, default_cache
 from autocompress.data import Data, load_data
 from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator, torch_device
@@ -32,7 +33,6 @@ from autocompress.files import write_atomically
 from autocompress.job.load import load
 from autocompress.job.options import request
 from autocompress.job.prepare import Job, build_evaluator, prepare
-from autocompress.menus.store import default_cache
 from autocompress.policies.files import SavedPolicy, save_policy
 from autocompress.policy_training.episode_files import load_episodes, save_episodes
 from autocompress.policy_training.episodes import MOST_LOSS, BudgetRange, EpisodesUnderBudget, episodes
@@ -248,7 +248,7 @@ class ExploredNetwork:
     def model(self) -> nn.Module:
         """The network with its trained weights, in eval mode."""
         if self._model is None:
-            folder = self._cache / "zoo"
+            folder = self._cache / ZOO
             kept = weights_file(self._zoo, self.data, folder).is_file()
             if not kept:
                 self._watcher.stage(f"training {self._zoo.name}: {self._zoo.epochs:g} epochs")

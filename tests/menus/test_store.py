@@ -19,14 +19,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from menu_toys import branches, randn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from autocompress.cache import default_cache
+from autocompress.checked_tensors import save_checked
 from autocompress.errors import InputError
 from autocompress.evaluation.stitch import resolve
 from autocompress.menus import QUANTIZERS, Menus, MenuSettings, Quantizer, build_menus, store
 from autocompress.menus.quantizers import Rounded, Rounding
-from autocompress.menus.store import Store, content_key, default_cache
+from autocompress.menus.store import Store, content_key
 from autocompress.network import Network, trace
 from autocompress_envs import Labeling
 
@@ -75,7 +77,7 @@ def test_second_build_believes_what_the_first_wrote(tmp_path: Path, victim: str,
     (path,) = tmp_path.rglob(f"{victim}.safetensors")
     tensors = load_file(path)
     tensors[name] = tensors[name].flip(0) if tensors[name].ndim else torch.tensor(123.0, dtype=torch.float64)
-    save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, path)
+    save_checked(path, {key: tensor.clone() for key, tensor in tensors.items()})
     found = build(tmp_path)
     if name == "order":
         assert torch.equal(found.orders[2], tensors["order"])
