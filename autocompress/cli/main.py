@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
+from autocompress.cli.cache import cache_app
 from autocompress.cli.compare import compare
 from autocompress.cli.policy import policy_app
 from autocompress.cli.shell import Format, Quiet, emit, reported, watching_progress
@@ -232,10 +233,6 @@ def finetune(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a run's network further, export and verify it. If it is interrupted, repeat the command."""
-    from autocompress import api
-    from autocompress.job.result_data import finished_data
-    from autocompress.report.tables import print_finished
-
     given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
     given |= {
         "hard_weight": hard_weight,
@@ -246,6 +243,10 @@ def finetune(
     }
     with reported() as context:
         context.how_to_resume = lambda: " The run is as it was; the same command goes on."
+        from autocompress import api  # here, where an interruption is told in one line: it takes seconds
+        from autocompress.job.result_data import finished_data
+        from autocompress.report.tables import print_finished
+
         config = make_config({"format": format, "quiet": quiet})
         options = {name: value for name, value in given.items() if value is not None}
         with watching_progress(config) as view:
@@ -266,9 +267,9 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's network in other formats, into the run's folder."""
-    from autocompress import api
-
     with reported():
+        from autocompress import api
+
         with watching_progress(make_config({"quiet": quiet})) as view:
             files = api.export(run, format, progress=view)
         for file in files:
@@ -283,11 +284,11 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check every claim of a run's plan and outcome on its files; exit code 1 if a claim fails."""
-    from autocompress import api
-    from autocompress.job.result_data import verification_data
-    from autocompress.report.tables import print_verification
-
     with reported():
+        from autocompress import api
+        from autocompress.job.result_data import verification_data
+        from autocompress.report.tables import print_verification
+
         config = make_config({"format": format, "quiet": quiet})
         with watching_progress(config) as view:
             verified = api.verify(run, progress=view, **({} if device is None else {"device": device}))
@@ -332,4 +333,5 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 app.command()(compare)
 app.add_typer(policy_app, name="policy")
+app.add_typer(cache_app, name="cache")
 app.command(name="train-policy")(train_policy)
