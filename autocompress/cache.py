@@ -137,11 +137,11 @@ def trim(cache: Path, limit: int | None) -> list[CacheEntry]:
 
 
 def clean(cache: Path, *, older_than: float | None = None, everything: bool = False) -> list[CacheEntry]:
-    """Remove entries, and the temporary files of dead processes.
+    """Remove entries, and the temporary files of dead processes; without an age, what is above the cache's limit.
 
     Args:
         cache: folder of the cache.
-        older_than: seconds since its last use after which an entry goes; None: by age none goes.
+        older_than: seconds since its last use after which an entry goes.
         everything: whether every entry goes.
 
     Returns:
@@ -149,8 +149,9 @@ def clean(cache: Path, *, older_than: float | None = None, everything: bool = Fa
     """
     for folder in (cache / ZOO, *_within(cache / MENUS)):
         sweep(folder)
-    until = -math.inf if older_than is None else time.time() - older_than
-    until = math.inf if everything else until
+    if older_than is None and not everything:
+        return trim(cache, cache_limit())
+    until = math.inf if older_than is None or everything else time.time() - older_than
     return [entry for entry in cache_entries(cache) if entry.used < until and _remove(entry)]
 
 

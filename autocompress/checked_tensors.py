@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
-import re
+import json
+import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from autocompress.files import replacing
+from autocompress.files import replacing, write_all
 
 _CHECKSUM = "crc32"
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def save_checked(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors by name, whole or not at all; the same tensors give the same bytes.
 
+    The file is written here, tensor by tensor, because `safetensors.save_file` gives files the rights 0600 and hides
+    the system's errors in a text.
+
     Raises:
         WriteError: the file can't be written.
     """
-    content = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
-        try:
-            save_file(content, temporary, {_CHECKSUM: _checksum(content)})
-        except SafetensorError as error:  # it holds the system's error as text alone
-            found = re.search(r"(?:I/O error: )?([^:]*?) ?\(os error (\d+)\)", str(error))
-            raise OSError(*((int(found[2]), found[1].strip()) if found else (None, str(error)))) from error
+    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    ordered = sorted(content.items(), key=lambda item: (-item[1].element_size(), item[0]))  # so all are aligned
+    header: dict[str, Any] = {"__metadata__": {_CHECKSUM: _checksum(content)}}
+    start = 0
+    for name, tensor in ordered:
+        end = start + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
+        write_all(file, struct.pack("<Q", len(text)) + text)
+        for _, tensor in ordered:
+            write_all(file, _bytes(tensor))
 
 
 def load_checked(path: Path, *, check: bool = True) -> dict[str, Tensor] | None:
@@ -58,5 +81,10 @@ def _checksum(tensors: Mapping[str, Tensor]) -> str:
     found = 0
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
-        found = zlib.crc32(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data, found)
+        found = zlib.crc32(_bytes(tensor), found)
     return f"{found:08x}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The values of a tensor as bytes, in the order of their indices, without a copy."""
+    return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)

@@ -114,7 +114,7 @@ def append(file: io.FileIO, content: bytes, path: Path) -> None:
         raise
 
 
-def write_all(file: io.FileIO, content: bytes) -> None:
+def write_all(file: io.FileIO, content: bytes | memoryview) -> None:
     """Write all of it: one call of a file without a buffer may write less, such as up to a limit on its size."""
     rest = memoryview(content)
     while rest:

@@ -153,11 +153,27 @@ def _remove_abandoned(lock: Path) -> Holder | None:
             return holder
         if not _is_same(descriptor, lock) or not _is_abandoned(lock, holder, can_lock=free is True):
             return holder
-        with suppress(FileNotFoundError):
-            lock.unlink()  # nobody else does so meanwhile: whoever would must lock this file first
+        _unlink(lock, descriptor, is_locked=free is True)
         return None
     finally:
         os.close(descriptor)
+
+
+def _unlink(lock: Path, descriptor: int, *, is_locked: bool) -> None:
+    """Remove the lock of a dead process, which is open, and not that of whoever was faster.
+
+    Whoever has locked the open file is the only one to do so. Else the only one is who makes a second file.
+    """
+    guard = lock.with_name(f"{lock.name}.guard.tmp")
+    with suppress(OSError):
+        if not is_locked:
+            if guard.exists() and time.time() - guard.stat().st_mtime > _BEING_WRITTEN:
+                guard.unlink()  # its process was killed in the middle of the two lines below
+            os.close(os.open(guard, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        if _is_same(descriptor, lock):
+            lock.unlink()
+        if not is_locked:
+            guard.unlink()
 
 
 def _is_abandoned(lock: Path, holder: Holder | None, *, can_lock: bool) -> bool:
