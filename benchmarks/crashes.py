@@ -35,6 +35,7 @@ from autocompress.__main__ import main
 from autocompress.evaluation import evaluator
 from autocompress.policy_training import zoo
 evaluator.fastest_batch = lambda *arguments: 128
+evaluator.choose_dtype = lambda *arguments: "float32"
 zoo._fastest_dtype = lambda *arguments: "float32"
 main()
 """
@@ -53,7 +54,7 @@ networks:
 - {name: little, model: "autocompress.models.small_nets:SmallResNet", data: digits, epochs: 3, augmentation: none,
    model_args: {blocks: [1], width: 8, channels: 1}}
 tasks:
-- {name: joint, resource: size, low: 0.3, high: 0.9, options: {target: packed, sparsity_levels: 4, dtype: float32}}
+- {name: joint, resource: size, low: 0.3, high: 0.9, options: {target: packed, sparsity_levels: 4}}
 data: {digits: digits}
 budgets: 3
 episodes: 4
@@ -301,7 +302,7 @@ def near(out: Path, name: str) -> str:
     return str(next(each / name for each in out.parents if (each / name).is_file()))
 
 
-SEARCH = ["search", "--budget", "size=0.12", "--episodes", "8", "--finetune", "0.5", "--recalibration-samples", "64"]
+SEARCH = ["search", "--budget", "size=0.12", "--episodes", "8", "--finetune", "0.5", "--target", "packed"]
 COMMANDS = {
     command.name: command
     for command in (
@@ -309,13 +310,13 @@ COMMANDS = {
             "search",
             lambda out: [*SEARCH, *QUICK, "--out", str(out)],
             lambda out: ["search", "--out", str(out), "--resume"],
-            of_run("plan.yaml", "model.onnx", "model.safetensors", "journal.f16"),
+            of_run("plan.yaml", "model.safetensors", "journal.f16"),
         ),
         Command(
             "finetune",
             lambda out: ["finetune", str(out), "--epochs", "2"],
             lambda out: ["finetune", str(out), "--epochs", "2"],
-            of_run("plan.yaml", "model.onnx", "model.safetensors"),
+            of_run("plan.yaml", "model.safetensors"),
             copied_search,
         ),
         Command(
