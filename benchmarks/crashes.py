@@ -35,7 +35,7 @@ from autocompress.__main__ import main
 from autocompress.evaluation import evaluator
 from autocompress.policy_training import zoo
 evaluator.fastest_batch = lambda *arguments: 128
-evaluator.choose_dtype = lambda *arguments: "float32"
+evaluator.fastest_dtype = lambda *arguments: "float32"
 zoo._fastest_dtype = lambda *arguments: "float32"
 main()
 """
