@@ -127,7 +127,7 @@ def stamped(values: Mapping[str, Any]) -> str:
     """A line of a journal with its checksum.
 
     >>> stamped({"index": 3})
-    '{"index": 3, "crc32": "d0eebbe6"}\\n'
+    '{"index": 3, "crc32": "e5f5a850"}\\n'
     """
     text = json.dumps(values, allow_nan=False)
     return json.dumps({**values, _CHECKSUM: f"{zlib.crc32(text.encode()):08x}"}) + "\n"
