@@ -8,6 +8,7 @@ import pytest
 
 from autocompress.errors import AutocompressError, InputError, WriteError
 from autocompress.files import append, regular_file, replacing, write_atomically
+from autocompress.searchers.tensorboard import scalars
 
 
 @pytest.fixture
@@ -121,3 +122,19 @@ def test_what_can_be_read_to_its_end(tmp_path):
     with pytest.raises(InputError) as error:
         regular_file(tmp_path)
     assert str(error.value) == f"{tmp_path} must be a file, got a folder; remove it."
+
+
+def test_a_full_disk_under_tensorboard_is_one_line_and_no_traceback(tmp_path, small_files, capfd):
+    """Its files are written by a thread of its own."""
+
+    def write():
+        with scalars(tmp_path / "tb") as add:
+            for step in range(500):
+                add("search/kl", 0.5, step)
+
+    with pytest.raises(WriteError) as error:
+        write()
+    assert str(error.value) == (
+        f"{tmp_path / 'tb'} can't be written: File too large; raise the limit on the size of files (ulimit -f)."
+    )
+    assert capfd.readouterr().err == ""

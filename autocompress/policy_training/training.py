@@ -43,6 +43,7 @@ from autocompress.policy_training.zoo import in_memory, trained, weights_file
 from autocompress.progress import Progress, Silent
 from autocompress.run.lock import locked
 from autocompress.run.names import POLICY, TENSORBOARD
+from autocompress.searchers.tensorboard import scalars
 from autocompress.version import versions
 from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
 
@@ -105,13 +106,13 @@ def _trained(
     started = time.monotonic()
     gathered, scores = gather(wanted, splits, folder / EPISODES, cache or default_cache(), device, watcher)
     watcher.stage(f"fitting the policy to {sum(map(_count, gathered.values())):,} episodes")
-    with _scalars(folder / TENSORBOARD) as log:
+    with scalars(folder / TENSORBOARD) as add:
         for (network, task), score in scores.items():
-            log.add_scalar(f"explored/{task}", score["best_of_solver"], list(scores).index((network, task)))
+            add(f"explored/{task}", score["best_of_solver"], list(scores).index((network, task)))
 
         def told(step: int, loss: float) -> None:
             if step % _TOLD == 0 or step == wanted.fitting.steps - 1:
-                log.add_scalar("fitting/loss", loss, step)
+                add("fitting/loss", loss, step)
                 watcher.advance(step + 1, wanted.fitting.steps, "fitting steps")
 
         policy = fit(list(gathered.values()), wanted.fitting, told)
@@ -341,13 +342,6 @@ def _digest(recipe: Recipe) -> str:
     """SHA-256 digest, in hex, of a recipe without its `data`, which only says where the data is."""
     content = recipe.model_dump(mode="json", exclude={"data"})
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _scalars(folder: Path) -> Any:
-    """A TensorBoard writer into `folder`."""
-    from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
-
-    return SummaryWriter(str(folder))
 
 
 @contextmanager
