@@ -97,7 +97,7 @@ def tell_damaged(store: Store, watcher: Progress) -> None:
     """Tell of files in the cache that were damaged, once."""
     if store.damaged:
         watcher.note(
-            f"{len(store.damaged)} files of the cache had no checksum that matches, so they were made anew; "
+            f"files of the cache without a checksum that matches were made anew: {len(store.damaged)}, "
             f"the first is {store.damaged[0]}"
         )
         store.damaged.clear()

@@ -163,7 +163,7 @@ def test_the_user_is_told_of_damage_once(tmp_path: Path) -> None:
     for _ in range(2):
         tell_damaged(again, watcher)
     assert told == [
-        "1 files of the cache had no checksum that matches, so they were made anew; "
+        "files of the cache without a checksum that matches were made anew: 1, "
         f"the first is {tmp_path / 'a.safetensors'}"
     ]
 
