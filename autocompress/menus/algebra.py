@@ -41,9 +41,9 @@ def damped(second_moment: Tensor, damping: float) -> Tensor:
 
 
 def gram(columns: Tensor) -> Tensor:
-    """Sum of x xᵀ over columns x: (g, n, n), exactly symmetric.
+    """Sum of x xᵀ over columns x: (g, n, n).
 
-    Of a wide matrix only the half on and above the diagonal is computed, in strips, and mirrored.
+    Of a wide one only the half on and above the diagonal is computed, in strips, and mirrored.
 
     >>> gram(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
     tensor([[[10., 14.],
@@ -57,9 +57,9 @@ def gram(columns: Tensor) -> Tensor:
         return columns.mT @ columns
     result = columns.new_empty(len(columns), width, width)
     for start in range(0, width, _STRIP):
-        strip = slice(start, start + _STRIP)
-        result[:, strip, start:] = columns[..., strip].mT @ columns[..., start:]
-        result[:, start:, strip] = result[:, strip, start:].mT
+        stop = min(start + _STRIP, width)
+        result[:, start:stop, start:] = columns[..., start:stop].mT @ columns[..., start:]
+        result[:, stop:, start:stop] = result[:, start:stop, stop:].mT
     return result
 
 

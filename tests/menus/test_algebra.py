@@ -16,11 +16,9 @@ def test_refit_is_least_squares_on_the_kept_columns() -> None:
     torch.testing.assert_close(refit(weight, x.T @ x, kept), expected, rtol=1e-9, atol=1e-9)
 
 
-def test_a_wide_moment_in_strips_is_the_whole_product_and_symmetric() -> None:
+def test_a_wide_moment_in_strips_is_the_whole_product() -> None:
     columns = randn(2, 7, 1_300).view(2, 7, 1_300)  # three strips, the last of them narrow
-    found = gram(columns)
-    torch.testing.assert_close(found, columns.mT @ columns, rtol=1e-9, atol=1e-9)
-    assert torch.equal(found, found.mT)
+    torch.testing.assert_close(gram(columns), columns.mT @ columns, rtol=1e-9, atol=1e-9)
 
 
 def test_refit_on_all_columns_changes_nothing() -> None:
