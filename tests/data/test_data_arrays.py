@@ -1,3 +1,5 @@
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -253,6 +255,21 @@ def test_wrong_callables(script):
         "`data` must name a module that can be imported, got 'no_such_module': No module named 'no_such_module'."
     )
     assert message(load_data, "none.py:make") == "`data` must name an existing Python file, got none.py."
+
+
+def test_no_name_leads_to_the_standard_library(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from functools import partial\nfrom os import system\nfrom subprocess import Popen\nrun = partial(system)\n"
+        "def tensors(): return __import__('torch').zeros(3, 1), None\nload = partial(lambda: (tensors(), None))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    copies = [f"{subprocess.__file__}:call", "mine:system", f"{tmp_path / 'mine.py'}:Popen", "mine:run", "test:x"]
+    for spec in ["subprocess:call", "os:system", "builtins:eval", "importlib.util:find_spec", *copies]:
+        assert message(load_data, spec, data_args={"args": ["touch", str(tmp_path / "X")]}) == (
+            f"`data` must name a function of your own, got {spec!r}, which is in Python's standard library."
+        )
+    assert not (tmp_path / "X").exists()
+    assert len(load_data("mine:load").train) == 3
 
 
 def test_a_file_with_a_syntax_error(tmp_path):

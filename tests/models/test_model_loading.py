@@ -245,6 +245,22 @@ def test_arguments_that_do_not_fit(script):
     )
 
 
+@pytest.mark.parametrize(
+    ("spec", "argument"),
+    [
+        ("torchvision:squeezenet1_1", {"weights": "DEFAULT"}),
+        ("timm:mobilenetv3_small_050", {"pretrained": True}),
+        ("timm:mobilenetv3_small_050", {"checkpoint_path": "evil.pt"}),
+        ("timm:mobilenetv3_small_050", {"pretrained_cfg_overlay": {"url": "http://x"}}),
+    ],
+)
+def test_arguments_that_download_or_unpickle(spec, argument):
+    assert message(load_model, spec, model_args=argument) == (
+        f"`model_args` of {spec} must not load weights, got {next(iter(argument))}: nothing is downloaded, and a "
+        "checkpoint may hold code; pass --weights FILE."
+    )
+
+
 def test_digits_with_another_class_count_names_the_shapes():
     assert message(load_model, "digits", num_classes=3) == (
         f"`weights` must match the model, got {DIGITS_WEIGHTS} with 2 of another shape "
