@@ -119,9 +119,11 @@ def train_policy(
 
 def _functions(recipe: Recipe, given: Mapping[str, str] | None = None) -> list[NamedFunction]:
     """The functions that a recipe names, without data that the user gave in place of the recipe's."""
-    options = [{"data": spec} for name, spec in recipe.data.items() if name not in (given or {})]
-    networks = [{"model": network.model, "model_args": network.model_args} for network in recipe.networks]
-    return [function for each in [*options, *networks] for function in named_functions(each)]
+    options: list[Mapping[str, Any]] = [
+        {"data": spec} for name, spec in recipe.data.items() if name not in (given or {})
+    ]
+    options += [{"model": network.model, "model_args": network.model_args} for network in recipe.networks]
+    return [function for each in options for function in named_functions(each)]
 
 
 def load_all(recipe: Recipe) -> dict[str, Data]:

@@ -73,7 +73,8 @@ def test_npz_column_labels(tmp_path):
         ),
         ({"y_train": LABELS[:5]}, "{file} train must hold one label an input (6), got labels of shape (5,)."),
         ({"y_train": LABELS / 2}, "{file} train must hold integer labels, got torch.float64."),
-        ({"y_train": LABELS - 1}, "{file} train must hold labels from 0 on, got -1."),
+        ({"y_train": LABELS - 1}, "{file} train must hold labels from 0 on, got -1 at 0, "
+         "which often marks a missing label; leave such samples out."),
         ({"x_test": np.zeros((0, 3, 4, 4)), "y_test": LABELS[:0]}, "{file} test must hold inputs of shape (N, …) with "
          "N at least 1, got (0, 3, 4, 4)."),
         ({"x_train": np.zeros((6, 3, 4, 4), np.int32)}, "{file} train must hold uint8 or floating-point inputs, got "
@@ -82,7 +83,7 @@ def test_npz_column_labels(tmp_path):
          "at 1."),
         (
             {"y_train": np.array([{}] * 6)},
-            "`data` npz:FILE must hold plain arrays, not pickles, got {file}.",
+            "`data` npz:FILE must hold plain arrays, not pickles, got y_train of {file}.",
         ),
         ({"x_train": np.zeros((2, 1)), "y_train": LABELS[:2]}, "`data` must have at least 3 training samples, got 2 in "
          "npz:{file}."),
