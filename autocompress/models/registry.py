@@ -19,7 +19,7 @@ from autocompress.data.callables import call, call_with
 from autocompress.errors import InputError, unknown_name
 from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
-from autocompress.models.weights import load_weights_
+from autocompress.models.weights import load_weights_, special_form
 from autocompress.registry import Registry
 
 
@@ -224,7 +224,10 @@ def _import_zoo(name: str) -> ModuleType:
 
 
 def _check_finite(model: nn.Module, spec: str) -> None:
-    """Raise InputError where a weight or buffer holds NaN or infinity."""
+    """Raise InputError where a weight or buffer holds NaN or infinity, or is of a form that can't be looked at."""
     for name, tensor in model.state_dict().items():
+        form = special_form(tensor) or (str(tensor.dtype) if str(tensor.dtype).startswith("torch.float8") else "")
+        if form:
+            raise InputError(f"`model` must have plain tensors such as float32, got {name} of {spec}, which is {form}.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"`model` must have finite weights, got NaN or infinity in {name} of {spec}.")
