@@ -55,7 +55,7 @@ def parse_yaml(what: str, text: str, where: str) -> Any:
     """
     try:
         value = yaml.load(text, _Loader)
-        values = _count_values(value, {}, 0)
+        values = _count_values(value, {}, 1)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise InputError(f"`{what}` must be YAML or JSON, got {where}{line}: {error.problem}.") from error
@@ -64,7 +64,7 @@ def parse_yaml(what: str, text: str, where: str) -> Any:
     except RecursionError:
         raise InputError(f"`{what}` must be nested at most {_MOST_LEVELS} levels deep, got {where}, deeper.") from None
     except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:  # dates and tags that lie
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).split(";")[0] if isinstance(error, ValueError) else "a value that is not of its kind"
         raise InputError(f"`{what}` must be YAML or JSON, got {where}: {reason.rstrip('.')}.") from error
     if values > _MOST_VALUES:
         raise InputError(f"`{what}` must hold at most {_MOST_VALUES:,} values, got {where} with {values:,}.")
