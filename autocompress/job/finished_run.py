@@ -238,7 +238,7 @@ def _config_of(path: Path, options: Mapping[str, Any]) -> Config:
 def _outcome_of(path: Path) -> dict[str, Any]:
     try:
         found = json.loads((path / OUTCOME).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path / OUTCOME} must be JSON, got a damaged file: {error}.") from error
     if not isinstance(found, dict):
         raise InputError(f"{path / OUTCOME} must be a mapping, got a {type(found).__name__}.")
