@@ -5,6 +5,7 @@ import os
 import pytest
 from typer.testing import CliRunner
 
+import autocompress
 from autocompress.budget import Budget, parse_bytes
 from autocompress.cli.main import app
 from autocompress.config import load_config, make_config
@@ -95,3 +96,10 @@ def test_a_number_of_many_digits_is_exact():
 
 def test_the_largest_seed():
     assert make_config({"seed": 2**32 - 1}).seed == 4294967295
+
+
+def test_pipes_and_devices_are_no_packed_files(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    for where, file in ((tmp_path, tmp_path / "model.safetensors"), ("/dev/zero", "/dev/zero")):
+        kind = "a device" if where == "/dev/zero" else "a pipe"
+        assert message(autocompress.load, where) == f"`path` must be a regular file, got {file}, which is {kind}."
