@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 View = TypeVar("View")
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress, only the result.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let functions run that the folder names and that you did not name yourself.")
+]
 Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
 INTERRUPTED = 130  # exit code 128 + SIGINT, as in shells
 PIPE_WIDTH = 200  # width in characters of tables that go to a file or a pipe

@@ -13,6 +13,7 @@ import torch
 
 from autocompress.errors import InputError
 from autocompress.files import write_atomically
+from autocompress.models.weights import check_checksums
 
 _PARTS = {"model", "optimizer", "scheduler", "best", "numbers", "made_for"}
 _DAMAGE = "`resume` must find a whole checkpoint, got {}, which is damaged; remove that file to start anew."
@@ -44,6 +45,7 @@ def read_checkpoint(path: Path, device: torch.device, made_for: str) -> dict[str
         InputError: the file is damaged or another fine-tuning's.
     """
     try:
+        check_checksums(path)
         state = torch.load(path, weights_only=True, map_location=device)
     except _DAMAGED as error:
         raise InputError(_DAMAGE.format(path)) from error
