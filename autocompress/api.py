@@ -41,6 +41,7 @@ from autocompress.job.result_data import finished_data, result_data
 from autocompress.job.results import Finished, Inspection, Measurement, Result
 from autocompress.job.search import find, policy_digest, write_policy
 from autocompress.job.stages import through_stages
+from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.report.measured import measured_page
@@ -91,6 +92,7 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
     check_labels(asked, splits)
     tuning = _fine_tuning(asked, splits)
     job = prepare(load(asked, splits, watcher), asked.menus, asked.config, watcher)
+    remember(named_functions(vars(asked.config)))
     limits = feasible_limits(wanted, job, watcher)
     if asked.config.stages > 1 or asked.config.l1_epochs:
         begun = asked.config if asked.config.resume else begin(path, asked.config, versions())
@@ -200,6 +202,7 @@ def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finis
     check_labels(asked, splits)
     tuning = _fine_tuning(asked, splits)
     job = prepare(load(asked, splits, watcher), asked.menus, config, watcher)
+    remember(named_functions(vars(config)))
     labeling = job.menus.labeling(wanted)
     limits = limits_to_check(config.budget, job)
     dtype = tuning_dtype(job, config) if tuning else "float32"

@@ -21,6 +21,8 @@ _SUFFIXES = {
     "": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
+_MOST_EXPONENT = 24  # no network costs a yotta of anything
+_SHOWN = 60  # characters of a number in a message
 _NUMBER = re.compile(r"^([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-z]*)$", re.IGNORECASE)
 
 
@@ -106,7 +108,7 @@ def parse_bytes(text: str, name: str) -> int:
     match = _NUMBER.match(text.strip())
     if match is None or match[2].lower() not in _SUFFIXES:
         raise InputError(f"`{name}` must be a number of bytes such as 500MB or 4GB, got {text!r}.")
-    amount = int(Fraction(match[1]) * _SUFFIXES[match[2].lower()])
+    amount = int(_amount(f"`{name}`", match[1]) * _SUFFIXES[match[2].lower()])
     if amount < 1:
         raise InputError(f"`{name}` must be at least 1 byte, got {text!r}.")
     return amount
@@ -133,12 +135,21 @@ def _parse_limit(part: str) -> Limit:
         raise InputError(f"`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got {part!r}.")
     if resource not in RESOURCES:
         raise unknown_name("budget resource", resource, RESOURCES)
-    amount, unit = Fraction(match[1]), match[2].lower()
+    amount, unit = _amount(f"`budget` of {resource}", match[1]), match[2].lower()
     if amount <= 0:
         raise InputError(f"`budget` of {resource} must be above 0, got {number!r}.")
     if unit == "%":
         return Limit(resource, amount / 100, True)
     return Limit(resource, amount * _SUFFIXES[unit], unit == "" and amount <= 1)
+
+
+def _amount(what: str, number: str) -> Fraction:
+    """The exact number of a text. Raises InputError where it has so many digits that arithmetic would not end."""
+    amount = Decimal(number)
+    if amount and abs(amount.adjusted()) > _MOST_EXPONENT:
+        shown = number if len(number) <= _SHOWN else number[:_SHOWN] + "…"
+        raise InputError(f"{what} must be from 1e-{_MOST_EXPONENT} to 1e{_MOST_EXPONENT}, got {shown!r}.")
+    return Fraction(amount)
 
 
 def _format(limit: Limit) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autocompress.cli.shell import Format, Quiet, emit, reported, watching
+from autocompress.cli.shell import Format, Quiet, Trust, emit, reported, watching
 from autocompress.config import Config, make_config
 from autocompress.errors import AutocompressError
 
@@ -93,6 +93,7 @@ def compare(
     jobs: Jobs = "1",
     resume: Resume = False,
     force: Force = False,
+    trust: Trust = False,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -110,6 +111,7 @@ def compare(
                 jobs=shown.jobs or 1,
                 resume=resume,
                 force=force,
+                trust=trust,
                 methods=methods,
                 seeds=seeds,
                 episodes=episodes,

@@ -18,7 +18,7 @@ import typer
 from autocompress.cli.cache import cache_app
 from autocompress.cli.compare import compare
 from autocompress.cli.policy import policy_app
-from autocompress.cli.shell import Format, Quiet, emit, reported, watching_progress
+from autocompress.cli.shell import Format, Quiet, Trust, emit, reported, watching_progress
 from autocompress.cli.train_policy import train_policy
 from autocompress.config import (
     OPTIONS,
@@ -81,27 +81,36 @@ def _with_options(*parts: type[Part]) -> Callable[[Callable[[Config], None]], Ca
     names = [name for name in names_of(*parts) if name != "model"]
 
     def decorate(command: Callable[[Config], None]) -> Callable[..., None]:
-        def run(config_file: str | None, **given: Any) -> None:
+        def run(config_file: str | None, trust: bool = False, **given: Any) -> None:
             with reported() as context:
-                config = _load(config_file, given, RunOptions in parts)
+                config = _load(config_file, given, RunOptions in parts, trust=trust)
                 context.how_to_resume = lambda: _how_to_resume(command.__name__, config)
                 command(config)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         run.__annotations__ = {}
-        run.__signature__ = python_inspect.Signature([*_common_parameters(), *map(_parameter, names)])  # type: ignore[attr-defined]
+        parameters = [*_common_parameters(), *map(_parameter, names)]
+        run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
         return run
 
     return decorate
 
 
 def _common_parameters() -> list[python_inspect.Parameter]:
-    """The parameters of every command with options: the network, and a file of options."""
+    """The parameters of every command with options: the network, a file of options, and whether a run's is trusted.
+
+    `trust` is no option of `Config`, which files can set.
+    """
     model = typer.Argument(metavar="MODEL", help=_help("model"), show_default=False)
     config = typer.Option(
         "--config", metavar="FILE", help="YAML file with options; options on the command line override the file's."
     )
-    return [_keyword("model", Annotated[str | None, model]), _keyword("config_file", Annotated[str | None, config])]
+    trust = python_inspect.Parameter("trust", python_inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Trust)
+    return [
+        _keyword("model", Annotated[str | None, model]),
+        _keyword("config_file", Annotated[str | None, config]),
+        trust,
+    ]
 
 
 def _parameter(name: str) -> python_inspect.Parameter:
@@ -212,6 +221,12 @@ def apply(config: Config) -> None:
 
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)]
+OwnModel = Annotated[
+    str | None, typer.Option("--model", metavar="TEXT", help="Network in place of the one that the run's folder names.")
+]
+OwnData = Annotated[
+    str | None, typer.Option("--data", metavar="TEXT", help="Data in place of that which the run's folder names.")
+]
 Device = Annotated[str | None, typer.Option(metavar="TEXT", help=_help("device"))]
 
 
@@ -229,6 +244,9 @@ def finetune(
     augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("augmentation"))] = None,
     mixup: Annotated[str | None, typer.Option(metavar="X", help=_help("mixup"))] = None,
     device: Device = None,
+    model: OwnModel = None,
+    data: OwnData = None,
+    trust: Trust = False,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -250,7 +268,7 @@ def finetune(
         config = make_config({"format": format, "quiet": quiet})
         options = {name: value for name, value in given.items() if value is not None}
         with watching_progress(config) as view:
-            finished = api.finetune(run, progress=view, **options)
+            finished = api.finetune(run, model, data, trust=trust, progress=view, **options)
         emit(config, finished_data(finished), lambda console: print_finished(console, finished))
         _stop_unless(finished.verification)
 
@@ -264,6 +282,9 @@ def export(
             "--format", metavar="LIST", help="Formats to write: some of onnx, packed, openvino, pt2, such as onnx,pt2."
         ),
     ],
+    model: OwnModel = None,
+    data: OwnData = None,
+    trust: Trust = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a run's network in other formats, into the run's folder."""
@@ -271,7 +292,7 @@ def export(
         from autocompress import api
 
         with watching_progress(make_config({"quiet": quiet})) as view:
-            files = api.export(run, format, progress=view)
+            files = api.export(run, format, model, data, trust=trust, progress=view)
         for file in files:
             typer.echo(f"{file}: {file.stat().st_size:,} bytes")
 
@@ -280,6 +301,9 @@ def export(
 def verify(
     run: RunFolder,
     device: Device = None,
+    model: OwnModel = None,
+    data: OwnData = None,
+    trust: Trust = False,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -291,7 +315,8 @@ def verify(
 
         config = make_config({"format": format, "quiet": quiet})
         with watching_progress(config) as view:
-            verified = api.verify(run, progress=view, **({} if device is None else {"device": device}))
+            options = {} if device is None else {"device": device}
+            verified = api.verify(run, model, data, trust=trust, progress=view, **options)
         emit(config, verification_data(verified), lambda console: print_verification(console, verified))
         _stop_unless(verified)
 
@@ -302,22 +327,33 @@ def _stop_unless(verified: Verification) -> None:
         raise AutocompressError(f"verification failed: {line}")
 
 
-def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool) -> Config:
+def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool, *, trust: bool) -> Config:
     """The options of a command: those given on the command line, over those of a file, over the defaults.
 
     Args:
         config_file: path of a YAML file; if None, `--resume` reads the options of the run in `--out`.
         given: options of the command line by name; None for those that were not given.
         makes_run: whether the command makes a run folder, which then gets a default name.
+        trust: whether functions that a run's file of options names may run.
     """
     path = None if config_file is None else Path(config_file)
     if path is None and given.get("resume") and given.get("out"):
         own = options_file(Path(given["out"]))  # of the run that is resumed
         path = own if own.is_file() else None
     config = load_config(path, given)
+    if path is not None and (path.parent / JOURNAL).exists():
+        _check_trusted(config, given, path.parent, trust)
     if makes_run and config.out is None and not config.resume:
         return config.model_copy(update={"out": default_path(config.model, config.budget)})
     return config
+
+
+def _check_trusted(config: Config, given: Mapping[str, Any], folder: Path, trust: bool) -> None:
+    """Raise InputError where the options of a run's folder name a function that may not run."""
+    from autocompress.job.trust import check_trusted, named_functions
+
+    named = [function for function in named_functions(vars(config)) if given.get(function.option) is None]
+    check_trusted(named, folder, trust=trust)
 
 
 def _how_to_resume(command: str, config: Config) -> str:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 View = TypeVar("View")
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress, only the result.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Let functions run that the folder names and that you did not name yourself.")
+]
 Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what more space helps against
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

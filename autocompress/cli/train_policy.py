@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autocompress.cli.policy import emit_policy
-from autocompress.cli.shell import Format, Quiet, reported, watching_progress
+from autocompress.cli.shell import Format, Quiet, Trust, reported, watching_progress
 from autocompress.config import make_config
 from autocompress.errors import InputError
 
@@ -64,6 +64,7 @@ def train_policy(
     device: Device = "auto",
     resume: Resume = False,
     force: Force = False,
+    trust: Trust = False,
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -83,6 +84,7 @@ def train_policy(
                 device=shown.device,
                 resume=resume,
                 force=force,
+                trust=trust,
                 progress=view,
             )
         emit_policy(out, format)

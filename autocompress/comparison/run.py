@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.comparison.folder import begin, keep, kept, opened, suite_file
+from autocompress.comparison.folder import CELLS, begin, keep, kept, opened, suite_file
 from autocompress.comparison.live import ComparisonProgress, SilentComparison
 from autocompress.comparison.report import write_report
 from autocompress.comparison.results import CellResult
@@ -18,6 +18,7 @@ from autocompress.comparison.summary import Summary, summarise
 from autocompress.comparison.workers import run_here, run_in_processes
 from autocompress.errors import InputError
 from autocompress.evaluation import AUTO, torch_device
+from autocompress.job.trust import check_trusted, lies_in, named_functions, remember
 from autocompress.version import versions
 
 
@@ -59,6 +60,7 @@ def compare(
     jobs: int = 1,
     resume: bool = False,
     force: bool = False,
+    trust: bool = False,
     methods: str | Iterable[str] | None = None,
     seeds: int | str | Iterable[int] | None = None,
     episodes: int | str | None = None,
@@ -78,6 +80,8 @@ def compare(
         resume: continue the comparison in `out`: finished cells are kept, failed ones run again. Methods,
             budgets and seeds may have been added to the suite.
         force: replace the comparison in `out`.
+        trust: whether functions of somebody's own may run that the suite names, where its file lies in the folder of a
+            comparison; see `autocompress.job.trust`. Default: only those that you named yourself.
         methods: names of the methods to run: some of the suite, or search methods that it does not have.
             Default: all methods of the suite.
         seeds: number of seeds, or a list of them. Default: the suite's.
@@ -94,12 +98,16 @@ def compare(
     """
     wanted = suite if isinstance(suite, Suite) else _suite(suite)
     folder, watcher = Path(out) if out else default_folder(suite), progress or SilentComparison()
+    if isinstance(suite, (str, Path)) and lies_in(suite, folder, CELLS):
+        named = [function for function in named_functions(wanted.base) if base.get(function.option) is None]
+        check_trusted(named, Path(suite).parent, trust=trust)
     device = _device(base.get("device") or wanted.base.get("device", AUTO), folder, resume=resume)
     wanted = overridden(wanted, {**base, "device": device}, methods=methods, seeds=seeds, episodes=episodes)
     requests = requests_of(wanted)
     if jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}.")
     with opened(folder, wanted, versions(), resume=resume, force=force) as begun:
+        remember(named_functions(wanted.base))
         results = _run(wanted, requests, folder, jobs, watcher, resume=begun)
         summaries = summarise(results)
         watcher.stage(f"tables and plots: {folder}")

@@ -144,8 +144,8 @@ def pareto(results: Sequence[CellResult], summaries: Sequence[Summary]) -> Paret
                 method,
                 tuple(positions[each.budget] + shift for each in mine),
                 tuple(scale * each.mean for each in spreads),
-                tuple(scale * _or_zero(each.mean - each.low) for each in spreads),
-                tuple(scale * _or_zero(each.high - each.mean) for each in spreads),
+                tuple(scale * _distance(each.mean - each.low) for each in spreads),
+                tuple(scale * _distance(each.high - each.mean) for each in spreads),
                 tuple(each.n for each in spreads),
             )
         )
@@ -229,6 +229,6 @@ def _original(results: Sequence[CellResult]) -> float:
     return next((value for value in known if not math.isnan(value)), math.nan)
 
 
-def _or_zero(value: float) -> float:
-    """0 in place of NaN."""
-    return 0.0 if math.isnan(value) else value
+def _distance(value: float) -> float:
+    """A distance of at least 0: 0 in place of NaN, and where rounding puts a mean a last digit beyond equal values."""
+    return 0.0 if math.isnan(value) else max(0.0, value)

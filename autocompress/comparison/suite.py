@@ -13,6 +13,7 @@ import yaml
 
 from autocompress.budget import Budget
 from autocompress.config import (
+    MOST_SEED,
     OPTIONS,
     Config,
     MachineOptions,
@@ -28,6 +29,7 @@ from autocompress.files import read_yaml
 
 EPISODES = 400  # default of a cell's evaluations
 SEEDS = 5  # default number of seeds
+MOST_SEEDS = 10_000
 _KEYS = ("base", "budgets", "methods", "seeds", "episodes", "test")
 _METHOD_ONLY = frozenset({"method", "episodes"})
 _WITHOUT_EFFECT = frozenset({"selection_samples"})  # searches are compared by what they find on the search split
@@ -259,7 +261,11 @@ def parse_seeds(value: Any) -> tuple[int, ...]:
     if None in numbers or not numbers or min(number for number in numbers if number is not None) < 0:
         raise InputError(f"`seeds` must be a number of seeds, or a list of whole numbers from 0, got {value!r}.")
     seeds = tuple(number for number in numbers if number is not None)
-    if len(seeds) == 1 and not isinstance(value, (list, tuple)):
+    is_number = len(seeds) == 1 and not isinstance(value, (list, tuple))
+    most = MOST_SEEDS if is_number else MOST_SEED
+    if max(seeds) > most:
+        raise InputError(f"`seeds` must be {'at most' if is_number else 'numbers up to'} {most}, got {max(seeds)}.")
+    if is_number:
         seeds = tuple(range(seeds[0]))
     if not seeds or len(set(seeds)) < len(seeds):
         raise InputError(f"`seeds` must be at least one, and different ones, got {value!r}.")
@@ -380,7 +386,9 @@ def _test(value: Any) -> bool:
 
 def _whole(value: Any) -> int | None:
     """A whole number, also one that is given as text; None for anything else."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    if (
+        isinstance(value, str) and value.strip().isdecimal() and len(value) < 100
+    ):  # Python reads no number of 5,000 digits
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 

@@ -1,6 +1,7 @@
 """The options of a job: one table in parts, and how they are read from YAML, a command line or Python."""
 
 from autocompress.config.options import (
+    MOST_SEED,
     OPTIONS,
     PARTS,
     BudgetOptions,
@@ -21,6 +22,7 @@ from autocompress.config.options import (
 from autocompress.config.reading import first_difference, load_config, make_config, one_line, read_options
 
 __all__ = [
+    "MOST_SEED",
     "OPTIONS",
     "PARTS",
     "BudgetOptions",

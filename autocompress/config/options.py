@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from autocompress.budget import Budget, parse_bytes
 from autocompress.errors import InputError
+from autocompress.files import parse_yaml
+
+MOST_SEED = 2**32 - 1
+"""Largest seed: NumPy's older generators, which Stable-Baselines3 uses, take no larger ones."""
 
 
 def _option(default: Any, help_text: str, **rules: Any) -> Any:
@@ -25,7 +29,7 @@ def _option(default: Any, help_text: str, **rules: Any) -> Any:
 class Part(BaseModel):
     """Options that belong together. Unknown ones are errors; text (from a command line) is read as YAML would be."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     TITLE: ClassVar[str] = ""
     """Heading of these options in help texts."""
 
@@ -61,7 +65,7 @@ class NetworkOptions(Part):
     calibration_samples: int = _option(
         512, "Training samples that the menus are calibrated on; at most a third of the training data.", ge=1
     )
-    seed: int = _option(0, "Seed of the splits, of the menus and of the search.", ge=0)
+    seed: int = _option(0, "Seed of the splits, of the menus and of the search.", ge=0, le=MOST_SEED)
 
     @field_validator("mean", "std", mode="before")
     @classmethod
@@ -74,8 +78,8 @@ class NetworkOptions(Part):
         if not isinstance(value, str):
             return value
         try:
-            return yaml.safe_load(value)
-        except yaml.YAMLError:
+            return parse_yaml("the text", value, "it")
+        except InputError:
             return value  # the type check that follows reports it
 
     def required_data(self) -> str:
@@ -143,8 +147,14 @@ class MenuOptions(Part):
 
     @field_validator("weight_bits", "activation_bits", mode="before")
     @classmethod
-    def _split_bits(cls, value: Any) -> Any:
-        return _as_tuple(value)
+    def _split_bits(cls, value: Any, info: ValidationInfo) -> Any:
+        bits = _as_tuple(value)
+        if bits in ([], (), ("",)):
+            raise InputError(
+                f"`{info.field_name}` must be at least one bit-width, such as 2,4,8, got none; leave it out for the "
+                "default."
+            )
+        return bits
 
 
 class SearchOptions(Part):

@@ -22,6 +22,7 @@ from autocompress.config.options import (
 from autocompress.errors import InputError
 from autocompress.files import read_yaml
 
+_SHOWN = 200  # characters of a value in a message
 _AFTER_THE_SEARCH = ("finetune", "recalibration_samples")
 
 
@@ -93,4 +94,5 @@ def one_line(error: ValidationError, depth: int = 1) -> str:
     if first["type"] == "missing":  # what was given is all else, and long
         return f"`{name}` must be given."
     rule = re.sub(r"^Input should be", "must be", re.sub(r", (unable|got) .*", "", first["msg"]))
-    return f"`{name}` {rule}, got {first['input']!r}."
+    got = repr(first["input"])
+    return f"`{name}` {rule}, got {got if len(got) <= _SHOWN else got[:_SHOWN] + '…'}."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,8 @@ import torch
 from torch import Tensor
 
 from autocompress.data.dataset import Data, Split, make_data
+from autocompress.data.labels import numbered_classes
+from autocompress.data.npz import read_npz
 from autocompress.data.pixels import Normalization
 from autocompress.data.sources import DatasetSource, Source, TensorSource
 from autocompress.errors import InputError
@@ -61,33 +61,17 @@ def load_npz(file: str, normalization: Normalization) -> _Sources:
         InputError: the file is missing or damaged, an array is missing, empty, or of the wrong form.
     """
     arrays = _read_npz(Path(file))
+    names = {part: f"{file} {part}" for part in ("train", "test")}
     train, test = (
-        TensorSource.from_arrays(
-            _channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"], normalization, f"{file} {part}"
-        )
-        for part in ("train", "test")
+        TensorSource.from_arrays(_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"], normalization, name)
+        for part, name in names.items()
     )
-    return train, test, _class_names((train, test), None)
+    return train, test, _class_names({train: names["train"], test: names["test"]}, None)
 
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     """The four arrays of an archive by name. Raises InputError where it can't be read or misses one."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            raise InputError(
-                f"`data` npz:FILE must be an archive of {', '.join(_ARRAYS)}, got one bare array in {path}."
-            )
-        with loaded as archive:
-            arrays = {name: archive[name] for name in _ARRAYS if name in archive.files}
-    except FileNotFoundError as error:
-        raise InputError(f"`data` npz:FILE must be an existing file, got {path}.") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"`data` npz:FILE must be a readable .npz archive, got {path}: {error}.") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"`data` npz:FILE must hold plain arrays, not pickles, got {path}.") from error
+    arrays = read_npz(path, _ARRAYS)
     missing = [name for name in _ARRAYS if name not in arrays]
     if missing:
         raise InputError(f"`data` npz:FILE must hold {', '.join(_ARRAYS)}, got no {', '.join(missing)} in {path}.")
@@ -134,12 +118,12 @@ def from_tensors(
         InputError: empty, mismatched or non-finite tensors, or labels beyond `classes`.
     """
     normalization = Normalization.parse(mean, std)
-    sources = [
-        TensorSource.from_arrays(*_pair(pair, f"{name} {part}"), normalization, f"{name} {part}")
+    named = {
+        TensorSource.from_arrays(*_pair(pair, f"{name} {part}"), normalization, f"{name} {part}"): f"{name} {part}"
         for part, pair in (("train", train), ("test", test))
         if pair is not None
-    ]
-    names = _class_names(sources, classes)
+    }
+    names, sources = _class_names(named, classes), list(named)
     split = Split(seed, search_samples, calibration_samples)
     return make_data(name, sources[0], sources[1] if test is not None else None, names, split)
 
@@ -196,11 +180,11 @@ def _pair(value: Any, name: str) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def _class_names(sources: Sequence[TensorSource], classes: Sequence[str] | None) -> tuple[str, ...]:
-    labelled = [source.labels for source in sources if source.labels is not None]
-    top = max((int(labels.max()) for labels in labelled), default=-1)
+def _class_names(sources: Mapping[TensorSource, str], classes: Sequence[str] | None) -> tuple[str, ...]:
+    labelled = [(source.labels, name) for source, name in sources.items() if source.labels is not None]
     if classes is None:
-        return tuple(str(label) for label in range(top + 1))
+        return numbered_classes(labelled)
+    top = max((int(labels.max()) for labels, _ in labelled), default=-1)
     if top >= len(classes):
         raise InputError(f"`classes` must name every label, got {len(classes)} names and label {top}.")
     return tuple(str(each) for each in classes)

@@ -1,11 +1,17 @@
-"""The user's own functions, named as `package.module:callable` or `file.py:callable`."""
+"""The user's own functions, named as `package.module:callable` or `file.py:callable`.
+
+A name is never resolved to Python's standard library, whoever gives it: nothing there makes a network or data, and
+much of it runs commands or reads and deletes files. `autocompress.job.trust` says whose names are followed at all.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +31,8 @@ def call(argument: str, spec: str, arguments: Mapping[str, Any]) -> Any:
         arguments: keyword arguments of the callable.
 
     Raises:
-        InputError: the module can't be imported, has no such callable, or the arguments don't fit it.
+        InputError: the name leads to the standard library, the module can't be imported, has no such callable, or the
+            arguments don't fit it.
     """
     return call_with(argument, spec, _find(argument, spec), arguments)
 
@@ -58,11 +65,49 @@ def _find(argument: str, spec: str) -> Callable[..., Any]:
     where, _, name = spec.rpartition(":")
     if not where or not name.isidentifier():
         raise InputError(f"`{argument}` must read package.module:callable or file.py:callable, got {spec!r}.")
+    if _is_standard_file(Path(where)) if where.endswith(".py") else _is_standard(where):
+        raise _standard(argument, spec)
     module = _import_file(argument, Path(where)) if where.endswith(".py") else _import_module(argument, where)
     function = getattr(module, name, None)
     if not callable(function):
         raise InputError(f"`{argument}` must name a callable, but {where} has no callable {name!r}.")
+    if _is_standard(_home(function)):  # as where a module says `from os import system`
+        raise _standard(argument, spec)
     return function  # type: ignore[no-any-return]
+
+
+def _standard(argument: str, spec: str) -> InputError:
+    """The error for a name that leads to the standard library."""
+    return InputError(
+        f"`{argument}` must name a function of your own, got {spec!r}, which is in Python's standard library."
+    )
+
+
+def _is_standard(module: str) -> bool:
+    """Whether a module is of the standard library, builtins included; nothing is imported to find out."""
+    top = module.partition(".")[0]
+    if top in sys.stdlib_module_names:
+        return True
+    try:
+        found = importlib.util.find_spec(top) if top else None
+    except (ImportError, ValueError):  # ValueError: a module without a spec, such as `__main__`
+        return False
+    return found is not None and found.origin is not None and _is_standard_file(Path(found.origin))
+
+
+def _is_standard_file(path: Path) -> bool:
+    """Whether a file lies in the folder of the standard library, installed packages aside."""
+    folder, path = Path(sysconfig.get_path("stdlib")).resolve(), path.resolve()
+    inside = path.relative_to(folder).parts if path.is_relative_to(folder) else ()
+    return bool(inside) and inside[0] not in ("site-packages", "dist-packages")
+
+
+def _home(function: Any) -> str:
+    """The module that a callable was written in; of a partial, that of its function."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    home = getattr(function, "__module__", None)
+    return home if isinstance(home, str) else type(function).__module__
 
 
 def _import_module(argument: str, name: str) -> ModuleType:

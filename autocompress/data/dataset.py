@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from torch import Tensor
 
+from autocompress.config import MOST_SEED
 from autocompress.data.sources import Source
 from autocompress.errors import InputError
 
@@ -80,14 +81,14 @@ class Split:
     """Rule by which the search and the calibration split are cut from the training data.
 
     Attributes:
-        seed: seed of the shuffle, at least 0.
+        seed: seed of the shuffle, from 0 to 4294967295.
         search_samples: wanted size of the search split, at least 1; at most half of the training data is
             taken.
         calibration_samples: wanted size of the calibration split, at least 1; at most a third of the training
             data is taken.
 
     Raises:
-        InputError: a number is too small.
+        InputError: a number is out of range.
     """
 
     seed: int = 0
@@ -98,8 +99,8 @@ class Split:
         for name in ("search_samples", "calibration_samples"):
             if getattr(self, name) < 1:
                 raise InputError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
-        if self.seed < 0:
-            raise InputError(f"`seed` must be at least 0, got {self.seed}.")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise InputError(f"`seed` must be from 0 to {MOST_SEED}, got {self.seed}.")
 
     def cut(self, count: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Search and calibration indices for `count` training samples.

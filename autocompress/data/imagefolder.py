@@ -37,8 +37,9 @@ class FolderSource:
 
     def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         chosen = [self.files[index] for index in indices]
+        reader = self.reader.for_batch(max(1, len(chosen)))
         with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter lock
-            images = list(pool.map(lambda file: self.reader.read(file, str(file)), chosen))
+            images = list(pool.map(lambda file: reader.read(file, str(file)), chosen))
         folder = str(self.files[0].parent.parent)
         return self.normalization.apply(stack(images, folder)), self.labels[torch.tensor(list(indices))]
 

@@ -17,9 +17,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from autocompress.budget import format_bytes
+from autocompress.data.labels import checked_labels, numbered_classes
 from autocompress.data.pixels import ImageReader, Normalization, stack
 from autocompress.errors import InputError
+from autocompress.files import check_regular
+from autocompress.memory import memory_limit
 
+_BYTES_A_LABEL = 32  # in Arrow, in NumPy and in PyTorch at once
 _KEPT_BYTES = 512 << 20  # of encoded images that stay in memory
 
 
@@ -56,9 +61,10 @@ class ParquetSource:
             wanted = np.unique(rows[(rows >= start) & (rows < end)])
             images = self._images(group).take(pa.array(wanted - start)).to_pylist()
             encoded.update(zip(wanted.tolist(), images, strict=True))
+        reader = self.reader.for_batch(max(1, len(rows)))
         shares = np.array_split(rows, min(len(rows), os.cpu_count() or 1))  # a task an image would cost more than it
         with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter lock
-            decoded = pool.map(lambda share: [self._decode(encoded, row) for row in share.tolist()], shares)
+            decoded = pool.map(lambda share: [self._decode(encoded, row, reader) for row in share.tolist()], shares)
             images = list(itertools.chain.from_iterable(decoded))
         return self.normalization.apply(stack(images, str(self.path))), self.labels[torch.from_numpy(rows)]
 
@@ -71,13 +77,13 @@ class ParquetSource:
             self._kept[group] = column
         return self._kept[group]
 
-    def _decode(self, encoded: dict[int, Any], row: int) -> Tensor:
+    def _decode(self, encoded: dict[int, Any], row: int, reader: ImageReader) -> Tensor:
         """Pixels (3, H, W) uint8 of one row. Raises InputError where there is no image or a broken one."""
         image = encoded[row]
         content = image.get("bytes") if isinstance(image, dict) else image
         if content is None:
             raise InputError(f"{self.path} row {row} must be a readable image, got an empty cell.")
-        return self.reader.read(content, f"{self.path} row {row}")
+        return reader.read(content, f"{self.path} row {row}")
 
 
 def load_parquet(
@@ -100,13 +106,23 @@ def load_parquet(
     train, test = (_open(Path(folder) / f"{split}.parquet", reader, normalization) for split in ("train", "test"))
     metadata = _read(train.path, lambda file: file.schema_arrow.metadata) or {}
     if b"classes" in metadata:
-        classes = tuple(metadata[b"classes"].decode().split(","))
+        classes = _class_names(metadata[b"classes"], train.path)
     else:
-        classes = tuple(str(label) for label in range(max(_top(train), _top(test)) + 1))
+        classes = numbered_classes([(source.labels, str(source.path)) for source in (train, test)])
     for source in (train, test):
         if _top(source) >= len(classes):
             raise InputError(f"{source.path} must hold labels below {len(classes)} (its classes), got {_top(source)}.")
     return train, test, classes
+
+
+def _class_names(names: bytes, path: Path) -> tuple[str, ...]:
+    """Class names from the metadata. Raises InputError where they are not UTF-8."""
+    try:
+        return tuple(names.decode().split(","))
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"`classes` in the metadata of {path} must be UTF-8, got byte {error.start} that is not."
+        ) from error
 
 
 def _top(source: ParquetSource) -> int:
@@ -122,9 +138,20 @@ def _open(path: Path, reader: ImageReader, normalization: Normalization) -> Parq
         raise InputError(f"{path} must have columns image and label, got {', '.join(schema.names)}.")
     if sum(counts) == 0:
         raise InputError(f"{path} must hold at least 1 row, got 0.")
+    _check_rows(path, sum(counts))
     _check_image_type(path, schema.field("image").type)
     starts = tuple(np.cumsum([0, *counts]).tolist())
     return ParquetSource(path, reader, normalization, _read_labels(path), starts)
+
+
+def _check_rows(path: Path, rows: int) -> None:
+    """Raise InputError where not even the labels fit into memory: a thousand bytes can hold a billion equal ones."""
+    limit, wanted = memory_limit(None), rows * _BYTES_A_LABEL
+    if wanted > limit:
+        raise InputError(
+            f"{path} must fit into the {format_bytes(limit)} of memory that are left, got {rows:,} rows, whose labels "
+            f"take {format_bytes(wanted)}."
+        )
 
 
 def _group_sizes(file: pq.ParquetFile) -> list[int]:
@@ -147,14 +174,12 @@ def _read_labels(path: Path) -> Tensor:
     if column.null_count:
         row = pc.index(column.is_null(), pa.scalar(True)).as_py()
         raise InputError(f"{path} row {row} must have a label, got an empty cell.")
-    labels = torch.from_numpy(column.to_numpy().astype(np.int64))
-    if int(labels.min()) < 0:
-        raise InputError(f"{path} row {int(labels.argmin())} must have a label from 0 on, got {int(labels.min())}.")
-    return labels
+    return checked_labels(column.to_numpy(), str(path))
 
 
 def _read(path: Path, what: Callable[[pq.ParquetFile], Any]) -> Any:
     """The result of `what` on the opened file. Raises InputError where it can't be read."""
+    check_regular("`data`", path)
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             return what(file)

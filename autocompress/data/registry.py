@@ -163,6 +163,15 @@ def load_data(
     return source.load(DataRequest(spec, place, image_size, normalization, split, data_args or {}))
 
 
+def names_function(spec: str) -> bool:
+    """Whether `spec` names a function of somebody's own, not a source of the registry.
+
+    >>> [names_function(spec) for spec in ("digits", "npz:digits.npz", "sets.py:load")]
+    [False, False, True]
+    """
+    return ":" in spec and not _is_named(spec)
+
+
 def _is_named(spec: str) -> bool:
     """Whether the spec is that of a source in the registry; `digits` alone has no place."""
     kind, colon, _ = spec.partition(":")

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autocompress.data.labels import checked_labels
 from autocompress.data.pixels import Normalization, stack
 from autocompress.errors import InputError
 
@@ -150,6 +151,4 @@ def _labels(labels: Any, count: int, name: str) -> Tensor:
         raise InputError(f"{name} must hold one label an input ({count}), got labels of shape {tuple(y.shape)}.")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise InputError(f"{name} must hold integer labels, got {y.dtype}.")
-    if int(y.min()) < 0:
-        raise InputError(f"{name} must hold labels from 0 on, got {int(y.min())}.")
-    return y.long()
+    return checked_labels(y.numpy(), name)  # PyTorch can't compare unsigned numbers of more than 8 bits

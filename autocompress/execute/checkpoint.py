@@ -15,6 +15,7 @@ import torch
 
 from autocompress.errors import InputError
 from autocompress.files import regular_file, write_atomically
+from autocompress.models.weights import check_checksums
 
 _PARTS = {"model", "optimizer", "scheduler", "best", "numbers", "made_for"}
 _DAMAGE = "`resume` must find a whole checkpoint, got {}, which is damaged; remove that file to start anew."
@@ -44,14 +45,6 @@ def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, content.getvalue())
 
 
-def _check_parts(path: Path) -> None:
-    """Compare the checksum of every part of the archive, which `torch.load` does not do. Raises BadZipFile."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise zipfile.BadZipFile(f"{damaged} is damaged")
-
-
 def read_checkpoint(path: Path, device: torch.device, made_for: str) -> dict[str, Any]:
     """The parts of a checkpoint by name.
 
@@ -66,7 +59,7 @@ def read_checkpoint(path: Path, device: torch.device, made_for: str) -> dict[str
     if not regular_file(path):
         raise InputError(_DAMAGE.format(path))
     try:
-        _check_parts(path)
+        check_checksums(path)
         state = torch.load(path, weights_only=True, map_location=device)
     except _DAMAGED as error:
         raise InputError(_DAMAGE.format(path)) from error

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -29,13 +30,14 @@ from autocompress.execute.following import Batch
 from autocompress.execute.layer_moments import Sums, drawn_columns, drawn_positions, in_pieces
 from autocompress.execute.layer_site import Site
 from autocompress.menus.activations import ActivationRange, calibrate_range
-from autocompress.menus.algebra import cholesky_factor, damped
+from autocompress.menus.algebra import cholesky_factor, damped, gram
 from autocompress.menus.quantizers import QUANTIZERS, Rounding
 
 PRIORS = (1e-2, 1e-1, 1.0)  # λ as fractions of the mean diagonal of E[x̂ x̂ᵀ]
 FOLDS = 4  # parts of the samples; each judges what the three others were fitted to
 
-_LARGE = 2_048  # inputs of a layer
+_LARGE = 2_048  # inputs of a layer, whose fits take the cube of their number
+_FOLDS_OF_LARGE = 2  # folds that judge such a layer
 _SLACK = 1.1  # by which the more thorough fit may lose on held-out samples; see the module's text
 _RANGE_SAMPLE = 65_536  # values of a layer's input that its range is taken from
 
@@ -51,14 +53,15 @@ def fitted(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWe
     if layer.is_empty:
         return _with_mean_as_bias(site, layer, batches)
     new = None if layer.input_range is None else _range_of(site, layer.input_range.bits, batches)
-    sums = _collect(site, layer.input_range, new, batches)
+    sums = _collect(site, layer, new, batches)
     if min(fold.samples for fold in sums.folds) == 0:
         return layer
     anew = replace(layer, input_range=new)
 
     strength = _best_strength(site, sums.folds)
-    as_it_is, biased, refitted = _loss(site, layer, sums.as_it_is), 0.0, 0.0
-    for fold, others in _held_out(sums.folds):
+    judging = FOLDS if site.shrunk.fan_in <= _LARGE else _FOLDS_OF_LARGE
+    as_it_is, biased, refitted = sum(sums.losses[:judging]), 0.0, 0.0
+    for fold, others in islice(_held_out(sums.folds), judging):
         biased += _loss(site, _with_bias(site, anew, others), fold)
         refitted += _loss(site, _refitted(site, anew, others, strength), fold)
     if refitted <= _SLACK * min(as_it_is, biased):
@@ -95,32 +98,34 @@ def _loss(site: Site, layer: LayerWeights, sums: Sums) -> float:
 
 @dataclass(frozen=True)
 class _Collected:
-    """Sums over the samples of each fold, with the new input range, and over all samples with the layer's own range."""
+    """What the samples of each fold say.
+
+    Attributes:
+        folds: sums with the layer's new input range.
+        losses: expected losses of the layer as it is, with its own range, in nats summed over columns.
+    """
 
     folds: Sequence[Sums]
-    as_it_is: Sums
+    losses: Sequence[float]
 
 
-def _collect(
-    site: Site, old: ActivationRange | None, new: ActivationRange | None, batches: Sequence[Batch]
-) -> _Collected:
-    """The sums of a layer with its own input range and with a new one."""
+def _collect(site: Site, layer: LayerWeights, new: ActivationRange | None, batches: Sequence[Batch]) -> _Collected:
+    """The sums of a layer with a new input range, and its losses as it is."""
     groups, rows, columns = site.prior.shape
     device = batches[0].reference[site.before].device
-    *folds, as_it_is = (Sums.empty(groups, rows, columns, device) for _ in range(FOLDS + 1))
+    folds = [Sums.empty(groups, rows, columns, device) for _ in range(FOLDS)]
+    left = [torch.zeros_like(fold.square) for fold in folds]  # (g, r, r) sums of e eᵀ of the layer as it is
     wanted = -(-site.columns_wanted // sum(batch.size for batch in batches))  # of each sample
-    prior = site.prior.mT.float().to(device)[:, None]  # (g, 1, k + 1, r)
+    prior, own = (each.mT.float().to(device)[:, None] for each in (site.prior, _extended(site, layer)))
     for batch in batches:
         for x, y, fold in _drawn(site, batch, wanted):
             rounded = _rounded_columns(x, new)
-            miss = _miss(rounded, y, prior)
+            miss, error = _miss(rounded, y, prior), _miss(_rounded_columns(x, layer.input_range), y, own)
             for number in range(FOLDS):
                 folds[number].add_(rounded[:, fold == number], miss[:, fold == number])
-            if old != new:
-                rounded = _rounded_columns(x, old)
-                as_it_is.add_(rounded, _miss(rounded, y, prior))
-    folds = [fold.to_cpu() for fold in folds]
-    return _Collected(folds, Sums.total(folds) if old == new else as_it_is.to_cpu())
+                left[number] += gram(error[:, fold == number].flatten(1, 2))
+    losses = [0.5 * float((site.gradient_moment * each.cpu()).sum()) for each in left]
+    return _Collected([fold.to_cpu() for fold in folds], losses)
 
 
 def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -153,15 +158,15 @@ def _rounded_columns(x: Tensor, found: ActivationRange | None) -> Tensor:
     return x if found is None else torch.cat([found.apply(x[..., :-1]), x[..., -1:]], -1)
 
 
-def _miss(x: Tensor, y: Tensor, prior: Tensor) -> Tensor:
-    """r = y - W₀ x̂ (g, e, p, r).
+def _miss(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+    """y - W x̂ (g, e, p, r).
 
     Args:
         x: (g, e, p, k + 1) columns.
         y: (g, e, p, r) wanted outputs.
-        prior: (g, 1, k + 1, r) float32 W₀, transposed.
+        weight: (g, 1, k + 1, r) float32 W, transposed.
     """
-    return y - x @ prior
+    return y - x @ weight
 
 
 def _range_of(site: Site, bits: int, batches: Sequence[Batch]) -> ActivationRange:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autocompress.menus.algebra import gram
 from autocompress.menus.listening import Window
 
 PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
@@ -132,9 +133,9 @@ class Sums:
         if x.shape[1] == 0:
             return
         flat, misses = x.flatten(1, 2), miss.flatten(1, 2)
-        self.moment += (flat.mT @ flat).double()
-        self.cross += (misses.mT @ flat).double()
-        self.square += (misses.mT @ misses).double()
+        self.moment += gram(flat)
+        self.cross += misses.mT @ flat
+        self.square += gram(misses)
         self.columns += flat.shape[1]
         self.samples += x.shape[1]
 

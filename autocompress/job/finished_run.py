@@ -19,6 +19,7 @@ from autocompress.job.options import DataLike, ModelLike, Request, fine_tuning, 
 from autocompress.job.prepare import prepare, tuning_dtype
 from autocompress.job.result_data import finished_data
 from autocompress.job.results import Finished
+from autocompress.job.trust import check_trusted, named_functions
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.run.lock import locked
@@ -40,6 +41,7 @@ def finetune(
     model: ModelLike | None = None,
     data: DataLike | None = None,
     *,
+    trust: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Finished:
@@ -49,6 +51,8 @@ def finetune(
         run: folder of a finished run; its files are replaced when everything has gone well.
         model: original network, where the run was made with a module and not a spec string.
         data: data of the run, where the run was made with tensors and not a spec string.
+        trust: whether functions of somebody's own that the folder names may run; see `autocompress.job.trust`.
+            Default: only those that you named in making the run, or name anew.
         progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
         **options: options that differ from the run's; `finetune` is the number of epochs.
 
@@ -59,14 +63,19 @@ def finetune(
     path, watcher = Path(run), progress or Silent()
     _config_of(path, {})  # a folder that holds no run gets no lock
     with locked(path, "run", "finetune"):
-        return _finetune(path, model, data, options, watcher)
+        return _finetune(path, model, data, options, watcher, trust)
 
 
 def _finetune(
-    path: Path, model: ModelLike | None, data: DataLike | None, options: Mapping[str, Any], watcher: Progress
+    path: Path,
+    model: ModelLike | None,
+    data: DataLike | None,
+    options: Mapping[str, Any],
+    watcher: Progress,
+    trust: bool,
 ) -> Finished:
     """`finetune`, in a folder that this process alone writes."""
-    asked, plan = _asked(path, model, data, options)
+    asked, plan = _asked(path, model, data, options, trust=trust)
     before = _outcome_of(path)
     loaded = load(asked, load_splits(asked), watcher)
     config = asked.config
@@ -93,6 +102,7 @@ def verify(
     model: ModelLike | None = None,
     data: DataLike | None = None,
     *,
+    trust: bool = False,
     progress: Progress | None = None,
     **options: Any,
 ) -> Verification:
@@ -102,6 +112,8 @@ def verify(
         run: folder of a finished run; nothing in it is changed.
         model: original network, where the run was made with a module and not a spec string.
         data: data of the run, where the run was made with tensors and not a spec string.
+        trust: whether functions of somebody's own that the folder names may run; see `autocompress.job.trust`.
+            Default: only those that you named in making the run, or name anew.
         progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
         **options: options that differ from the run's.
 
@@ -109,7 +121,7 @@ def verify(
         InputError: the folder holds no finished run, or its files are damaged.
     """
     path, watcher = Path(run), progress or Silent()
-    asked, plan = _asked(path, model, data, options)
+    asked, plan = _asked(path, model, data, options, trust=trust)
     claims = _outcome_of(path)
     loaded = load(asked, load_splits(asked), watcher)
     weights = load_packed_weights(path / MODEL)
@@ -133,6 +145,7 @@ def export(
     model: ModelLike | None = None,
     data: DataLike | None = None,
     *,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
     """Write a run's network in another format, into the run's folder.
@@ -142,6 +155,8 @@ def export(
         formats: `onnx`, `packed`, `openvino` or `pt2`; several with commas between.
         model: original network, where the run was made with a module and not a spec string.
         data: data of the run, where the run was made with tensors and not a spec string.
+        trust: whether functions of somebody's own that the folder names may run; see `autocompress.job.trust`.
+            Default: only those that you named in making the run, or name anew.
         progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
 
     Returns:
@@ -159,7 +174,7 @@ def export(
     target = TARGETS.find(_config_of(path, {}).target)
 
     def load_original() -> Loaded:
-        asked, _ = _asked(path, model, data, {})
+        asked, _ = _asked(path, model, data, {}, trust=trust)
         return load(asked, load_splits(asked), watcher)
 
     source = _Source(path, target.integer_kernels, load_original)
@@ -213,14 +228,19 @@ EXPORTS: Mapping[str, Callable[[_Source], list[Path]]] = {
 
 
 def _asked(
-    path: Path, model: ModelLike | None, data: DataLike | None, options: Mapping[str, Any]
+    path: Path, model: ModelLike | None, data: DataLike | None, options: Mapping[str, Any], *, trust: bool
 ) -> tuple[Request, Plan]:
     """What the run was asked for, with other options where some are given, and its plan, which the menus offer.
 
     Raises:
-        InputError: the folder holds no finished run, or an option breaks a rule.
+        InputError: the folder holds no finished run, or names a function that may not run, or an option breaks a rule.
     """
     config, plan = _config_of(path, options), Plan.load(path / PLAN)
+    given = {option: value for option, value in (("model", model), ("data", data)) if value is not None}
+    check_trusted([each for each in named_functions(vars(config)) if each.option not in given], path, trust=trust)
+    for option, value in given.items():
+        if value != getattr(config, option) and f"{option}_args" not in options:
+            config = config.model_copy(update={f"{option}_args": {}})  # they belong to the run's own
     return request(config.model if model is None else model, data, vars(config), plan=plan), plan
 
 
@@ -235,7 +255,7 @@ def _config_of(path: Path, options: Mapping[str, Any]) -> Config:
 def _outcome_of(path: Path) -> dict[str, Any]:
     try:
         found = json.loads((path / OUTCOME).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path / OUTCOME} must be JSON, got a damaged file: {error}.") from error
     if not isinstance(found, dict):
         raise InputError(f"{path / OUTCOME} must be a mapping, got a {type(found).__name__}.")

@@ -14,6 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_STRIP = 512  # rows of a second moment that are computed at a time
+
 
 def damped(second_moment: Tensor, damping: float) -> Tensor:
     """H + λ I, which is positive definite also where H is not.
@@ -36,6 +38,29 @@ def damped(second_moment: Tensor, damping: float) -> Tensor:
     mean = diagonal.mean(-1, keepdim=True).clamp(min=1e-12)  # (g, 1)
     ridge = torch.cat([(damping * mean).expand_as(diagonal), 1e-6 * mean], -1)  # (g, d + 1)
     return second_moment + torch.diag_embed(ridge)
+
+
+def gram(columns: Tensor) -> Tensor:
+    """Sum of x xᵀ over columns x: (g, n, n).
+
+    Of a wide one only the half on and above the diagonal is computed, in strips, and mirrored.
+
+    >>> gram(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
+    tensor([[[10., 14.],
+             [14., 20.]]])
+
+    Args:
+        columns: (g, m, n) m columns of n entries, for each of g groups.
+    """
+    width = columns.shape[2]
+    if width <= 2 * _STRIP:
+        return columns.mT @ columns
+    result = columns.new_empty(len(columns), width, width)
+    for start in range(0, width, _STRIP):
+        stop = min(start + _STRIP, width)
+        result[:, start:stop, start:] = columns[..., start:stop].mT @ columns[..., start:]
+        result[:, stop:, start:stop] = result[:, start:stop, stop:].mT
+    return result
 
 
 def inverse(matrix: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.memory import bound_on
+from autocompress.menus.algebra import gram
 from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
 from autocompress.menus.fisher import gradient_samples, random_functions
 from autocompress.menus.listening import Call, Listening
@@ -197,7 +198,7 @@ class _Collector:
     def _see_input(self, call: Call) -> None:
         x, count = call.x.float(), count_positions(call.x, call.window)
         columns = extended_columns(x, call.window, self._drawn(count, self.columns_a_sample * len(x), x.device))
-        product = columns.square().sum(1, keepdim=True) if self.is_diagonal else columns.mT @ columns
+        product = columns.square().sum(1, keepdim=True) if self.is_diagonal else gram(columns)
         self.of_block += product * (count / columns.shape[1])  # (g, d + 1, d + 1), or its diagonal
         axis = -1 if self.layer.kind == "linear" else 1
         pixels = self._drawn(x.numel() // x.shape[axis], self.columns_a_sample * len(x), x.device)

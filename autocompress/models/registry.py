@@ -19,7 +19,7 @@ from autocompress.data.callables import call, call_with
 from autocompress.errors import InputError, unknown_name
 from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
-from autocompress.models.weights import load_weights_
+from autocompress.models.weights import load_weights_, special_form
 from autocompress.registry import Registry
 
 
@@ -51,6 +51,7 @@ MODELS: Registry[Model] = Registry(
     },
 )
 
+_LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir")  # arguments that download or unpickle
 _CALLABLES = ("package.module:callable", "file.py:callable")
 
 
@@ -92,6 +93,16 @@ def check_spec(spec: str) -> None:
     """Raise InputError where `spec` has no form that `load_model` knows."""
     if ":" not in spec and spec not in MODELS:
         raise unknown_name("model", spec, [*MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
+
+
+def names_function(spec: str) -> bool:
+    """Whether `spec` names a function of somebody's own, not a network of the registry or of a package of networks.
+
+    >>> [names_function(spec) for spec in ("digits", "timm:resnet18", "nets.py:small")]
+    [False, False, True]
+    """
+    source, colon, _ = spec.partition(":")
+    return bool(colon) and source not in _ZOOS
 
 
 def has_random_weights(spec: str, weights: str | Path | None) -> bool:
@@ -144,9 +155,9 @@ def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:
 
 def _build(spec: str, arguments: dict[str, Any], num_classes: int | None) -> Any:
     """The network that `spec` names, without weights from a file; a callable may return anything."""
-    source, colon, name = spec.partition(":")
-    if colon and source not in _ZOOS:
+    if names_function(spec):
         return call("model", spec, arguments)
+    source, colon, name = spec.partition(":")
     check_spec(spec)
     if not colon and not MODELS[spec].takes_classes:
         return call_with("model", spec, MODELS[spec].build, arguments)
@@ -189,7 +200,13 @@ def _unknown_in_zoo(zoo: str, name: str, names: Sequence[str]) -> InputError:
 
 
 def _create(zoo: str, name: str, create: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
-    """The network that `create` makes. Raises InputError where the arguments don't fit it."""
+    """The network that `create` makes. Raises InputError where the arguments don't fit it or ask for weights."""
+    loading = [name for name in arguments if name in _LOADING or name.startswith("pretrained")]
+    if loading:
+        raise InputError(
+            f"`model_args` of {zoo}:{name} must not load weights, got {', '.join(loading)}: nothing is downloaded, and "
+            "a checkpoint may hold code; pass --weights FILE."
+        )
     try:
         return create(**arguments)
     except TypeError as error:
@@ -207,7 +224,10 @@ def _import_zoo(name: str) -> ModuleType:
 
 
 def _check_finite(model: nn.Module, spec: str) -> None:
-    """Raise InputError where a weight or buffer holds NaN or infinity."""
+    """Raise InputError where a weight or buffer holds NaN or infinity, or is of a form that can't be looked at."""
     for name, tensor in model.state_dict().items():
+        form = special_form(tensor) or (str(tensor.dtype) if str(tensor.dtype).startswith("torch.float8") else "")
+        if form:
+            raise InputError(f"`model` must have plain tensors such as float32, got {name} of {spec}, which is {form}.")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise InputError(f"`model` must have finite weights, got NaN or infinity in {name} of {spec}.")

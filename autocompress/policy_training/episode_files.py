@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -15,7 +16,10 @@ from autocompress.files import write_atomically
 from autocompress.policies.files import first_line
 from autocompress.policy_training.episodes import EpisodesUnderBudget
 
-_DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (
+    OSError, ValueError, LookupError, EOFError, RuntimeError, SyntaxError, TypeError, MemoryError, OverflowError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 _ARRAYS = ("made_for", "resource", "limits", "observations", "counts", "parts", "losses")
 
 

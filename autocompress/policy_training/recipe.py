@@ -9,7 +9,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from autocompress.config import MenuOptions, names_of, one_line
+from autocompress.config import MOST_SEED, MenuOptions, names_of, one_line
 from autocompress.data.training import Augmentation
 from autocompress.errors import InputError
 from autocompress.files import read_yaml
@@ -46,7 +46,7 @@ class ZooNetwork(_Part):
     epochs: float = Field(gt=0)
     learning_rate: float = Field(0.1, gt=0)
     augmentation: Augmentation = "shift"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
 
 class ZooTask(_Part):
@@ -104,7 +104,7 @@ class Fitting(_Part):
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(1e-3, ge=0)
     shrinkage: float = Field(1.0, ge=0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
 
 class Recipe(_Part):
@@ -128,7 +128,7 @@ class Recipe(_Part):
     episodes: int = Field(6, ge=2)
     search_samples: int = Field(512, ge=1)
     fitting: Fitting = Field(default_factory=Fitting)  # type: ignore[arg-type]  # all its fields have defaults
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @model_validator(mode="after")
     def _check(self) -> Recipe:

@@ -34,6 +34,7 @@ from autocompress.files import is_passing, sweep, write_atomically, writing
 from autocompress.job.load import load
 from autocompress.job.options import request
 from autocompress.job.prepare import Job, build_evaluator, prepare
+from autocompress.job.trust import NamedFunction, check_trusted, lies_in, named_functions, remember
 from autocompress.policies.files import SavedPolicy, save_policy
 from autocompress.policy_training.episode_files import load_episodes, save_episodes
 from autocompress.policy_training.episodes import MOST_LOSS, BudgetRange, EpisodesUnderBudget, episodes
@@ -67,6 +68,7 @@ def train_policy(
     device: str = "auto",
     resume: bool = False,
     force: bool = False,
+    trust: bool = False,
     progress: Progress | None = None,
 ) -> SavedPolicy:
     """Train a policy and write it into a folder, with its recipe, its episodes and TensorBoard scalars.
@@ -83,6 +85,8 @@ def train_policy(
         device: torch device that networks are evaluated on; `auto` is CUDA where there is one, else the CPU.
         resume: continue the training in `out`, which must have the same recipe; episodes on disk are kept.
         force: replace the training in `out`; its episodes are made anew.
+        trust: whether functions of somebody's own may run that the recipe names, where its file lies in the folder of
+            a training; see `autocompress.job.trust`. Default: only those that you named yourself.
         progress: observer that is told of every stage. Default: nobody.
 
     Returns:
@@ -94,8 +98,11 @@ def train_policy(
     """
     watcher, folder, device = progress or Silent(), Path(out), str(torch_device(device))
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
+    if isinstance(recipe, (str, Path)) and lies_in(recipe, folder, EPISODES):
+        check_trusted(_functions(wanted, data or {}), Path(recipe).parent, trust=trust)
     splits = load_all(wanted)  # before the folder is made: data that can't be read must not leave a folder behind
     with _opened(folder, wanted, resume=resume, force=force):
+        remember(_functions(wanted))
         return _trained(wanted, splits, folder, cache, device, watcher)
 
 
@@ -119,6 +126,15 @@ def _trained(
     record = _record(wanted, gathered, scores, time.monotonic() - started)
     save_policy(folder, policy, record)
     return SavedPolicy(policy, record, str(folder))
+
+
+def _functions(recipe: Recipe, given: Mapping[str, str] | None = None) -> list[NamedFunction]:
+    """The functions that a recipe names, without data that the user gave in place of the recipe's."""
+    options: list[Mapping[str, Any]] = [
+        {"data": spec} for name, spec in recipe.data.items() if name not in (given or {})
+    ]
+    options += [{"model": network.model, "model_args": network.model_args} for network in recipe.networks]
+    return [function for each in options for function in named_functions(each)]
 
 
 def load_all(recipe: Recipe) -> dict[str, Data]:

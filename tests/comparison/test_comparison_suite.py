@@ -115,6 +115,8 @@ def test_shipped_suites_pass_every_check(path):
             {**SMALL, "methods": [{"name": "a", "method": "rl", "price_scale": "x"}]},
             "Method a: `price_scale` must be a valid number, got 'x'.",
         ),
+        ({**SMALL, "seeds": 10**10}, "`seeds` must be at most 10000, got 10000000000."),
+        ({**SMALL, "seeds": [2**64]}, "`seeds` must be numbers up to 4294967295, got 18446744073709551616."),
         ({**SMALL, "seeds": 0}, "`seeds` must be at least one, and different ones, got 0."),
         ({**SMALL, "seeds": [1, 1]}, "`seeds` must be at least one, and different ones, got [1, 1]."),
         (

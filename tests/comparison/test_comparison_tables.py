@@ -202,6 +202,14 @@ def test_accuracy_stands_at_each_budgets_share_of_the_original():
     assert (ours.seeds, random.seeds) == ((2, 1), (2,))
 
 
+def test_equal_accuracies_whose_mean_is_a_last_digit_off_have_no_negative_bars():
+    assert np.mean([0.8705] * 3) > 0.8705
+    equal = [cell("random", "size=10%", seed, 0.4, 0.8705) for seed in range(3)]
+    (points,) = pareto(equal, summarise(equal)).points
+    assert points.below == pytest.approx((0.0,), abs=1e-9)
+    assert points.above == (0.0,)  # and not below 0, which no error bar can be
+
+
 def test_no_two_methods_share_a_style():
     shown = styles([f"method {index}" for index in range(25)])
     assert len({(style.color, style.marker, style.line) for style in shown.values()}) == 25

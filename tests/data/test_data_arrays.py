@@ -1,3 +1,5 @@
+import subprocess
+
 import numpy as np
 import pytest
 import torch
@@ -71,7 +73,8 @@ def test_npz_column_labels(tmp_path):
         ),
         ({"y_train": LABELS[:5]}, "{file} train must hold one label an input (6), got labels of shape (5,)."),
         ({"y_train": LABELS / 2}, "{file} train must hold integer labels, got torch.float64."),
-        ({"y_train": LABELS - 1}, "{file} train must hold labels from 0 on, got -1."),
+        ({"y_train": LABELS - 1}, "{file} train must hold labels from 0 on, got -1 at 0, "
+         "which often marks a missing label; leave such samples out."),
         ({"x_test": np.zeros((0, 3, 4, 4)), "y_test": LABELS[:0]}, "{file} test must hold inputs of shape (N, …) with "
          "N at least 1, got (0, 3, 4, 4)."),
         ({"x_train": np.zeros((6, 3, 4, 4), np.int32)}, "{file} train must hold uint8 or floating-point inputs, got "
@@ -80,7 +83,7 @@ def test_npz_column_labels(tmp_path):
          "at 1."),
         (
             {"y_train": np.array([{}] * 6)},
-            "`data` npz:FILE must hold plain arrays, not pickles, got {file}.",
+            "`data` npz:FILE must hold plain arrays, not pickles, got y_train of {file}.",
         ),
         ({"x_train": np.zeros((2, 1)), "y_train": LABELS[:2]}, "`data` must have at least 3 training samples, got 2 in "
          "npz:{file}."),
@@ -253,6 +256,21 @@ def test_wrong_callables(script):
         "`data` must name a module that can be imported, got 'no_such_module': No module named 'no_such_module'."
     )
     assert message(load_data, "none.py:make") == "`data` must name an existing Python file, got none.py."
+
+
+def test_no_name_leads_to_the_standard_library(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "from functools import partial\nfrom os import system\nfrom subprocess import Popen\nrun = partial(system)\n"
+        "def tensors(): return __import__('torch').zeros(3, 1), None\nload = partial(lambda: (tensors(), None))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    copies = [f"{subprocess.__file__}:call", "mine:system", f"{tmp_path / 'mine.py'}:Popen", "mine:run", "test:x"]
+    for spec in ["subprocess:call", "os:system", "builtins:eval", "importlib.util:find_spec", *copies]:
+        assert message(load_data, spec, data_args={"args": ["touch", str(tmp_path / "X")]}) == (
+            f"`data` must name a function of your own, got {spec!r}, which is in Python's standard library."
+        )
+    assert not (tmp_path / "X").exists()
+    assert len(load_data("mine:load").train) == 3
 
 
 def test_a_file_with_a_syntax_error(tmp_path):

@@ -72,7 +72,8 @@ def test_parquet_decodes_only_what_is_asked_for(tmp_path, spec):
     data = load_data(spec)
     assert data.train.load([5])[1].tolist() == [2]
     assert message(data.train.load, [5, 3]) == (
-        f"{tmp_path}/train.parquet row 3 must be a readable image, got a broken one: not an image."
+        f"{tmp_path}/train.parquet row 3 must be a readable image, got a broken one: not an image of the "
+        "formats BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP."
     )
 
 
@@ -93,7 +94,8 @@ def test_parquet_truncated_and_empty_image(tmp_path, spec):
     ("options", "expected"),
     [
         ({"labels": [0, 1, None, 0, 1, 2]}, "{file} row 2 must have a label, got an empty cell."),
-        ({"labels": [0, 1, 2, 0, -1, 2]}, "{file} row 4 must have a label from 0 on, got -1."),
+        ({"labels": [0, 1, 2, 0, -1, 2]}, "{file} must hold labels from 0 on, got -1 at 4, which often "
+         "marks a missing label; leave such samples out."),
         ({"labels": list("abcdef")}, "{file} column label must hold integers, got string."),
         ({"classes": "cat,dog"}, "{file} must hold labels below 2 (its classes), got 2."),
         ({"images": ["a.png"] * 6}, "{file} column image must hold bytes or a struct with bytes, got string."),
@@ -164,7 +166,10 @@ def test_imagefolder_resizes_and_names_a_broken_image(tmp_path):
     data = load_data(spec, image_size=4)
     assert data.train.load([0, 5])[0].shape == (2, 3, 4, 4)
     text = message(data.train.load, [0, 4])
-    assert text == f"{broken} must be a readable image, got a broken one: not an image."
+    assert text == (
+        f"{broken} must be a readable image, got a broken one: not an image of the formats BMP, GIF, JPEG, PNG, PPM, "
+        "TIFF, WEBP."
+    )
 
 
 def test_imagefolder_with_wrong_folders(tmp_path):

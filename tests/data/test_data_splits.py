@@ -114,7 +114,7 @@ def test_data_without_labels_or_test_split():
     [
         ({"search_samples": 0}, "`search_samples` must be at least 1, got 0."),
         ({"calibration_samples": -3}, "`calibration_samples` must be at least 1, got -3."),
-        ({"seed": -1}, "`seed` must be at least 0, got -1."),
+        ({"seed": -1}, "`seed` must be from 0 to 4294967295, got -1."),
         ({"image_size": 8}, "`image_size` must be given with parquet: and imagefolder: only, got it with digits."),
         ({"data_args": {"a": 1}}, "`data_args` must be given with a callable only, got a with digits."),
         ({"mean": [0.5]}, "`mean` and `std` must be given together, got (0.5,) and None."),

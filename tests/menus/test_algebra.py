@@ -6,7 +6,7 @@ import pytest
 import torch
 from menu_toys import gradient_moment, moment, randn
 
-from autocompress.menus.algebra import cholesky_factor, damped, expected_loss, inverse, refit
+from autocompress.menus.algebra import cholesky_factor, damped, expected_loss, gram, inverse, refit
 
 
 def test_refit_is_least_squares_on_the_kept_columns() -> None:
@@ -14,6 +14,11 @@ def test_refit_is_least_squares_on_the_kept_columns() -> None:
     weight, kept = randn(5, 9, seed=3), torch.tensor([0, 2, 3, 7, 8])
     expected = torch.linalg.lstsq(x[:, kept], x @ weight.T).solution.T
     torch.testing.assert_close(refit(weight, x.T @ x, kept), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_wide_moment_in_strips_is_the_whole_product() -> None:
+    columns = randn(2, 7, 1_300).view(2, 7, 1_300)  # three strips, the last of them narrow
+    torch.testing.assert_close(gram(columns), columns.mT @ columns, rtol=1e-9, atol=1e-9)
 
 
 def test_refit_on_all_columns_changes_nothing() -> None:

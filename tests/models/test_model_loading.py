@@ -1,5 +1,6 @@
 import os
 import sys
+import zipfile
 
 import pytest
 import torch
@@ -130,6 +131,117 @@ def test_weights_that_are_not_finite(tmp_path, state, value):
     assert message(load_model, "digits", file) == expected
 
 
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+@pytest.mark.parametrize("dtype", ["int8", "int64", "bool", "complex64", "float8_e4m3fn", "float8_e5m2"])
+def test_weights_of_another_kind_of_number(tmp_path, state, ending, dtype):
+    file = tmp_path / f"w.{ending}"
+    state = {**state, "linear.weight": state["linear.weight"].to(getattr(torch, dtype))}
+    save_file(state, file) if ending == "safetensors" else torch.save(state, file)
+    model = load_model("digits")
+    before = model.linear.weight.clone()
+    assert message(load_weights_, model, file) == (
+        "`weights` must hold float16, bfloat16, float32 or float64 in linear.weight, as the model does, got "
+        f"torch.{dtype} in {file}; save the weights as the network computes with them."
+    )
+    assert torch.equal(model.linear.weight, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.float32])
+def test_counters_of_any_width(tmp_path, state, dtype):
+    torch.save({**state, "bn1.num_batches_tracked": torch.tensor(3, dtype=dtype)}, tmp_path / "w.pt")
+    assert load_model("digits", tmp_path / "w.pt").bn1.num_batches_tracked.item() == 3
+
+
+def test_buffers_keep_their_kind(tmp_path):
+    model = nn.Linear(2, 2)
+    model.register_buffer("index", torch.arange(3))
+    model.register_buffer("mask", torch.ones(3, dtype=torch.bool))
+    file = tmp_path / "w.pt"
+    torch.save({**model.state_dict(), "index": torch.arange(3, dtype=torch.int16)}, file)
+    load_weights_(model, file)
+    for name, wanted in (("index", "integers"), ("mask", "true and false")):
+        torch.save({**model.state_dict(), name: torch.ones(3)}, file)
+        assert message(load_weights_, model, file) == (
+            f"`weights` must hold {wanted} in {name}, as the model does, got torch.float32 in {file}; save the weights "
+            "as the network computes with them."
+        )
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["sparse", "quantized", "empty (meta)"])
+def test_tensors_that_are_not_plain(tmp_path, state, form):
+    weight, file = state["linear.weight"], tmp_path / "w.pt"
+    state["linear.weight"] = {
+        "sparse": lambda: weight.to_sparse(),
+        "quantized": lambda: torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8),
+        "empty (meta)": lambda: weight.to("meta"),
+    }[form]()
+    torch.save(state, file)
+    assert message(load_model, "digits", file) == (
+        f"`weights` must hold plain tensors, got linear.weight of {file}, which is {form}; save a state dict of "
+        "float32 tensors."
+    )
+
+
+def test_models_of_tensors_that_are_not_plain(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, dtype=None):\n"
+        "        super().__init__()\n"
+        "        eye = torch.eye(2)\n"
+        "        self.register_buffer('eye', eye.to(getattr(torch, dtype)) if dtype else eye.to_sparse())\n"
+    )
+    for arguments, form in (({}, "sparse"), ({"dtype": "float8_e5m2"}, "torch.float8_e5m2")):
+        assert message(load_model, f"{tmp_path / 'nets.py'}:Net", model_args=arguments) == (
+            f"`model` must have plain tensors such as float32, got eye of {tmp_path / 'nets.py'}:Net, which is {form}."
+        )
+
+
+def test_flipped_bits_in_a_pytorch_file(tmp_path, state):
+    file = tmp_path / "w.pt"
+    torch.save(state, file)
+    content = file.read_bytes()
+    with zipfile.ZipFile(file) as archive:
+        record = max(archive.infolist(), key=lambda each: each.file_size)
+    start = content.index(record.filename.encode(), record.header_offset) + record.file_size // 2 + 100
+    file.write_bytes(content[:start] + bytes([content[start] ^ 1]) + content[start + 1 :])
+    assert message(load_model, "digits", file) == (
+        f"`weights` must be an undamaged PyTorch file, got {file}: the checksum of {record.filename} is wrong."
+    )
+
+
+def test_no_flipped_bit_in_a_pytorch_file_changes_a_weight(tmp_path):
+    model = nn.Linear(3, 2)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    content, file = (tmp_path / "w.pt").read_bytes(), tmp_path / "flipped.pt"
+    for position in range(0, len(content), 7):
+        file.write_bytes(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+        other = nn.Linear(3, 2)
+        try:
+            load_weights_(other, file)
+        except InputError:
+            continue
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items()), position
+
+
+def test_a_pytorch_file_that_bursts(tmp_path, state, monkeypatch):
+    file = tmp_path / "w.pt"
+    torch.save(state, file)
+    monkeypatch.setattr("autocompress.models.weights.memory_limit", lambda _: 10_000)
+    text = message(load_model, "digits", file)
+    assert text.startswith(f"`weights` must fit into the 10 kB of memory that are left, got {file} with ")
+
+
+def test_pipes_and_devices_are_no_weights(tmp_path):
+    os.mkfifo(tmp_path / "w.pt")
+    os.symlink("/dev/zero", tmp_path / "w.safetensors")
+    for name, kind in (("w.pt", "a pipe"), ("w.safetensors", "a device")):
+        assert message(load_model, "digits", tmp_path / name) == (
+            f"`weights` must be a regular file, got {tmp_path / name}, which is {kind}."
+        )
+
+
 class Unsafe:
     """Pickles to a call that would leave a folder."""
 
@@ -175,8 +287,7 @@ def test_truncated_pytorch_file(tmp_path, state):
     torch.save(state, file)
     file.write_bytes(file.read_bytes()[:-3000])
     assert message(load_model, "digits", file) == (
-        f"`weights` must be a readable PyTorch file, got {file}: "
-        "PytorchStreamReader failed reading zip archive: failed finding central directory."
+        f"`weights` must be an undamaged PyTorch file, got {file}: File is not a zip file."
     )
 
 
@@ -242,6 +353,22 @@ def test_arguments_that_do_not_fit(script):
     )
     assert message(load_model, f"{script}:linear", model_args={"depth": 3}) == (
         f"`model_args` must fit {script}:linear, got depth: got an unexpected keyword argument 'depth'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "argument"),
+    [
+        ("torchvision:squeezenet1_1", {"weights": "DEFAULT"}),
+        ("timm:mobilenetv3_small_050", {"pretrained": True}),
+        ("timm:mobilenetv3_small_050", {"checkpoint_path": "evil.pt"}),
+        ("timm:mobilenetv3_small_050", {"pretrained_cfg_overlay": {"url": "http://x"}}),
+    ],
+)
+def test_arguments_that_download_or_unpickle(spec, argument):
+    assert message(load_model, spec, model_args=argument) == (
+        f"`model_args` of {spec} must not load weights, got {next(iter(argument))}: nothing is downloaded, and a "
+        "checkpoint may hold code; pass --weights FILE."
     )
 
 

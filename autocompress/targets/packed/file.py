@@ -34,6 +34,7 @@ from torch import Tensor, fx, nn
 
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights
+from autocompress.files import check_regular
 from autocompress.plan import Plan
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
@@ -135,6 +136,8 @@ def load_packed_weights(path: str | Path) -> PackedWeights:
     Raises:
         InputError: the file is missing, damaged, or of another format or version.
     """
+    if not Path(path).is_dir():  # the message for folders is below
+        check_regular("`path`", path)
     try:
         raw = Path(path).read_bytes()
     except OSError as error:
