@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,25 @@ if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
 
 _FATAL_ONLY = 4
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"  # the only switch that is looked at before anything is collected or written
+
+
+def runtime() -> Any:
+    """The module `onnxruntime`, without its telemetry: no events, no files in TMPDIR or the user's cache.
+
+    ONNX Runtime reads the switch once, when it is imported; a program that has imported it before keeps what it chose.
+    Nor is a switch changed that the user has set.
+    """
+    os.environ.setdefault(_NO_TELEMETRY, "1")
+    import onnxruntime
+
+    return onnxruntime
 
 
 @cache
 def _load_failures() -> tuple[type[Exception], ...]:
     """What ONNX Runtime raises where a file is missing, damaged, or more than this version can run."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
-
+    errors = runtime().capi.onnxruntime_pybind11_state
     return (
         errors.Fail,
         errors.InvalidArgument,
@@ -63,8 +76,7 @@ def open_session(content: bytes | str | Path, threads: int = 1, *, optimized: Pa
     Raises:
         InputError: the file is missing or damaged, or holds what this version of ONNX Runtime can't run.
     """
-    import onnxruntime
-
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -1,0 +1,101 @@
+"""Many evaluations of the default method in one process: memory, open files and threads must stay as they were.
+
+python benchmarks/endurance.py                    # 2,000 evaluations on the embedded digits network
+python benchmarks/endurance.py --evaluations 600  # a look
+
+Measured after every hundredth evaluation, from the hundredth on: until then caches fill. The evaluations are those of
+one search; where a search ends sooner, because it knows no more new plans, further ones follow with other seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+import autocompress
+from autocompress.progress import Silent, Step
+
+EVERY = 100
+MOST_GROWTH = 0.05
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the process holds after a number of evaluations."""
+
+    evaluations: int
+    megabytes: float
+    files: int
+    threads: int
+    seconds: float
+
+
+class Meter(Silent):
+    """Reads memory, open files and threads after every hundredth evaluation of all searches together."""
+
+    def __init__(self, most: int) -> None:
+        self.evaluations, self.readings, self._most = 0, list[Reading](), most
+        self._process, self._started = psutil.Process(), time.monotonic()
+
+    def step(self, step: Step) -> None:
+        self.evaluations += 1
+        if self.evaluations % EVERY == 0 or self.evaluations == self._most:
+            self._read()
+
+    def _read(self) -> None:
+        gc.collect()
+        megabytes, seconds = self._process.memory_info().rss / 1e6, time.monotonic() - self._started
+        files, threads = self._process.num_fds(), self._process.num_threads()
+        self.readings.append(Reading(self.evaluations, megabytes, files, threads, seconds))
+        print(
+            f"{self.evaluations:5} evaluations: {megabytes:8.1f} MB, {files} files, {threads} threads, {seconds:.0f} s",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--evaluations", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    meter, seed = Meter(options.evaluations), options.seed
+    with tempfile.TemporaryDirectory(prefix="endurance-") as folder:
+        while (left := options.evaluations - meter.evaluations) > 0:
+            before = meter.evaluations
+            autocompress.search(
+                "digits",
+                budget="size=0.12",
+                episodes=left,
+                seed=seed,
+                out=Path(folder) / str(seed),
+                progress=meter,
+                recalibration_samples=0,
+            )
+            print(f"search with seed {seed}: {meter.evaluations - before} evaluations", flush=True)
+            seed += 1
+            if meter.evaluations - before < 2:
+                sys.exit("a search made no evaluation")
+    sys.exit(0 if is_flat(meter.readings) else 1)
+
+
+def is_flat(readings: list[Reading]) -> bool:
+    """Print how much was gained between the first reading and the last, and whether that is little enough."""
+    first, last = readings[0], readings[-1]
+    growth = last.megabytes / first.megabytes - 1
+    files, threads = last.files - first.files, last.threads - first.threads
+    print(
+        f"from {first.evaluations} to {last.evaluations} evaluations: memory {100 * growth:+.1f} % (at most +5 %), "
+        f"files {files:+d}, threads {threads:+d}"
+    )
+    return growth < MOST_GROWTH and files <= 0 and threads <= 0
+
+
+if __name__ == "__main__":
+    main()
