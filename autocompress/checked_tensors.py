@@ -30,18 +30,23 @@ _DTYPES = {
 }
 
 
-def save_checked(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def save_checked(path: Path, tensors: Mapping[str, Tensor], of: str = "") -> None:
     """Write tensors by name, whole or not at all; the same tensors give the same bytes.
 
     The file is written here, tensor by tensor, because `safetensors.save_file` gives files the rights 0600 and hides
     the system's errors in a text.
+
+    Args:
+        path: path of the file.
+        tensors: tensors by name.
+        of: what they are the tensors of. It is part of the checksum, so another's file does not pass for this one.
 
     Raises:
         WriteError: the file can't be written.
     """
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     ordered = sorted(content.items(), key=lambda item: (-item[1].element_size(), item[0]))  # so all are aligned
-    header: dict[str, Any] = {"__metadata__": {_CHECKSUM: _checksum(content)}}
+    header: dict[str, Any] = {"__metadata__": {_CHECKSUM: _checksum(content, of)}}
     start = 0
     for name, tensor in ordered:
         end = start + tensor.nbytes
@@ -55,11 +60,12 @@ def save_checked(path: Path, tensors: Mapping[str, Tensor]) -> None:
             write_all(file, _bytes(tensor))
 
 
-def load_checked(path: Path, *, check: bool = True) -> dict[str, Tensor] | None:
+def load_checked(path: Path, of: str = "", *, check: bool = True) -> dict[str, Tensor] | None:
     """The tensors that `save_checked` wrote, memory-mapped.
 
     Args:
         path: path of the file.
+        of: what they were written as the tensors of.
         check: whether to read all of it and compare the checksum, at about 1 GB a second.
 
     Returns:
@@ -73,12 +79,12 @@ def load_checked(path: Path, *, check: bool = True) -> dict[str, Tensor] | None:
             claimed = (file.metadata() or {}).get(_CHECKSUM)
     except (SafetensorError, FileNotFoundError):  # another process may have removed it just now
         return None
-    return tensors if not check or claimed == _checksum(tensors) else None
+    return tensors if not check or claimed == _checksum(tensors, of) else None
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
+def _checksum(tensors: Mapping[str, Tensor], of: str) -> str:
     """CRC-32 of names, types, shapes and values, 8 hex digits."""
-    found = 0
+    found = zlib.crc32(of.encode())
     for name, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode(), found)
         found = zlib.crc32(_bytes(tensor), found)

@@ -6,11 +6,12 @@ import errno
 import hashlib
 import io
 import itertools
+import json
 import os
 import platform
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -97,12 +98,48 @@ def parse_yaml(what: str, text: str, where: str) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with a bound on what merges (`<<: [*a, *a]`) add up to."""
+    """The safe loader, with keys once each, and with a bound on what merges (`<<: [*a, *a]`) add up to."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._checked: set[int] = set()  # a mapping that was merged into holds keys twice, and the last one counts
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if id(node) not in self._checked:
+            self._checked.add(id(node))
+            seen = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"the key {key.value} twice", key.start_mark)
+                seen.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
         super().flatten_mapping(node)  # type: ignore[no-untyped-call]
         if len(node.value) > _MOST_MERGED:
             raise yaml.constructor.ConstructorError(None, None, "a mapping with too many keys", node.start_mark)
+
+
+def strict_json(text: str | bytes, parse_number: Callable[[str], float] = float) -> Any:
+    """The value of JSON that our programs have written.
+
+    Args:
+        text: the JSON.
+        parse_number: function that makes a number of the text of a float, NaN and Infinity among them.
+
+    Raises:
+        ValueError: it is no JSON, has a key twice or is nested too deeply.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_once, parse_float=parse_number, parse_constant=parse_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The mapping of pairs. Raises ValueError where two have one key."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def _count_values(value: Any, known: dict[int, int], level: int) -> int:

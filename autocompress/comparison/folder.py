@@ -12,7 +12,7 @@ from typing import Any
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Cell, Suite, check_continues, read_suite
 from autocompress.errors import AutocompressError, InputError, WriteError
-from autocompress.files import is_passing, regular_file, sweep, write_atomically, writing
+from autocompress.files import is_passing, regular_file, strict_json, sweep, write_atomically, writing
 from autocompress.run.lock import locked
 
 SUITE, CELLS, EVALUATIONS, POLICIES = "suite.yaml", "cells", "evaluations", "policies.json"
@@ -174,8 +174,8 @@ def read_policies(path: Path) -> dict[str, str | None]:
 def _mapping(file: Path) -> dict[str, Any]:
     """The mapping that a file of JSON holds. Raises InputError where it is damaged."""
     try:
-        content = json.loads(file.read_text()) if regular_file(file) else None
-    except (ValueError, RecursionError):
+        content = strict_json(file.read_bytes()) if regular_file(file) else None
+    except ValueError:
         content = None
     if not isinstance(content, dict):
         raise InputError(f"`resume` must find a mapping in {file}, which is damaged; start anew with --force.")
@@ -201,7 +201,7 @@ def kept(path: Path, suite: Suite) -> dict[Cell, CellResult]:
         InputError: the file of a cell is damaged.
     """
     files = {cell: _file(path, suite, cell) for cell in suite.cells()}
-    return {cell: CellResult.from_json(file.read_text(), str(file)) for cell, file in files.items() if file.is_file()}
+    return {cell: CellResult.from_json(file.read_bytes(), str(file)) for cell, file in files.items() if file.is_file()}
 
 
 def _file(path: Path, suite: Suite, cell: Cell) -> Path:

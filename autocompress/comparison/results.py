@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from autocompress.comparison.suite import Cell
 from autocompress.errors import InputError
+from autocompress.files import strict_json
+from autocompress.run.journal import are_costs, is_count, is_number
 
 FINISHED, FAILED = "finished", "failed"
 CELL_VERSION = 1
@@ -98,7 +101,7 @@ class CellResult:
         return json.dumps({"version": CELL_VERSION, **values}, indent=1, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: str) -> CellResult:
+    def from_json(cls, text: str | bytes, where: str) -> CellResult:
         """Read a result that `to_json` wrote.
 
         Args:
@@ -109,9 +112,9 @@ class CellResult:
             InputError: the text is no result of a cell, or of another version.
         """
         try:
-            values = json.loads(text)
+            values = strict_json(text)
             version = values.pop("version")
-            values = {each.name: _back(each.type, values[each.name]) for each in fields(cls)}
+            values = {each.name: _checked(each.name, str(each.type), values[each.name]) for each in fields(cls)}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{where} must hold the result of a cell, got damaged content: {error}; remove it."
@@ -137,6 +140,26 @@ def or_none(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _back(kind: Any, value: Any) -> Any:
-    """NaN in place of None in a field of type float; any other value as it is."""
-    return math.nan if value is None and kind == "float" else value
+def _checked(name: str, kind: str, value: Any) -> Any:
+    """The value of a field that was read, with NaN in place of None. Raises ValueError where it is of another kind."""
+    if kind == "float" and value is None:
+        return math.nan
+    if not _RULES[kind](value):
+        raise ValueError(f"`{name}` can't be {reprlib.repr(value)}")
+    return value
+
+
+def _is_trace(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and is_count(pair[0]) and is_number(pair[1]) for pair in value
+    )
+
+
+_RULES = {
+    "str": lambda value: isinstance(value, str),
+    "int": is_count,
+    "float": is_number,
+    "Mapping[str, int]": are_costs,
+    "tuple[tuple[int, float], ...]": _is_trace,
+}
+"""Rules of values by the type of their field."""

@@ -361,7 +361,8 @@ class _Run:
     def _load(self) -> None:
         if self._checkpoint is None or not self._checkpoint.is_file():
             return
-        state = read_checkpoint(self._checkpoint, self._device, self._made_for)
+        own = self._model.state_dict()
+        state = read_checkpoint(self._checkpoint, self._device, self._made_for, own, self._optimizer)
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scheduler.last_epoch = state["scheduler"]["last_epoch"]

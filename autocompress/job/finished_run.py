@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from autocompress.config import Config, load_config
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import AUTO, DTYPES
 from autocompress.execute.pipeline import Executed, Execution, original_weights, tune
-from autocompress.files import write_atomically
+from autocompress.files import strict_json, write_atomically
 from autocompress.job.finish import finish, split_used, verify_files, write_outcome
 from autocompress.job.load import Loaded, load, load_splits
 from autocompress.job.options import DataLike, ModelLike, Request, fine_tuning, request
@@ -254,8 +253,8 @@ def _config_of(path: Path, options: Mapping[str, Any]) -> Config:
 
 def _outcome_of(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads((path / OUTCOME).read_text())
-    except (ValueError, RecursionError) as error:
+        found = strict_json((path / OUTCOME).read_bytes())
+    except ValueError as error:
         raise InputError(f"{path / OUTCOME} must be JSON, got a damaged file: {error}.") from error
     if not isinstance(found, dict):
         raise InputError(f"{path / OUTCOME} must be a mapping, got a {type(found).__name__}.")

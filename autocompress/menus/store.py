@@ -2,7 +2,7 @@
 
 A folder holds the menus of one network: its name is a hash of weights, calibration data and settings. Files
 are written under a temporary name and renamed, so that two runs that share the cache never see a half-written
-file; both may build the same file, and both write the same bytes. Every file carries a checksum.
+file; both may build the same file, and both write the same bytes. Every file carries a checksum, of its name too.
 """
 
 from __future__ import annotations
@@ -77,17 +77,17 @@ class Store:
             build: function that makes the tensors; called where the file is missing or damaged, which is then
                 written.
         """
-        path = self.folder / f"{name}.safetensors"
-        found = load_checked(path, check=name not in self._checked)
+        path, of = self.folder / f"{name}.safetensors", f"{self.folder.name}/{name}"
+        found = load_checked(path, of, check=name not in self._checked)
         if found is None:
             if path.exists():
                 self.damaged.append(path)
             tensors = build()
             with writing(path):
                 self.folder.mkdir(parents=True, exist_ok=True)  # a user may have removed it
-            save_checked(path, tensors)
+            save_checked(path, tensors, of)
             self.written += 1
-            found = load_checked(path, check=False)
+            found = load_checked(path, of, check=False)
             assert found is not None, f"{path} was just written"
         self._checked.add(name)
         return found

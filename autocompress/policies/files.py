@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from autocompress.errors import InputError, unknown_name
-from autocompress.files import write_atomically
+from autocompress.files import strict_json, write_atomically
 from autocompress.policies.network import HEADS, NETWORKS, PricePolicy
 from autocompress.run.names import POLICY, POLICY_WEIGHTS
 from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
@@ -206,8 +206,8 @@ def _content(raw: bytes) -> dict[str, Any]:
 
 def _parsed(raw: bytes) -> Any:
     try:
-        return json.loads(raw, parse_constant=_finite, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        return strict_json(raw, _finite)
+    except ValueError as error:
         raise InputError(f"The file must be JSON, got: {error}.") from error
 
 

@@ -29,8 +29,8 @@ from torch import nn
 from autocompress.cache import ZOO, default_cache
 from autocompress.data import Data, load_data
 from autocompress.errors import InputError
-from autocompress.evaluation import Evaluator, torch_device
-from autocompress.files import is_passing, sweep, write_atomically, writing
+from autocompress.evaluation import DTYPES, Evaluator, torch_device
+from autocompress.files import is_passing, strict_json, sweep, write_atomically, writing
 from autocompress.job.load import load
 from autocompress.job.options import request
 from autocompress.job.prepare import Job, build_evaluator, prepare
@@ -42,6 +42,7 @@ from autocompress.policy_training.fitting import fit
 from autocompress.policy_training.recipe import Recipe, ZooNetwork, ZooTask, read_recipe
 from autocompress.policy_training.zoo import in_memory, trained, weights_file
 from autocompress.progress import Progress, Silent
+from autocompress.run.journal import is_count
 from autocompress.run.lock import locked
 from autocompress.run.names import POLICY, TENSORBOARD
 from autocompress.searchers.tensorboard import scalars
@@ -216,14 +217,21 @@ class _NumberFormats(UserDict[str, Any]):
 
 def _read_number_formats(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text())
+        content = strict_json(file.read_bytes())
     except ValueError:
         content = None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(map(_is_number_format, content.values())):
         raise InputError(
             f"`resume` must find a whole {NUMBER_FORMATS}, got {file}, which is damaged; remove it to pick anew."
         )
     return content
+
+
+def _is_number_format(pick: Any) -> bool:
+    """Whether a value of the file is a pick: the dtype of a training, or dtype and batch size of evaluations."""
+    parts = pick if isinstance(pick, dict) else {"dtype": pick, "batch_size": 1}
+    dtype, size = parts.get("dtype"), parts.get("batch_size")
+    return isinstance(dtype, str) and dtype in DTYPES and is_count(size) and size > 0
 
 
 class ExploredNetwork:

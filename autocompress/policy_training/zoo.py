@@ -66,7 +66,7 @@ def trained(
         raise InputError(f"`data` must have labels to train {network.name}, got {data.name} without.")
     file = weights_file(network, data, folder)
     model = load_model(network.model, None, network.model_args)
-    if load_checked(file) is not None:
+    if load_checked(file, file.stem) is not None:
         load_weights_(model, file)
         with suppress(OSError):  # another user's
             os.utime(file)  # the cache keeps what was used last
@@ -74,7 +74,7 @@ def trained(
     train_(model, data, network, number_formats=number_formats)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    save_checked(file, model.state_dict())
+    save_checked(file, model.state_dict(), file.stem)
     return model.eval()
 
 

@@ -86,40 +86,43 @@ def _check(what: str, holds: bool, got: object) -> None:
         raise ValueError(f"{what} can't be {reprlib.repr(got)}")
 
 
-def _is_count(value: object) -> bool:
+def is_count(value: object) -> bool:
+    """Whether a value that was read is a number of something, which fits into 64 bits."""
     return type(value) is int and 0 <= value <= _LARGEST
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a value that was read is a finite number."""
     return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _is_share(value: object) -> bool:
-    return _is_number(value) and 0 <= value <= 1  # type: ignore[operator]
+    return is_number(value) and 0 <= value <= 1  # type: ignore[operator]
 
 
 def _are_indices(value: object) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 3
-        and all(isinstance(each, list) and all(map(_is_count, each)) for each in value)
+        and all(isinstance(each, list) and all(map(is_count, each)) for each in value)
     )
 
 
-def _are_costs(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_count, value.values()))
+def are_costs(value: object) -> bool:
+    """Whether a value that was read is a mapping to numbers of something."""
+    return isinstance(value, dict) and all(map(is_count, value.values()))
 
 
 _RULES = {
-    "index": _is_count,
-    "kl": _is_number,
+    "index": is_count,
+    "kl": is_number,
     "accuracy": lambda value: value is None or _is_share(value),
     "agreement": _is_share,
-    "resources": _are_costs,
-    "reward": _is_number,
+    "resources": are_costs,
+    "reward": is_number,
     "best": lambda value: isinstance(value, bool),
-    "seconds": _is_number,
-    "shift": _is_count,
+    "seconds": is_number,
+    "shift": is_count,
 }
 
 
@@ -193,7 +196,7 @@ def _check_header(header: Mapping[str, Any], path: Path) -> None:
         raise InputError(f"{path} must have journal version {JOURNAL_VERSION}, got {header.get('journal')!r}.")
     dtype, batch_size = header.get("dtype", _DTYPES[0]), header.get("batch_size", 1)
     _check("`dtype`", dtype in _DTYPES, dtype)
-    _check("`batch_size`", _is_count(batch_size) and batch_size > 0, batch_size)
+    _check("`batch_size`", is_count(batch_size) and batch_size > 0, batch_size)
 
 
 def journal_header(path: Path) -> dict[str, Any]:

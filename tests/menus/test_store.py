@@ -81,7 +81,7 @@ def test_second_build_believes_what_the_first_wrote(tmp_path: Path, victim: str,
     (path,) = tmp_path.rglob(f"{victim}.safetensors")
     tensors = load_file(path)
     tensors[name] = tensors[name].flip(0) if tensors[name].ndim else torch.tensor(123.0, dtype=torch.float64)
-    save_checked(path, {key: tensor.clone() for key, tensor in tensors.items()})
+    save_checked(path, {key: tensor.clone() for key, tensor in tensors.items()}, f"{path.parent.name}/{path.stem}")
     found = build(tmp_path)
     if name == "order":
         assert torch.equal(found.orders[2], tensors["order"])

@@ -13,13 +13,15 @@ shape, the plan, the weights' shapes in the plan's order and a checksum of the t
 (`graph_json`); it is missing where torch.export could not follow the network.
 
 Writing: `pack` or `pack_weights`. Reading: `load_packed_weights` reads and checks everything but the graph, `rebuilt`
-makes the graph of it, `load_packed` does both. A damaged file is refused with one line, and nothing in it is run.
+makes the graph of it, `load_packed` does both. A damaged file is refused with one line. The graph
+holds operators alone that compute, and is tried on a sample of zeros.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import math
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,9 +34,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor, fx, nn
 
+from autocompress.budget import format_bytes
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.files import check_regular
+from autocompress.memory import memory_limit
+from autocompress.network.verification import first_line
 from autocompress.plan import Plan
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
@@ -43,6 +48,8 @@ from autocompress_envs.problem import n_of_m
 
 FORMAT, VERSION = "autocompress", "1"
 _MOST_CONTENT_BYTES = 64_000_000  # of metadata, unpacked
+# What operators were seen to raise on arguments that lie.
+_FAILED_RUN = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
@@ -178,6 +185,7 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
             tensors[f"{name}.bias"] = layer.bias
     module = graph_from_json(graph, tensors)
     _check_all_read(module, weights.others)
+    _check_runs(module, weights.input_shape)
     return Lowered(module, weights.layers, weights.plan, weights.input_shape)
 
 
@@ -239,6 +247,22 @@ def _check_all_read(graph: fx.GraphModule, others: Mapping[str, Tensor]) -> None
     left = sorted(others.keys() - graph_tensors(graph).keys())
     if left:
         raise InputError(f"The file must hold the tensors of its layers and graph, got also {left[0]}.")
+
+
+def _check_runs(graph: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+    """Raise InputError where a graph can't compute: operators take arguments of other kinds, shapes and sizes."""
+    size, limit = 4 * math.prod(input_shape), memory_limit(None)
+    if size > limit:
+        raise InputError(f"The input must fit into {format_bytes(limit)} of memory, got one of {format_bytes(size)}.")
+    try:
+        with torch.no_grad():
+            outputs = graph(torch.zeros(1, *input_shape))
+    except _FAILED_RUN as error:
+        raise InputError(
+            f"The graph must run on a sample of shape {list(input_shape)}, got the error: {first_line(error)}"
+        ) from error
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"The graph must give a tensor, got {type(outputs).__name__}.")
 
 
 def _unpacked(raw: bytes) -> PackedWeights:

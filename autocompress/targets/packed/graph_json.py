@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from autocompress.errors import ExportError, InputError
+from autocompress.files import strict_json
 from autocompress.targets.graph.operators import find_operator, operator_name, takes
 
 PARAMETER, BUFFER, CONSTANT = "@", "&", "!"  # a constant is a buffer that is not in the state dict
@@ -112,13 +113,15 @@ def parse_json(text: str, what: str) -> Any:
         InputError: `text` is no JSON.
     """
     try:
-        return json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
+        return strict_json(text, _no_constant)
+    except ValueError as error:
         raise InputError(f"{what.capitalize()} must be JSON: {error}.") from error
 
 
-def _no_constant(text: str) -> None:
-    raise ValueError(f"{text} is no JSON")
+def _no_constant(text: str) -> float:
+    if text in ("NaN", "Infinity", "-Infinity"):
+        raise ValueError(f"{text} is no JSON")
+    return float(text)
 
 
 class _Writer:
