@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.files import regular_file, write_atomically
-from autocompress.models.weights import check_checksums, special_form
+from autocompress.models.weights import FLOATS, check_checksums, special_form
 
 NUMBERS = 6  # numbers that a fine-tuning keeps beside its tensors
 _PARTS = {"model", "optimizer", "scheduler", "best", "numbers", "made_for"}
@@ -114,7 +114,9 @@ def _are_moments(found: Mapping[str, Tensor], parameter: Tensor) -> bool:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return not special_form(tensor) and bool(torch.isfinite(tensor).all())
+    """Whether a tensor holds ordinary numbers, all finite."""
+    is_known = tensor.dtype in FLOATS or not tensor.is_floating_point()
+    return is_known and not special_form(tensor) and bool(torch.isfinite(tensor).all())
 
 
 def _settings(optimizer: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from autocompress.config import Config, first_difference, load_config
 from autocompress.errors import InputError
-from autocompress.files import append, is_passing, write_atomically, writing
-from autocompress.run.journal import JOURNAL_VERSION, Entry, read_journal, stamped
-from autocompress.run.names import CONFIG, JOURNAL, NEXT_CONFIG, OUTCOME, RUN_FILES, STAGE, TENSORBOARD
+from autocompress.files import append, is_passing, regular_file, write_atomically, writing
+from autocompress.run.journal import JOURNAL_VERSION, Entry, Indices, read_journal, stamped
+from autocompress.run.names import CONFIG, JOURNAL, JOURNAL_BEFORE, NEXT_CONFIG, OUTCOME, RUN_FILES, STAGE, TENSORBOARD
 
 
 def default_path(model: str, budget: str | None, root: Path = Path("runs")) -> Path:
@@ -65,7 +65,7 @@ def _resumable(config: Config) -> Path:
     options = options_file(config.out)
     if not options.is_file() or not (options.name == NEXT_CONFIG or (config.out / JOURNAL).is_file()):
         raise InputError(f"`resume` needs the folder of a run, got {config.out}, which has no {CONFIG} and {JOURNAL}.")
-    before = load_config(options, {})
+    before = load_config(options, {}).model_copy(update={"device": config.device})  # another machine may have others
     option = first_difference(before, config)
     if option is not None:
         raise InputError(
@@ -127,6 +127,10 @@ class RunFolder:
         config: options of the run.
         versions: versions of the software by name; written as comments.
         made_on: identity of network, weights, data and settings, which has to be the same when the run is resumed.
+
+    Attributes:
+        replayed: entries of the journal of a resumed run, which the search is expected to repeat.
+        before: entries of a journal that the search departed from; their plans need not be measured again.
     """
 
     def __init__(self, path: Path, config: Config, versions: Mapping[str, str], made_on: Mapping[str, Any]) -> None:
@@ -135,6 +139,8 @@ class RunFolder:
         if not config.resume:
             begin(path, config, versions)
         self.replayed = self._reopen(header)
+        before = path / JOURNAL_BEFORE
+        self.before = read_journal(before)[1] if regular_file(before) else []
         with writing(path / JOURNAL):
             self._journal = (path / JOURNAL).open("ab", buffering=0)
         if self._journal.tell() == 0:
@@ -152,16 +158,34 @@ class RunFolder:
         """Add a line to the journal at once. An entry that the resumed run had already written is left alone.
 
         Raises:
-            InputError: the resumed search evaluates another plan than it did before.
             WriteError: the line can't be written; the journal is as it was.
         """
         if entry.index >= len(self.replayed):
             self._write_line(entry.to_line())
-        elif self.replayed[entry.index].labels != entry.labels:
-            raise InputError(
-                f"`resume` must repeat the journal of {self.path}, got another plan at evaluation {entry.index}: "
-                "the run was made by other versions or on another machine; start anew with --force."
-            )
+
+    def departs(self, index: int, labels: Indices) -> bool:
+        """Whether a resumed search evaluates another plan than it did before: other machines and versions round otherwise.
+
+        Args:
+            index: number of the evaluation.
+            labels: its plan.
+        """
+        return index < len(self.replayed) and self.replayed[index].labels != labels
+
+    def depart(self, index: int) -> None:
+        """Go on from here with a journal that ends before an evaluation; what it held is kept as knowledge.
+
+        Args:
+            index: number of the evaluation.
+
+        Raises:
+            WriteError: the files can't be written.
+        """
+        content = (self.path / JOURNAL).read_bytes()
+        self.write(JOURNAL_BEFORE, content)
+        with writing(self.path / JOURNAL):
+            os.truncate(self.path / JOURNAL, sum(map(len, content.splitlines(keepends=True)[: index + 1])))
+        self.before, self.replayed = self.replayed, self.replayed[:index]
 
     def write(self, name: str, content: str | bytes) -> None:
         """Write one of the run's files, at once or not at all."""

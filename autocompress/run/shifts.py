@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import shutil
 import zlib
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +12,8 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from autocompress.files import regular_file, write_all, writing
+from autocompress.files import regular_file, replacing, write_all, writing
+from autocompress.run.names import SHIFTS_BEFORE
 
 Shift = npt.NDArray[np.float16]
 
@@ -70,6 +73,17 @@ class ShiftFile:
         if len(content) < self._bytes or checksum not in (None, zlib.crc32(content)):
             return None
         return np.frombuffer(content, np.float16).reshape(self._shape)
+
+    def depart(self, index: int) -> None:
+        """Keep all records in the file of those before, and go on with the first `index` of them."""
+        with replacing(self._path.with_name(SHIFTS_BEFORE)) as temporary:
+            shutil.copyfile(self._path, temporary)
+        with writing(self._path):
+            self._file.truncate(min(index * self._bytes, self._file.seek(0, os.SEEK_END)))
+
+    def before(self) -> ShiftFile:
+        """The records of the journal that the search departed from."""
+        return ShiftFile(self._path.with_name(SHIFTS_BEFORE), self._shape)
 
 
 def _read_all(file: io.FileIO, size: int) -> bytes:

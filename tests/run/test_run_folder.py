@@ -10,7 +10,7 @@ from autocompress import InputError
 from autocompress.config import Config, load_config
 from autocompress.files import write_atomically
 from autocompress.run.folder import RunFolder, claim, default_path
-from autocompress.run.journal import Entry, read_journal
+from autocompress.run.journal import JOURNAL_VERSION, Entry, read_journal
 
 MADE_ON = {"network": "n1", "weights": "w1", "data": "d1", "dtype": "float32"}
 VERSIONS = {"autocompress": "0.1.0", "torch": "9.9"}
@@ -184,15 +184,26 @@ def test_resume_needs_the_same_network(tmp_path):
     )
 
 
-def test_resume_notices_that_the_search_went_another_way(tmp_path):
-    make_run(tmp_path, [entry(0), entry(1)])
-    with pytest.raises(InputError) as error:
-        make_run(tmp_path, [entry(0), entry(1, level=1)], resume=True)
-    assert str(error.value) == (
-        f"`resume` must repeat the journal of {tmp_path}, got another plan at evaluation 1: "
-        "the run was made by other versions or on another machine; start anew with --force."
-    )
-    assert len(read_journal(tmp_path / "journal.jsonl")[1]) == 2
+def test_a_search_that_goes_another_way_keeps_what_the_journal_held(tmp_path):
+    first = [entry(0), entry(1), entry(2)]
+    config = make_run(tmp_path, first).model_copy(update={"resume": True})
+    other = entry(1, level=1)
+    with RunFolder(claim(config), config, VERSIONS, MADE_ON) as folder:
+        assert [folder.departs(each.index, each.labels) for each in (*first, other, entry(3))] == [0, 0, 0, 1, 0]
+        folder.depart(1)
+        folder.append(other)
+        assert (folder.replayed, folder.before) == (first[:1], first)
+    header, entries = read_journal(tmp_path / "journal.jsonl")
+    assert (header["journal"], entries) == (JOURNAL_VERSION, [first[0], other])
+    with RunFolder(claim(config), config, VERSIONS, MADE_ON) as folder:  # also after a kill
+        assert (folder.replayed, folder.before) == ([first[0], other], first)
+    with RunFolder(tmp_path, config.model_copy(update={"resume": False}), VERSIONS, MADE_ON) as folder:
+        assert (folder.replayed, folder.before) == ([], [])
+
+
+def test_a_run_is_resumed_on_another_device(tmp_path):
+    config = make_run(tmp_path, [entry(0)]).model_copy(update={"resume": True, "device": "cuda:1"})
+    assert claim(config) == tmp_path
 
 
 def test_atomic_write_leaves_the_old_file_when_it_fails(tmp_path, monkeypatch):
