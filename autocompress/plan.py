@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -102,11 +103,11 @@ def _kind(data: Any) -> str:
 
 def _label(name: str, value: Any) -> Label:
     if not isinstance(value, Mapping):
-        raise InputError(f"The label of layer {name} must be a mapping, got {value!r}.")
+        raise InputError(f"The label of layer {name} must be a mapping, got {reprlib.repr(value)}.")
     known = {field.name for field in fields(Label)}
     _reject_unknown(f"label of layer {name}", set(value) - known, known)
     if not all(isinstance(number, (int, float)) and not isinstance(number, bool) for number in value.values()):
-        raise InputError(f"The label of layer {name} must hold numbers only, got {dict(value)!r}.")
+        raise InputError(f"The label of layer {name} must hold numbers only, got {reprlib.repr(dict(value))}.")
     try:
         return Label(**value)
     except InputError as error:

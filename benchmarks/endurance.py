@@ -1,10 +1,11 @@
 """Many evaluations of the default method in one process: memory, open files and threads must stay as they were.
 
-python benchmarks/endurance.py                    # 2,000 evaluations on the embedded digits network
-python benchmarks/endurance.py --evaluations 600  # a look
+python benchmarks/endurance.py                                     # 2,000 evaluations: ten searches of 200
+python benchmarks/endurance.py --evaluations 1000 --episodes 1000  # one long search
 
-Measured after every hundredth evaluation, from the hundredth on: until then caches fill. The evaluations are those of
-one search; where a search ends sooner, because it knows no more new plans, further ones follow with other seeds.
+Measured after every hundredth evaluation on the embedded digits network, from the hundredth on: until then caches fill.
+A search keeps what every plan did to the outputs, because its agent learns from that; so within one search memory
+grows with its evaluations, and comes back when the search ends.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Meter(Silent):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluations", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=200, help="evaluations of one search; 200 is its default")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first search; each has the next one")
     options = parser.parse_args()
     meter, seed = Meter(options.evaluations), options.seed
     with tempfile.TemporaryDirectory(prefix="endurance-") as folder:
@@ -72,7 +74,7 @@ def main() -> None:
             autocompress.search(
                 "digits",
                 budget="size=0.12",
-                episodes=left,
+                episodes=min(left, options.episodes),
                 seed=seed,
                 out=Path(folder) / str(seed),
                 progress=meter,

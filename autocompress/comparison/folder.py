@@ -201,7 +201,11 @@ def kept(path: Path, suite: Suite) -> dict[Cell, CellResult]:
         InputError: the file of a cell is damaged.
     """
     files = {cell: _file(path, suite, cell) for cell in suite.cells()}
-    return {cell: CellResult.from_json(file.read_bytes(), str(file)) for cell, file in files.items() if file.is_file()}
+    found = {cell: CellResult.from_json(file.read_bytes(), str(file)) for cell, file in files.items() if file.is_file()}
+    for cell, result in found.items():
+        if result.cell != cell:
+            raise InputError(f"{files[cell]} must hold the result of {cell}, got that of {result.cell}; remove it.")
+    return found
 
 
 def _file(path: Path, suite: Suite, cell: Cell) -> Path:

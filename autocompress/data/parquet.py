@@ -71,7 +71,7 @@ class ParquetSource:
     def _images(self, group: int) -> pa.ChunkedArray:
         """Encoded images of one row group; they are kept, as a shuffled batch reads from every group."""
         if group not in self._kept:
-            column = _read(self.path, lambda file: file.read_row_group(group, columns=["image"])).column("image")
+            column = _read(self.path, lambda file: _images_of(file, group, self.path))
             if sum(kept.nbytes for kept in self._kept.values()) + column.nbytes > _KEPT_BYTES:
                 self._kept.clear()
             self._kept[group] = column
@@ -157,6 +157,17 @@ def _check_rows(path: Path, rows: int) -> None:
 def _group_sizes(file: pq.ParquetFile) -> list[int]:
     """Number of rows of every row group."""
     return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+
+
+def _images_of(file: pq.ParquetFile, group: int, path: Path) -> pa.ChunkedArray:
+    """The encoded images of a row group. Raises InputError where they don't fit into memory, before they are unpacked."""
+    size, limit = file.metadata.row_group(group).total_byte_size, memory_limit(None)
+    if size > limit:
+        raise InputError(
+            f"{path} must have row groups that fit into the {format_bytes(limit)} of memory that are left, got one of "
+            f"{format_bytes(size)}; write the file with smaller ones."
+        )
+    return file.read_row_group(group, columns=["image"]).column("image")
 
 
 def _check_image_type(path: Path, kind: pa.DataType) -> None:

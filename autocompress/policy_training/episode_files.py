@@ -6,10 +6,12 @@ import io
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from autocompress.errors import InputError
 from autocompress.files import write_atomically
@@ -69,7 +71,21 @@ def load_episodes(file: Path, made_for: str) -> list[EpisodesUnderBudget] | None
         raise InputError(f"{file} must hold episodes, got a damaged file: {first_line(error)}; remove it.") from error
     if str(arrays["made_for"]) != made_for:
         return None
+    if not _are_episodes(arrays):
+        raise InputError(f"{file} must hold episodes, got arrays that do not fit each other; remove it.")
     resource, ends = str(arrays["resource"]), np.cumsum(arrays["counts"])[:-1]
     parts, losses = np.split(arrays["parts"], ends), np.split(arrays["losses"], ends)
     rows = zip(arrays["limits"].tolist(), arrays["observations"], parts, losses, strict=False)
     return [EpisodesUnderBudget({resource: limit}, seen, each, loss) for limit, seen, each, loss in rows]
+
+
+def _are_episodes(arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
+    """Whether the arrays have the types and shapes of those that `save_episodes` writes, and finite numbers."""
+    counts, observations, parts, losses = (arrays[name] for name in ("counts", "observations", "parts", "losses"))
+    numbers = (counts, arrays["limits"], observations, parts, losses)
+    if any(array.dtype.kind != kind for array, kind in zip(numbers, "iifff", strict=True)) or observations.ndim != 3:
+        return False
+    budgets, layers = observations.shape[:2]
+    wanted = [(budgets,), (budgets,), observations.shape, (len(losses.ravel()), layers, 2), (int(counts.sum()),)]
+    shapes_fit = [array.shape for array in numbers] == wanted and (counts >= 0).all()
+    return bool(shapes_fit) and all(bool(np.isfinite(array).all()) for array in numbers)

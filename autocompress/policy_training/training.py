@@ -229,8 +229,8 @@ def _read_number_formats(file: Path) -> dict[str, Any]:
 
 def _is_number_format(pick: Any) -> bool:
     """Whether a value of the file is a pick: the dtype of a training, or dtype and batch size of evaluations."""
-    parts = pick if isinstance(pick, dict) else {"dtype": pick, "batch_size": 1}
-    dtype, size = parts.get("dtype"), parts.get("batch_size")
+    parts = pick if isinstance(pick, dict) else {"dtype": pick}
+    dtype, size = parts.get("dtype"), parts.get("batch_size", 1)
     return isinstance(dtype, str) and dtype in DTYPES and is_count(size) and size > 0
 
 

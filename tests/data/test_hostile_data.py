@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from autocompress.budget import format_bytes
 from autocompress.data import from_tensors, load_data, npz, parquet, pixels
 from autocompress.data.pixels import ImageReader
 from autocompress.errors import InputError
@@ -236,4 +237,18 @@ def test_pipes_and_devices_are_no_files(tmp_path):
     source = load_data(f"imagefolder:{tmp_path}").train
     assert message(source.load, [0]) == (
         f"An image must be a regular file, got {tmp_path}/train/cat/0.png, which is a pipe."
+    )
+
+
+def test_parquet_whose_row_group_is_larger_than_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "memory_limit", lambda _: 10**6)
+    for split in ("train", "test"):
+        pq.write_table(pa.table({"image": [bytes(5 * 10**6)] * 6, "label": [0, 1, 2] * 2}), tmp_path / f"{split}.parquet")
+    size = pq.ParquetFile(tmp_path / "train.parquet").metadata.row_group(0).total_byte_size
+    source = load_data(f"parquet:{tmp_path}").train
+    with pytest.raises(InputError) as error:
+        source.load([0])
+    assert str(error.value) == (
+        f"{tmp_path / 'train.parquet'} must have row groups that fit into the 1 MB of memory that are left, got one of "
+        f"{format_bytes(size)}; write the file with smaller ones."
     )

@@ -251,6 +251,31 @@ def test_a_damaged_checkpoint_is_one_clear_error(tmp_path, monkeypatch):
         finetune(compressed, toy.folded, toy.data, replace(_QUICK, epochs=0.05), checkpoint=file)
 
 
+CHECKPOINT_LIES = {
+    "another shape": lambda state: state["model"].update({"linear.bias": torch.zeros(3)}),
+    "no tensor": lambda state: state["model"].update({"linear.bias": "a"}),
+    "another type": lambda state: state["model"].update({"linear.bias": torch.zeros(10, dtype=torch.float8_e4m3fn)}),
+    "a missing part": lambda state: state["best"].popitem(),
+    "moments of another shape": lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.zeros(1)),
+    "other settings": lambda state: state["optimizer"]["param_groups"][0].update(betas=(0.5, "a")),
+    "too few numbers": lambda state: state["numbers"].pop(),
+    "no step": lambda state: state["scheduler"].update(last_epoch=None),
+}
+
+
+@pytest.mark.parametrize("lie", CHECKPOINT_LIES)
+def test_a_checkpoint_whose_parts_are_no_fine_tuning_of_the_model_is_refused(tmp_path, monkeypatch, lie):
+    toy, compressed, file = saved(tmp_path, monkeypatch)
+    state = torch.load(file, weights_only=True)
+    CHECKPOINT_LIES[lie](state)
+    torch.save(state, file)
+    with pytest.raises(InputError) as caught:
+        finetune(compressed, toy.folded, toy.data, replace(_QUICK, epochs=0.05), checkpoint=file)
+    assert str(caught.value) == (
+        f"`resume` must find a whole checkpoint, got {file}, which is damaged; remove that file to start anew."
+    )
+
+
 def test_the_same_seed_gives_the_same_weights():
     toy, compressed = damaged()
     settings = replace(_QUICK, epochs=0.2, augmentation="shift")

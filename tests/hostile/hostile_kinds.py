@@ -328,8 +328,6 @@ def _networks(clean: Path) -> list[Kind]:
         model = autocompress.load(folder / "model.safetensors")
         with torch.no_grad():
             outputs = model(torch.linspace(0, 1, 128).view(2, 1, 8, 8))
-        if not bool(torch.isfinite(outputs).all()):
-            return Read("not finite")
         return Read(digest(outputs))
 
     def policy(folder: Path) -> Read:

@@ -89,6 +89,17 @@ def test_second_build_believes_what_the_first_wrote(tmp_path: Path, victim: str,
         assert float(found.problem().layers[5].errors[0, 0, 0] - found.range_errors["head"][0]) == pytest.approx(123)
 
 
+def test_a_file_in_the_place_of_another_is_made_anew(tmp_path: Path) -> None:
+    """Both are whole, and the same in form: only the name in the checksum tells them apart."""
+    build(tmp_path)
+    before = contents(tmp_path)
+    one, other = (next(tmp_path.rglob(f"order{index:03d}.safetensors")) for index in (0, 1))
+    other.write_bytes(one.read_bytes())
+    found = build(tmp_path)
+    assert found.store.damaged == [other]
+    assert contents(tmp_path) == before
+
+
 def test_second_build_does_not_calibrate(tmp_path: Path) -> None:
     """No sample runs through the network again: inputs that would give infinite outputs go unnoticed."""
     model, x = branches()

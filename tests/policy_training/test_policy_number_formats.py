@@ -6,7 +6,13 @@ from autocompress.errors import InputError
 from autocompress.policy_training.training import _NumberFormats
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "null"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "{", "[1]", "null", '{"a": "int8"}', '{"a": 3}', '{"a": {"dtype": "float32", "batch_size": 0}}',
+        '{"a": "float32", "a": "bfloat16"}',
+    ],
+)
 def test_a_damaged_file_is_refused(tmp_path, content):
     file = tmp_path / "settled.json"
     file.write_text(content)

@@ -279,3 +279,17 @@ def test_layers_must_be_the_graphs_and_the_plans(small):
     with pytest.raises(InputError) as caught:
         encode_weight(dense, "element")
     assert str(caught.value) == "it must have 18 zeros to leave out, got 0"
+
+
+def test_a_graph_whose_operators_can_not_compute_is_refused(small, tmp_path):
+    first, graph, tensors = taken_apart(small[0])
+    path = tmp_path / "x"
+    nodes = [[name, arguments, *rest] for name, arguments, *rest in graph["nodes"]]
+    index = next(number for number, node in enumerate(nodes) if node[0] == "aten.conv2d.default")
+    nodes[index][1] = [*nodes[index][1][:3], -1e308]
+    path.write_bytes(put_together(first, {**graph, "nodes": nodes}, tensors))
+    assert refusal(path).startswith(
+        f"The graph must run on a sample of shape {first['input_shape']}, got the error: aten::conv2d() Expected a value"
+    )
+    path.write_bytes(put_together({**first, "input_shape": [3, 10**6, 10**6]}, graph, tensors))
+    assert re.fullmatch(r"The input must fit into \S+ \S+ of memory, got one of 12000\.0 GB\.", refusal(path))
