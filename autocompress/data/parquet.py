@@ -160,7 +160,7 @@ def _group_sizes(file: pq.ParquetFile) -> list[int]:
 
 
 def _images_of(file: pq.ParquetFile, group: int, path: Path) -> pa.ChunkedArray:
-    """The encoded images of a row group. Raises InputError where they don't fit into memory, before they are unpacked."""
+    """The encoded images of a row group. Raises InputError, before it unpacks any, where they don't fit into memory."""
     size, limit = file.metadata.row_group(group).total_byte_size, memory_limit(None)
     if size > limit:
         raise InputError(

@@ -164,7 +164,7 @@ class RunFolder:
             self._write_line(entry.to_line())
 
     def departs(self, index: int, labels: Indices) -> bool:
-        """Whether a resumed search evaluates another plan than it did before: other machines and versions round otherwise.
+        """Whether a resumed search evaluates another plan than before, as other machines and versions round otherwise.
 
         Args:
             index: number of the evaluation.

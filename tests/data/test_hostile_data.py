@@ -243,7 +243,9 @@ def test_pipes_and_devices_are_no_files(tmp_path):
 def test_parquet_whose_row_group_is_larger_than_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "memory_limit", lambda _: 10**6)
     for split in ("train", "test"):
-        pq.write_table(pa.table({"image": [bytes(5 * 10**6)] * 6, "label": [0, 1, 2] * 2}), tmp_path / f"{split}.parquet")
+        pq.write_table(
+            pa.table({"image": [bytes(5 * 10**6)] * 6, "label": [0, 1, 2] * 2}), tmp_path / f"{split}.parquet"
+        )
     size = pq.ParquetFile(tmp_path / "train.parquet").metadata.row_group(0).total_byte_size
     source = load_data(f"parquet:{tmp_path}").train
     with pytest.raises(InputError) as error:

@@ -25,7 +25,8 @@ RUN = {
     "selection_samples": 0, "sparsity_levels": 2, "target": "packed",
 }  # fmt: skip
 SUITE = """\
-base: {model: digits, data: digits, target: packed, search_samples: 64, calibration_samples: 64, dtype: float32, sparsity_levels: 2}
+base: {model: digits, data: digits, target: packed, search_samples: 64, calibration_samples: 64, dtype: float32,
+  sparsity_levels: 2}
 budgets: [size=0.12]
 methods: [uniform, {name: second, method: random}]
 seeds: 1
@@ -62,11 +63,13 @@ def make(folder: Path) -> None:
 
 
 def _run(folder: Path) -> None:
+    import hostile_tools as kinds
+
     import autocompress
-    import hostile_kinds as kinds
+    import autocompress.execute.finetune
     from autocompress.checked_tensors import save_checked
     from autocompress.comparison.run import compare
-    import autocompress.execute.finetune
+
     finetuning = sys.modules["autocompress.execute.finetune"]
     from autocompress.job.base import save_base
 

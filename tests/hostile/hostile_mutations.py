@@ -184,7 +184,7 @@ JSON: list[Mutator] = [json_lie, json_lie, json_lie, json_bomb, doubled_line, *B
 
 
 def line_lie(seal: Callable[[dict[str, Any]], str]) -> Mutator:
-    """Mutations of a file of JSON lines: a value that lies, under a checksum that fits; lines twice, gone or swapped."""
+    """Mutations of a file of JSON lines: a value that lies under a checksum that fits; lines twice, gone or swapped."""
 
     def mutate(content: bytes, draw: random.Random, _: list[bytes]) -> Mutation:
         lines = content.splitlines(keepends=True)

@@ -49,7 +49,8 @@ def run(inputs: int, seed: int, names: list[str] | None, seconds: float, folder:
 
     torch.set_num_threads(1)
     from hostile_child import REFUSED, answer
-    from hostile_kinds import kinds, tools
+    from hostile_kinds import kinds
+    from hostile_tools import tools
 
     _more(clean)
     job = tools(clean).job

@@ -9,7 +9,13 @@ from autocompress.policy_training.training import _NumberFormats
 @pytest.mark.parametrize(
     "content",
     [
-        "", "{", "[1]", "null", '{"a": "int8"}', '{"a": 3}', '{"a": {"dtype": "float32", "batch_size": 0}}',
+        "",
+        "{",
+        "[1]",
+        "null",
+        '{"a": "int8"}',
+        '{"a": 3}',
+        '{"a": {"dtype": "float32", "batch_size": 0}}',
         '{"a": "float32", "a": "bfloat16"}',
     ],
 )

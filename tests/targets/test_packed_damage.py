@@ -289,7 +289,7 @@ def test_a_graph_whose_operators_can_not_compute_is_refused(small, tmp_path):
     nodes[index][1] = [*nodes[index][1][:3], -1e308]
     path.write_bytes(put_together(first, {**graph, "nodes": nodes}, tensors))
     assert refusal(path).startswith(
-        f"The graph must run on a sample of shape {first['input_shape']}, got the error: aten::conv2d() Expected a value"
+        f"The graph must run on a sample of shape {first['input_shape']}, got the error: aten::conv2d() Expected a"
     )
     path.write_bytes(put_together({**first, "input_shape": [3, 10**6, 10**6]}, graph, tensors))
     assert re.fullmatch(r"The input must fit into \S+ \S+ of memory, got one of 12000\.0 GB\.", refusal(path))
