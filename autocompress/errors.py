@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+_SHOWN = 200  # characters of a wrong name in a message
+
 
 class AutocompressError(Exception):
     """Root of every error that autocompress raises on purpose."""
@@ -40,4 +42,5 @@ def unknown_name(what: str, got: str, choices: Iterable[str]) -> InputError:
     >>> print(unknown_name("agent", "pop", ["ppo", "td3"]))
     `agent` must be one of ppo, td3, got 'pop'.
     """
-    return InputError(f"`{what}` must be one of {', '.join(sorted(choices))}, got {got!r}.")
+    shown = repr(got) if len(got) <= _SHOWN else repr(got[:_SHOWN]) + "…"
+    return InputError(f"`{what}` must be one of {', '.join(sorted(choices))}, got {shown}.")

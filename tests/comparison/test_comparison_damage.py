@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from autocompress.comparison.folder import keep, kept
 from autocompress.comparison.results import CellResult
+from autocompress.comparison.suite import make_suite
 from autocompress.errors import InputError
 
 CELL = CellResult("local", "local", "size=8%", 0, kl=0.25, trace=((1, 0.5), (4, 0.25)), limits={"size": 3})
@@ -44,4 +46,19 @@ def test_a_key_twice_is_refused():
         CellResult.from_json(text, "cell.json")
     assert str(error.value) == (
         "cell.json must hold the result of a cell, got damaged content: the key 'seed' is there twice; remove it."
+    )
+
+
+def test_the_result_of_another_cell_is_refused(tmp_path):
+    suite = make_suite({"budgets": ["size=8%"], "methods": ["local", "uniform"], "seeds": 1})
+    (tmp_path / "cells").mkdir()
+    keep(tmp_path, suite, CELL)
+    assert list(kept(tmp_path, suite)) == [CELL.cell]
+    (own,) = (tmp_path / "cells").iterdir()
+    other = own.with_name(own.name.replace("local", "uniform"))
+    own.rename(other)
+    with pytest.raises(InputError) as error:
+        kept(tmp_path, suite)
+    assert str(error.value) == (
+        f"{other} must hold the result of uniform, size=8%, seed 0, got that of local, size=8%, seed 0; remove it."
     )

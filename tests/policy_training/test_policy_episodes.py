@@ -213,3 +213,26 @@ def tried(file):
         return load_episodes(file, "this"), ""
     except InputError as error:
         return None, str(error)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("losses", lambda array: array[:-1]),
+        ("losses", lambda array: np.array(3.0)),
+        ("losses", lambda array: array * np.nan),
+        ("parts", lambda array: array.transpose(1, 0, 2)),
+        ("counts", lambda array: array * -1),
+        ("counts", lambda array: array.astype(float)),
+        ("limits", lambda array: array[:1]),
+        ("observations", lambda array: array[0]),
+    ],
+)
+def test_arrays_that_do_not_fit_each_other_are_refused(tmp_path, explored, name, change):
+    file = tmp_path / "a.npz"
+    save_episodes(file, "this", explored[0])
+    arrays = dict(np.load(file))
+    np.savez(file, **{**arrays, name: change(arrays[name])})
+    with pytest.raises(InputError) as caught:
+        load_episodes(file, "this")
+    assert str(caught.value) == f"{file} must hold episodes, got arrays that do not fit each other; remove it."
