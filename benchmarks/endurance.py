@@ -4,17 +4,20 @@ python benchmarks/endurance.py                                     # 2,000 evalu
 python benchmarks/endurance.py --evaluations 1000 --episodes 1000  # one long search
 
 Measured after every hundredth evaluation on the embedded digits network, from the hundredth on: until then caches fill.
-A search keeps what every plan did to the outputs, because its agent learns from that; so within one search memory
+Memory is what is held once the C library has given back what was freed (`malloc_trim`, Linux with glibc); what the
+process had before is shown beside it. A search keeps what every plan did to the outputs, because its agent learns from that; so within one search memory
 grows with its evaluations, and comes back when the search ends.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +36,7 @@ class Reading:
 
     evaluations: int
     megabytes: float
+    untrimmed_megabytes: float
     files: int
     threads: int
     seconds: float
@@ -52,13 +56,22 @@ class Meter(Silent):
 
     def _read(self) -> None:
         gc.collect()
+        untrimmed = self._process.memory_info().rss / 1e6
+        give_back()
         megabytes, seconds = self._process.memory_info().rss / 1e6, time.monotonic() - self._started
         files, threads = self._process.num_fds(), self._process.num_threads()
-        self.readings.append(Reading(self.evaluations, megabytes, files, threads, seconds))
+        self.readings.append(Reading(self.evaluations, megabytes, untrimmed, files, threads, seconds))
         print(
-            f"{self.evaluations:5} evaluations: {megabytes:8.1f} MB, {files} files, {threads} threads, {seconds:.0f} s",
+            f"{self.evaluations:5} evaluations: {megabytes:8.1f} MB ({untrimmed:.1f} before), {files} files, "
+            f"{threads} threads, {seconds:.0f} s",
             flush=True,
         )
+
+
+def give_back() -> None:
+    """Have the C library return freed memory to the system, where it can."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def main() -> None:
