@@ -42,5 +42,13 @@ def unknown_name(what: str, got: str, choices: Iterable[str]) -> InputError:
     >>> print(unknown_name("agent", "pop", ["ppo", "td3"]))
     `agent` must be one of ppo, td3, got 'pop'.
     """
-    shown = repr(got) if len(got) <= _SHOWN else repr(got[:_SHOWN]) + "…"
-    return InputError(f"`{what}` must be one of {', '.join(sorted(choices))}, got {shown}.")
+    return InputError(f"`{what}` must be one of {', '.join(sorted(choices))}, got {shown(got)}.")
+
+
+def shown(text: str) -> str:
+    """A text in quotes for a message, without its end where it is long.
+
+    >>> shown("pop"), len(shown(9999 * "9"))
+    ("'pop'", 203)
+    """
+    return repr(text) if len(text) <= _SHOWN else repr(text[:_SHOWN]) + "…"

@@ -5,8 +5,8 @@ python benchmarks/endurance.py --evaluations 1000 --episodes 1000  # one long se
 
 Measured after every hundredth evaluation on the embedded digits network, from the hundredth on: until then caches fill.
 Memory is what is held once the C library has given back what was freed (`malloc_trim`, Linux with glibc); what the
-process had before is shown beside it. A search keeps what every plan did to the outputs, because its agent learns from that; so within one search memory
-grows with its evaluations, and comes back when the search ends.
+process had before that is shown beside it. A search keeps what every plan did to the outputs, because its agent learns
+from that: within one search memory grows with its evaluations, and comes back when the search ends.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from autocompress.config import (
     make_config,
     names_of,
 )
-from autocompress.errors import InputError
+from autocompress.errors import InputError, shown
 from autocompress.files import read_yaml
 
 EPISODES = 400  # default of a cell's evaluations
@@ -342,7 +342,8 @@ def _different(methods: tuple[Method, ...]) -> tuple[Method, ...]:
         slug = method.slug.lower()
         if not slug or len(slug) > 100:
             raise InputError(
-                f"`name` of a method must have 1 to 100 characters, a letter or digit among them, got {method.name!r}."
+                "`name` of a method must have 1 to 100 characters, a letter or digit among them, got "
+                f"{shown(method.name)}."
             )
         if slug in seen:
             raise InputError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress.budget import RESOURCES
 from autocompress.config import Config, load_config
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import AUTO, DTYPES
@@ -21,6 +23,7 @@ from autocompress.job.results import Finished
 from autocompress.job.trust import check_trusted, named_functions
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
+from autocompress.run.journal import are_costs, is_number
 from autocompress.run.lock import locked
 from autocompress.run.names import CHECKPOINT, CONFIG, EXPORTED, MODEL, MODEL_ONNX, MODEL_PT2, OUTCOME, PLAN
 from autocompress.targets.graph.lowering import Lowered, lower
@@ -258,7 +261,30 @@ def _outcome_of(path: Path) -> dict[str, Any]:
         raise InputError(f"{path / OUTCOME} must be JSON, got a damaged file: {error}.") from error
     if not isinstance(found, dict):
         raise InputError(f"{path / OUTCOME} must be a mapping, got a {type(found).__name__}.")
+    for name, rule in _CLAIMS.items():
+        if found.get(name) is not None and not rule(found[name]):
+            raise InputError(
+                f"`{name}` of {path / OUTCOME} must be as it was written, got {reprlib.repr(found[name])}."
+            )
     return found
+
+
+def _has_accuracy(value: object) -> bool:
+    return isinstance(value, dict) and (value.get("accuracy") is None or is_number(value["accuracy"]))
+
+
+def _are_limits(value: Any) -> bool:
+    return are_costs(value) and set(value) <= set(RESOURCES)
+
+
+_CLAIMS: Mapping[str, Callable[[Any], bool]] = {
+    "budget": lambda value: isinstance(value, dict) and _are_limits(value.get("limits")),
+    "file_bytes": are_costs,
+    "compressed": _has_accuracy,
+    "runtime": _has_accuracy,
+    "split": lambda value: value in ("test", "search"),
+}
+"""What of outcome.json is read again, and the rule of each."""
 
 
 def _limits_of(outcome: Mapping[str, Any]) -> dict[str, int]:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from autocompress.errors import InputError
-from autocompress.files import LOCK, append, is_alive, sweep, this_machine, writing
+from autocompress.files import LOCK, append, is_alive, strict_json, sweep, this_machine, writing
 
 _TRIES, _PAUSE = 20, 0.05  # seconds between tries, while another process takes over or lets go
 _BEING_WRITTEN = 10.0  # seconds for which a lock without content is one that is being written
@@ -229,7 +229,7 @@ def _flock(descriptor: int) -> bool | None:
 def _read(lock: Path) -> Holder | None:
     """Who holds a lock; None where the file says nothing that can be read."""
     with suppress(OSError, ValueError, TypeError):
-        holder = Holder(**json.loads(lock.read_text()))
+        holder = Holder(**strict_json(lock.read_bytes()))
         return holder if isinstance(holder.process, int) and isinstance(holder.started, float) else None
     return None
 
