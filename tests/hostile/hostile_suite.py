@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -187,7 +187,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
         rows = run(options.inputs, options.seed, options.kinds, options.seconds, Path(folder))
     if options.json:
-        options.json.write_text(json.dumps({name: asdict(row) for name, row in rows.items()}))
+        options.json.write_text(
+            json.dumps({name: {"outcomes": dict(row.outcomes), "faults": row.faults} for name, row in rows.items()})
+        )
     sys.exit(1 if print_table(rows) else 0)
 
 

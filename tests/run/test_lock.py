@@ -203,3 +203,12 @@ def test_leftovers_of_dead_processes_are_swept(tmp_path):
     with locked(tmp_path, "out", "search"):
         left = {path.name for path in tmp_path.iterdir()} - {".lock"}
     assert left == {f".plan.yaml.{alive}.tmp", ".mine.tmp"}
+
+
+def test_a_lock_that_is_nested_without_end_is_one_that_can_not_be_read(tmp_path):
+    lock = tmp_path / ".lock"
+    lock.write_text('{"a":' * 100_000)
+    assert refusal(tmp_path) == (
+        f"`out` must be a folder that no other process writes, got {tmp_path}, whose lock {lock} can't be read; "
+        "if no process writes there, remove that file."
+    )
