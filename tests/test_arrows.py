@@ -25,7 +25,7 @@ FLOORS = [
     {"data", "run"},
     {"config"},
     {"plan"},
-    {"budget", "registry", "files", "borrowed", "memory", "progress"},
+    {"budget", "registry", "files", "borrowed", "memory", "progress", "samples"},
     {"errors", "version"},
     {"autocompress_envs"},
 ]

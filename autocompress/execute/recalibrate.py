@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.evaluation.batches import room_on
 from autocompress.evaluation.stitch import resolve
@@ -34,6 +34,7 @@ from autocompress.menus.calibration import MOST_INPUTS, largest_moment
 from autocompress.menus.menus import Menus
 from autocompress.network.exported import export_graph, layer_calls
 from autocompress.network.structure import Network
+from autocompress.samples import Inputs
 from autocompress_envs.problem import Labeling
 
 _BYTES_PER_ENTRY = 100  # a fit holds about a dozen copies of H in double precision at its peak
@@ -46,7 +47,7 @@ def recalibrate(
     original: nn.Module,
     menus: Menus,
     labeling: Labeling,
-    inputs: Tensor,
+    inputs: Inputs,
     progress: Callable[[int, int, str], None] | None = None,
     *,
     device: torch.device | None = None,
@@ -59,7 +60,7 @@ def recalibrate(
         original: original network with its norms folded; it is not changed.
         menus: menus of the network.
         labeling: plan that `compressed` was made by, as positions on the menus.
-        inputs: (N, …) float32 samples, unlabelled, a few hundred or more.
+        inputs: (N, …) samples, unlabelled, a few hundred or more.
         progress: function that is called with (layers done, all layers, name of the stage) after every layer.
         device: device that both networks run on; None: the CPU. The result is on the CPU.
         memory: most bytes that the process may hold in all. The fewer, the fewer samples the layers are fitted to, at

@@ -24,6 +24,7 @@ from autocompress.menus.store import Store, content_key
 from autocompress.menus.variants import LayerSource
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Group, Layer, Network
+from autocompress.samples import Inputs
 from autocompress_envs.problem import FloatArray
 
 Progress = Callable[[int, int, str], None]
@@ -35,11 +36,11 @@ _EAGER_WEIGHTS = 700_000_000  # where there is more to store, most variants are 
 def build_menus(
     model: nn.Module,
     network: Network,
-    calibration_inputs: Tensor,
+    calibration_inputs: Inputs,
     settings: MenuSettings,
     *,
     data_fingerprint: str,
-    judging_inputs: Tensor | None = None,
+    judging_inputs: Inputs | None = None,
     cache: Path | None = None,
     jobs: int | None = None,
     device: str = "cpu",
@@ -97,7 +98,7 @@ def _threads(network: Network, jobs: int | None, device: str) -> int:
 
 
 def _statistics(
-    folded: nn.Module, network: Network, inputs: Tensor, settings: MenuSettings, store: Store, report: Progress
+    folded: nn.Module, network: Network, inputs: Inputs, settings: MenuSettings, store: Store, report: Progress
 ) -> dict[str, Statistics]:
     """Every layer's statistics by its name; read from the store, or calibrated and stored in one file."""
 

@@ -45,6 +45,7 @@ from autocompress.menus.columns import at_positions, count_positions, extended_c
 from autocompress.menus.fisher import gradient_samples, random_functions
 from autocompress.menus.listening import Call, Listening
 from autocompress.network.structure import Layer, Network
+from autocompress.samples import Inputs, call
 
 _HELD_BYTES = {"cpu": 256_000_000, "cuda": 4_000_000_000}  # most bytes of a batch's activations
 _COPIES = 3  # of each layer's output: itself, what activations and norms behind it keep, and its gradient
@@ -82,7 +83,7 @@ class Statistics:
 def calibrate(
     model: nn.Module,
     network: Network,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     draws: int = 1,
     seed: int = 0,
@@ -94,7 +95,7 @@ def calibrate(
         model: network with its batch norms folded, in eval mode; its parameters need no gradients. It is run on its
             own device.
         network: its trace.
-        inputs: (N, …) float32 calibration samples.
+        inputs: (N, …) calibration samples.
         draws: random functions of each sample's outputs, at least 1; more of them make G more exact.
         seed: seed of those functions.
         progress: observer that is called with (samples done, samples in all) after every batch.
@@ -115,10 +116,10 @@ def calibrate(
         for taken in samples.split(batch):
             backward = done < with_gradients
             listening = Listening(
-                modules, collectors, lambda call, output: collectors[call.name].see(call, output), graph=backward
+                modules, collectors, lambda heard, output: collectors[heard.name].see(heard, output), graph=backward
             )
             with listening.listening(), torch.set_grad_enabled(backward):
-                outputs = model(taken.to(device))
+                outputs = call(model, taken.to(device))
             if not torch.isfinite(outputs).all():
                 raise InputError("`weights` must give finite outputs, got NaN or infinity on the calibration data.")
             if backward:

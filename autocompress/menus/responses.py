@@ -33,6 +33,7 @@ from autocompress.menus.changes import Changes
 from autocompress.menus.gatherers import ByGradient, Gatherer, OfRoundings, OneByOne
 from autocompress.menus.listening import Call, Listening
 from autocompress.network.structure import Layer
+from autocompress.samples import Inputs, call, cast
 
 MOST_BYTES = {"cpu": 1_000_000_000, "cuda": 8_000_000_000}  # of the changes that are held at once
 _MOST_SAMPLES = 64  # in a batch
@@ -46,7 +47,7 @@ Functions = Callable[[int, Tensor], Sequence[Tensor]]
 def responses(
     model: nn.Module,
     changes: Sequence[Changes],
-    inputs: Tensor,
+    inputs: Inputs,
     functions: Functions,
     *,
     most_bytes: int | None = None,
@@ -100,7 +101,7 @@ def _parts(changes: Sequence[Changes], most_bytes: int) -> Iterator[list[Changes
         yield part
 
 
-def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Tensor) -> int:
+def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Inputs) -> int:
     """Samples in a batch; 1 where a layer's first axis is not the samples'."""
     device, _ = _place(model)
     names = [each.layer.name for each in changes]
@@ -112,13 +113,13 @@ def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Tenso
     return int(max(1, min(_MOST_SAMPLES, by_layer, batch_size((each.layer for each in changes), device))))
 
 
-def _operator_inputs(model: nn.Module, names: Sequence[str], batch: Tensor) -> list[Tensor]:
+def _operator_inputs(model: nn.Module, names: Sequence[str], batch: Inputs) -> list[Tensor]:
     """The inputs of all calls of some layers' operators, in their order."""
     device, dtype = _place(model)
     seen: list[Tensor] = []
-    listening = Listening(dict(model.named_modules()), names, lambda call, _: seen.append(call.x), graph=False)
+    listening = Listening(dict(model.named_modules()), names, lambda heard, _: seen.append(heard.x), graph=False)
     with listening.listening(), torch.no_grad():
-        model(batch.to(device, dtype))
+        call(model, cast(batch, device, dtype))
     return seen
 
 
@@ -159,11 +160,11 @@ class _Listener:
             self._gatherers[each.layer.name] = [of_weights, OfRoundings(each.roundings)]
         self._samples, self._function = 0, 0
 
-    def run(self, first: int, batch: Tensor, functions: Functions) -> None:
+    def run(self, first: int, batch: Inputs, functions: Functions) -> None:
         """Add a batch: one pass forward, and one back for every function."""
         self._samples = len(batch)
         with Listening(self._modules, self._gatherers, self._hear, graph=True).listening(), torch.enable_grad():
-            outputs = self._model(batch.to(self._device, self._dtype))
+            outputs = call(self._model, cast(batch, self._device, self._dtype))
         if not torch.isfinite(outputs).all():
             raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
         with torch.enable_grad():

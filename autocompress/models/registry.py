@@ -21,6 +21,8 @@ from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
 from autocompress.models.weights import load_weights_, special_form
 from autocompress.registry import Registry
+from autocompress.samples import Inputs, fields_of
+from autocompress.samples import call as call_model
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def has_random_weights(spec: str, weights: str | Path | None) -> bool:
     return weights is None and spec.startswith(("torchvision:", "timm:"))
 
 
-def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]) -> None:
+def check_classes(model: nn.Module, example: Inputs, data_classes: Sequence[str]) -> None:
     """Check that the network takes the data's inputs and has one output for each class.
 
     Args:
@@ -123,9 +125,14 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
     """
     with evaluating(model):
         try:
-            output = model(example)
-        except (RuntimeError, ValueError) as error:  # what torch's operators raise on shapes that don't fit
-            inputs, reason = tuple(example.shape[1:]), str(error).splitlines()[0].rstrip(".")
+            output = call_model(model, example)
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+        ) as error:  # what torch's operators raise on shapes that don't fit
+            inputs, reason = _shapes(example), str(error).splitlines()[0].rstrip(".")
             raise InputError(
                 f"`model` must take inputs of shape {inputs} from `data`, got the error: {reason}."
             ) from error
@@ -142,6 +149,12 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
         raise InputError(
             f"`model` must have one output for each of the {len(data_classes)} classes of `data`, got {shape[1]}."
         )
+
+
+def _shapes(example: Inputs) -> str:
+    """Shapes of a sample's tensors, with their names where there are several."""
+    fields = fields_of(example)
+    return ", ".join(f"{field.name} {field.shape}" for field in fields) if len(fields) > 1 else str(fields[0].shape)
 
 
 def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:

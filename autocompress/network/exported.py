@@ -6,11 +6,14 @@ import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from autocompress.errors import ExportError
+from autocompress.network.interface import Interfaced
+from autocompress.samples import Inputs, repeated, tensors_of
 
 LayerCalls = Mapping[fx.Node, str]  # names of layers by the node that calls them, in the order of the graph
 
@@ -22,29 +25,29 @@ _LAYER_OPERATORS = frozenset(
 _EXPORT_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
 
-def export_graph(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+def export_graph(model: nn.Module, sample: Inputs) -> fx.GraphModule:
     """The graph of a model in eval mode, for any number of samples; it shares the model's parameters.
 
     Operators are functional, so that a node's value never changes after it was made.
 
     Args:
-        model: network that takes one tensor and gives one.
+        model: network in the form of `network.interface`.
         sample: (1, …) input.
 
     Raises:
         ExportError: torch.export can't follow the model, or only for one batch size.
     """
-    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    example = tensors_of(repeated(sample, 2))
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(model, (sample.repeat(2, *[1] * (sample.ndim - 1)),), dynamic_shapes=dynamic)
+            program = torch.export.export(model, example, dynamic_shapes=any_number_of_samples(model, len(example)))
             graph = program.run_decompositions({}).module()
     except _EXPORT_FAILURES as error:
         raise ExportError(
             f"`model` must be a network that torch.export can follow: {_kind_and_first_line(error)}."
         ) from error
     assert isinstance(graph, fx.GraphModule)
-    _check_interface(graph)
+    _check_interface(graph, len(example))
     for node in list(graph.graph.nodes):
         if node.op == "call_module":  # guards on the input's shape: (2, …) was only an example
             graph.graph.erase_node(node)
@@ -78,16 +81,31 @@ def _free_the_batch_axis_(graph: fx.Graph) -> None:
                 node.update_arg(1, sizes)
 
 
-def _check_interface(graph: fx.GraphModule) -> None:
-    """Raise ExportError where the graph has not just one input and one output."""
+def any_number_of_samples(model: nn.Module, tensors: int) -> Any:
+    """`dynamic_shapes` of torch.export for a network whose tensors all have the samples on their first axis.
+
+    Args:
+        model: network that is exported.
+        tensors: number of tensors that it takes.
+    """
+    by_sample = tuple({0: torch.export.Dim.DYNAMIC} for _ in range(tensors))
+    return (by_sample,) if isinstance(model, Interfaced) else by_sample  # its forward takes them as `*tensors`
+
+
+def _check_interface(graph: fx.GraphModule, tensors: int) -> None:
+    """Raise ExportError where the graph has not so many inputs and one output."""
     inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
     result = graph.graph.output_node().args[0]
     results = list(result) if isinstance(result, tuple | list) else [result]
-    if inputs != 1 or len(results) != 1 or not isinstance(results[0], fx.Node):
+    if inputs != tensors or len(results) != 1 or not isinstance(results[0], fx.Node):
         raise ExportError(
-            f"`model` must take one tensor and give one, got {inputs} inputs and {len(results)} outputs; "
+            f"`model` must take {_count(tensors)} and give one, got {inputs} inputs and {len(results)} outputs; "
             "wrap it in a module that picks one output."
         )
+
+
+def _count(tensors: int) -> str:
+    return "one tensor" if tensors == 1 else f"{tensors} tensors"
 
 
 def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) -> LayerCalls:

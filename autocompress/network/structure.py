@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from autocompress.samples import Field
 from autocompress_envs.problem import CostModel
 
 IntArray = npt.NDArray[np.int64]
@@ -108,7 +109,7 @@ class Network:
             compute something else with the same weights, so they share no menus.
         unknown_operators: number of calls by name of the operators that are in no cost table; their cost
             counts as 0.
-        input_shape: shape of one input sample, without the batch axis.
+        inputs: form of every tensor that the network takes.
         fixed_operators: multiply-accumulates a sample by name of the operators that multiply by no layer's
             weight, such as the products of attention; they count in full whatever the labels.
     """
@@ -119,7 +120,7 @@ class Network:
     fingerprint: str
     computation: str
     unknown_operators: Mapping[str, int]
-    input_shape: tuple[int, ...]
+    inputs: tuple[Field, ...]
     fixed_operators: Mapping[str, int] = field(default_factory=dict)
 
     def layer_index(self) -> dict[str, int]:

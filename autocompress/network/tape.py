@@ -19,6 +19,7 @@ from autocompress.borrowed import unfused_attention
 from autocompress.errors import InputError
 from autocompress.network.channels import Channels, follow, written_by_layer
 from autocompress.network.operators import is_free, is_matmul, multiply_accumulates
+from autocompress.samples import Inputs, call, repeated, tensors_of
 
 LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -72,7 +73,7 @@ class Tape:
         values: every tensor that depends on the input.
         storage_elements: elements of every storage, for the whole batch.
         first_row: number of each layer's first output channel in `Channels.sources`, by the layer's name.
-        input: index of the value that is the network's input.
+        inputs: indices of the values that the network takes.
         outputs: indices of the values that the network returns.
         computation: digest of what is computed, 16 hex digits: every operator with its constants, such as a
             padding or an epsilon, the names of the parameters and buffers that it reads, and the content of
@@ -83,7 +84,7 @@ class Tape:
     values: tuple[Value, ...]
     storage_elements: tuple[int, ...]
     first_row: Mapping[str, int]
-    input: int
+    inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     computation: str
 
@@ -92,18 +93,18 @@ class Tape:
         return {self.values[value].storage for value in values}
 
 
-def record_tape(model: nn.Module, sample: Tensor) -> Tape:
+def record_tape(model: nn.Module, sample: Inputs) -> Tape:
     """The tape of one run of `model` in the mode it is in, without operators that don't depend on the input.
 
     Args:
         model: network that runs; its own forward pass may change it, so hand in a copy.
         sample: (1, ...) one sample; it is repeated to a batch of `BATCH`.
     """
-    batch = sample.repeat(BATCH, *[1] * (sample.ndim - 1))
+    batch = repeated(sample, BATCH)
     mode = _TapeMode(model)
-    given = mode.add_input(batch)
+    given = tuple(map(mode.add_input, tensors_of(batch)))
     with mode.watch_modules(), unfused_attention(), torch.no_grad(), mode:
-        result = model(batch)
+        result = call(model, batch)
     return mode.finish(given, _tensors(result))
 
 
@@ -131,7 +132,7 @@ class _TapeMode(TorchDispatchMode):
         self._computation = hashlib.sha256()
 
     def add_input(self, batch: Tensor) -> int:
-        """Index of the value that the network's input is."""
+        """Index of the value that an input of the network is."""
         return self._add(batch, None)
 
     @contextmanager
@@ -158,8 +159,8 @@ class _TapeMode(TorchDispatchMode):
     def _leave(self, *_: Any) -> None:
         self._running.pop()
 
-    def finish(self, given: int, outputs: Sequence[Tensor]) -> Tape:
-        """The tape, with the value of the input and the tensors that the network returned."""
+    def finish(self, given: tuple[int, ...], outputs: Sequence[Tensor]) -> Tape:
+        """The tape, with the values of the inputs and the tensors that the network returned."""
         known = [self._value(tensor) for tensor in outputs if self._is_known(tensor)]
         return Tape(
             tuple(self._calls),
@@ -274,6 +275,6 @@ def first_values(tape: Tape) -> dict[int, Value]:
     """The value that was first written into each storage, by storage."""
     firsts: dict[int, Value] = {}
     written = itertools.chain.from_iterable(call.writes for call in tape.calls)
-    for index in itertools.chain([tape.input], written):
+    for index in itertools.chain(tape.inputs, written):
         firsts.setdefault(tape.values[index].storage, tape.values[index])
     return firsts

@@ -22,9 +22,10 @@ from autocompress.network.groups import ChannelGroups, find_groups, is_depthwise
 from autocompress.network.structure import Group, Layer, Network
 from autocompress.network.tape import BATCH, Call, Tape, record_tape
 from autocompress.network.verification import first_line
+from autocompress.samples import Inputs, fields_of, tensors_of
 
 
-def trace(model: nn.Module, example: Tensor) -> Network:
+def trace(model: nn.Module, example: Inputs) -> Network:
     """The layers, channel groups and costs of a network of convolutions, linears, norms and shape operators.
 
     The model is copied and only copies run, in eval mode: its own mode, hooks, parameters, buffers and the
@@ -32,7 +33,7 @@ def trace(model: nn.Module, example: Tensor) -> Network:
     stored, are no layers.
 
     Args:
-        model: network that takes one tensor.
+        model: network in the form of `network.interface`.
         example: (1+, ...) input, of which the first sample is run.
 
     Raises:
@@ -58,31 +59,33 @@ def trace(model: nn.Module, example: Tensor) -> Network:
         fingerprint=_fingerprint(layers, tape),
         computation=tape.computation,
         unknown_operators=dict(unknown),
-        input_shape=tuple(sample.shape[1:]),
+        inputs=fields_of(sample),
         fixed_operators=fixed_operators(tape),
     )
 
 
-def _checked_sample(model: nn.Module, example: Tensor) -> Tensor:
+def _checked_sample(model: nn.Module, example: Inputs) -> Inputs:
     """A copy (1, ...) of the first sample. Raises InputError where model or example is of no use."""
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
-    if not isinstance(example, Tensor):
+    if not isinstance(example, Inputs):
         raise InputError(f"`example` must be a tensor (1+, ...), got {type(example).__name__}.")
-    if example.ndim < 2 or example.numel() == 0:
-        raise InputError(f"`example` must have a batch axis and at least one sample, got shape {tuple(example.shape)}.")
+    for tensor in tensors_of(example):
+        if tensor.numel() == 0 or (tensor.ndim < 2 and isinstance(example, Tensor)):
+            shape = tuple(tensor.shape)
+            raise InputError(f"`example` must have a batch axis and at least one sample, got shape {shape}.")
     return example.detach()[:1].clone()
 
 
-def _run(model: nn.Module, sample: Tensor) -> Tape:
+def _run(model: nn.Module, sample: Inputs) -> Tape:
     """The tape of a model. Raises InputError where it can't run on the sample, or has no layers."""
     try:
         tape = record_tape(model, sample)
     except InputError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shape = tuple(sample.shape)
-        raise InputError(f"`example` must fit the model's input, got shape {shape}: {first_line(error)}") from error
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(sample))
+        raise InputError(f"`example` must fit the model's input, got shape {shapes}: {first_line(error)}") from error
     if not any(call.kind == "layer" for call in tape.calls):
         raise InputError("`model` must run at least one Conv1d, Conv2d or Linear layer on `example`, got none.")
     return tape
@@ -195,5 +198,6 @@ def _fingerprint(layers: tuple[Layer, ...], tape: Tape) -> str:
         (each.name, each.kind, each.weight_shape, each.groups, each.positions, each.norm, sorted(feeds[each.name]))
         for each in layers
     ]
-    text = json.dumps([tape.values[tape.input].shape, structure])
+    shapes = [tape.values[value].shape for value in tape.inputs]
+    text = json.dumps([shapes[0] if len(shapes) == 1 else shapes, structure])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -14,6 +14,7 @@ from autocompress.evaluation.stitch import write_layer_
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
+from autocompress.network.interface import interfaced
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
 from autocompress.run.names import MODEL
@@ -34,7 +35,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     weights = load_packed_weights(file)
     if model is None or weights.graph is not None:
         return rebuilt(weights, file).graph
-    example, model = torch.zeros(1, *weights.input_shape), placed(model, torch.device("cpu"))
+    example, model = weights.example(), placed(model, torch.device("cpu"))
+    model = interfaced(model, example)
     return restored(weights, model, trace(model, example)).rounded()
 
 

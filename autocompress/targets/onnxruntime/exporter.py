@@ -17,7 +17,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +27,16 @@ from torch import Tensor, fx
 
 from autocompress.errors import ExportError
 from autocompress.execute.compressed import LayerWeights
+from autocompress.network.exported import any_number_of_samples
 from autocompress.network.verification import first_line
+from autocompress.samples import Field
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-INPUT, OUTPUT = "input", "output"  # names of the file's input and output
+OUTPUT = "output"  # name of the file's output
 OPSET = 21  # version of ONNX's operators: the first with INT4
 PLACEHOLDER = "autocompress_stored_"  # how the names of all placeholders begin; a scale's goes on with a number
 _QUIET_NAN = 0x7FC00000  # bits of a float32 NaN; its lowest 22 are free
@@ -76,7 +78,7 @@ def with_placeholders(lowered: Lowered) -> fx.GraphModule:
     from torch.fx.passes.shape_prop import ShapeProp
 
     module = fx.GraphModule(lowered.graph, copy.deepcopy(lowered.graph.graph))
-    ShapeProp(module).propagate(torch.zeros(2, *lowered.input_shape))
+    ShapeProp(module).propagate(*(field.zeros(2) for field in lowered.inputs))
     numbers = {f"{name}.weight": number for number, name in enumerate(lowered.layers)}
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in numbers:
@@ -124,12 +126,12 @@ def _rank(node: fx.Node) -> int:
 # --- through torch.onnx ----------------------------------------------------------------------------------------------
 
 
-def exported(module: fx.GraphModule, input_shape: tuple[int, ...]) -> ModelProto:
+def exported(module: fx.GraphModule, inputs: Sequence[Field]) -> ModelProto:
     """The ONNX graph of a module from `with_placeholders`.
 
     Args:
         module: graph with placeholders.
-        input_shape: shape of one sample.
+        inputs: form of every tensor that it takes.
 
     Raises:
         ExportError: the network has an operator that ONNX doesn't.
@@ -139,13 +141,14 @@ def exported(module: fx.GraphModule, input_shape: tuple[int, ...]) -> ModelProto
         torch.ops.autocompress.stored_weight.default: _weight,
         torch.ops.autocompress.global_average.default: _average,
     }
-    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    example = tuple(field.zeros(2) for field in inputs)
+    dynamic = any_number_of_samples(module, len(example))
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(module, (torch.zeros(2, *input_shape),), dynamic_shapes=dynamic)
+            program = torch.export.export(module, example, dynamic_shapes=dynamic)
             written = torch.onnx.export(
                 program,
-                input_names=[INPUT],
+                input_names=[field.name for field in inputs],
                 output_names=[OUTPUT],
                 opset_version=OPSET,
                 dynamo=True,

@@ -32,7 +32,9 @@ _INT2_OPSET, _INT2_IR_VERSION = 25, 13  # the first with INT2; from 21 to 25, op
 
 
 def write_onnx(lowered: Lowered) -> bytes:
-    """The network as an ONNX file: takes `input` (batch, …) float32, gives `output`, any batch size.
+    """The network as an ONNX file: takes (batch, …) tensors as `lowered.inputs` names them, gives `output`.
+
+    Any batch size will do.
 
     Weights are INT2 (1 and 2 bits), INT4 (3 and 4), INT8 (5 to 8), float16 or float32. INT2 and INT4 are cast to INT8
     first: ONNX Runtime folds the cast when it loads the file, and then runs its integer kernels. A rounded
@@ -51,7 +53,7 @@ def write_onnx(lowered: Lowered) -> bytes:
     from onnx import TensorProto
 
     _check_activations(lowered.layers)
-    proto = exported(with_placeholders(lowered), lowered.input_shape)
+    proto = exported(with_placeholders(lowered), lowered.inputs)
     graph = proto.graph
     inline_constants_(graph)
     store_weights_(graph, list(lowered.layers.values()))

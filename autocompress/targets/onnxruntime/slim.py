@@ -115,8 +115,9 @@ def _is_default(node: NodeProto, attribute: AttributeProto) -> bool:
 
 def _shorten_names_(graph: GraphProto) -> None:
     """Rename every value but input and output: a, b, … in the order of the nodes."""
-    names = _short_names()
-    renamed = {name: name for name in ("", *(value.name for value in itertools.chain(graph.input, graph.output)))}
+    kept = {"", *(value.name for value in itertools.chain(graph.input, graph.output))}
+    renamed = {name: name for name in kept}
+    names = (name for name in _short_names() if name not in kept)
     for node in _all_nodes(graph):
         for field in (node.input, node.output):
             for position, name in enumerate(field):

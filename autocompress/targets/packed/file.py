@@ -36,12 +36,14 @@ from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.files import check_regular
 from autocompress.plan import Plan
+from autocompress.samples import ONE, Field, Inputs, zeros
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
 from autocompress.targets.packed.stored_layers import layer_tensors, take_layer_
 from autocompress_envs.problem import n_of_m
 
 FORMAT, VERSION = "autocompress", "1"
+_INPUT_DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 _MOST_CONTENT_BYTES = 64_000_000  # of metadata, unpacked
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool,
@@ -57,15 +59,19 @@ class PackedWeights:
         layers: finished layers by name, in the plan's order. Files hold no `noise` of ranges: it is NaN.
         others: tensors that belong to no layer, by name.
         plan: labels that the network was made by.
-        input_shape: shape of one sample, without the batch axis.
+        inputs: form of every tensor that the network takes.
         graph: graph as JSON (`graph_json`); None: only the original's class can run the weights.
     """
 
     layers: Mapping[str, LayerWeights]
     others: Mapping[str, Tensor]
     plan: Plan
-    input_shape: tuple[int, ...]
+    inputs: tuple[Field, ...]
     graph: str | None
+
+    def example(self) -> Inputs:
+        """One sample of zeros."""
+        return zeros(self.inputs, 1)
 
 
 def pack(lowered: Lowered) -> bytes:
@@ -83,23 +89,23 @@ def pack(lowered: Lowered) -> bytes:
         _check_same(f"{name}.weight", tensors.pop(f"{name}.weight", None), layer.weight())
         _check_same(f"{name}.bias", tensors.pop(f"{name}.bias", None), layer.bias)
     graph = graph_to_json(lowered.graph)
-    return _packed(PackedWeights(lowered.layers, tensors, lowered.plan, tuple(lowered.input_shape), graph))
+    return _packed(PackedWeights(lowered.layers, tensors, lowered.plan, lowered.inputs, graph))
 
 
-def pack_weights(compressed: Compressed, input_shape: Sequence[int]) -> bytes:
+def pack_weights(compressed: Compressed, inputs: Sequence[Field]) -> bytes:
     """The content of a packed file without a graph, for networks that torch.export can't follow.
 
     `loading.restore` reads it into a module of the original's class.
 
     Args:
         compressed: network to be written.
-        input_shape: shape of one sample, without the batch axis.
+        inputs: form of every tensor that the network takes.
 
     Raises:
         InputError: the layers are not what the plan says.
     """
     others = dict(other_tensors(compressed.model, compressed.layers))
-    return _packed(PackedWeights(compressed.layers, others, compressed.plan, tuple(input_shape), None))
+    return _packed(PackedWeights(compressed.layers, others, compressed.plan, tuple(inputs), None))
 
 
 def other_tensors(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[str, Tensor]]:
@@ -178,7 +184,10 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
             tensors[f"{name}.bias"] = layer.bias
     module = graph_from_json(graph, tensors)
     _check_all_read(module, weights.others)
-    return Lowered(module, weights.layers, weights.plan, weights.input_shape)
+    taken = len(module.graph.find_nodes(op="placeholder"))
+    if taken != len(weights.inputs):
+        raise InputError(f"The graph must take the {len(weights.inputs)} tensors that the file names, got {taken}.")
+    return Lowered(module, weights.layers, weights.plan, weights.inputs)
 
 
 def _packed(weights: PackedWeights) -> bytes:
@@ -194,7 +203,7 @@ def _packed(weights: PackedWeights) -> bytes:
         tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     header, data = _parts(save(tensors))
     first_line = {
-        "input_shape": list(weights.input_shape),
+        **_inputs_to_json(weights.inputs),
         "plan": weights.plan.to_dict(),
         "shapes": [list(weights.layers[name].values.shape) for name in weights.plan.labels],
         "checksum": _checksum(header, data),
@@ -254,7 +263,31 @@ def _unpacked(raw: bytes) -> PackedWeights:
         name: take_layer_(tensors, name, label, _shape(shape, f"weight of {name}", 0), plan.granularity)
         for (name, label), shape in zip(plan.labels.items(), shapes, strict=True)
     }
-    return PackedWeights(layers, tensors, plan, _shape(first_line.get("input_shape"), "input", 1), graph)
+    return PackedWeights(layers, tensors, plan, _inputs_from_json(first_line), graph)
+
+
+def _inputs_to_json(inputs: Sequence[Field]) -> dict[str, Any]:
+    """The shape of the only tensor that a network takes, or what all of them are."""
+    if inputs == (Field(ONE, inputs[0].shape),):
+        return {"input_shape": list(inputs[0].shape)}
+    return {"inputs": [[field.name, list(field.shape), field.dtype] for field in inputs]}
+
+
+def _inputs_from_json(content: Mapping[str, Any]) -> tuple[Field, ...]:
+    """As `_inputs_to_json` wrote it. Raises InputError where it is something else."""
+    if "inputs" not in content:
+        return (Field(ONE, _shape(content.get("input_shape"), "input", 1)),)
+    entries = content["inputs"]
+    if not isinstance(entries, list) or not entries:
+        raise InputError("The file must name the tensors that the network takes, got none.")
+    return tuple(map(_input_from_json, entries))
+
+
+def _input_from_json(entry: Any) -> Field:
+    known = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)
+    if not known or entry[2] not in _INPUT_DTYPES:
+        raise InputError(f"The tensors that the network takes must have a name, a shape and a dtype, got {entry!r}.")
+    return Field(entry[0], _shape(entry[1], f"input {entry[0]}", 1), entry[2])
 
 
 def _check_granularity(granularity: str) -> None:
