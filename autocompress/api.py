@@ -19,7 +19,16 @@ from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.measure_plan import measure_plan
 from autocompress.job.measured_labels import measured_labels
-from autocompress.job.options import DataLike, ModelLike, Request, fine_tuning, given_plan, request, search_request
+from autocompress.job.options import (
+    DataLike,
+    ModelLike,
+    Request,
+    SearchRequest,
+    fine_tuning,
+    given_plan,
+    request,
+    search_request,
+)
 from autocompress.job.prepare import (
     build_evaluator,
     feasible_limits,
@@ -36,9 +45,10 @@ from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.report.measured import measured_page
-from autocompress.run.folder import RunFolder, begin, claim
+from autocompress.run.folder import RunFolder, begin
 from autocompress.run.journal import journal_header
 from autocompress.run.names import CHECKPOINT, PLAN
+from autocompress.run.opening import opened
 from autocompress.version import versions
 
 __all__ = ["apply", "evaluate", "export", "finetune", "inspect", "search", "verify"]
@@ -66,11 +76,18 @@ def search(
             `method` may also be a function (task, settings, recorder); see `autocompress.register_searcher`.
 
     Raises:
-        InputError: an option, the model, the data or the budget breaks a rule. Nothing on disk is changed then.
-        OSError: the run folder can't be written. What was written before stays valid.
+        InputError: an option, the model, the data or the budget breaks a rule, or another process writes into the run
+            folder. Nothing on disk is changed then.
+        WriteError: the run folder can't be written. What was written before stays valid.
     """
     asked, watcher = search_request(model, data, options, budget=budget), progress or Silent()
-    path, wanted = claim(asked.config), asked.config.required_budget()
+    wanted = asked.config.required_budget()
+    with opened(asked.config, "search", versions()) as (path, config):
+        return _search(replace(asked, config=config), wanted, path, watcher)
+
+
+def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress) -> Result:
+    """`search`, in a folder that this process alone writes."""
     splits = load_splits(asked)
     check_labels(asked, splits)
     tuning = _fine_tuning(asked, splits)
@@ -175,8 +192,13 @@ def apply(
         ExportError: the target can't hold the network.
     """
     asked, watcher = request(model, data, options, plan=(wanted := given_plan(plan))), progress or Silent()
-    config, path = asked.config, claim(asked.config)
-    splits = load_splits(asked)
+    with opened(asked.config, "apply", versions()) as (path, config):
+        return _apply(replace(asked, config=config), wanted, path, watcher)
+
+
+def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finished:
+    """`apply`, in a folder that this process alone writes."""
+    config, splits = asked.config, load_splits(asked)
     check_labels(asked, splits)
     tuning = _fine_tuning(asked, splits)
     job = prepare(load(asked, splits, watcher), asked.menus, config, watcher)

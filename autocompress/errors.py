@@ -17,6 +17,19 @@ class InputError(AutocompressError, ValueError):
     exit_code = 2
 
 
+class WriteError(AutocompressError, OSError):
+    """A file can't be written. The message names the file, what failed and what helps.
+
+    Args:
+        message: one line.
+        number: error number of the operating system; None where it is not known.
+    """
+
+    def __init__(self, message: str, number: int | None = None) -> None:
+        super().__init__(message)
+        self.errno = number
+
+
 class ExportError(AutocompressError):
     """The network can't be written in a form that runs without its class. The message names what stands in the way."""
 

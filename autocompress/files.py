@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
+import itertools
 import os
+import platform
 import stat
-import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, WriteError
+
+LOCK = ".lock"  # name of the file that names the process which writes into a folder
+_TEMPORARY = ".tmp"  # ending of files that are being written
+_NAME = 150  # characters of a file's name that its temporary file has too; names may have 255
+_NUMBERS = itertools.count()
+_DAY = 24 * 3600.0  # seconds
+_SECONDS_APART = 2.0  # by which two readings of one process's start may differ
+_KINDS = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_FIXES = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "free space within your quota on its disk",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EACCES: "make its folder writable, or choose another",
+    errno.EPERM: "make its folder writable, or choose another",
+    errno.EROFS: "choose a folder on a disk that is not read-only",
+    errno.EISDIR: "a folder has its name: remove that",
+}
 
 _MOST_BYTES = 4_000_000  # of YAML, which takes seconds to read
 _MOST_MERGED = 100_000  # keys of one mapping
@@ -110,19 +135,180 @@ def check_regular(what: str, path: str | Path) -> None:
     except (OSError, ValueError):  # whoever opens it says why not
         return
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        kind = kinds.get(stat.S_IFMT(mode), "a device")
-        raise InputError(f"{what} must be a regular file, got {path}, which is {kind}.")
+        raise InputError(f"{what} must be a regular file, got {path}, which is {_kind(mode)}.")
+
+
+def _kind(mode: int) -> str:
+    """What a path leads to that is no plain file."""
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A new file that takes a file's place once it is whole.
+
+    A reader, or a kill at any moment, sees the old content or the new one, never a part. The file has the rights that
+    the user's umask gives to new files, so whoever shares the folder can read it.
+
+    Args:
+        path: file to be made or replaced; its folder exists.
+
+    Yields:
+        The path of an empty file in the same folder, to be written. `sweep` removes it if this process is killed.
+
+    Raises:
+        WriteError: the file can't be written; the old one is as it was.
+    """
+    temporary = path.with_name(f".{path.name[:_NAME]}.{this_machine()}-{os.getpid()}-{next(_NUMBERS)}{_TEMPORARY}")
+    try:
+        with writing(path):
+            # Not mkstemp: its rights, 0600, would hide the file from colleagues.
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+            yield temporary
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old content or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file so that a reader, or a kill at any moment, sees the old content or the new one, never a part.
+
+    Raises:
+        WriteError: the file can't be written; the old one is as it was.
+    """
+    with replacing(path) as temporary, temporary.open("wb", buffering=0) as file:
+        write_all(file, content.encode() if isinstance(content, str) else content)
+
+
+def append(file: io.FileIO, content: bytes, path: Path) -> None:
+    """Append to a file that is open without a buffer; what a full disk cut short is taken back.
+
+    Raises:
+        WriteError: the file can't be written; it ends where it did.
+    """
+    before = os.fstat(file.fileno()).st_size
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        os.chmod(temporary, 0o644)  # mkstemp's own 0600 would hide the run from colleagues
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        with writing(path):
+            write_all(file, content)
+    except WriteError:
+        with suppress(OSError):  # readers leave out a last line without its end, so this is for tidiness
+            os.truncate(file.fileno(), before)
         raise
+
+
+def write_all(file: io.FileIO, content: bytes | memoryview) -> None:
+    """Write all of it: one call of a file without a buffer may write less, such as up to a limit on its size."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the errors of writing `path` into a `WriteError`, which names it and says how to go on."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise write_error(path, error.errno, error.strerror or str(error)) from error
+
+
+def write_error(path: Path, number: int | None, reason: str) -> WriteError:
+    """The error for a file that can't be written.
+
+    >>> print(write_error(Path("runs/a/plan.yaml"), errno.ENOSPC, "No space left on device"))
+    runs/a/plan.yaml can't be written: No space left on device; free space on its disk.
+
+    Args:
+        path: the file.
+        number: error number of the operating system; None where it is not known.
+        reason: what failed, in words.
+    """
+    fix = _FIXES.get(number or 0, "")
+    return WriteError(f"{path} can't be written: {reason}{fix and f'; {fix}'}.", number)
+
+
+def regular_file(path: Path) -> bool:
+    """Whether there is a file that can be read to its end; InputError for a folder, a pipe or a device.
+
+    Raises:
+        InputError: something else than a file has this name; a pipe would be waited for without end.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} must be a file, got {_kind(mode)}; remove it.")
+    return True
+
+
+@cache
+def this_machine() -> str:
+    """8 hex digits for the space of process numbers that this process lives in: machine, container and boot."""
+    parts = [platform.node()]
+    for name in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        with suppress(OSError):
+            parts.append(Path(name).read_text())
+    with suppress(OSError):
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
+
+
+def is_alive(process: int, started: float | None = None) -> bool:
+    """Whether a process of this machine still runs.
+
+    Args:
+        process: number of the process.
+        started: seconds since the epoch at which it began; another process may have got its number since. None: any
+            process of that number counts.
+    """
+    import psutil
+
+    try:
+        found = psutil.Process(process)
+        if found.status() == psutil.STATUS_ZOMBIE:  # it is dead, and its parent has not asked how it ended
+            return False
+        return started is None or abs(found.create_time() - started) < _SECONDS_APART
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+
+
+def sweep(folder: Path) -> int:
+    """Remove the temporary files that dead processes left in a folder.
+
+    Those of other machines, whose processes can't be seen from here, are removed when they are a day old.
+
+    Returns:
+        Number of files that were removed.
+    """
+    removed = 0
+    for path in folder.glob(f".*{_TEMPORARY}"):
+        with suppress(OSError):
+            if is_abandoned(path, path.name.removesuffix(_TEMPORARY).rpartition(".")[2]):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+def is_passing(name: str) -> bool:
+    """Whether a file of that name is there only while its folder is written: a lock, or a file that isn't whole yet."""
+    return name == LOCK or (name.startswith(".") and name.endswith(_TEMPORARY))
+
+
+def is_abandoned(path: Path, owner: str, after: float = _DAY) -> bool:
+    """Whether the process that made a file is dead.
+
+    Args:
+        path: existing file.
+        owner: `this_machine()`, the process's number and anything else, with `-` between.
+        after: age in seconds at which the file of a process on another machine counts as abandoned.
+    """
+    machine, _, rest = owner.partition("-")
+    number = rest.partition("-")[0]
+    if machine == this_machine() and number.isdigit():
+        return not is_alive(int(number))
+    return time.time() - path.stat().st_mtime > after

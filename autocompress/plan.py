@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from autocompress.errors import InputError
-from autocompress.files import read_yaml
+from autocompress.files import read_yaml, write_atomically
 
 PLAN_VERSION = 1
 
@@ -84,7 +84,7 @@ class Plan:
     def save(self, path: str | Path) -> None:
         """Write YAML, or JSON where the name ends in `.json`."""
         path = Path(path)
-        path.write_text(json.dumps(self.to_dict(), indent=1) if path.suffix == ".json" else self.to_yaml())
+        write_atomically(path, json.dumps(self.to_dict(), indent=1) if path.suffix == ".json" else self.to_yaml())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.cache import default_cache
 from autocompress.data import Data, load_data
 from autocompress.job.load import load
 from autocompress.job.options import request
 from autocompress.job.prepare import build_evaluator, prepare
-from autocompress.menus.store import default_cache
 from autocompress.models import load_model
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.network import PricePolicy

@@ -24,7 +24,7 @@ FLOORS = [
     {"network", "models"},
     {"data", "run"},
     {"config"},
-    {"plan"},
+    {"plan", "cache", "checked_tensors"},
     {"budget", "registry", "files", "borrowed", "memory", "progress", "samples"},
     {"errors", "version"},
     {"autocompress_envs"},

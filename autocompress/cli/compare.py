@@ -98,10 +98,10 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare methods x budgets x seeds on one network, and write results, tables and plots into a folder."""
-    from autocompress.comparison import run
-
-    folder = out or run.default_folder(suite)
     with reported() as context:
+        from autocompress.comparison import run  # here, where an interruption is told in one line: it takes seconds
+
+        folder = out or run.default_folder(suite)
         shown = make_config({"format": format, "quiet": quiet, "jobs": jobs})
         context.how_to_resume = lambda: _how_to_resume(folder)
         with _view(shown) as view:
@@ -130,9 +130,9 @@ def _how_to_resume(folder: Path) -> str:
 
     The suite in the folder holds every option that was given, so the command needs no others.
     """
-    from autocompress.comparison.folder import SUITE
+    from autocompress.comparison.folder import suite_file
 
-    suite = folder / SUITE
+    suite = suite_file(folder)
     if not suite.is_file():
         return ""
     return f" What was evaluated is kept; continue with: autocompress compare {suite} --out {folder} --resume"

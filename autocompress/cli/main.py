@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
+from autocompress.cli.cache import cache_app
 from autocompress.cli.compare import compare
 from autocompress.cli.policy import policy_app
 from autocompress.cli.shell import Format, Quiet, Trust, emit, reported, watching_progress
@@ -39,8 +40,8 @@ from autocompress.config import (
     part_of,
 )
 from autocompress.errors import AutocompressError
-from autocompress.run.folder import default_path
-from autocompress.run.names import CONFIG, JOURNAL
+from autocompress.run.folder import default_path, options_file
+from autocompress.run.names import JOURNAL, NEXT_CONFIG
 from autocompress.version import __version__
 
 if TYPE_CHECKING:
@@ -250,10 +251,6 @@ def finetune(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a run's network further, export and verify it. If it is interrupted, repeat the command."""
-    from autocompress import api
-    from autocompress.job.result_data import finished_data
-    from autocompress.report.tables import print_finished
-
     given = {"learning_rate": learning_rate, "distillation": distillation, "labels": labels, "finetune": epochs}
     given |= {
         "hard_weight": hard_weight,
@@ -264,6 +261,10 @@ def finetune(
     }
     with reported() as context:
         context.how_to_resume = lambda: " The run is as it was; the same command goes on."
+        from autocompress import api  # here, where an interruption is told in one line: it takes seconds
+        from autocompress.job.result_data import finished_data
+        from autocompress.report.tables import print_finished
+
         config = make_config({"format": format, "quiet": quiet})
         options = {name: value for name, value in given.items() if value is not None}
         with watching_progress(config) as view:
@@ -287,9 +288,9 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write a run's network in other formats, into the run's folder."""
-    from autocompress import api
-
     with reported():
+        from autocompress import api
+
         with watching_progress(make_config({"quiet": quiet})) as view:
             files = api.export(run, format, model, data, trust=trust, progress=view)
         for file in files:
@@ -307,11 +308,11 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check every claim of a run's plan and outcome on its files; exit code 1 if a claim fails."""
-    from autocompress import api
-    from autocompress.job.result_data import verification_data
-    from autocompress.report.tables import print_verification
-
     with reported():
+        from autocompress import api
+        from autocompress.job.result_data import verification_data
+        from autocompress.report.tables import print_verification
+
         config = make_config({"format": format, "quiet": quiet})
         with watching_progress(config) as view:
             options = {} if device is None else {"device": device}
@@ -337,7 +338,7 @@ def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool, *,
     """
     path = None if config_file is None else Path(config_file)
     if path is None and given.get("resume") and given.get("out"):
-        own = Path(given["out"]) / CONFIG  # the options of the run that is resumed
+        own = options_file(Path(given["out"]))  # of the run that is resumed
         path = own if own.is_file() else None
     config = load_config(path, given)
     if path is not None and (path.parent / JOURNAL).exists():
@@ -356,8 +357,8 @@ def _check_trusted(config: Config, given: Mapping[str, Any], folder: Path, trust
 
 
 def _how_to_resume(command: str, config: Config) -> str:
-    """A sentence with the command that continues the run; empty where none was begun."""
-    if config.out is None or not (config.out / JOURNAL).is_file():
+    """A sentence with the command that continues the run; empty where there is none."""
+    if config.out is None or not any((config.out / name).is_file() for name in (JOURNAL, NEXT_CONFIG)):
         return ""
     return f" What was evaluated is kept; continue with: autocompress {command} --out {config.out} --resume"
 
@@ -368,4 +369,5 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 app.command()(compare)
 app.add_typer(policy_app, name="policy")
+app.add_typer(cache_app, name="cache")
 app.command(name="train-policy")(train_policy)

@@ -7,13 +7,13 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from autocompress.config import Config
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, WriteError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,8 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Let functions run that the folder names and that you did not name yourself.")
 ]
 Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what more space helps against
+_ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 INTERRUPTED = 130  # exit code 128 + SIGINT, as in shells
 PIPE_WIDTH = 200  # width in characters of tables that go to a file or a pipe
 
@@ -98,8 +100,8 @@ class Context:
 def reported() -> Iterator[Context]:
     """Turn expected errors into one line on standard error and an exit code.
 
-    The exit code is 2 for wrong input, 1 for a failure and 130 for an interruption. Other errors keep their
-    traceback.
+    The exit code is 2 for wrong input, 1 for a failure and 130 for an interruption (Ctrl-C, SIGTERM, SIGHUP). Other
+    errors keep their traceback.
 
     Yields:
         The context, whose `how_to_resume` is added to the line where it helps.
@@ -108,13 +110,15 @@ def reported() -> Iterator[Context]:
     try:
         with _terminate_as_interrupt():
             yield context
+    except WriteError as error:
+        raise _failure(f"{error}{context.how_to_resume()}", error.exit_code) from None
     except AutocompressError as error:
         raise _failure(str(error), error.exit_code) from None
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise
         where = f": {error.filename}" if error.filename else ""
-        resume = context.how_to_resume() if error.errno == errno.ENOSPC else ""
+        resume = context.how_to_resume() if error.errno in _FULL else ""
         raise _failure(f"{error.strerror or error}{where}.{resume}", 1) from None
     except KeyboardInterrupt:
         raise _failure(f"interrupted.{context.how_to_resume()}", INTERRUPTED) from None
@@ -122,19 +126,24 @@ def reported() -> Iterator[Context]:
 
 def _failure(message: str, code: int) -> typer.Exit:
     """Print an error and return what ends the command with that exit code."""
-    typer.echo(f"autocompress: {message}", err=True)
+    with suppress(OSError):  # the terminal is closed, which may be why the command ends
+        typer.echo(f"autocompress: {message}", err=True)
     return typer.Exit(code)
 
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM end the job as Ctrl-C does: files are closed, and the message says how to resume."""
+    """Make SIGTERM and SIGHUP end the job as Ctrl-C does: files are closed, and the message says how to resume."""
 
     def interrupt(signum: int, frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {name: signal.getsignal(name) for name in _ENDING}
+    handled = [name for name, handler in before.items() if handler is not signal.SIG_IGN]  # nohup ignores SIGHUP
+    for name in handled:
+        signal.signal(name, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name in handled:
+            signal.signal(name, before[name])

@@ -69,9 +69,9 @@ def train_policy(
     quiet: Quiet = False,
 ) -> None:
     """Train a policy: train the recipe's networks, evaluate plans for them, fit the policy to the outcomes."""
-    from autocompress.policy_training import training
-
     with reported() as context:
+        from autocompress.policy_training import training  # here, where an interruption is told in one line
+
         shown = make_config({"format": format, "quiet": quiet, "cache": cache, "device": device})
         specs = _specs(data or [])
         context.how_to_resume = lambda: _how_to_resume(out, cache, device)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Cell, Suite, check_continues, read_suite
-from autocompress.errors import InputError
-from autocompress.files import write_atomically
+from autocompress.errors import AutocompressError, InputError, WriteError
+from autocompress.files import is_passing, regular_file, sweep, write_atomically, writing
+from autocompress.run.lock import locked
 
 SUITE, CELLS, EVALUATIONS, POLICIES = "suite.yaml", "cells", "evaluations", "policies.json"
+NEXT_SUITE = "suite.next.yaml"  # of a comparison that has not begun; it begins when its networks are loaded
 RESULTS, RESULTS_CSV = "results.parquet", "results.csv"
 SUMMARY, SUMMARY_CSV, TABLE = "summary.json", "summary.csv", "table.tex"
 PARETO, PROGRESS = "pareto", "progress"  # plots, each as .png and .html
@@ -38,9 +41,9 @@ def claim(path: Path, suite: Suite, *, resume: bool, force: bool) -> None:
     if force and resume:
         raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
     if resume:
-        if not (path / SUITE).is_file():
+        if not suite_file(path).is_file():
             raise InputError(f"`resume` needs the folder of a comparison, got {path}, which has no {SUITE}.")
-        check_continues(read_suite(path / SUITE), suite)
+        check_continues(read_suite(suite_file(path)), suite)
     elif path.exists():
         _check_free(path, force)
 
@@ -54,10 +57,54 @@ def _check_free(path: Path, force: bool) -> None:
                 f"`out` must be a new folder, got {path}, which holds a comparison; "
                 "pass --force to replace it or --resume to continue it."
             )
-    elif any(path.iterdir()):
+    elif any(each.name != NEXT_SUITE and not is_passing(each.name) for each in path.iterdir()):
         raise InputError(
             f"`out` must be a new or empty folder, got {path}, which holds files that are no comparison's."
         )
+
+
+def suite_file(path: Path) -> Path:
+    """The file of the suite in a folder; of the comparison that has yet to begin there, where there is one."""
+    following = path / NEXT_SUITE
+    return following if following.is_file() else path / SUITE
+
+
+@contextmanager
+def opened(path: Path, suite: Suite, versions: Mapping[str, str], *, resume: bool, force: bool) -> Iterator[bool]:
+    """Hold the folder of a comparison. Its suite is written there at once, as that of one that has yet to begin.
+
+    A comparison that lies there (`force`) is left alone until `begin` replaces it, because loading may show that the
+    suite is wrong: then nothing has changed. After a kill meanwhile, `resume` begins with the suite there.
+
+    Args:
+        path: folder of the comparison; it need not exist.
+        suite: suite of the comparison.
+        versions: versions of the software by name; written as comments.
+        resume: whether the comparison in the folder is to be continued.
+        force: whether the comparison in the folder is to be replaced.
+
+    Yields:
+        Whether a comparison is continued; not where it has yet to begin.
+
+    Raises:
+        InputError: see `claim` and `locked`.
+        WriteError: the folder can't be written.
+    """
+    claim(path, suite, resume=resume, force=force)
+    with locked(path, "out", "compare"):
+        claim(path, suite, resume=resume, force=force)  # again: another process may have used it until now
+        following = path / NEXT_SUITE
+        if resume:
+            yield not following.is_file()
+            return
+        write_atomically(following, _suite_text(suite, versions))
+        try:
+            yield False
+        except WriteError:
+            raise
+        except AutocompressError:
+            following.unlink(missing_ok=True)
+            raise
 
 
 def begin(
@@ -82,30 +129,57 @@ def begin(
             without one.
         resume: whether an earlier comparison is continued.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     if not resume:
         for folder in (CELLS, EVALUATIONS):
             shutil.rmtree(path / folder, ignore_errors=True)
         for name in REPORT_FILES:
             (path / name).unlink(missing_ok=True)
-    made_by = "".join(f"# {name} {version}\n" for name, version in versions.items())
-    write_atomically(path / SUITE, made_by + suite.to_yaml())
-    for folder in (CELLS, EVALUATIONS):
-        (path / folder).mkdir(exist_ok=True)
+    write_atomically(path / SUITE, _suite_text(suite, versions))
+    for name in (CELLS, EVALUATIONS):
+        with writing(path / name):
+            (path / name).mkdir(exist_ok=True)
+        sweep(path / name)
     for key, values in conditions.items():
         write_atomically(path / EVALUATIONS / f"{key}.json", json.dumps(values, indent=1) + "\n")
     write_atomically(path / POLICIES, json.dumps(policies, indent=1) + "\n")
+    (path / NEXT_SUITE).unlink(missing_ok=True)  # last: until here a kill leaves a comparison that has yet to begin
+
+
+def _suite_text(suite: Suite, versions: Mapping[str, str]) -> str:
+    """A suite as YAML, with versions of the software as comments."""
+    return "".join(f"# {name} {version}\n" for name, version in versions.items()) + suite.to_yaml()
 
 
 def read_conditions(path: Path) -> dict[str, dict[str, Any]]:
-    """Conditions of the evaluations of the comparison in `path`, by the jobs' keys; see `Session`."""
-    return {file.stem: json.loads(file.read_text()) for file in (path / EVALUATIONS).glob("*.json")}
+    """Conditions of the evaluations of the comparison in `path`, by the jobs' keys; see `Session`.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    return {file.stem: _mapping(file) for file in (path / EVALUATIONS).glob("*.json")}
 
 
 def read_policies(path: Path) -> dict[str, str | None]:
-    """Digests of the policies that the methods begin with, by name; empty for earlier versions."""
+    """Digests of the policies that the methods begin with, by name; empty for earlier versions.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     file = path / POLICIES
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return _mapping(file) if regular_file(file) else {}
+
+
+def _mapping(file: Path) -> dict[str, Any]:
+    """The mapping that a file of JSON holds. Raises InputError where it is damaged."""
+    try:
+        content = json.loads(file.read_text()) if regular_file(file) else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"`resume` must find a mapping in {file}, which is damaged; start anew with --force.")
+    return content
 
 
 def keep(path: Path, suite: Suite, result: CellResult) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.comparison.folder import CELLS, SUITE, begin, claim, keep, kept
+from autocompress.comparison.folder import CELLS, begin, keep, kept, opened, suite_file
 from autocompress.comparison.live import ComparisonProgress, SilentComparison
 from autocompress.comparison.report import write_report
 from autocompress.comparison.results import CellResult
@@ -93,8 +93,8 @@ def compare(
         The results of all cells and their summaries.
 
     Raises:
-        InputError: the suite or an option breaks a rule, or the folder is taken.
-        OSError: the folder can't be written. What was written before stays valid.
+        InputError: the suite or an option breaks a rule, or the folder is taken, also by another process.
+        WriteError: the folder can't be written. What was written before stays valid.
     """
     wanted = suite if isinstance(suite, Suite) else _suite(suite)
     folder, watcher = Path(out) if out else default_folder(suite), progress or SilentComparison()
@@ -106,12 +106,12 @@ def compare(
     requests = requests_of(wanted)
     if jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}.")
-    claim(folder, wanted, resume=resume, force=force)
-    remember(named_functions(wanted.base))
-    results = _run(wanted, requests, folder, jobs, watcher, resume=resume)
-    summaries = summarise(results)
-    watcher.stage(f"tables and plots: {folder}")
-    write_report(folder, wanted, results, summaries)
+    with opened(folder, wanted, versions(), resume=resume, force=force) as begun:
+        remember(named_functions(wanted.base))
+        results = _run(wanted, requests, folder, jobs, watcher, resume=begun)
+        summaries = summarise(results)
+        watcher.stage(f"tables and plots: {folder}")
+        write_report(folder, wanted, results, summaries)
     return Comparison(folder, wanted, results, summaries)
 
 
@@ -126,8 +126,8 @@ def default_folder(suite: object) -> Path:
 
 def _device(name: str, folder: Path, *, resume: bool) -> str:
     """The device's own name in place of `auto`, for the suite in the folder; a comparison goes on where it began."""
-    if name == AUTO and resume and (folder / SUITE).is_file():
-        name = read_suite(folder / SUITE).base.get("device", AUTO)
+    if name == AUTO and resume and suite_file(folder).is_file():
+        name = read_suite(suite_file(folder)).base.get("device", AUTO)
     return str(torch_device(name))
 
 

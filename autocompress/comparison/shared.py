@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from autocompress.comparison.results import or_none
+from autocompress.files import regular_file, write_all, writing
+from autocompress.run.journal import Entry, read_line, stamped
 from autocompress_envs.problem import Labeling, Outcome
+
+_NOT_KEPT = {"index": 0, "reward": 0.0, "best": False, "seconds": 0.0}  # values of a run's journal that this one lacks
 
 
 class SharedEvaluations:
     """Evaluations that measure only plans that no process has measured yet.
 
     Each line of the journal is one write to a file that is opened for appending, so lines of several
-    processes never mix. A line that a kill or a full disk cut short is no JSON: it is skipped, and its plan
-    is measured again.
+    processes never mix. A line that a kill or a full disk cut short, or whose checksum does not match, is skipped, and
+    its plan is measured again.
 
     Args:
         path: path of the journal; created if it does not exist.
@@ -75,31 +76,36 @@ class SharedEvaluations:
 
     def _write(self, labeling: Labeling, outcome: Outcome) -> None:
         self._numbers[labeling.key()] = outcome
-        with self._path.open("ab", buffering=0) as file:
-            file.write(_line(labeling, outcome))
+        with writing(self._path), self._path.open("ab", buffering=0) as file:
+            write_all(file, _line(labeling, outcome))
 
 
 def _line(labeling: Labeling, outcome: Outcome) -> bytes:
     """The line of the journal for a plan and its outcome."""
     labels = [indices.tolist() for indices in (labeling.sparsity, labeling.weight_bits, labeling.activation_bits)]
     values = {name: or_none(value) for name, value in vars(outcome).items() if value is not None}
-    return (json.dumps({"labels": labels, **values}, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    return stamped({"labels": labels, **values}).encode()
 
 
 def _parsed(line: bytes) -> tuple[bytes, Outcome] | None:
-    """The plan's key and its outcome in a line of the journal; None for a line that was cut short."""
+    """The plan's key and its outcome in a line of the journal; None for a line that is damaged."""
     try:
-        values: dict[str, Any] = json.loads(line)
-        sparsity, weight_bits, activation_bits = (np.array(indices, dtype=np.int64) for indices in values.pop("labels"))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        entry = Entry.from_dict({**read_line(line), **_NOT_KEPT})
+    except ValueError:
         return None
-    accuracy = math.nan if values["accuracy"] is None else values["accuracy"]
-    return Labeling(sparsity, weight_bits, activation_bits).key(), Outcome(**{**values, "accuracy": accuracy})
+    labeling = Labeling(*(np.array(indices, dtype=np.int64) for indices in entry.labels))
+    return labeling.key(), Outcome(entry.kl, entry.accuracy, entry.agreement, dict(entry.resources))
 
 
 def _end_torn_line(path: Path) -> None:
-    """Create the file, or end a last line that was cut short, so that the next line does not continue it."""
-    with path.open("ab+", buffering=0) as file:
+    """Create the file, or end a last line that was cut short, so that the next line does not continue it.
+
+    Raises:
+        InputError: a folder, a pipe or a device has that name.
+        WriteError: the file can't be written.
+    """
+    regular_file(path)
+    with writing(path), path.open("ab+", buffering=0) as file:
         if file.seek(0, os.SEEK_END) > 0:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":

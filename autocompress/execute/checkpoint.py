@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import pickle
 import struct
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,23 @@ from typing import Any
 import torch
 
 from autocompress.errors import InputError
-from autocompress.files import write_atomically
+from autocompress.files import regular_file, write_atomically
 from autocompress.models.weights import check_checksums
 
 _PARTS = {"model", "optimizer", "scheduler", "best", "numbers", "made_for"}
 _DAMAGE = "`resume` must find a whole checkpoint, got {}, which is damaged; remove that file to start anew."
-# What torch.load raises on truncated and overwritten files.
-_DAMAGED = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, LookupError, struct.error)
+# What zipfile and torch.load raise on truncated and overwritten files.
+_DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -44,6 +56,8 @@ def read_checkpoint(path: Path, device: torch.device, made_for: str) -> dict[str
     Raises:
         InputError: the file is damaged or another fine-tuning's.
     """
+    if not regular_file(path):
+        raise InputError(_DAMAGE.format(path))
     try:
         check_checksums(path)
         state = torch.load(path, weights_only=True, map_location=device)

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from autocompress.checked_tensors import load_checked, save_checked
 from autocompress.errors import InputError
 from autocompress.evaluation.stitch import kept_rows, resolve
 from autocompress.execute.finetune import Tuned
-from autocompress.files import write_atomically
 from autocompress.job.load import Loaded, loaded_fields
 from autocompress.menus.menus import Menus
-from autocompress.models.weights import weights_bytes
 from autocompress.network import fold_batch_norms, unfold_batch_norms
 from autocompress_envs.problem import Labeling
 
@@ -65,16 +62,16 @@ def _put_back(full: Tensor, weight: Tensor, rows: Tensor, columns: Tensor) -> Te
 
 def save_base(path: Path, base: nn.Module) -> None:
     """Write a base into a stage's folder, which exists."""
-    write_atomically(path / BASE, weights_bytes(base.state_dict()))
+    save_checked(path / BASE, base.state_dict())
 
 
 def load_base(path: Path, loaded: Loaded) -> Loaded | None:
     """With the base in a stage's folder; None where the stage was not finished."""
     if not (path / BASE).is_file():
         return None
-    base = unfold_batch_norms(loaded.model, loaded.network, loaded.teacher)  # a copy of the right class
+    base, weights = unfold_batch_norms(loaded.model, loaded.network, loaded.teacher), load_checked(path / BASE)
     try:
-        base.load_state_dict(safetensors.torch.load_file(path / BASE))
-    except (SafetensorError, RuntimeError) as error:
+        base.load_state_dict(weights or {})
+    except RuntimeError as error:
         raise InputError(f"`resume` must find what the stage left, got {path / BASE}, damaged or another's.") from error
     return with_base(loaded, base)

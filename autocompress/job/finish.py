@@ -20,7 +20,7 @@ from autocompress.job.prepare import Job
 from autocompress.job.results import Finished
 from autocompress.plan import Plan
 from autocompress.progress import Progress
-from autocompress.run.names import CHECKPOINT, OUTCOME
+from autocompress.run.names import CHECKPOINT, MODEL, OUTCOME
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.target import TARGETS, lowered_for, target_file
 from autocompress.targets.timing import Session
@@ -95,7 +95,8 @@ def finish(
     split = split_used(job.data, "test", watcher)
     finished = files.lowered or executed.compressed
     verified = verify_files(job, executed.compressed.plan, finished, files.contents, limits, split, watcher)
-    for name, content in files.contents.items():
+    # The packed file last: fine-tuning begins with it, and a kill until then leaves the one that it began with.
+    for name, content in sorted(files.contents.items(), key=lambda item: item[0] == MODEL):
         write_atomically(path / name, content)
     return Finished(
         plan=executed.compressed.plan,

@@ -22,6 +22,7 @@ from autocompress.job.results import Finished
 from autocompress.job.trust import check_trusted, named_functions
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
+from autocompress.run.lock import locked
 from autocompress.run.names import CHECKPOINT, CONFIG, EXPORTED, MODEL, MODEL_ONNX, MODEL_PT2, OUTCOME, PLAN
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.loading import check_network, restore, restored
@@ -56,9 +57,24 @@ def finetune(
         **options: options that differ from the run's; `finetune` is the number of epochs.
 
     Raises:
-        InputError: the folder holds no finished run, or an option breaks a rule.
+        InputError: the folder holds no finished run, another process writes there, or an option breaks a rule.
+        WriteError: the folder can't be written; the run is as it was.
     """
     path, watcher = Path(run), progress or Silent()
+    _config_of(path, {})  # a folder that holds no run gets no lock
+    with locked(path, "run", "finetune"):
+        return _finetune(path, model, data, options, watcher, trust)
+
+
+def _finetune(
+    path: Path,
+    model: ModelLike | None,
+    data: DataLike | None,
+    options: Mapping[str, Any],
+    watcher: Progress,
+    trust: bool,
+) -> Finished:
+    """`finetune`, in a folder that this process alone writes."""
     asked, plan = _asked(path, model, data, options, trust=trust)
     before = _outcome_of(path)
     loaded = load(asked, load_splits(asked), watcher)
@@ -147,7 +163,7 @@ def export(
         The files.
 
     Raises:
-        InputError: the folder holds no finished run, or a format is unknown.
+        InputError: the folder holds no finished run, another process writes there, or a format is unknown.
         ExportError: the format can't hold the network.
     """
     path, watcher = Path(run), progress or Silent()
@@ -162,7 +178,8 @@ def export(
         return load(asked, load_splits(asked), watcher)
 
     source = _Source(path, target.integer_kernels, load_original)
-    return [file for name in wanted for file in EXPORTS[name](source)]
+    with locked(path, "run", "export"):
+        return [file for name in wanted for file in EXPORTS[name](source)]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class JournaledEvaluation:
         """From the journal where it stands there, else measured."""
         started = time.perf_counter()
         entry = self._known.get(_indices(labeling))
-        shift = None if entry is None else self._shifts.read(entry.index)
+        shift = None if entry is None else self._shifts.read(entry.index, entry.shift)
         if entry is not None and shift is not None:
             return Outcome(entry.kl, entry.accuracy, entry.agreement, dict(entry.resources), shift)
         outcome = self._measure(labeling)
@@ -67,8 +67,9 @@ class JournaledEvaluation:
     def observe(self, evaluated: Evaluated) -> None:
         """Write one evaluated plan down and tell of it."""
         outcome = evaluated.outcome
-        if outcome.shift is not None:
-            self._shifts.write(evaluated.index, outcome.shift)  # before the journal, which says how many there are
+        checksum = None
+        if outcome.shift is not None:  # before the journal, which says how many there are
+            checksum = self._shifts.write(evaluated.index, outcome.shift)
         self._folder.append(
             Entry(
                 evaluated.index,
@@ -80,6 +81,7 @@ class JournaledEvaluation:
                 evaluated.reward,
                 evaluated.is_best,
                 round(self._seconds, 4),
+                checksum,
             )
         )
         if evaluated.is_best:

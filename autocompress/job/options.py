@@ -25,7 +25,7 @@ from autocompress.models import check_spec
 from autocompress.plan import Plan
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import chosen_policy
-from autocompress.run.names import CONFIG
+from autocompress.run.folder import options_file
 from autocompress.searchers.agents import check_agent
 from autocompress.searchers.base import REWARDS, SearchSettings
 from autocompress.searchers.search import Searcher, as_searcher
@@ -157,8 +157,8 @@ def _device(config: Config) -> str:
     than its journal.
     """
     name = config.device
-    if name == AUTO and config.resume and config.out is not None and (config.out / CONFIG).is_file():
-        name = load_config(config.out / CONFIG, {}).device
+    if name == AUTO and config.resume and config.out is not None and options_file(config.out).is_file():
+        name = load_config(options_file(config.out), {}).device
     return str(torch_device(name))  # raises now rather than after minutes of menus
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from autocompress.budget import RESOURCES, Budget
+from autocompress.budget import RESOURCES, Budget, format_bytes
+from autocompress.cache import LIMIT, cache_limit, default_cache, trim
 from autocompress.config import MachineOptions
 from autocompress.errors import ExportError, InputError
 from autocompress.evaluation import Evaluator, choose_dtype, samples_that_fit, torch_device
@@ -14,7 +16,7 @@ from autocompress.evaluation.number_format import BATCHES
 from autocompress.job.load import Loaded, loaded_fields
 from autocompress.job.memory import menu_threads
 from autocompress.menus import Menus, MenuSettings, build_menus
-from autocompress.menus.store import content_key, default_cache
+from autocompress.menus.store import Store, content_key
 from autocompress.progress import Progress
 from autocompress.targets import counted_on_file
 from autocompress_envs import InfeasibleBudgetError, Problem, Solver
@@ -54,7 +56,10 @@ def prepare(
 
     Raises:
         ExportError: the target can't hold the network.
+        InputError: `AUTOCOMPRESS_CACHE_LIMIT` is no number of bytes.
+        WriteError: the cache can't be written.
     """
+    cache, limit = machine.cache or default_cache(), cache_limit()
     judging, _ = loaded.data.search()
     if len(judging) < _FEW_JUDGED:
         watcher.note(
@@ -68,7 +73,7 @@ def prepare(
         settings,
         data_fingerprint=loaded.data.fingerprint,
         judging_inputs=judging,
-        cache=machine.cache or default_cache(),
+        cache=cache,
         jobs=menu_threads(loaded.network, machine.jobs, loaded.memory),
         device=str(loaded.device),
         progress=watcher.advance,
@@ -80,9 +85,32 @@ def prepare(
             raise
         watcher.note(f"{error} Until then `size` counts the weights alone")
         original_bytes = menus.problem().original()["size"]
+    tell_damaged(menus.store, watcher)
+    if menus.store.written:
+        _trim(cache, limit, watcher)
     problem = menus.problem()
     original = problem.original() | {"size": original_bytes}
     return Job(**{**loaded_fields(loaded), "network": menus.network}, menus=menus, problem=problem, original=original)
+
+
+def tell_damaged(store: Store, watcher: Progress) -> None:
+    """Tell of files in the cache that were damaged, once."""
+    if store.damaged:
+        watcher.note(
+            f"files of the cache without a checksum that matches were made anew: {len(store.damaged)}, "
+            f"the first is {store.damaged[0]}"
+        )
+        store.damaged.clear()
+
+
+def _trim(cache: Path, limit: int | None, watcher: Progress) -> None:
+    """Keep the cache within its limit, and tell of what had to go."""
+    removed = trim(cache, limit)
+    if removed and limit is not None:
+        watcher.note(
+            f"the cache {cache} was above its limit of {format_bytes(limit)} ({LIMIT}), so the least recently used "
+            f"{format_bytes(sum(entry.bytes for entry in removed))} went"
+        )
 
 
 def build_evaluator(

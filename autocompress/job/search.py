@@ -14,7 +14,7 @@ from torch import Tensor
 from autocompress.evaluation import Evaluator, measure, measured_at_once
 from autocompress.job.journaled import JournaledEvaluation
 from autocompress.job.options import SearchRequest
-from autocompress.job.prepare import Job
+from autocompress.job.prepare import Job, tell_damaged
 from autocompress.job.select import Candidates, select
 from autocompress.models.weights import weights_bytes
 from autocompress.policies.files import SavedPolicy
@@ -75,6 +75,7 @@ def find(
         return Found(labeling, None, 0, "the policy decided alone")
     prices = None if asked.policy is None else policy_plan(asked.policy, job.problem, limits, watcher).prices
     found, candidates = _searched(job, evaluator, asked, prices, limits, folder, watcher)
+    tell_damaged(job.menus.store, watcher)  # effects are kept beside the menus
     selection = select(job, evaluator, asked, candidates, limits, watcher)
     best = selection.chosen
     folder.write(PLAN, job.menus.plan(best.labeling).to_yaml())

@@ -13,6 +13,7 @@ from autocompress.evaluation import DTYPES
 from autocompress.execute.compressed import uncompressed
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution, execute, tune
+from autocompress.files import sweep, writing
 from autocompress.job.base import expanded, load_base, save_base, with_base
 from autocompress.job.load import Loaded
 from autocompress.job.options import SearchRequest, fine_tuning
@@ -48,7 +49,9 @@ def through_stages(
     current: Loaded = job
     for number in range(0 if config.l1_epochs else 1, config.stages):  # 0 is the L1 penalty
         folder = path / f"{STAGE}{number}"
-        folder.mkdir(exist_ok=True)
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+        sweep(folder)
         done = load_base(folder, job) if config.resume else None
         if done is None and number == 0:
             done = _penalised(current, asked, folder, watcher)

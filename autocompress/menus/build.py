@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.borrowed import single_threaded
+from autocompress.cache import MENUS, use
 from autocompress.memory import available_bytes
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import diagonal_blocks
@@ -71,7 +72,9 @@ def build_menus(
     """
     report = progress or (lambda done, total, what: None)
     key = content_key(model, network, data_fingerprint, settings)
-    store = Store(None if cache is None else cache / "menus" / key)
+    store = Store(None if cache is None else cache / MENUS / key)
+    if cache is not None:
+        use(cache, key)
     folded = fold_batch_norms(model, network).to(device)
     folded.requires_grad_(False)
     statistics = _statistics(folded, network, calibration_inputs, settings, store, report)

@@ -2,24 +2,23 @@
 
 A folder holds the menus of one network: its name is a hash of weights, calibration data and settings. Files
 are written under a temporary name and renamed, so that two runs that share the cache never see a half-written
-file; both may build the same file, and both write the same bytes.
+file; both may build the same file, and both write the same bytes. Every file carries a checksum.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from autocompress.checked_tensors import load_checked, save_checked
+from autocompress.files import sweep, writing
 from autocompress.menus.criteria import CRITERIA
 from autocompress.menus.quantizers import QUANTIZERS
 from autocompress.menus.settings import MenuSettings
@@ -29,17 +28,11 @@ from autocompress.network.structure import Network
 _FORMAT = 6  # to be raised whenever the same settings give other menus
 
 
-def default_cache() -> Path:
-    """Folder of the cache: `$AUTOCOMPRESS_CACHE`, or `autocompress` below the user's own cache folder."""
-    if "AUTOCOMPRESS_CACHE" in os.environ:
-        return Path(os.environ["AUTOCOMPRESS_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
-
-
 def content_key(model: nn.Module, network: Network, data_fingerprint: str, settings: MenuSettings) -> str:
     """Name of the folder of one network's menus, which are the same wherever it is the same.
 
-    Criteria and quantizers from outside count with their source files.
+    Machines and versions of PyTorch do not count: `autocompress.cache` says why. Criteria and quantizers from outside
+    count with their source files.
 
     Args:
         model: network whose parameters and buffers count.
@@ -70,7 +63,11 @@ class Store:
     def __init__(self, folder: Path | None) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="autocompress-") if folder is None else None
         self.folder = Path(self._temporary.name) if self._temporary is not None else Path(folder or "")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.written, self.damaged = 0, list[Path]()
+        self._checked: set[str] = set()  # files whose checksum this process has seen to match
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        sweep(self.folder)
 
     def tensors(self, name: str, build: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a file, memory-mapped.
@@ -81,11 +78,18 @@ class Store:
                 written.
         """
         path = self.folder / f"{name}.safetensors"
-        found = _read(path)
+        found = load_checked(path, check=name not in self._checked)
         if found is None:
-            _write(path, build())
-            found = _read(path)
+            if path.exists():
+                self.damaged.append(path)
+            tensors = build()
+            with writing(path):
+                self.folder.mkdir(parents=True, exist_ok=True)  # a user may have removed it
+            save_checked(path, tensors)
+            self.written += 1
+            found = load_checked(path, check=False)
             assert found is not None, f"{path} was just written"
+        self._checked.add(name)
         return found
 
     def variants(self, name: str, bits: Sequence[int], build: Callable[[], list[Variant]]) -> list[Variant]:
@@ -101,28 +105,6 @@ class Store:
             One variant for each of `bits`.
         """
         return _unpack(self.tensors(name, lambda: _pack(build())), len(bits))
-
-
-def _read(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; None where it is missing or cut short, as by a run that filled the disk."""
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-    except SafetensorError:
-        return None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a file under a temporary name, and rename it: nobody reads it before it is whole."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    os.close(handle)
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _pack(variants: Sequence[Variant]) -> dict[str, Tensor]:

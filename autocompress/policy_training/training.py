@@ -18,22 +18,23 @@ import json
 import shutil
 import time
 from collections import UserDict
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from autocompress.cache import ZOO, default_cache
 from autocompress.data import Data, load_data
 from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator, torch_device
-from autocompress.files import write_atomically
+from autocompress.files import is_passing, sweep, write_atomically, writing
 from autocompress.job.load import load
 from autocompress.job.options import request
 from autocompress.job.prepare import Job, build_evaluator, prepare
 from autocompress.job.trust import NamedFunction, check_trusted, lies_in, named_functions, remember
-from autocompress.menus.store import default_cache
 from autocompress.policies.files import SavedPolicy, save_policy
 from autocompress.policy_training.episode_files import load_episodes, save_episodes
 from autocompress.policy_training.episodes import MOST_LOSS, BudgetRange, EpisodesUnderBudget, episodes
@@ -41,7 +42,9 @@ from autocompress.policy_training.fitting import fit
 from autocompress.policy_training.recipe import Recipe, ZooNetwork, ZooTask, read_recipe
 from autocompress.policy_training.zoo import in_memory, trained, weights_file
 from autocompress.progress import Progress, Silent
+from autocompress.run.lock import locked
 from autocompress.run.names import POLICY, TENSORBOARD
+from autocompress.searchers.tensorboard import scalars
 from autocompress.version import versions
 from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
 
@@ -90,25 +93,33 @@ def train_policy(
         The policy with the record of its training.
 
     Raises:
-        InputError: the recipe breaks a rule, or the folder holds another training.
+        InputError: the recipe breaks a rule, or the folder holds another training, or another process writes there.
+        WriteError: a file can't be written; `resume` goes on from what was written.
     """
     watcher, folder, device = progress or Silent(), Path(out), str(torch_device(device))
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
     if isinstance(recipe, (str, Path)) and lies_in(recipe, folder, EPISODES):
         check_trusted(_functions(wanted, data or {}), Path(recipe).parent, trust=trust)
     splits = load_all(wanted)  # before the folder is made: data that can't be read must not leave a folder behind
-    _claim(folder, wanted, resume=resume, force=force)
-    remember(_functions(wanted))
+    with _opened(folder, wanted, resume=resume, force=force):
+        remember(_functions(wanted))
+        return _trained(wanted, splits, folder, cache, device, watcher)
+
+
+def _trained(
+    wanted: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path | None, device: str, watcher: Progress
+) -> SavedPolicy:
+    """`train_policy`, in a folder that this process alone writes."""
     started = time.monotonic()
     gathered, scores = gather(wanted, splits, folder / EPISODES, cache or default_cache(), device, watcher)
     watcher.stage(f"fitting the policy to {sum(map(_count, gathered.values())):,} episodes")
-    with _scalars(folder / TENSORBOARD) as log:
+    with scalars(folder / TENSORBOARD) as add:
         for (network, task), score in scores.items():
-            log.add_scalar(f"explored/{task}", score["best_of_solver"], list(scores).index((network, task)))
+            add(f"explored/{task}", score["best_of_solver"], list(scores).index((network, task)))
 
         def told(step: int, loss: float) -> None:
             if step % _TOLD == 0 or step == wanted.fitting.steps - 1:
-                log.add_scalar("fitting/loss", loss, step)
+                add("fitting/loss", loss, step)
                 watcher.advance(step + 1, wanted.fitting.steps, "fitting steps")
 
         policy = fit(list(gathered.values()), wanted.fitting, told)
@@ -159,7 +170,9 @@ def gather(
     Raises:
         InputError: a file is damaged, or no network has a usable budget.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder)
     number_formats = _NumberFormats(folder / NUMBER_FORMATS)
     gathered: dict[tuple[str, str], list[EpisodesUnderBudget]] = {}
     scores = {}
@@ -264,7 +277,7 @@ class ExploredNetwork:
     def model(self) -> nn.Module:
         """The network with its trained weights, in eval mode."""
         if self._model is None:
-            folder = self._cache / "zoo"
+            folder = self._cache / ZOO
             kept = weights_file(self._zoo, self.data, folder).is_file()
             if not kept:
                 self._watcher.stage(f"training {self._zoo.name}: {self._zoo.epochs:g} epochs")
@@ -347,18 +360,28 @@ def _digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _scalars(folder: Path) -> Any:
-    """A TensorBoard writer into `folder`."""
-    from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
+@contextmanager
+def _opened(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> Iterator[None]:
+    """Hold the folder of a training, with the recipe in it. Raises InputError where it is taken."""
+    _check_free(folder, recipe, resume=resume, force=force)
+    with locked(folder, "out", "train-policy"):
+        _check_free(folder, recipe, resume=resume, force=force)  # again: another process may have used it until now
+        if force:
+            old = (*(folder / EPISODES).glob("*.npz"), folder / EPISODES / NUMBER_FORMATS, folder / POLICY)
+            for file in old:
+                file.unlink(missing_ok=True)
+            shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
+        write_atomically(folder / RECIPE, recipe.to_yaml())
+        yield
 
-    return SummaryWriter(str(folder))
 
-
-def _claim(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
-    """Write the recipe into the folder, if it is empty or the training in it may be continued or replaced."""
+def _check_free(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
+    """Raise InputError unless the folder is empty, or the training in it may be continued or replaced."""
     if resume and force:
         raise InputError("`force` and `resume` exclude each other, got both: --force starts anew, --resume continues.")
     file, content = folder / RECIPE, recipe.to_yaml()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"`out` must be a folder, got {folder}, which is a file.")
     if file.is_file() and not (resume or force):
         raise InputError(
             f"`out` must be a new folder, got {folder}, which holds a training; pass --resume to go on with it or "
@@ -368,11 +391,5 @@ def _claim(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> None:
         raise InputError(f"`resume` needs the folder of a training, got {folder}, which has no {RECIPE}.")
     if resume and file.read_text() != content:
         raise InputError(f"`resume` must go on by the recipe in {file}, got another; choose another --out or --force.")
-    if not file.is_file() and folder.is_dir() and any(folder.iterdir()):
+    if not file.is_file() and folder.is_dir() and not all(is_passing(each.name) for each in folder.iterdir()):
         raise InputError(f"`out` must be a new or empty folder, got {folder}, which holds other files.")
-    folder.mkdir(parents=True, exist_ok=True)
-    if force:
-        for old in (*(folder / EPISODES).glob("*.npz"), folder / EPISODES / NUMBER_FORMATS, folder / POLICY):
-            old.unlink(missing_ok=True)
-        shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)
-    write_atomically(file, content)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
+from autocompress.checked_tensors import load_checked, save_checked
 from autocompress.data import Data
 from autocompress.data.pixels import Normalization
 from autocompress.data.sources import TensorSource
 from autocompress.data.training import TrainingBatches, trained_on
 from autocompress.errors import InputError
 from autocompress.evaluation import DTYPES
-from autocompress.files import write_atomically
+from autocompress.files import writing
 from autocompress.models.registry import load_model
 from autocompress.models.weights import load_weights_
 from autocompress.policy_training.recipe import ZooNetwork
@@ -49,7 +51,7 @@ def weights_file(network: ZooNetwork, data: Data, folder: Path) -> Path:
 def trained(
     network: ZooNetwork, data: Data, folder: Path, number_formats: MutableMapping[str, Any] | None = None
 ) -> nn.Module:
-    """The network with its weights, in eval mode; it is trained if `folder` does not hold its weights.
+    """The network with its weights, in eval mode; it is trained if `folder` holds no weights whose checksum matches.
 
     Args:
         network: network of the zoo.
@@ -65,12 +67,15 @@ def trained(
         raise InputError(f"`data` must have labels to train {network.name}, got {data.name} without.")
     file = weights_file(network, data, folder)
     model = load_model(network.model, None, network.model_args)
-    if file.is_file():
+    if load_checked(file) is not None:
         load_weights_(model, file)
+        with suppress(OSError):  # another user's
+            os.utime(file)  # the cache keeps what was used last
         return model.eval()
     train_(model, data, network, number_formats=number_formats)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, save({name: tensor.contiguous() for name, tensor in model.state_dict().items()}))
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    save_checked(file, model.state_dict())
     return model.eval()
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from autocompress.config import Config, first_difference, load_config
 from autocompress.errors import InputError
-from autocompress.files import write_atomically
-from autocompress.run.journal import JOURNAL_VERSION, Entry, read_journal
-from autocompress.run.names import CONFIG, JOURNAL, OUTCOME, RUN_FILES, STAGE, TENSORBOARD
+from autocompress.files import append, is_passing, write_atomically, writing
+from autocompress.run.journal import JOURNAL_VERSION, Entry, read_journal, stamped
+from autocompress.run.names import CONFIG, JOURNAL, NEXT_CONFIG, OUTCOME, RUN_FILES, STAGE, TENSORBOARD
 
 
 def default_path(model: str, budget: str | None, root: Path = Path("runs")) -> Path:
@@ -54,7 +54,7 @@ def claim(config: Config) -> Path:
                 f"`out` must be a new folder, got {path}, which holds a run; "
                 "pass --force to replace it or --resume to continue it."
             )
-    elif any(path.iterdir()):
+    elif any(each.name != NEXT_CONFIG and not is_passing(each.name) for each in path.iterdir()):
         raise InputError(f"`out` must be a new or empty folder, got {path}, which holds files that are no run's.")
     return path
 
@@ -62,9 +62,10 @@ def claim(config: Config) -> Path:
 def _resumable(config: Config) -> Path:
     if config.out is None:
         raise InputError("`resume` needs the folder of the run to continue, got none; pass --out FOLDER.")
-    if not (config.out / CONFIG).is_file() or not (config.out / JOURNAL).is_file():
+    options = options_file(config.out)
+    if not options.is_file() or not (options.name == NEXT_CONFIG or (config.out / JOURNAL).is_file()):
         raise InputError(f"`resume` needs the folder of a run, got {config.out}, which has no {CONFIG} and {JOURNAL}.")
-    before = load_config(config.out / CONFIG, {})
+    before = load_config(options, {})
     option = first_difference(before, config)
     if option is not None:
         raise InputError(
@@ -72,6 +73,18 @@ def _resumable(config: Config) -> Path:
             f"got {getattr(config, option)!r}; leave it out, or choose another --out."
         )
     return config.out
+
+
+def options_file(path: Path) -> Path:
+    """The file with the options of the run in a folder; of the run that has yet to begin there, where there is one."""
+    following = path / NEXT_CONFIG
+    return following if following.is_file() else path / CONFIG
+
+
+def config_text(config: Config, path: Path, versions: Mapping[str, str]) -> str:
+    """The options of the run in `path` as YAML, with versions of the software as comments."""
+    made_by = "".join(f"# {name} {version}\n" for name, version in versions.items())
+    return made_by + config.model_copy(update={"force": False, "resume": False, "out": path}).to_yaml()
 
 
 def begin(path: Path, config: Config, versions: Mapping[str, str]) -> Config:
@@ -85,15 +98,15 @@ def begin(path: Path, config: Config, versions: Mapping[str, str]) -> Config:
     Returns:
         The options with which the run goes on from here.
     """
-    path.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
     for name in (*RUN_FILES, *_written_files(path)):
         (path / name).unlink(missing_ok=True)
     for folder in (path / TENSORBOARD, *path.glob(f"{STAGE}*")):
         shutil.rmtree(folder, ignore_errors=True)
-    made_by = "".join(f"# {name} {version}\n" for name, version in versions.items())
-    kept = config.model_copy(update={"force": False, "out": path})
-    write_atomically(path / CONFIG, made_by + kept.to_yaml())
-    (path / JOURNAL).touch()
+    write_atomically(path / CONFIG, config_text(config, path, versions))
+    write_atomically(path / JOURNAL, "")
+    (path / NEXT_CONFIG).unlink(missing_ok=True)  # last: until here a kill leaves a run that has yet to begin
     return config.model_copy(update={"force": False, "resume": True})
 
 
@@ -122,9 +135,10 @@ class RunFolder:
         if not config.resume:
             begin(path, config, versions)
         self.replayed = self._reopen(header)
-        self._journal = (path / JOURNAL).open("ab")
+        with writing(path / JOURNAL):
+            self._journal = (path / JOURNAL).open("ab", buffering=0)
         if self._journal.tell() == 0:
-            self._write_line(json.dumps(header) + "\n")
+            self._write_line(stamped(header))
 
     def __enter__(self) -> RunFolder:
         return self
@@ -135,10 +149,11 @@ class RunFolder:
         self._journal.close()
 
     def append(self, entry: Entry) -> None:
-        """Add a line to the journal and flush it. An entry that the resumed run had already written is left alone.
+        """Add a line to the journal at once. An entry that the resumed run had already written is left alone.
 
         Raises:
             InputError: the resumed search evaluates another plan than it did before.
+            WriteError: the line can't be written; the journal is as it was.
         """
         if entry.index >= len(self.replayed):
             self._write_line(entry.to_line())
@@ -162,10 +177,10 @@ class RunFolder:
                     "put it back, or start anew with --force."
                 )
         content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
+        with writing(path):
+            os.truncate(path, content.rfind(b"\n") + 1)
         shutil.rmtree(self.path / TENSORBOARD, ignore_errors=True)  # the replay writes all of it again
         return entries
 
     def _write_line(self, line: str) -> None:
-        self._journal.write(line.encode())
-        self._journal.flush()
+        append(self._journal, line.encode(), self.path / JOURNAL)

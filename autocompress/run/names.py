@@ -9,4 +9,5 @@ MODEL_PT2 = "model.pt2"
 EXPORTED = (MODEL, MODEL_ONNX, MODEL_PT2, "model.xml", "model.bin")
 POLICY_WEIGHTS, POLICY, TENSORBOARD = "policy.safetensors", "policy.json", "tb"
 RUN_FILES = (CONFIG, JOURNAL, SHIFTS, PLAN, OUTCOME, *EXPORTED, CHECKPOINT, POLICY_WEIGHTS, POLICY)
+NEXT_CONFIG = "config.next.yaml"  # options of a run that has not begun; it begins when its menus are made
 STAGE = "stage-"  # a folder for each part before the last search, with its number

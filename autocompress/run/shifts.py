@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import zlib
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
+
+from autocompress.files import regular_file, write_all, writing
 
 Shift = npt.NDArray[np.float16]
 
@@ -17,13 +21,19 @@ class ShiftFile:
     Args:
         path: path of the file, which is made where there is none.
         shape: (N, K), the shape of every record.
+
+    Raises:
+        InputError: a folder, a pipe or a device has that name.
+        WriteError: the file can't be made.
     """
 
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
-        self._shape = shape
+        self._path, self._shape = path, shape
         self._bytes = int(np.prod(shape)) * np.dtype(np.float16).itemsize
-        path.touch()
-        self._file = path.open("r+b")
+        with writing(path):
+            if not regular_file(path):
+                path.touch()
+            self._file = path.open("r+b", buffering=0)
 
     def __enter__(self) -> ShiftFile:
         return self
@@ -33,14 +43,39 @@ class ShiftFile:
     ) -> None:
         self._file.close()
 
-    def write(self, index: int, shift: Shift) -> None:
-        """Write and flush the record of evaluation `index`."""
-        self._file.seek(index * self._bytes)
-        self._file.write(np.ascontiguousarray(shift, dtype=np.float16).tobytes())
-        self._file.flush()
+    def write(self, index: int, shift: Shift) -> int:
+        """Write the record of evaluation `index` at once.
 
-    def read(self, index: int) -> Shift | None:
-        """The record of evaluation `index`; None where the file ends before its end."""
+        Returns:
+            Its checksum, for `read`.
+
+        Raises:
+            WriteError: the record can't be written.
+        """
+        content = np.ascontiguousarray(shift, dtype=np.float16).tobytes()
+        with writing(self._path):
+            self._file.seek(index * self._bytes)
+            write_all(self._file, content)
+        return zlib.crc32(content)
+
+    def read(self, index: int, checksum: int | None = None) -> Shift | None:
+        """The record of evaluation `index`; None where the file ends before its end, or the record is damaged.
+
+        Args:
+            index: place of the record.
+            checksum: what `write` returned; None: the record is not checked.
+        """
         self._file.seek(index * self._bytes)
-        content = self._file.read(self._bytes)
-        return np.frombuffer(content, np.float16).reshape(self._shape) if len(content) == self._bytes else None
+        content = _read_all(self._file, self._bytes)
+        if len(content) < self._bytes or checksum not in (None, zlib.crc32(content)):
+            return None
+        return np.frombuffer(content, np.float16).reshape(self._shape)
+
+
+def _read_all(file: io.FileIO, size: int) -> bytes:
+    """As many bytes as there are, at most `size`: one call of a file without a buffer may read fewer."""
+    parts = []
+    while size > 0 and (part := file.read(size)):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

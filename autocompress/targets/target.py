@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
+from autocompress.files import LOCK
 from autocompress.registry import Registry
-from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, RUN_FILES, TENSORBOARD
+from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, NEXT_CONFIG, RUN_FILES, TENSORBOARD
 from autocompress.samples import Inputs, fields_of
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.onnxruntime.file import write_onnx
@@ -27,7 +28,8 @@ from autocompress.targets.packed.file import pack, pack_weights
 from autocompress.targets.timing import Session
 
 _WEIGHT_BITS, _ACTIVATION_BITS = (*range(1, 9), 16, 32), (*range(4, 9), 32)  # what menus can make
-_TAKEN = frozenset(RUN_FILES) - frozenset(EXPORTED) | {TENSORBOARD}  # names that a run folder uses for something else
+# Names that a run folder uses for something else.
+_TAKEN = frozenset(RUN_FILES) - frozenset(EXPORTED) | {TENSORBOARD, NEXT_CONFIG, LOCK}
 
 
 @dataclass(frozen=True)

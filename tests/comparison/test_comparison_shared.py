@@ -1,10 +1,14 @@
 """Evaluations that processes share through a file, and what a kill may leave of it."""
 
 import math
+import os
 
 import numpy as np
+import pytest
 
+from autocompress.comparison.folder import read_conditions, read_policies
 from autocompress.comparison.shared import SharedEvaluations
+from autocompress.errors import InputError
 from autocompress_envs.problem import Labeling, Outcome
 
 RESOURCES = {"size": 10, "macs": 20}
@@ -67,3 +71,48 @@ def test_a_torn_line_is_measured_again_and_tears_no_other(tmp_path):
     last = Measure()
     assert [SharedEvaluations(path, last).numbers(labeling(bits)).kl for bits in (1, 2, 3)] == [0.1, 0.2, 0.1 * 3]
     assert last.calls == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda line: line.replace(b"0.2", b"0.3"),  # its checksum does not match
+        lambda line: b"\x00\xff\xfe\n",
+        lambda line: b"[" * 100_000 + b"\n",
+        lambda line: b'{"labels": [[0], [2], [0]], "kl": NaN, "accuracy": null, "agreement": 1, "resources": {}}\n',
+        lambda line: b'{"labels": [[0], [-2], [0]], "kl": 0, "accuracy": null, "agreement": 1, "resources": {}}\n',
+        lambda line: b'{"labels": [[0], [2], [0]], "kl": 0}\n',
+        lambda line: b"\n",
+    ],
+)
+def test_a_damaged_line_is_measured_again(tmp_path, damage):
+    path = tmp_path / "journal.jsonl"
+    writer = SharedEvaluations(path, Measure())
+    for bits in (1, 2, 3):
+        writer.numbers(labeling(bits))
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert damage(lines[1]) != lines[1]
+    path.write_bytes(lines[0] + damage(lines[1]) + lines[2])
+    measure = Measure()
+    resumed = SharedEvaluations(path, measure)
+    assert [resumed.numbers(labeling(bits)).kl for bits in (1, 2, 3)] == [0.1, 0.2, 0.1 * 3]
+    assert measure.calls == [2]
+
+
+def test_a_journal_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "journal.jsonl")
+    with pytest.raises(InputError) as error:
+        SharedEvaluations(tmp_path / "journal.jsonl", Measure())
+    assert str(error.value) == f"{tmp_path / 'journal.jsonl'} must be a file, got a pipe; remove it."
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{", "[" * 100_000, "\x00"])
+def test_damaged_conditions_are_one_line(tmp_path, content):
+    (tmp_path / "evaluations").mkdir()
+    for file, read in (("evaluations/a.json", read_conditions), ("policies.json", read_policies)):
+        (tmp_path / file).write_text(content)
+        with pytest.raises(InputError) as error:
+            read(tmp_path)
+        assert str(error.value) == (
+            f"`resume` must find a mapping in {tmp_path / file}, which is damaged; start anew with --force."
+        )

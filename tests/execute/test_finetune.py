@@ -199,6 +199,20 @@ def saved(tmp_path, monkeypatch):
     return toy, compressed, file
 
 
+@pytest.mark.parametrize("where", [0.3, 0.5, 0.7])
+def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path, monkeypatch, where):
+    """`torch.load` takes it: the weights would be others without a word."""
+    toy, compressed, file = saved(tmp_path, monkeypatch)
+    content = bytearray(file.read_bytes())
+    content[round(where * len(content))] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        finetune(compressed, toy.folded, toy.data, replace(_QUICK, epochs=0.05), checkpoint=file)
+    assert str(error.value) == (
+        f"`resume` must find a whole checkpoint, got {file}, which is damaged; remove that file to start anew."
+    )
+
+
 def test_a_checkpoint_of_another_fine_tuning_is_refused(tmp_path, monkeypatch):
     toy, compressed, file = saved(tmp_path, monkeypatch)
     message = (

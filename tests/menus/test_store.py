@@ -4,7 +4,9 @@ import copy
 import hashlib
 import itertools
 import multiprocessing
+import os
 import re
+import resource
 import threading
 import time
 from collections import Counter
@@ -22,12 +24,16 @@ from menu_toys import branches, randn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from autocompress.errors import InputError
+from autocompress.cache import default_cache
+from autocompress.checked_tensors import load_checked, save_checked
+from autocompress.errors import InputError, WriteError
 from autocompress.evaluation.stitch import resolve
+from autocompress.job.prepare import tell_damaged
 from autocompress.menus import QUANTIZERS, Menus, MenuSettings, Quantizer, build_menus, store
 from autocompress.menus.quantizers import Rounded, Rounding
-from autocompress.menus.store import Store, content_key, default_cache
+from autocompress.menus.store import Store, content_key
 from autocompress.network import Network, trace
+from autocompress.progress import Silent
 from autocompress_envs import Labeling
 
 SETTINGS = MenuSettings(weight_bits=(2, 4), activation_bits=(8,), sparsity_levels=3)
@@ -75,7 +81,7 @@ def test_second_build_believes_what_the_first_wrote(tmp_path: Path, victim: str,
     (path,) = tmp_path.rglob(f"{victim}.safetensors")
     tensors = load_file(path)
     tensors[name] = tensors[name].flip(0) if tensors[name].ndim else torch.tensor(123.0, dtype=torch.float64)
-    save_file({key: tensor.clone().contiguous() for key, tensor in tensors.items()}, path)
+    save_checked(path, {key: tensor.clone() for key, tensor in tensors.items()})
     found = build(tmp_path)
     if name == "order":
         assert torch.equal(found.orders[2], tensors["order"])
@@ -118,6 +124,118 @@ def test_cut_files_are_rebuilt(tmp_path: Path, size: int) -> None:
     assert contents(tmp_path) == before
     after = written(tmp_path)
     assert {name for name in files if after[name] != files[name]} == {victim.name}
+
+
+@pytest.mark.parametrize("name", ["statistics", "order002", "layer005-k8-s0"])
+@pytest.mark.parametrize("where", [0.3, 0.6, 1.0])
+def test_a_flipped_bit_is_found(tmp_path: Path, name: str, where: float) -> None:
+    """In the header (names, shapes, the checksum itself) or in the values: the file is made anew."""
+    build(tmp_path)
+    before = contents(tmp_path)
+    (victim,) = tmp_path.rglob(f"{name}.safetensors")
+    data = bytearray(victim.read_bytes())
+    data[round(where * (len(data) - 1))] ^= 4
+    victim.write_bytes(data)
+    found = build(tmp_path)
+    assert contents(tmp_path) == before
+    assert found.store.damaged == [victim]
+
+
+def test_files_without_a_checksum_are_made_anew(tmp_path: Path) -> None:
+    """Those of earlier versions: nobody can say whether they are whole."""
+    build(tmp_path)
+    before = contents(tmp_path)
+    (victim,) = tmp_path.rglob("order002.safetensors")
+    save_file({"order": load_file(victim)["order"].clone()}, victim)
+    assert build(tmp_path).store.damaged == [victim]
+    assert contents(tmp_path) == before
+
+
+def test_the_user_is_told_of_damage_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    found = Store(tmp_path)
+    found.tensors("a", lambda: {"a": torch.ones(3)})
+    (tmp_path / "a.safetensors").write_bytes(b"damaged")
+    again = Store(tmp_path)
+    assert torch.equal(again.tensors("a", lambda: {"a": torch.ones(3)})["a"], torch.ones(3))
+    watcher = Silent()
+    watcher.note = told.append  # type: ignore[method-assign]
+    for _ in range(2):
+        tell_damaged(again, watcher)
+    assert told == [
+        "files of the cache without a checksum that matches were made anew: 1, "
+        f"the first is {tmp_path / 'a.safetensors'}"
+    ]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.safetensors")
+    found = Store(tmp_path).tensors("a", lambda: {"a": torch.ones(3)})
+    assert torch.equal(found["a"], torch.ones(3))
+    assert (tmp_path / "a.safetensors").is_file()
+    (tmp_path / "b.safetensors").mkdir()
+    with pytest.raises(WriteError) as error:
+        Store(tmp_path).tensors("b", lambda: {"b": torch.ones(3)})
+    assert str(error.value) == (
+        f"{tmp_path / 'b.safetensors'} can't be written: Is a directory; a folder has its name: remove that."
+    )
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(WriteError) as error:
+            Store(tmp_path).tensors("a", lambda: {"a": torch.ones(30_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert str(error.value) == (
+        f"{tmp_path / 'a.safetensors'} can't be written: File too large; "
+        "raise the limit on the size of files (ulimit -f)."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("mask", "rights"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_rights_that_the_umask_gives(tmp_path: Path, mask: int, rights: int) -> None:
+    before = os.umask(mask)
+    try:
+        Store(tmp_path).tensors("a", lambda: {"a": torch.ones(3)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == rights
+
+
+def test_a_folder_that_is_removed_meanwhile_is_made_again(tmp_path: Path) -> None:
+    found = Store(tmp_path / "menus")
+    (tmp_path / "menus").rmdir()
+    assert torch.equal(found.tensors("a", lambda: {"a": torch.ones(3)})["a"], torch.ones(3))
+
+
+def test_menus_of_other_versions_and_machines_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are knowledge about the network: whoever built them, the same name has them."""
+    model, x = branches()
+    network = trace(model, x[:1])
+    before = content_key(model, network, "d", SETTINGS)
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    monkeypatch.setattr("autocompress.version.__version__", "9.9")
+    monkeypatch.setattr("platform.node", lambda: "elsewhere")
+    monkeypatch.setattr("platform.machine", lambda: "other")
+    assert content_key(model, network, "d", SETTINGS) == before
+
+
+def test_what_safetensors_writes_and_reads_are_the_same_files(tmp_path: Path) -> None:
+    tensors = {
+        "b": torch.arange(5, dtype=torch.int8), "a": torch.tensor(0.5, dtype=torch.float64), "none": torch.zeros(0, 3),
+        "t": torch.arange(6.0).view(2, 3).T, "h": torch.ones(3).bfloat16(), "flag": torch.tensor([True, False]),
+    }  # fmt: skip
+    save_checked(tmp_path / "a.safetensors", tensors)
+    for found in (load_file(tmp_path / "a.safetensors"), load_checked(tmp_path / "a.safetensors")):
+        assert found is not None
+        assert found.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(found[name], tensor)
+            assert found[name].dtype == tensor.dtype
 
 
 def test_failed_builds_leave_nothing_behind(tmp_path: Path) -> None:

@@ -65,6 +65,13 @@ def test_torn_last_line_is_left_out_and_overwritten(tmp_path, kept):
     assert read_journal(path) == ({"journal": 1, **MADE_ON}, [entry(0), entry(1), entry(2)])
 
 
+def damaged(path, line, reason):
+    return (
+        f"{path} must hold one JSON object a line, got a damaged line {line}: {reason}; "
+        "remove it and those after it, which are evaluated again."
+    )
+
+
 def test_damage_elsewhere_is_an_error(tmp_path):
     make_run(tmp_path / "run", [entry(0), entry(1)])
     path = tmp_path / "run" / "journal.jsonl"
@@ -73,7 +80,7 @@ def test_damage_elsewhere_is_an_error(tmp_path):
     with pytest.raises(InputError) as error:
         read_journal(path)
     reason = "Expecting ',' delimiter: line 1 column 12 (char 11)"
-    assert str(error.value) == f"{path} must hold one JSON object a line, got a damaged line: {reason}."
+    assert str(error.value) == damaged(path, 2, reason)
     path.write_text('{"journal": 2}\n')
     with pytest.raises(InputError) as error:
         read_journal(path)

@@ -209,7 +209,8 @@ WEIGHTS, ACTIVATIONS = "1, 2, 3, 4, 5, 6, 7, 8, 16, 32", "4, 5, 6, 7, 8, 32"
             ("file_name", name, f"of the target mine must not be one of a run's own, got {name!r}.")
             for name in (
                 "config.yaml", "journal.jsonl", "journal.f16", "plan.yaml", "outcome.json", "finetune.pt", "Plan.yaml",
-                "policy.json", "policy.safetensors", "policy.mine", "tb",
+                "policy.json", "policy.safetensors", "policy.mine", "tb", "config.next.yaml",
+                ".lock",
             )
         ),
         *(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import ExportError, InputError
+from autocompress.files import write_atomically, write_error
 from autocompress.network.verification import first_line
 from autocompress.targets.onnxruntime.exporter import OPSET
 from autocompress.targets.onnxruntime.file import IR_VERSION
@@ -33,17 +34,23 @@ def write_openvino(content: bytes | str | Path, out_dir: str | Path) -> tuple[Pa
     Raises:
         InputError: OpenVINO is not installed, or `content` is missing.
         ExportError: OpenVINO can't read the network.
+        WriteError: a file can't be written.
     """
     openvino = _openvino()
     path = Path(out_dir) / "model.xml"
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "model.onnx"
-        source.write_bytes(_for_openvino(content if isinstance(content, bytes) else Path(content).read_bytes()))
+        source, made = Path(folder) / "model.onnx", Path(folder) / "model.xml"
+        write_atomically(source, _for_openvino(content if isinstance(content, bytes) else Path(content).read_bytes()))
         try:
             model = openvino.convert_model(source, share_weights=False)
         except (RuntimeError, ValueError) as error:
             raise ExportError(f"OpenVINO must be able to read the network, got {first_line(error)}") from error
-        openvino.save_model(model, path, compress_to_fp16=False)
+        try:
+            openvino.save_model(model, made, compress_to_fp16=False)
+        except RuntimeError as error:
+            raise write_error(made, None, first_line(error)) from error
+        for file in (path.with_suffix(".bin"), path):
+            write_atomically(file, made.with_suffix(file.suffix).read_bytes())
     return path, path.with_suffix(".bin")
 
 
