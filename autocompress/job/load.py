@@ -124,6 +124,8 @@ def _splits(data: DataLike | None, options: NetworkOptions) -> Data:
         mean=options.mean,
         std=options.std,
         data_args=options.data_args,
+        tokenizer=options.tokenizer,
+        max_tokens=options.max_tokens,
         **cut,
     )
 

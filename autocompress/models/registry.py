@@ -19,6 +19,7 @@ from autocompress.data.callables import call, call_with
 from autocompress.errors import InputError, unknown_name
 from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
+from autocompress.models.hugging_face import load_hugging_face
 from autocompress.models.weights import load_weights_, special_form
 from autocompress.registry import Registry
 from autocompress.samples import Inputs, fields_of
@@ -67,7 +68,7 @@ def load_model(
 
     Args:
         spec: `digits`, `resnet20`/`32`/`44`/`56`/`110` (CIFAR), `torchvision:NAME`, `timm:NAME`,
-            `package.module:callable` or `file.py:callable`.
+            `hf:FOLDER`, `package.module:callable` or `file.py:callable`.
         weights: path of a `.safetensors`, `.pt` or `.pth` file. `digits` has its own weights; the CIFAR
             ResNets need a file. Without one, networks of torchvision and timm get random weights (always the
             same), and callables keep the weights that they return.
@@ -94,7 +95,7 @@ def load_model(
 def check_spec(spec: str) -> None:
     """Raise InputError where `spec` has no form that `load_model` knows."""
     if ":" not in spec and spec not in MODELS:
-        raise unknown_name("model", spec, [*MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
+        raise unknown_name("model", spec, [*MODELS, "torchvision:NAME", "timm:NAME", "hf:FOLDER", *_CALLABLES])
 
 
 def names_function(spec: str) -> bool:
@@ -203,7 +204,11 @@ def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return _create("timm", name, partial(timm.create_model, name, pretrained=False), arguments)
 
 
-_ZOOS: Mapping[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
+_ZOOS: Mapping[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": load_hugging_face,
+}
 
 
 def _unknown_in_zoo(zoo: str, name: str, names: Sequence[str]) -> InputError:

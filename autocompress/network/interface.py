@@ -50,7 +50,7 @@ def interfaced(model: nn.Module, inputs: Inputs) -> nn.Module:
         return model
     kind = type(model)
     wrapped = copy.copy(model)
-    form = {"_names": inputs.names, "_by_name": inputs.by_name, "_plain": kind}
+    form = {"_names": inputs.names, "_by_name": inputs.by_name, "_plain": kind, "__module__": kind.__module__}
     wrapped.__class__ = type(kind.__name__, (Interfaced, kind), form)
     return wrapped
 
