@@ -33,7 +33,7 @@ from autocompress.menus.activations import ActivationRange
 from autocompress.menus.calibration import MOST_INPUTS, largest_moment
 from autocompress.menus.menus import Menus
 from autocompress.network.exported import export_graph, layer_calls
-from autocompress.network.structure import Network
+from autocompress.network.structure import EMBEDDING, Layer, Network
 from autocompress.samples import Inputs
 from autocompress_envs.problem import Labeling
 
@@ -81,7 +81,7 @@ def recalibrate(
     runs = Counter(calls.values())
     for place, (before, node) in enumerate(pair.nodes):
         name = calls.get(node, "")
-        if runs[name] == 1 and structure[name].fan_in <= MOST_INPUTS:
+        if runs[name] == 1 and _is_fitted(structure[name]):
             module = model.get_submodule(name)
             sites[place] = Site(structure[name], choices[name], menus, module, before, node, place)
 
@@ -110,6 +110,11 @@ def recalibrate(
     return Compressed(model.cpu(), layers, compressed.plan)
 
 
+def _is_fitted(layer: Layer) -> bool:
+    """Whether a layer is fitted anew: none of very many inputs, and no table, as what it reads is never disturbed."""
+    return layer.fan_in <= MOST_INPUTS and layer.kind != EMBEDDING
+
+
 def fitting_bytes(network: Network, device: torch.device | None = None) -> int:
     """Bytes that fitting the largest layer takes at its peak on a device, however many samples there are.
 
@@ -117,6 +122,6 @@ def fitting_bytes(network: Network, device: torch.device | None = None) -> int:
         network: trace of the network.
         device: device that the networks run on; None: the CPU. On any other the fits themselves still take the host's.
     """
-    pieces = max((most_bytes_of_columns(layer) for layer in network.layers if layer.fan_in <= MOST_INPUTS), default=0)
+    pieces = max((most_bytes_of_columns(layer) for layer in network.layers if _is_fitted(layer)), default=0)
     per_entry = _BYTES_PER_ENTRY if device is None or device.type == "cpu" else _BYTES_PER_ENTRY_OF_SUMS
     return _COPIES_OF_COLUMNS * pieces + per_entry * largest_moment(network)

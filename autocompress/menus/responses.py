@@ -32,7 +32,8 @@ from autocompress.menus.calibration import batch_size, output_bytes
 from autocompress.menus.changes import Changes
 from autocompress.menus.gatherers import ByGradient, Gatherer, OfRoundings, OneByOne
 from autocompress.menus.listening import Call, Listening
-from autocompress.network.structure import Layer
+from autocompress.menus.lookups import OfLookups
+from autocompress.network.structure import EMBEDDING, Layer
 from autocompress.samples import Inputs, call, cast
 
 MOST_BYTES = {"cpu": 1_000_000_000, "cuda": 8_000_000_000}  # of the changes that are held at once
@@ -131,6 +132,8 @@ def _is_by_sample(one: Tensor, two: Tensor) -> bool:
 
 def _bytes_a_sample(layer: Layer) -> int:
     """Bytes of a layer's columns, or of its gradient, for one sample."""
+    if layer.kind == EMBEDDING:
+        return 4 * layer.positions * layer.fan_in  # of one change's rows
     gradient = 0 if layer.positions == 1 else layer.rows * (layer.fan_in + 1)
     return 4 * max(layer.positions * layer.groups * (layer.fan_in + 1), gradient)
 
@@ -154,11 +157,15 @@ class _Listener:
         self._device, self._dtype = _place(model)
         self._gatherers: dict[str, list[Gatherer]] = {}
         for each in changes:
-            of_weights = (
-                OneByOne(each) if each.one_by_one else ByGradient(each, self._device, self._dtype, functions_at_once)
-            )
-            self._gatherers[each.layer.name] = [of_weights, OfRoundings(each.roundings)]
+            self._gatherers[each.layer.name] = [self._of_weights(each, functions_at_once), OfRoundings(each.roundings)]
         self._samples, self._function = 0, 0
+
+    def _of_weights(self, changes: Changes, functions_at_once: int) -> Gatherer:
+        if changes.layer.kind == EMBEDDING:
+            return OfLookups(changes, self._device, self._dtype)
+        if changes.one_by_one:
+            return OneByOne(changes)
+        return ByGradient(changes, self._device, self._dtype, functions_at_once)
 
     def run(self, first: int, batch: Inputs, functions: Functions) -> None:
         """Add a batch: one pass forward, and one back for every function."""

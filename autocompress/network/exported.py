@@ -18,9 +18,9 @@ from autocompress.samples import Inputs, repeated, tensors_of
 LayerCalls = Mapping[fx.Node, str]  # names of layers by the node that calls them, in the order of the graph
 
 _ATEN = torch.ops.aten
-_LAYER_OPERATORS = frozenset(
-    [_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding, _ATEN.linear.default]
-)
+_CONVOLUTIONS = (_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding)
+_WEIGHT_OF = dict.fromkeys([*_CONVOLUTIONS, _ATEN.linear.default], 1) | {_ATEN.embedding.default: 0}
+"""Position of the weight among the arguments of each operator that layers run."""
 # What torch.export raises where a network's Python can't be followed; all its own errors are kinds of these.
 _EXPORT_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
@@ -124,8 +124,9 @@ def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) 
         owners.setdefault(id(model.get_parameter(f"{name}.weight")), []).append(name)
     calls: dict[fx.Node, str] = {}
     for node in graph.graph.nodes:
-        if node.op == "call_function" and node.target in _LAYER_OPERATORS and node.args[1].op == "get_attr":
-            names = owners.get(id(model.get_parameter(str(node.args[1].target))), [])
+        weight = node.args[_WEIGHT_OF[node.target]] if node.target in _WEIGHT_OF else None
+        if weight is not None and weight.op == "get_attr":
+            names = owners.get(id(model.get_parameter(str(weight.target))), [])
             if names:
                 calls[node] = names[0] if len(names) == 1 else _module_of(node, names)
     if missing := [name for name in layers if name not in calls.values()]:

@@ -13,6 +13,8 @@ from autocompress_envs.problem import CostModel
 
 IntArray = npt.NDArray[np.int64]
 
+EMBEDDING = "embedding"  # kind of a layer that looks rows of its weight up, one for each token
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -20,11 +22,11 @@ class Layer:
 
     Attributes:
         name: name of the module, as in `named_modules()`.
-        kind: `conv`, `depthwise` or `linear`.
+        kind: `conv`, `depthwise`, `linear` or `embedding`: a table whose rows are looked up.
         weight_shape: shape of the PyTorch weight.
         groups: number of the convolution's groups; 1 for linear layers.
         positions: output positions per sample over all calls, which is the number of multiply-accumulates a
-            weight.
+            weight; of an embedding the rows that are looked up.
         input_shape: shape of the first call's input, without the batch axis.
         output_shape: shape of the first call's output, without the batch axis.
         norm: name of the batch norm that can be folded into the layer, as it alone reads the output; or None.
@@ -65,8 +67,8 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one sample."""
-        return self.parameters * self.positions
+        """Multiply-accumulates for one sample; looking rows up takes none."""
+        return 0 if self.kind == EMBEDDING else self.parameters * self.positions
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,14 @@ from autocompress.network.costs import build_costs, fixed_operators
 from autocompress.network.flow import layers_behind
 from autocompress.network.folding import fold_norms, is_foldable
 from autocompress.network.groups import ChannelGroups, find_groups, is_depthwise
-from autocompress.network.structure import Group, Layer, Network
+from autocompress.network.structure import EMBEDDING, Group, Layer, Network
 from autocompress.network.tape import BATCH, Call, Tape, record_tape
 from autocompress.network.verification import first_line
 from autocompress.samples import Inputs, fields_of, tensors_of
 
 
 def trace(model: nn.Module, example: Inputs) -> Network:
-    """The layers, channel groups and costs of a network of convolutions, linears, norms and shape operators.
+    """The layers, channel groups and costs of a network of convolutions, linears, embeddings and other operators.
 
     The model is copied and only copies run, in eval mode: its own mode, hooks, parameters, buffers and the
     random state stay as they are. Modules that never run, and modules whose weight is not used as it is
@@ -49,7 +49,8 @@ def trace(model: nn.Module, example: Inputs) -> Network:
         folded = fold_norms(evaluated, norm_of)
         shared = _shared_layers(evaluated, calls)
         outputs = dict.fromkeys(layers_behind(tape, tape.outputs), "network output")
-        found = find_groups(folded, sample, list(calls), outputs, shared)
+        with_width = [name for name in calls if not isinstance(evaluated.get_submodule(name), nn.Embedding)]
+        found = find_groups(folded, sample, with_width, outputs, shared)
     layers = tuple(_layer(evaluated, tape, name, calls[name], norm_of, found) for name in calls)
     unknown = Counter(call.operator for call in tape.calls if call.kind == "unknown")
     return Network(
@@ -87,7 +88,9 @@ def _run(model: nn.Module, sample: Inputs) -> Tape:
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(sample))
         raise InputError(f"`example` must fit the model's input, got shape {shapes}: {first_line(error)}") from error
     if not any(call.kind == "layer" for call in tape.calls):
-        raise InputError("`model` must run at least one Conv1d, Conv2d or Linear layer on `example`, got none.")
+        raise InputError(
+            "`model` must run at least one Conv1d, Conv2d, Linear or Embedding layer on `example`, got none."
+        )
     return tape
 
 
@@ -158,8 +161,9 @@ def _layer(
     module = model.get_submodule(name)
     weight_shape = tuple(_weight(model, name).shape)
     results = [tape.values[call.writes[0]] for call in calls]
-    positions = sum(int(np.prod(value.shape, dtype=np.int64)) for value in results) // (BATCH * weight_shape[0])
-    kind = "linear" if isinstance(module, nn.Linear) else "depthwise" if is_depthwise(module) else "conv"
+    width = weight_shape[1] if isinstance(module, nn.Embedding) else weight_shape[0]
+    positions = sum(int(np.prod(value.shape, dtype=np.int64)) for value in results) // (BATCH * width)
+    kind = _kind(module)
     member = _membership(found.groups, name)
     return Layer(
         name=name,
@@ -170,11 +174,18 @@ def _layer(
         input_shape=_input_shape(tape, calls[0]),
         output_shape=results[0].shape[1:],
         norm=norm_of.get(name),
-        has_bias=module.bias is not None or name in norm_of,
+        has_bias=getattr(module, "bias", None) is not None or name in norm_of,
         reads=member.reads,
         writes=member.writes,
-        fixed_reason="" if member.writes is not None else found.fixed_reasons[name],
+        fixed_reason="" if member.writes is not None else found.fixed_reasons.get(name, "a table's width stays"),
     )
+
+
+def _kind(module: nn.Module) -> str:
+    """Kind of a layer, as in `Layer.kind`."""
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING
+    return "linear" if isinstance(module, nn.Linear) else "depthwise" if is_depthwise(module) else "conv"
 
 
 def _membership(groups: tuple[Group, ...], name: str) -> _Membership:

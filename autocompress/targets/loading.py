@@ -95,11 +95,12 @@ def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
     """Give a module of the original the finished layer's weight and bias, and their shape."""
     shape, found = tuple(layer.values.shape), tuple(module.weight.shape)
     fits = len(shape) == len(found) and shape[2:] == found[2:] and all(map(int.__le__, shape, found))
-    if not fits or (layer.bias is None) != (module.bias is None):
+    own_bias = getattr(module, "bias", None)
+    if not fits or (layer.bias is None) != (own_bias is None):
         raise InputError(f"`model` must have room for {name}.weight of shape {shape} and its bias, got {found}.")
     weight, bias = layer.as_run()
     module.weight = nn.Parameter(weight, requires_grad=False)  # no longer tied to another layer's
-    if module.bias is not None:
+    if own_bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
     write_layer_(module, module.weight.data, bias, is_depthwise(module))
 
