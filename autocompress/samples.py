@@ -170,7 +170,7 @@ def content(inputs: Inputs) -> Iterable[bytes]:
     if isinstance(inputs, Samples):
         yield repr((inputs.names, inputs.by_name)).encode()
     for tensor in tensors_of(inputs):
-        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        yield tensor.detach().cpu().contiguous().numpy().tobytes()
 
 
 def from_tree(inputs: Any) -> Any:

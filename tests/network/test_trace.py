@@ -307,7 +307,7 @@ def test_wrong_input() -> None:
         trace(chain(), torch.zeros(4))
     with pytest.raises(InputError, match=r"`example` must fit the model's input, got shape \(1, 3, 4, 4\): .*channels"):
         trace(chain(), torch.zeros(1, 3, 4, 4))
-    message = "`model` must run at least one Conv1d, Conv2d or Linear layer on `example`, got none."
+    message = "`model` must run at least one Conv1d, Conv2d, Linear or Embedding layer on `example`, got none."
     with pytest.raises(InputError, match=re.escape(message)):
         trace(nn.ReLU(), x)
 

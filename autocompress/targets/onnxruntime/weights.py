@@ -49,7 +49,7 @@ def store_weights_(graph: GraphProto, layers: list[LayerWeights]) -> None:
 def _store_tables_(graph: GraphProto, layers: list[LayerWeights]) -> None:
     """Put codes and scales where rows of tables are looked up.
 
-    That is Cast(Gather(codes, rows)) · Unsqueeze(Gather(scale, rows)); 16-bit rows, without a scale, are Gather and Cast.
+    That is Cast(Gather(codes, rows)) · Unsqueeze(Gather(scale, rows)); 16-bit rows have no scale: Gather and Cast do.
     """
     for steps in list(graph.node):
         if steps.op_type != "Gather" or not steps.input[0].startswith(PLACEHOLDER):
