@@ -141,7 +141,12 @@ def _inputs(values: Any, name: str) -> Inputs:
     if isinstance(values, tuple | list) and values and all(hasattr(each, "shape") for each in values):
         parts = {str(number): each for number, each in enumerate(values)}
     if not parts:
-        return _checked_input(values, f"{name} inputs", name)
+        x = _checked_input(values, f"{name} inputs", name)
+        if (
+            x.ndim == 4 and x.dtype != torch.uint8 and not x.is_floating_point()
+        ):  # images in another scale than 0 to 255
+            raise InputError(f"{name} must hold uint8 or floating-point images, got {x.dtype}.")
+        return x
     found = {key: _checked_input(value, f"{name} inputs {key}", f"{name} {key}", 1) for key, value in parts.items()}
     lengths = {key: len(tensor) for key, tensor in found.items()}
     if len(set(lengths.values())) > 1:

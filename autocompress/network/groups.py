@@ -209,7 +209,7 @@ def _without_timm() -> Iterator[None]:
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether each output channel of a convolution reads just the input channel of the same index."""
-    if isinstance(layer, nn.Linear) or layer.groups == 1:
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d) or layer.groups == 1:
         return False
     return bool(layer.groups == layer.in_channels == layer.out_channels)
 

@@ -45,7 +45,7 @@ _DTYPES = {
 _FORMATS = {str(each): each for each in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)}
 _FORMATS |= {str(torch.preserve_format): torch.preserve_format}
 _LAYOUTS = {str(torch.strided): torch.strided}
-_PART = re.compile(r"[A-Za-z0-9_]+")
+_PART = re.compile(r"[A-Za-z0-9_-]+")  # RegNets of torchvision have names such as block1-0
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
 _MOST_INPUTS = 64
 _MOST_LEVELS = 64  # of nested modules
@@ -353,7 +353,7 @@ def _name_fault(name: str) -> str:
         return f"it has more than {_MOST_LEVELS} levels"
     for part in parts:
         if not _PART.fullmatch(part):
-            return f"{part!r} is not made of letters, digits and underscores"
+            return f"{part!r} is not made of letters, digits, dashes and underscores"
         if keyword.iskeyword(part) or part in _RESERVED:
             return f"{part!r} has another meaning"
     return ""
