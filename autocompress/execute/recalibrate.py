@@ -39,6 +39,7 @@ from autocompress_envs.problem import Labeling
 
 _BYTES_PER_ENTRY = 100  # a fit holds about a dozen copies of H in double precision at its peak
 _BYTES_PER_ENTRY_OF_SUMS = 60  # the sums of all folds in double precision, on the device that the networks run on
+_MOST_VALUES = 2_000_000_000  # bytes of the values that are held: more samples of early layers would say little new
 _COPIES_OF_COLUMNS = 6  # of the drawn columns: gathered, rounded, cut into folds, centered
 
 
@@ -91,7 +92,7 @@ def recalibrate(
 
     with torch.no_grad():
         needs = {place: site.samples_wanted for place, site in sites.items()}
-        room = room_on(place_of_work, memory) - fitting_bytes(menus.network, place_of_work)
+        room = min(room_on(place_of_work, memory) - fitting_bytes(menus.network, place_of_work), _MOST_VALUES)
         schedule = Schedule.of(needs, pair.bytes_by_place(sample), room, len(inputs))
         batches = Batches(pair, inputs, schedule.in_a_batch, place_of_work, range_at)
         for place in range(len(pair.nodes)):
