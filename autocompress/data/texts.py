@@ -194,9 +194,7 @@ def _objects(path: Path, columns: Columns | None) -> Iterator[Row]:
         try:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"`data` must be one JSON object a line, got another in line {number} of {path}."
-            ) from error
+            raise InputError(f"`data` must be JSON objects, one a line, got line {number} of {path}.") from error
         if not isinstance(content, dict) or not isinstance(content.get(str(wanted.text)), str):
             raise InputError(
                 f"`data` must have a text {wanted.text!r} in every line, got none in line {number} of {path}."
