@@ -1,0 +1,88 @@
+"""Names of modules and parameters, made of the names in an ONNX file."""
+
+from __future__ import annotations
+
+import re
+
+from torch import nn
+
+_WEIGHT_ENDINGS = re.compile(r"^(?P<owner>.+)\.(weight|kernel|gamma)([_.].*)?$")
+_MARKS = re.compile(r"[^0-9A-Za-z_]+")
+
+
+def layer_path(weight: str, node: str, kind: str) -> str:
+    """Dotted path of a layer's module, from the names that the file has for it.
+
+    The weight's name says it best where it ends in `.weight`; otherwise the node's, in which PyTorch's older exporter
+    repeats the path at every level.
+
+    >>> layer_path("layer1.0.conv1.weight", "node_conv2d_7", "Conv")
+    'layer1.0.conv1'
+    >>> layer_path("onnx::Conv_193", "/layer1/layer1.0/conv1/Conv", "Conv")
+    'layer1.0.conv1'
+    >>> layer_path("model/dense/MatMul/ReadVariableOp:0", "model/dense/MatMul", "MatMul")
+    'model.dense'
+    >>> layer_path("W", "", "Gemm")
+    'W'
+
+    Args:
+        weight: name of the weight.
+        node: name of the node; may be empty.
+        kind: the node's operator.
+    """
+    found = _WEIGHT_ENDINGS.match(weight)
+    if found:
+        return clean_path(found["owner"])
+    parts: list[str] = []
+    for part in node.strip("/").split("/"):
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts.pop()
+        parts.append(part)
+    if len(parts) > 1 and re.fullmatch(rf"{kind}(_\d+)?", parts[-1]):
+        parts.pop()
+    return clean_path(".".join(parts)) or clean_path(weight) or kind
+
+
+def clean_path(name: str) -> str:
+    """A name as a dotted path of identifiers and numbers; empty where nothing is left.
+
+    >>> clean_path("/blocks/blocks.0/attn::qkv:0")
+    'blocks.blocks.0.attn_qkv_0'
+    """
+    parts = (_MARKS.sub("_", part).strip("_") for part in re.split(r"[./]", name))
+    return ".".join(part for part in parts if part)
+
+
+def free_path(root: nn.Module, path: str) -> str:
+    """The path itself where a module or tensor can be put there, else the first `path_2`, `path_3`, … where one can.
+
+    Args:
+        root: network that the path is in.
+        path: dotted path.
+    """
+    choices = (path, *(f"{path}_{number}" for number in range(2, 1_000_000)))
+    return next(choice for choice in choices if _is_free(root, choice))
+
+
+def container(root: nn.Module, path: str) -> tuple[nn.Module, str]:
+    """The module that holds the last part of a free path, made where it is missing, and that last part."""
+    *parents, last = path.split(".")
+    module = root
+    for part in parents:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    return module, last
+
+
+def _is_free(root: nn.Module, path: str) -> bool:
+    """Whether nothing is at the path, and all above it are plain containers."""
+    module = root
+    *parents, last = path.split(".")
+    for part in parents:
+        if part not in module._modules:
+            return not hasattr(module, part) and not any(hasattr(nn.Module(), each) for each in (*parents, last))
+        module = module.get_submodule(part)
+        if type(module) is not nn.Module:
+            return False
+    return not hasattr(module, last)
