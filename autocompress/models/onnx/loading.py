@@ -58,7 +58,7 @@ def load_onnx(path: str | Path) -> OnnxNetwork:
     network = _translated(proto, inputs, plan)
     tolerance = HALF_TOLERANCE if _has_halves(proto) else TOLERANCE
     cases = plan.cases if network.fixed_batch is None else plan.cases[:1]
-    check(network, cases, tolerance, proto, path)
+    network.difference = check(network, cases, tolerance, proto, path)
     return network.eval()
 
 

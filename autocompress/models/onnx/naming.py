@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 
 from torch import nn
 
-_WEIGHT_ENDINGS = re.compile(r"^(?P<owner>.+)\.(weight|kernel|gamma)([_.].*)?$")
+_TENSOR_ENDINGS = re.compile(r"^(?P<owner>.+)\.(weight|bias)([_.].*)?$")
 _MARKS = re.compile(r"[^0-9A-Za-z_]+")
 
 
-def layer_path(weight: str, node: str, kind: str) -> str:
+def layer_path(tensors: Sequence[str], node: str, kind: str) -> str:
     """Dotted path of a layer's module, from the names that the file has for it.
 
-    The weight's name says it best where it ends in `.weight`; otherwise the node's, in which PyTorch's older exporter
-    repeats the path at every level.
+    A tensor's name says it best where it ends in `.weight` or `.bias`; otherwise the node's, in which PyTorch's older
+    exporter repeats the path at every level.
 
-    >>> layer_path("layer1.0.conv1.weight", "node_conv2d_7", "Conv")
+    >>> layer_path(["val_12", "layer1.0.fc1.bias"], "node_MatMul_7", "MatMul")
+    'layer1.0.fc1'
+    >>> layer_path(["onnx::Conv_193"], "/layer1/layer1.0/conv1/Conv", "Conv")
     'layer1.0.conv1'
-    >>> layer_path("onnx::Conv_193", "/layer1/layer1.0/conv1/Conv", "Conv")
-    'layer1.0.conv1'
-    >>> layer_path("model/dense/MatMul/ReadVariableOp:0", "model/dense/MatMul", "MatMul")
+    >>> layer_path(["model/dense/MatMul/ReadVariableOp:0"], "model/dense/MatMul", "MatMul")
     'model.dense'
-    >>> layer_path("W", "", "Gemm")
+    >>> layer_path(["W"], "", "Gemm")
     'W'
 
     Args:
-        weight: name of the weight.
+        tensors: names of the weight and of the bias, if there is one.
         node: name of the node; may be empty.
         kind: the node's operator.
     """
-    found = _WEIGHT_ENDINGS.match(weight)
+    found = [match["owner"] for name in tensors if (match := _TENSOR_ENDINGS.match(name))]
     if found:
-        return clean_path(found["owner"])
+        return clean_path(found[0])
     parts: list[str] = []
     for part in node.strip("/").split("/"):
         if parts and part.startswith(f"{parts[-1]}."):
@@ -40,7 +42,7 @@ def layer_path(weight: str, node: str, kind: str) -> str:
         parts.append(part)
     if len(parts) > 1 and re.fullmatch(rf"{kind}(_\d+)?", parts[-1]):
         parts.pop()
-    return clean_path(".".join(parts)) or clean_path(weight) or kind
+    return clean_path(".".join(parts)) or clean_path(tensors[0]) or kind
 
 
 def clean_path(name: str) -> str:
@@ -60,7 +62,7 @@ def free_path(root: nn.Module, path: str) -> str:
         root: network that the path is in.
         path: dotted path.
     """
-    choices = (path, *(f"{path}_{number}" for number in range(2, 1_000_000)))
+    choices = itertools.chain([path], (f"{path}_{number}" for number in itertools.count(2)))
     return next(choice for choice in choices if _is_free(root, choice))
 
 

@@ -78,12 +78,14 @@ class OnnxNetwork(nn.Module):
         input_names: names of the file's inputs; files that are exported from this network get the same.
         output_names: names of the file's outputs, likewise.
         fixed_batch: number of samples that it takes at once, where that is fixed; None: any.
+        difference: largest difference from ONNX Runtime when the file was read, as a share of an output's largest value.
     """
 
     def __init__(self, program: Program) -> None:
         super().__init__()
         self.program = program
         self.fixed_batch: int | None = None
+        self.difference = 0.0
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -93,7 +95,11 @@ class OnnxNetwork(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         return self.program.output_names
 
-    def forward(self, *inputs: Tensor) -> Any:
+    # Inputs are named one by one, as torch.export takes the shapes of `*inputs` in another form than a caller knows.
+    def forward(
+        self, x: Tensor, second: Tensor | None = None, third: Tensor | None = None, fourth: Tensor | None = None, *more: Tensor
+    ) -> Any:
+        inputs = [each for each in (x, second, third, fourth, *more) if each is not None]
         if len(inputs) != len(self.input_names):
             names = ", ".join(self.input_names)
             raise ValueError(f"it takes {len(self.input_names)} inputs ({names}), got {len(inputs)}")

@@ -120,17 +120,17 @@ class Translation:
             self._stored[key] = path
         return Stored(self._stored[key])
 
-    def module(self, node: NodeProto, weight: str, key: Any, make: Callable[[], nn.Module]) -> str:
+    def module(self, node: NodeProto, tensors: Sequence[str], key: Any, make: Callable[[], nn.Module]) -> str:
         """Path of a module, which is made unless there is one with the same key.
 
         Args:
             node: node that calls it.
-            weight: name of its weight.
+            tensors: names of its weight and bias.
             key: what it is made of: names of tensors and attributes.
             make: function that makes it.
         """
         if key not in self._stored:
-            path = free_path(self.network, layer_path(weight, node.name, node.op_type))
+            path = free_path(self.network, layer_path(tensors, node.name, node.op_type))
             parent, last = container(self.network, path)
             parent.add_module(last, make())
             self._stored[key] = path
@@ -287,8 +287,9 @@ class Operation:
             key: whatever else it is made of.
             make: function that makes it.
         """
-        path = self.translation.module(self.node, weight.origin, (self.node.op_type, weight.name, *key), make)
-        return path
+        bias = self.constant(2)
+        tensors = [weight.origin] if bias is None else [weight.origin, bias.origin]
+        return self.translation.module(self.node, tensors, (self.node.op_type, weight.name, *key), make)
 
     def own(self, constant: Constant, *, turned: bool = False) -> nn.Parameter:
         """A constant as the parameter of a module, shared with all other modules that have the same one.

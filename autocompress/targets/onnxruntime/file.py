@@ -22,7 +22,7 @@ from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.onnxruntime.biases import store_biases_
-from autocompress.targets.onnxruntime.exporter import OPSET, exported, inline_constants_, with_placeholders
+from autocompress.targets.onnxruntime.exporter import INPUT, OPSET, OUTPUT, exported, inline_constants_, with_placeholders
 from autocompress.targets.onnxruntime.slim import slim_
 from autocompress.targets.onnxruntime.weights import store_weights_
 
@@ -32,7 +32,9 @@ _INT2_OPSET, _INT2_IR_VERSION = 25, 13  # the first with INT2; from 21 to 25, op
 
 
 def write_onnx(lowered: Lowered) -> bytes:
-    """The network as an ONNX file: takes `input` (batch, …) float32, gives `output`, any batch size.
+    """The network as an ONNX file: takes (batch, …) float32, gives one tensor, any batch size.
+
+    Input and output are called `input` and `output`; in a network that comes from an ONNX file, as they are there.
 
     Weights are INT2 (1 and 2 bits), INT4 (3 and 4), INT8 (5 to 8), float16 or float32. INT2 and INT4 are cast to INT8
     first: ONNX Runtime folds the cast when it loads the file, and then runs its integer kernels. A rounded
@@ -56,7 +58,7 @@ def write_onnx(lowered: Lowered) -> bytes:
     inline_constants_(graph)
     store_weights_(graph, list(lowered.layers.values()))
     store_biases_(graph)
-    slim_(proto)
+    slim_(proto, dict(zip((INPUT, OUTPUT), lowered.names, strict=True)))
     for value in itertools.chain(graph.input, graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     two_bits = any(tensor.data_type == TensorProto.INT2 for tensor in graph.initializer)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.models.onnx.translation import Handler, Operation, Untranslatable
 
+_MOST_PARTS = 4  # equal parts of the channels that slices are taken for
 _ENDLESS = 2**31 - 1  # an end from here on is the end of the axis
 
 
@@ -24,23 +25,32 @@ def _slice(op: Operation) -> None:
         axes = op.integers("", 3) or list(range(count))
         steps = [int(each) for each in op.required(4, "steps").tensor.tolist()] if op.has(4) else [1] * count
     axes = [axis % op.rank(0) for axis in axes]
-    if isinstance(starts, list) and isinstance(ends, list) and _emit_shares(op, starts, ends, axes, steps):
+    known = [_known(op, 1, starts), _known(op, 2, ends)]
+    if axes == [1] and steps == [1] and known[0] and known[1] and _emit_share(op, known[0][0], known[1][0]):
         return
     op.emit(_sliced, op.tensor(0), starts, ends, axes=tuple(axes), steps=tuple(steps))
 
 
-def _emit_shares(op: Operation, starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> bool:
-    """A slice of channels that is one of several equal parts, as such a part: so that channels may get fewer.
+def _known(op: Operation, index: int, numbers: Any) -> list[int] | None:
+    """Positions that are the same in every trial; None where they are not."""
+    if isinstance(numbers, list):
+        return numbers
+    trials = op.value(index).trials
+    return list(trials[0]) if all(trial == trials[0] for trial in trials) else None
+
+
+def _emit_share(op: Operation, start: int, end: int) -> bool:
+    """A slice of channels that is one of two to four equal parts, as such a part: so that channels may get fewer.
 
     Returns whether the slice is one.
     """
-    sizes = {shape[1] for shape in op.shapes(0)} if axes == [1] and steps == [1] else set()
+    sizes = {shape[1] for shape in op.shapes(0)}
     if len(sizes) != 1:
         return False
     (size,) = sizes
-    first, last, _ = slice(starts[0], ends[0]).indices(size)
+    first, last, _ = slice(start, end).indices(size)
     length = last - first
-    if length <= 1 or length == size or size % length or first % length or size // length > 4:
+    if length <= 1 or length == size or size % length or first % length or size // length > _MOST_PARTS:
         return False
     op.emit(_share, op.tensor(0), index=first // length, count=size // length)
     return True
@@ -48,8 +58,7 @@ def _emit_shares(op: Operation, starts: list[int], ends: list[int], axes: list[i
 
 def _share(x: Tensor, index: int, count: int) -> Tensor:
     """One of several equal parts of the channels (axis 1)."""
-    length = x.shape[1] // count
-    return x[:, index * length : (index + 1) * length]
+    return torch.split(x, x.shape[1] // count, 1)[index]
 
 
 def _sliced(x: Tensor, starts: list[int], ends: list[int], axes: Sequence[int], steps: Sequence[int]) -> Tensor:
