@@ -55,11 +55,23 @@ def load_onnx(path: str | Path) -> OnnxNetwork:
     inputs = _inputs(proto, path)
     runtime = Runtime(path, path)
     plan = _plan(inputs, runtime, path)
-    network = _translated(proto, inputs, plan)
     tolerance = HALF_TOLERANCE if _has_halves(proto) else TOLERANCE
-    cases = plan.cases if network.fixed_batch is None else plan.cases[:1]
-    network.difference = check(network, cases, tolerance, proto, path)
-    return network.eval()
+    try:
+        return _checked(proto, inputs, plan, tolerance, path)
+    except InputError:
+        if not plan.is_own_idea:
+            raise
+    first = _Plan(plan.trials[:1], plan.cases[:1])
+    return _checked(proto, inputs, first, tolerance, path)
+
+
+def _checked(proto: ModelProto, inputs: Sequence[Input], plan: _Plan, tolerance: float, path: Path) -> OnnxNetwork:
+    """The network, which computes what the runtime does for all of a plan's batches."""
+    network = _translated(proto, inputs, plan.trials)
+    network.difference = check(network, plan.cases, tolerance, proto, path)
+    if len(plan.cases) == 1 and inputs[0].dims:  # no other number of samples was tried
+        network.fixed_batch = len(plan.cases[0].inputs[inputs[0].name])
+    return network
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -110,10 +122,12 @@ class _Plan:
     Attributes:
         trials: shape of every input in every trial, by name.
         cases: batches with the runtime's outputs, the first in a size that the file allows.
+        is_own_idea: whether the second batch is of a size that the file does not allow: the network may take it still.
     """
 
     trials: tuple[Mapping[str, tuple[int, ...]], ...]
     cases: tuple[Case, ...]
+    is_own_idea: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,8 @@ def _plan(inputs: Sequence[Input], runtime: Runtime, path: Path) -> _Plan:
         # A batch of 1 is no trial where a file takes any: 1 might as well be a size that never changes.
         trials = [_shapes(case, 2 if isinstance(draws.batch, str) else None), _shapes(more)]
     trials += [_shapes(other, 2 if isinstance(draws.batch, str) else None) for _, other in found[1:]]
-    return _Plan(tuple(trials), (case,) if more is None else (case, more))
+    is_own_idea = more is not None and not isinstance(draws.batch, str)
+    return _Plan(tuple(trials), (case,) if more is None else (case, more), is_own_idea)
 
 
 def _batch_axis(inputs: Sequence[Input]) -> int | str | None:
@@ -198,21 +213,7 @@ def _shapes(case: Case, samples: int | None = None) -> dict[str, tuple[int, ...]
 # --- translation -----------------------------------------------------------------------------------------------------
 
 
-def _translated(proto: ModelProto, inputs: Sequence[Input], plan: _Plan) -> OnnxNetwork:
-    """The network; for any number of samples where its operators allow that, else for the file's own."""
-    is_fixed = len(plan.cases) == 1
-    try:
-        network = _once(proto, inputs, plan.trials)
-    except InputError:
-        if is_fixed or isinstance(inputs[0].dims[0], str):
-            raise
-        is_fixed, network = True, _once(proto, inputs, plan.trials[:1])
-    if is_fixed and inputs[0].dims:
-        network.fixed_batch = len(next(iter(plan.cases[0].inputs.values())))
-    return network
-
-
-def _once(proto: ModelProto, inputs: Sequence[Input], trials: Sequence[Mapping[str, tuple[int, ...]]]) -> OnnxNetwork:
+def _translated(proto: ModelProto, inputs: Sequence[Input], trials: Sequence[Mapping[str, tuple[int, ...]]]) -> OnnxNetwork:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     outputs = [value.name for value in proto.graph.output]

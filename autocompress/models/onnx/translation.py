@@ -132,7 +132,7 @@ class Translation:
         if key not in self._stored:
             path = free_path(self.network, layer_path(tensors, node.name, node.op_type))
             parent, last = container(self.network, path)
-            parent.add_module(last, make())
+            parent.add_module(last, make().eval())
             self._stored[key] = path
         return self._stored[key]
 
@@ -343,7 +343,7 @@ def translate(
         InputError: nodes use operators in ways that can't be translated; all are named.
     """
     empty = Program((), (), tuple(inputs), tuple(outputs))
-    translation = Translation(OnnxNetwork(empty), dict(constants), opset(proto), mode)
+    translation = Translation(OnnxNetwork(empty).eval(), dict(constants), opset(proto), mode)
     translation.values |= {name: Value(name, trials) for name, trials in inputs.items()}
     for node in nodes:
         operation = Operation(node, translation)

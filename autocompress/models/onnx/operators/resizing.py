@@ -60,9 +60,19 @@ def _resize(op: Operation) -> None:
     if scales is not None:
         op.emit(resampled, op.tensor(0), scales, None, axes=axes, how=how)
     elif op.has(sizes_at):
-        op.emit(resampled, op.tensor(0), None, op.numbers(sizes_at), axes=axes, how=how)
+        op.emit(resampled, op.tensor(0), None, op.numbers(sizes_at), axes=_resized(op, sizes_at, axes), how=how)
     else:
         raise Untranslatable("neither scales nor sizes")
+
+
+def _resized(op: Operation, index: int, axes: Sequence[int]) -> tuple[int | None, ...]:
+    """The axes, and None for each that stays as it is: a file that says so by its size says it for one batch only."""
+    numbers = op.numbers(index)
+    trials = [numbers] if isinstance(numbers, list) else op.value(index).trials
+    pairs = list(zip(trials, op.shapes(0), strict=False))  # sizes that are fixed are those of the first trial
+    return tuple(
+        None if all(sizes[place] == shape[axis] for sizes, shape in pairs) else axis for place, axis in enumerate(axes)
+    )
 
 
 def _check(op: Operation, how: Resampling) -> None:
@@ -76,7 +86,7 @@ def _check(op: Operation, how: Resampling) -> None:
 
 
 def resampled(
-    x: Tensor, scales: Sequence[float] | None, sizes: Sequence[int] | None, axes: Sequence[int], how: Resampling
+    x: Tensor, scales: Sequence[float] | None, sizes: Sequence[int] | None, axes: Sequence[int | None], how: Resampling
 ) -> Tensor:
     """x of another size.
 
@@ -84,15 +94,17 @@ def resampled(
         x: (N, C, …) tensor.
         scales: factor of each of the axes, or None.
         sizes: new size of each of the axes, where there are no scales.
-        axes: axes that scales and sizes are about.
+        axes: axes that scales and sizes are about; None: one that stays.
         how: how values between positions are found.
     """
-    if scales is not None:
-        wanted = {axis: (math.floor(x.shape[axis] * s), float(s)) for axis, s in zip(axes, scales, strict=True) if s != 1}
-    else:
-        assert sizes is not None
-        pairs = [(axis, size) for axis, size in zip(axes, sizes, strict=True) if axis > 1 or size != x.shape[axis]]
-        wanted = {axis: (size, size / x.shape[axis]) for axis, size in pairs if size != x.shape[axis]}
+    wanted: dict[int, tuple[int, float]] = {}  # by axis: its new size, and that over the old one
+    for place, axis in enumerate(axes):
+        if axis is None or (scales is not None and scales[place] == 1):
+            continue
+        if scales is not None:
+            wanted[axis] = (math.floor(x.shape[axis] * scales[place]), float(scales[place]))
+        elif sizes is not None:
+            wanted[axis] = (sizes[place], sizes[place] / x.shape[axis])
     if not wanted:
         return x.clone()
     if min(wanted) > 1 and (how.mode == "cubic" or how.antialias or _is_torchs(x, wanted, how)):
