@@ -12,29 +12,32 @@ _TENSOR_ENDINGS = re.compile(r"^(?P<owner>.+)\.(weight|bias)([_.].*)?$")
 _MARKS = re.compile(r"[^0-9A-Za-z_]+")
 
 
-def layer_path(tensors: Sequence[str], node: str, kind: str) -> str:
+def layer_path(tensors: Sequence[str], scope: str, node: str, kind: str) -> str:
     """Dotted path of a layer's module, from the names that the file has for it.
 
-    A tensor's name says it best where it ends in `.weight` or `.bias`; otherwise the node's, in which PyTorch's older
-    exporter repeats the path at every level.
+    A tensor's name says it best where it ends in `.weight` or `.bias`; otherwise the exporter's note; otherwise the
+    node's name, in which PyTorch's older exporter repeats the path at every level.
 
-    >>> layer_path(["val_12", "layer1.0.fc1.bias"], "node_MatMul_7", "MatMul")
+    >>> layer_path(["val_12", "layer1.0.fc1.bias"], "", "node_MatMul_7", "MatMul")
     'layer1.0.fc1'
-    >>> layer_path(["onnx::Conv_193"], "/layer1/layer1.0/conv1/Conv", "Conv")
+    >>> layer_path(["val_12", "val_13"], "layer1.0.fc1", "node_MatMul_7", "MatMul")
+    'layer1.0.fc1'
+    >>> layer_path(["onnx::Conv_193"], "", "/layer1/layer1.0/conv1/Conv", "Conv")
     'layer1.0.conv1'
-    >>> layer_path(["model/dense/MatMul/ReadVariableOp:0"], "model/dense/MatMul", "MatMul")
+    >>> layer_path(["model/dense/MatMul/ReadVariableOp:0"], "", "model/dense/MatMul", "MatMul")
     'model.dense'
-    >>> layer_path(["W"], "", "Gemm")
+    >>> layer_path(["W"], "", "", "Gemm")
     'W'
 
     Args:
         tensors: names of the weight and of the bias, if there is one.
+        scope: path of the module that the exporter has noted; may be empty.
         node: name of the node; may be empty.
         kind: the node's operator.
     """
     found = [match["owner"] for name in tensors if (match := _TENSOR_ENDINGS.match(name))]
-    if found:
-        return clean_path(found[0])
+    if found or scope:
+        return clean_path([*found, scope][0])
     parts: list[str] = []
     for part in node.strip("/").split("/"):
         if parts and part.startswith(f"{parts[-1]}."):

@@ -8,6 +8,8 @@ can ask for ranks and sizes, and can tell a size that is always the same from on
 from __future__ import annotations
 
 import functools
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -58,6 +60,8 @@ class Translation:
         network: network with the modules and tensors so far, without a program.
         constants: constants by name.
         opset: version of ONNX's operators in the file.
+        mode: mode in which tensors have no content.
+        readers: number of nodes that read a tensor of the file, by its name.
         values: values by their names in the file.
         steps: steps so far.
     """
@@ -66,6 +70,7 @@ class Translation:
     constants: dict[str, Constant]
     opset: int
     mode: Any
+    readers: Mapping[str, int]
     values: dict[str, Value] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     _stored: dict[Any, str] = field(default_factory=dict)
@@ -130,7 +135,7 @@ class Translation:
             make: function that makes it.
         """
         if key not in self._stored:
-            path = free_path(self.network, layer_path(tensors, node.name, node.op_type))
+            path = free_path(self.network, layer_path(tensors, _scope(node), node.name, node.op_type))
             parent, last = container(self.network, path)
             parent.add_module(last, make().eval())
             self._stored[key] = path
@@ -287,8 +292,9 @@ class Operation:
             key: whatever else it is made of.
             make: function that makes it.
         """
-        bias = self.constant(2)
-        tensors = [weight.origin] if bias is None else [weight.origin, bias.origin]
+        tensors, bias = [weight.origin], self.constant(2)
+        if bias is not None and self.translation.readers[bias.origin] == 1:  # exporters store equal tensors once
+            tensors.append(bias.origin)
         return self.translation.module(self.node, tensors, (self.node.op_type, weight.name, *key), make)
 
     def own(self, constant: Constant, *, turned: bool = False) -> nn.Parameter:
@@ -312,6 +318,13 @@ class Operation:
 
 
 Handler = Callable[[Operation], None]
+
+
+def _scope(node: NodeProto) -> str:
+    """Path of the PyTorch module that a node is from, where PyTorch's exporter has noted it; else empty."""
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = re.findall(r"'([^']*)'", notes.get("pkg.torch.onnx.name_scopes", ""))
+    return scopes[-2] if len(scopes) > 1 else ""
 
 
 def as_tensor(numbers: Any) -> Tensor:
@@ -343,7 +356,8 @@ def translate(
         InputError: nodes use operators in ways that can't be translated; all are named.
     """
     empty = Program((), (), tuple(inputs), tuple(outputs))
-    translation = Translation(OnnxNetwork(empty).eval(), dict(constants), opset(proto), mode)
+    readers = Counter(name for node in proto.graph.node for name in node.input)
+    translation = Translation(OnnxNetwork(empty).eval(), dict(constants), opset(proto), mode, readers)
     translation.values |= {name: Value(name, trials) for name, trials in inputs.items()}
     for node in nodes:
         operation = Operation(node, translation)
