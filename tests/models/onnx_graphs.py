@@ -35,13 +35,14 @@ def graph(nodes, inputs, outputs, constants=None, opset=17, functions=(), kinds=
     ]
     stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
     results = [onnx.ValueInfoProto(name=name) for name in outputs]
+    domains = [helper.make_opsetid(domain, 1) for domain in {each.domain for each in nodes} - {""}]
     proto = helper.make_model(
         helper.make_graph(nodes, "g", values, results, stored),
-        opset_imports=[helper.make_opsetid("", opset), *([helper.make_opsetid("own", 1)] if functions else [])],
+        opset_imports=[helper.make_opsetid("", opset), *domains],
         functions=list(functions),
         ir_version=10,
     )
-    return onnx.shape_inference.infer_shapes(proto)
+    return proto if domains else onnx.shape_inference.infer_shapes(proto)
 
 
 def saved(path, *args, **kwargs):
@@ -52,4 +53,5 @@ def saved(path, *args, **kwargs):
 
 def node(kind, inputs, outputs, name=None, **attributes):
     """A node; inputs and outputs in one string, with blanks between."""
-    return helper.make_node(kind, inputs.split(" "), outputs.split(" "), name=name or f"{kind}_1", **attributes)
+    made = outputs.split(" ")
+    return helper.make_node(kind, inputs.split(" "), made, name=name or f"{kind}_{made[0]}", **attributes)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from autocompress.errors import InputError
-from autocompress.models.onnx.reading import node_name
+from autocompress.models.onnx.reading import node_name, opset
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto
 
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli")
+_LATER_OPSETS = (19, 21, 23)  # tried where the reference implementation does not have an operator as old as the file's
 _AS_IT_IS = frozenset(["Identity", "Dropout"])  # of a constant: that constant, so a weight that is shared stays shared
 
 
@@ -124,6 +125,19 @@ def computed(node: NodeProto, proto: ModelProto, constants: Mapping[str, Constan
 
 def _evaluated(node: NodeProto, proto: ModelProto, constants: Mapping[str, Constant]) -> list[Any]:
     """A node's results by onnx's reference implementation."""
+    failure: Exception | None = None
+    for version in (opset(proto), *(each for each in _LATER_OPSETS if each > opset(proto))):
+        try:
+            return _run(node, version, constants)
+        except Exception as error:  # the reference implementation raises whatever NumPy does
+            failure = failure or error
+    reason = (str(failure).strip() or type(failure).__name__).splitlines()[0].rstrip(".")
+    raise InputError(
+        f"`model` must have constants that can be computed, got {node.op_type} ({node_name(node)}): {reason}."
+    ) from failure
+
+
+def _run(node: NodeProto, version: int, constants: Mapping[str, Constant]) -> list[Any]:
     from onnx import helper
     from onnx.reference import ReferenceEvaluator
 
@@ -131,11 +145,5 @@ def _evaluated(node: NodeProto, proto: ModelProto, constants: Mapping[str, Const
     inputs = [helper.make_tensor_value_info(name, 1, None) for name in given]  # the evaluator asks for no types
     outputs = [helper.make_tensor_value_info(name, 1, None) for name in node.output if name]
     graph = helper.make_graph([node], "constants", inputs, outputs)
-    model = helper.make_model(graph, opset_imports=list(proto.opset_import))
-    try:
-        return list(ReferenceEvaluator(model).run(None, {name: constants[name].tensor.numpy() for name in given}))
-    except Exception as error:  # the reference implementation raises whatever NumPy does
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"`model` must have constants that can be computed, got {node.op_type} ({node_name(node)}): {reason}."
-        ) from error
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", version)])
+    return list(ReferenceEvaluator(model).run(None, {name: constants[name].tensor.numpy() for name in given}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
@@ -59,14 +59,28 @@ def clean_path(name: str) -> str:
 
 
 def free_path(root: nn.Module, path: str) -> str:
-    """The path itself where a module or tensor can be put there, else the first `path_2`, `path_3`, … where one can.
+    """The path itself where a module or tensor can be put there; else one with `_2`, `_3`, … behind what is taken.
 
     Args:
         root: network that the path is in.
         path: dotted path.
     """
-    choices = itertools.chain([path], (f"{path}_{number}" for number in itertools.count(2)))
-    return next(choice for choice in choices if _is_free(root, choice))
+    *parents, last = path.split(".")
+    module, parts = root, []
+    for part in parents:
+        parts.append(next(choice for choice in _choices(part) if _is_container(module, choice)))
+        module = module._modules.get(parts[-1]) or nn.Module()
+    parts.append(next(choice for choice in _choices(last) if not hasattr(module, choice)))
+    return ".".join(parts)
+
+
+def _choices(name: str) -> Iterator[str]:
+    return itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+
+
+def _is_container(parent: nn.Module, name: str) -> bool:
+    """Whether a module of that name only holds others, or can be made."""
+    return type(parent._modules.get(name)) is nn.Module or not hasattr(parent, name)
 
 
 def container(root: nn.Module, path: str) -> tuple[nn.Module, str]:
@@ -78,16 +92,3 @@ def container(root: nn.Module, path: str) -> tuple[nn.Module, str]:
             module.add_module(part, nn.Module())
         module = module.get_submodule(part)
     return module, last
-
-
-def _is_free(root: nn.Module, path: str) -> bool:
-    """Whether nothing is at the path, and all above it are plain containers."""
-    module = root
-    *parents, last = path.split(".")
-    for part in parents:
-        if part not in module._modules:
-            return not hasattr(module, part) and not any(hasattr(nn.Module(), each) for each in (*parents, last))
-        module = module.get_submodule(part)
-        if type(module) is not nn.Module:
-            return False
-    return not hasattr(module, last)

@@ -105,7 +105,8 @@ class OnnxNetwork(nn.Module):
             raise ValueError(f"it takes {len(self.input_names)} inputs ({names}), got {len(inputs)}")
         if self.fixed_batch is not None and inputs[0].shape[0] != self.fixed_batch:
             raise ValueError(
-                f"it takes {self.fixed_batch} samples at once, as its ONNX file says, got {inputs[0].shape[0]}"
+                f"it takes {self.fixed_batch} samples at once, as its ONNX file says, got {inputs[0].shape[0]}; "
+                "export it with an open batch axis"
             )
         values: dict[str, Any] = dict(zip(self.input_names, inputs, strict=True))
         for step in self.program.steps:
