@@ -1,4 +1,4 @@
-"""ONNX files that can't be read, trusted or translated: one line that says what to do; and what is read from good ones."""
+"""ONNX files that can't be read, trusted or translated: one line that says what to do. And what becomes of good ones."""
 
 import copy
 import pickle
@@ -66,8 +66,8 @@ def test_future_and_old_opset(tmp_path):
     proto.opset_import[0].version = newest + 1
     onnx.save(proto, path)
     assert message(load_onnx, path) == (
-        f"`model` must be of opset 9 to {newest}, the newest that the installed package onnx knows, got {path} of opset "
-        f"{newest + 1}; export it with an older opset, or update onnx and onnxruntime."
+        f"`model` must be of opset 9 to {newest}, the newest that the installed package onnx knows, got {path} of "
+        f"opset {newest + 1}; export it with an older opset, or update onnx and onnxruntime."
     )
     proto.opset_import[0].version = 8
     onnx.save(proto, path)
@@ -201,7 +201,9 @@ def test_weights_and_arguments_are_refused(tmp_path):
 def test_weights_that_are_not_finite(tmp_path):
     weight = numbers(3, 3)
     weight[0, 0] = np.nan
-    path = saved(tmp_path / "net.onnx", [node("MatMul", "x fc.weight", "y")], {"x": ("N", 3)}, ["y"], {"fc.weight": weight})
+    path = saved(
+        tmp_path / "net.onnx", [node("MatMul", "x fc.weight", "y")], {"x": ("N", 3)}, ["y"], {"fc.weight": weight}
+    )
     assert message(load_model, path) == f"`model` must have finite weights, got NaN or infinity in fc.weight of {path}."
 
 
@@ -271,7 +273,9 @@ def test_a_table_that_is_also_the_last_layer_is_one_parameter(tmp_path):
         node("Transpose", "table.weight", "t", perm=[1, 0]),
         node("MatMul", "e t", "y"),
     ]
-    path = saved(tmp_path / "net.onnx", nodes, {"x": ("N", 3)}, ["y"], {"table.weight": numbers(7, 4)}, kinds={"x": "int64"})
+    path = saved(
+        tmp_path / "net.onnx", nodes, {"x": ("N", 3)}, ["y"], {"table.weight": numbers(7, 4)}, kinds={"x": "int64"}
+    )
     network = load_onnx(path)
     kinds = [type(module) for module in network.modules() if list(module.parameters(recurse=False))]
     assert kinds == [nn.Embedding, nn.Linear]
@@ -299,8 +303,8 @@ def test_a_batch_that_can_not_be_freed_is_said(tmp_path):
     network = load_onnx(path)
     assert network.fixed_batch == 4
     assert message(check_classes, network, torch.ones(2, 3), ()) == (
-        "`model` must take inputs of shape (3,) from `data`, got the error: it takes 4 samples at once, as its ONNX file "
-        "says, got 2; export it with an open batch axis."
+        "`model` must take inputs of shape (3,) from `data`, got the error: it takes 4 samples at once, as its ONNX "
+        "file says, got 2; export it with an open batch axis."
     )
 
 
@@ -316,7 +320,14 @@ def test_sizes_are_computed_from_the_tensors(tmp_path):
         node("Concat", "n1 two1 h1 rest", "to", axis=0),
         node("Reshape", "x to", "y"),
     ]
-    constants = {"i0": whole(0)[0], "i1": whole(1)[0], "two": whole(2)[0], "zero": whole(0), "two1": whole(2), "rest": whole(-1)}
+    constants = {
+        "i0": whole(0)[0],
+        "i1": whole(1)[0],
+        "two": whole(2)[0],
+        "zero": whole(0),
+        "two1": whole(2),
+        "rest": whole(-1),
+    }
     network = load_onnx(saved(tmp_path / "net.onnx", nodes, {"x": ("N", 6, 5)}, ["y"], constants))
     assert network(torch.zeros(7, 6, 5)).shape == (7, 2, 3, 5)
     assert network(torch.zeros(7, 4, 5)).shape == (7, 2, 2, 5)  # a layer before it has lost 2 channels
@@ -351,7 +362,14 @@ def test_codes_of_weights_are_dequantized(tmp_path):
 
 def test_half_precision_computes_in_float32(tmp_path):
     weight = numbers(4, 3).astype(np.float16)
-    path = saved(tmp_path / "net.onnx", [node("MatMul", "x w", "y")], {"x": ("N", 4)}, ["y"], {"w": weight}, kinds={"x": "float16"})
+    path = saved(
+        tmp_path / "net.onnx",
+        [node("MatMul", "x w", "y")],
+        {"x": ("N", 4)},
+        ["y"],
+        {"w": weight},
+        kinds={"x": "float16"},
+    )
     network = load_onnx(path)
     assert next(network.parameters()).dtype == torch.float32
     assert network(torch.ones(1, 4)).dtype == torch.float32

@@ -160,8 +160,8 @@ def check(network: OnnxNetwork, cases: Sequence[Case], tolerance: float, proto: 
         if worst > tolerance:
             samples = len(next(iter(case.inputs.values())))
             raise InputError(
-                f"`model` must compute the same in torch as in ONNX Runtime, got a difference of {max(gaps):.2g} of the "
-                f"largest output, above {tolerance:g}, for {samples} random samples of {path}"
+                f"`model` must compute the same in torch as in ONNX Runtime, got a difference of {max(gaps):.2g} of "
+                f"the largest output, above {tolerance:g}, for {samples} random samples of {path}"
                 f"{_first_difference(network, case, tolerance, proto, path)}."
             )
     return worst

@@ -27,7 +27,7 @@ from autocompress.models.onnx.constants import fold_constants
 from autocompress.models.onnx.fusing import with_biases
 from autocompress.models.onnx.network import OnnxNetwork
 from autocompress.models.onnx.operators import OF_CONSTANTS, OF_TENSORS, handle
-from autocompress.models.onnx.reading import opset, read_onnx
+from autocompress.models.onnx.reading import read_onnx
 from autocompress.models.onnx.translation import translate
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ def _inputs(proto: ModelProto, path: Path) -> list[Input]:
         if np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type)).kind not in "fiub":
             raise InputError(f"`model` must have numbers as inputs, got {value.name} in {path}, which is {name}.")
         dims = tuple(
-            dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else dim.dim_param or f"{value.name}:{axis}"
+            dim.dim_value
+            if dim.HasField("dim_value") and dim.dim_value > 0
+            else dim.dim_param or f"{value.name}:{axis}"
             for axis, dim in enumerate(kind.shape.dim)
         )
         found.append(Input(value.name, name, dims))
@@ -213,7 +215,9 @@ def _shapes(case: Case, samples: int | None = None) -> dict[str, tuple[int, ...]
 # --- translation -----------------------------------------------------------------------------------------------------
 
 
-def _translated(proto: ModelProto, inputs: Sequence[Input], trials: Sequence[Mapping[str, tuple[int, ...]]]) -> OnnxNetwork:
+def _translated(
+    proto: ModelProto, inputs: Sequence[Input], trials: Sequence[Mapping[str, tuple[int, ...]]]
+) -> OnnxNetwork:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     outputs = [value.name for value in proto.graph.output]

@@ -78,7 +78,7 @@ class OnnxNetwork(nn.Module):
         input_names: names of the file's inputs; files that are exported from this network get the same.
         output_names: names of the file's outputs, likewise.
         fixed_batch: number of samples that it takes at once, where that is fixed; None: any.
-        difference: largest difference from ONNX Runtime when the file was read, as a share of an output's largest value.
+        difference: largest difference from ONNX Runtime when the file was read, as a share of the largest output.
     """
 
     def __init__(self, program: Program) -> None:
@@ -97,7 +97,12 @@ class OnnxNetwork(nn.Module):
 
     # Inputs are named one by one, as torch.export takes the shapes of `*inputs` in another form than a caller knows.
     def forward(
-        self, x: Tensor, second: Tensor | None = None, third: Tensor | None = None, fourth: Tensor | None = None, *more: Tensor
+        self,
+        x: Tensor,
+        second: Tensor | None = None,
+        third: Tensor | None = None,
+        fourth: Tensor | None = None,
+        *more: Tensor,
     ) -> Any:
         inputs = [each for each in (x, second, third, fourth, *more) if each is not None]
         if len(inputs) != len(self.input_names):

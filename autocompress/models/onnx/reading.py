@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from autocompress.budget import format_bytes
 from autocompress.errors import InputError
@@ -50,7 +50,7 @@ def opset(proto: ModelProto) -> int:
 
 def _parsed(path: Path) -> ModelProto:
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     size, limit = path.stat().st_size, memory_limit(None)
     if size > limit:
@@ -110,7 +110,7 @@ def _has_body(operator: str, version: int) -> bool:
     import onnx
 
     try:
-        schema = onnx.defs.get_schema(operator, version, "")
+        schema: Any = onnx.defs.get_schema(operator, version, "")
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)
@@ -199,7 +199,8 @@ def _check_external(tensor: TensorProto, path: Path) -> None:
     file, folder = path.parent / location, path.parent.resolve()
     if not location or not file.resolve().is_relative_to(folder):
         raise InputError(
-            f"`model` must keep its external data in the folder of its file, got {location!r} for {tensor.name} in {path}."
+            f"`model` must keep its external data in the folder of its file, got {location!r} for {tensor.name} "
+            f"in {path}."
         )
     if not file.is_file():
         raise InputError(

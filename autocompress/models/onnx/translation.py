@@ -313,7 +313,11 @@ class Operation:
 
     def _least_rank(self) -> int:
         """Largest number of axes among the inputs that depend on the network's input."""
-        ranks = [self.rank(index) for index in range(len(self.node.input)) if self.has(index) and self.constant(index) is None]
+        ranks = [
+            self.rank(index)
+            for index in range(len(self.node.input))
+            if self.has(index) and self.constant(index) is None
+        ]
         return max(ranks, default=0)
 
 
@@ -367,12 +371,16 @@ def translate(
         try:
             handle(operation)
         except Untranslatable as error:
-            raise InputError(f"`model` must have operators that are known here, got {operation.shown()} with {error}.") from error
+            raise InputError(
+                f"`model` must have operators that are known here, got {operation.shown()} with {error}."
+            ) from error
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise InputError(f"`model` must be translated into torch, but {operation.shown()} can't: {reason}.") from error
+            raise InputError(
+                f"`model` must be translated into torch, but {operation.shown()} can't: {reason}."
+            ) from error
     results = [_output(translation, name) for name in outputs]
     steps = with_ends(translation.steps, results)
     translation.network.program = Program(steps, tuple(results), tuple(inputs), tuple(outputs))
@@ -404,4 +412,8 @@ def _attribute(attribute: Any) -> Any:
     value = helper.get_attribute_value(attribute)
     if isinstance(value, bytes):
         return value.decode()
-    return [each.decode() for each in value] if isinstance(value, list) and value and isinstance(value[0], bytes) else value
+    return (
+        [each.decode() for each in value]
+        if isinstance(value, list) and value and isinstance(value[0], bytes)
+        else value
+    )

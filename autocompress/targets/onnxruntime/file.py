@@ -22,7 +22,14 @@ from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.onnxruntime.biases import store_biases_
-from autocompress.targets.onnxruntime.exporter import INPUT, OPSET, OUTPUT, exported, inline_constants_, with_placeholders
+from autocompress.targets.onnxruntime.exporter import (
+    INPUT,
+    OPSET,
+    OUTPUT,
+    exported,
+    inline_constants_,
+    with_placeholders,
+)
 from autocompress.targets.onnxruntime.slim import slim_
 from autocompress.targets.onnxruntime.weights import store_weights_
 

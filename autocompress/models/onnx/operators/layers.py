@@ -47,7 +47,9 @@ def _conv_transpose(op: Operation) -> None:
     stride, dilation = _per_axis(op, "strides", axes), _per_axis(op, "dilations", axes)
     groups, extra = int(op.attribute("group", 1)), tuple(op.attribute("output_padding", (0,) * axes))
     pads, extra = _transposed_pads(op, kernel, stride, dilation, extra)
-    even = pads.is_even and all(more < max(step, wide) for more, step, wide in zip(extra, stride, dilation, strict=True))
+    even = pads.is_even and all(
+        more < max(step, wide) for more, step, wide in zip(extra, stride, dilation, strict=True)
+    )
     settings: dict[str, Any] = {"stride": stride, "dilation": dilation, "groups": groups}
     if even:
         settings |= {"padding": pads.before, "output_padding": extra}
@@ -61,7 +63,9 @@ def _conv_transpose(op: Operation) -> None:
         op.emit(path, op.tensor(0))
     else:
         full = op.step(path, op.tensor(0))
-        op.emit(_cropped, full, before=pads.before, after=tuple(a - more for a, more in zip(pads.after, extra, strict=True)))
+        op.emit(
+            _cropped, full, before=pads.before, after=tuple(a - more for a, more in zip(pads.after, extra, strict=True))
+        )
 
 
 def _transposed_pads(
@@ -121,11 +125,11 @@ def linear(op: Operation, weight: Constant, bias: Tensor | None, names: Sequence
     rows, columns = weight.tensor.T.shape if turned else weight.tensor.shape
 
     def make() -> nn.Module:
-        module = nn.Linear(1, 1, bias=False)
+        module: Any = nn.Linear(1, 1, bias=False)
         module.in_features, module.out_features = columns, rows
         module.weight = op.own(weight, turned=turned)
         module.bias = None if bias is None else op.translation.parameter(("bias", *names), bias)
-        return module
+        return module  # type: ignore[no-any-return]
 
     op.emit(op.layer(weight, ("linear", turned, *names), make), op.tensor(0))
 
@@ -318,7 +322,9 @@ def _group_norm(op: Operation) -> None:
     def make() -> nn.Module:
         module = nn.GroupNorm(groups, channels, eps=epsilon)
         module.weight, module.bias = (
-            op.translation.parameter((each.name, "by channel"), each.tensor.repeat_interleave(channels // len(each.tensor)))
+            op.translation.parameter(
+                (each.name, "by channel"), each.tensor.repeat_interleave(channels // len(each.tensor))
+            )
             for each in (weight, bias)
         )
         return module

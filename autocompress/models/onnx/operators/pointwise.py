@@ -36,7 +36,7 @@ def _of_tensor(function: Callable[..., Any]) -> Handler:
 
 def _quotient(a: Any, b: Any) -> Any:
     """a / b; of integers rounded towards zero."""
-    if any(isinstance(each, Tensor) and each.is_floating_point() or isinstance(each, float) for each in (a, b)):
+    if any((isinstance(each, Tensor) and each.is_floating_point()) or isinstance(each, float) for each in (a, b)):
         return operator.truediv(a, b)
     return torch.div(_tensor(a, b), b, rounding_mode="trunc")
 
@@ -118,7 +118,7 @@ def _dtype(number: int) -> torch.dtype:
     """torch's type for one of ONNX's; floating-point numbers of any width are float32."""
     from onnx import TensorProto
 
-    kinds = {
+    kinds: dict[int, torch.dtype] = {
         TensorProto.BOOL: torch.bool, TensorProto.INT8: torch.int8, TensorProto.INT16: torch.int16,
         TensorProto.INT32: torch.int32, TensorProto.INT64: torch.int64, TensorProto.UINT8: torch.uint8,
         TensorProto.FLOAT: torch.float32, TensorProto.FLOAT16: torch.float32, TensorProto.BFLOAT16: torch.float32,
@@ -130,7 +130,9 @@ def _dtype(number: int) -> torch.dtype:
 
 
 def _clip(op: Operation) -> None:
-    bounds = [op.attribute(name, op.operand(index) if op.has(index) else None) for index, name in ((1, "min"), (2, "max"))]
+    bounds = [
+        op.attribute(name, op.operand(index) if op.has(index) else None) for index, name in ((1, "min"), (2, "max"))
+    ]
     if bounds == [None, None]:
         op.emit(torch.clone, op.tensor(0))
         return
@@ -244,6 +246,15 @@ def _softplus(x: Tensor) -> Tensor:
     return F.softplus(x)
 
 
+_UNARY: dict[str, Callable[..., Any]] = {
+    "Abs": torch.abs, "Neg": torch.neg, "Sqrt": torch.sqrt, "Exp": torch.exp, "Log": torch.log,
+    "Reciprocal": torch.reciprocal, "Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round,
+    "Sign": torch.sign, "Erf": torch.erf, "Sin": torch.sin, "Cos": torch.cos, "Tan": torch.tan,
+    "Asin": torch.asin, "Acos": torch.acos, "Atan": torch.atan, "Sinh": torch.sinh, "Cosh": torch.cosh,
+    "Asinh": torch.asinh, "Acosh": torch.acosh, "Atanh": torch.atanh, "IsNaN": torch.isnan,
+    "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "HardSwish": F.hardswish, "Mish": F.mish,
+    "Softplus": _softplus, "Softsign": F.softsign,
+}  # fmt: skip
 POINTWISE: dict[str, Handler] = {
     "Add": _simple(operator.add), "Sub": _simple(operator.sub), "Mul": _simple(operator.mul),
     "Div": _simple(_quotient), "Pow": _simple(_power), "Mod": _mod, "Sum": _folded(operator.add), "Mean": _mean,
@@ -252,18 +263,7 @@ POINTWISE: dict[str, Handler] = {
     "GreaterOrEqual": _simple(operator.ge), "LessOrEqual": _simple(operator.le),
     "And": _simple(operator.and_), "Or": _simple(operator.or_), "Xor": _simple(operator.xor),
     "Not": _of_tensor(torch.logical_not), "Where": _where, "Cast": _cast, "CastLike": _cast_like, "Clip": _clip,
-    **{
-        name: _of_tensor(function)
-        for name, function in {
-            "Abs": torch.abs, "Neg": torch.neg, "Sqrt": torch.sqrt, "Exp": torch.exp, "Log": torch.log,
-            "Reciprocal": torch.reciprocal, "Floor": torch.floor, "Ceil": torch.ceil, "Round": torch.round,
-            "Sign": torch.sign, "Erf": torch.erf, "Sin": torch.sin, "Cos": torch.cos, "Tan": torch.tan,
-            "Asin": torch.asin, "Acos": torch.acos, "Atan": torch.atan, "Sinh": torch.sinh, "Cosh": torch.cosh,
-            "Asinh": torch.asinh, "Acosh": torch.acosh, "Atanh": torch.atanh, "IsNaN": torch.isnan,
-            "Relu": F.relu, "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "HardSwish": F.hardswish, "Mish": F.mish,
-            "Softplus": _softplus, "Softsign": F.softsign,
-        }.items()
-    },
+    **{name: _of_tensor(function) for name, function in _UNARY.items()},
     "Elu": _elu, "Celu": _celu, "Selu": _selu, "LeakyRelu": _leaky_relu, "ThresholdedRelu": _thresholded_relu,
     "PRelu": _prelu, "HardSigmoid": _hard_sigmoid, "Gelu": _gelu, "Swish": _swish,
     "Softmax": _softmax(torch.softmax), "LogSoftmax": _softmax(torch.log_softmax),

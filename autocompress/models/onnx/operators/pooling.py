@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +22,11 @@ def _window(op: Operation) -> tuple[list[int], list[int], list[int]]:
     kernel = list(op.attribute("kernel_shape"))
     if len(kernel) not in _MAX:
         raise Untranslatable(f"{len(kernel)} axes in space, where 1 to 3 are known")
-    return kernel, list(op.attribute("strides") or [1] * len(kernel)), list(op.attribute("dilations") or [1] * len(kernel))
+    return (
+        kernel,
+        list(op.attribute("strides") or [1] * len(kernel)),
+        list(op.attribute("dilations") or [1] * len(kernel)),
+    )
 
 
 def _max_pool(op: Operation) -> None:
@@ -39,7 +43,11 @@ def _average_pool(op: Operation) -> None:
     kernel, stride, dilation = _window(op)
     if any(each != 1 for each in dilation):
         raise Untranslatable("dilations")
-    axes, ceil, counts_pads = len(kernel), bool(op.attribute("ceil_mode", 0)), bool(op.attribute("count_include_pad", 0))
+    axes, ceil, counts_pads = (
+        len(kernel),
+        bool(op.attribute("ceil_mode", 0)),
+        bool(op.attribute("count_include_pad", 0)),
+    )
     pads = pads_of(op, kernel, stride, dilation)
     settings: dict[str, Any] = {"stride": stride, "ceil_mode": ceil}
     most = [size // 2 for size in kernel]
@@ -124,7 +132,8 @@ def _l1(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
 
 
 def _l2(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=dim, keepdim=keepdim)
+    return norm
 
 
 def _sum_of_squares(x: Tensor, dim: list[int], keepdim: bool) -> Tensor:

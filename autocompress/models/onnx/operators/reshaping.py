@@ -1,8 +1,8 @@
 """Reshape with sizes that are read from the tensor, wherever they can be told from its own sizes.
 
 A file says `Reshape(x, [1, 2, 58, 28, 28])`. If that is written down as it stands, the network takes one sample, and no
-layer before it can lose a channel. So the sizes are matched: the first axes of input and output with equal products make
-a block, then the next ones.
+layer before it can lose a channel. So the sizes are matched: the first axes of input and output with equal products
+make a block, then the next ones.
 
     (1, 116, 28, 28) to (1, 2, 58, 28, 28):  1 | 116 to 2, 58 | 28 | 28
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
 from torch import Tensor
 
 from autocompress.models.onnx.translation import Operation, Shapes
@@ -99,7 +100,9 @@ def _changing(inputs: Shapes) -> set[int]:
     return {axis for axis, sizes in enumerate(zip(*inputs, strict=True)) if len(set(sizes)) > 1}
 
 
-def _matched(given: tuple[int, ...], wanted: tuple[int, ...], changing: set[int], is_fixed: bool) -> tuple[Size, ...] | None:
+def _matched(
+    given: tuple[int, ...], wanted: tuple[int, ...], changing: set[int], is_fixed: bool
+) -> tuple[Size, ...] | None:
     """The sizes by those of one trial."""
     result: list[Size] = []
     for axes, parts in _blocks(given, wanted):
@@ -126,7 +129,9 @@ def _split(axes: tuple[int, ...], parts: Sequence[int], *, first: bool) -> list[
     large = [position for position, part in enumerate(parts) if part != 1] or [0]
     open_part = 0 if first else large[-1]
     others = math.prod(part for position, part in enumerate(parts) if position != open_part)
-    return [Size(axes, divisor=others) if position == open_part else Size(scale=part) for position, part in enumerate(parts)]
+    return [
+        Size(axes, divisor=others) if position == open_part else Size(scale=part) for position, part in enumerate(parts)
+    ]
 
 
 def _blocks(given: Sequence[int], wanted: Sequence[int]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:

@@ -120,10 +120,13 @@ def _is_torchs(x: Tensor, wanted: dict[int, tuple[int, float]], how: Resampling)
     if how.mode == "nearest":
         whole = all(scale == int(scale) for _, scale in wanted.values())
         first = how.coordinates == "asymmetric" and how.rounding == "floor"
-        return space in (1, 2, 3) and whole and (first or how.coordinates == "half_pixel" and "round" in how.rounding)
+        return space in (1, 2, 3) and whole and (first or (how.coordinates == "half_pixel" and "round" in how.rounding))
     exact = all(size == x.shape[axis] * scale for axis, (size, scale) in wanted.items())
-    return space in _TORCH_LINEAR and exact and how.coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners") and all(
-        size > 1 for size, _ in wanted.values()
+    return (
+        space in _TORCH_LINEAR
+        and exact
+        and how.coordinates in ("half_pixel", "pytorch_half_pixel", "align_corners")
+        and all(size > 1 for size, _ in wanted.values())
     )
 
 

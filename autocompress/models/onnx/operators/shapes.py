@@ -88,7 +88,11 @@ def _concat(op: Operation) -> None:
     if leader is not None:
         wide = shapes[leader]
         for position, shape in enumerate(shapes):
-            grown = [a for a in range(len(shape[0])) if a != axis and shape[0][a] == 1 and {s[a] for s in shape} != {s[a] for s in wide}]
+            grown = [
+                a
+                for a in range(len(shape[0]))
+                if a != axis and shape[0][a] == 1 and {s[a] for s in shape} != {s[a] for s in wide}
+            ]
             if grown:
                 parts[position] = op.step(_grown, parts[position], parts[leader], axes=tuple(grown))
     op.emit(torch.cat, parts, axis)
@@ -214,9 +218,7 @@ def _triangle(op: Operation) -> None:
 def _one_hot(op: Operation) -> None:
     depth, values = op.required(1, "a depth"), op.required(2, "values")
     off, on = values.tensor.tolist()
-    op.emit(
-        _marked, op.tensor(0), depth=int(depth.tensor.item()), off=off, on=on, axis=int(op.attribute("axis", -1))
-    )
+    op.emit(_marked, op.tensor(0), depth=int(depth.tensor.item()), off=off, on=on, axis=int(op.attribute("axis", -1)))
 
 
 def _marked(indices: Tensor, depth: int, off: float, on: float, axis: int) -> Tensor:

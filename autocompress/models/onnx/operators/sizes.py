@@ -96,6 +96,7 @@ _POINTWISE: dict[str, Callable[..., Any]] = {
     "LessOrEqual": operator.le, "Floor": _floor, "Ceil": _ceil, "Where": _where, "Not": _not, "And": _and, "Or": _or,
 }  # fmt: skip
 
+
 def _join(*parts: Any) -> list[Any]:
     return [each for part in parts for each in (part if isinstance(part, list) else [part])]
 
@@ -184,7 +185,12 @@ def _unsqueeze(op: Operation) -> None:
 
 
 def _reduce(op: Operation) -> None:
-    functions = {"ReduceProd": _product, "ReduceSum": sum, "ReduceMax": max, "ReduceMin": min}
+    functions: dict[str, Callable[..., Any]] = {
+        "ReduceProd": _product,
+        "ReduceSum": sum,
+        "ReduceMax": max,
+        "ReduceMin": min,
+    }
     function = functions[op.node.op_type]
     if op.attribute("keepdims", 1):
         op.emit(_keep, function, op.numbers(0))
@@ -226,7 +232,7 @@ HOST: dict[str, Handler] = {
 
 
 def is_arithmetic(op: Operation) -> bool:
-    """Whether a node computes with sizes only: each input is made of sizes or is a short constant, and one is no constant."""
+    """Whether a node computes with sizes only: each input is made of sizes or a short constant, at least one of sizes."""
     if op.node.op_type not in HOST:
         return False
     indices = [index for index in range(len(op.node.input)) if op.has(index)]
