@@ -41,8 +41,8 @@ class NetworkOptions(Part):
 
     model: str = _option(
         "digits",
-        "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, package.module:callable "
-        "or file.py:callable.",
+        "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, FILE.onnx, "
+        "package.module:callable or file.py:callable.",
     )
     weights: Path | None = _option(None, "Trained weights: .safetensors, .pt or .pth.")
     model_args: dict[str, Any] = _option({}, "Keyword arguments of the network, as YAML or JSON.")

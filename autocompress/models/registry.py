@@ -123,6 +123,15 @@ def has_random_weights(spec: str, weights: str | Path | None) -> bool:
     return weights is None and spec.startswith(("torchvision:", "timm:"))
 
 
+def gives_probabilities(model: nn.Module) -> bool:
+    """Whether a network is known to end in a softmax, as classifiers from Keras do: outputs here are logits.
+
+    Args:
+        model: network, of which only those from ONNX files tell.
+    """
+    return bool(getattr(model, "gives_probabilities", False))
+
+
 def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]) -> None:
     """Check that the network takes the data's inputs and has one output for each class.
 

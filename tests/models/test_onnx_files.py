@@ -1,4 +1,4 @@
-"""ONNX files that can't be read, trusted or translated: one line that says what to do. And what becomes of good ones."""
+"""ONNX files that can't be read, trusted or translated: one line that says what to do; and good ones."""
 
 import copy
 import pickle
@@ -15,6 +15,7 @@ from autocompress.errors import InputError
 from autocompress.models import check_classes, load_model
 from autocompress.models.onnx import load_onnx
 from autocompress.models.registry import check_spec, names_function
+from autocompress.network import trace
 
 
 def message(function, *args, **kwargs):
@@ -342,6 +343,33 @@ def test_other_open_axes(tmp_path):
     path = saved(tmp_path / "net.onnx", nodes, {"x": ("N", 2, "H", "W")}, ["y"], constants)
     network = load_onnx(path)
     assert network(torch.zeros(3, 2, 10, 14)).shape == (3, 2, 10, 14)
+
+
+def test_the_manner_of_tf2onnx(tmp_path):
+    """Images as (N, H, W, C) that are transposed, padding at the end only, a mean over space, MatMul and Add."""
+    nodes = [
+        node("Transpose", "image t0", "t", perm=[0, 3, 1, 2]),
+        node("Conv", "t conv/kernel", "c", name="net/conv/Conv2D", pads=[0, 0, 1, 1], strides=[2, 2]),
+        node("Add", "c conv/bias", "a"),
+        node("Clip", "a low high", "r"),
+        node("ReduceMean", "r", "m", axes=[2, 3], keepdims=0),
+        node("MatMul", "m dense/kernel", "d", name="net/dense/MatMul"),
+        node("Add", "d dense/bias", "l", name="net/dense/BiasAdd"),
+        node("Softmax", "l", "scores", axis=1),
+    ]
+    nodes[0].input.pop()
+    constants = {
+        "conv/kernel": numbers(4, 3, 3, 3), "conv/bias": numbers(1, 4, 1, 1), "low": np.float32(0),
+        "high": np.float32(6),
+        "dense/kernel": numbers(4, 5), "dense/bias": numbers(5),
+    }  # fmt: skip
+    path = saved(tmp_path / "net.onnx", nodes, {"image": ("unk", 8, 8, 3)}, ["scores"], constants)
+    network = load_onnx(path)
+    layers = [name for name, module in network.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    assert layers == ["net.conv.Conv2D", "net.dense"]
+    assert network.gives_probabilities
+    traced = trace(network, torch.randn(1, 8, 8, 3))
+    assert [(group.owner, group.width) for group in traced.groups] == [("net.conv.Conv2D", 4)]
 
 
 def test_local_functions_are_inlined(tmp_path):

@@ -95,6 +95,12 @@ class OnnxNetwork(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         return self.program.output_names
 
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the last thing that it computes is a softmax."""
+        steps = self.program.steps
+        return bool(steps) and getattr(steps[-1].call, "func", None) is torch.softmax
+
     # Inputs are named one by one, as torch.export takes the shapes of `*inputs` in another form than a caller knows.
     def forward(
         self,

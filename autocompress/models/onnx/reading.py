@@ -207,7 +207,7 @@ def _check_external(tensor: TensorProto, path: Path) -> None:
             f"`model` must come with its external data, got {path} without {location}, which holds {tensor.name}; "
             f"put it into {path.parent}."
         )
-    end = int(entries.get("offset") or 0) + int(entries.get("length") or 0)
+    end = sum(int(text) for text in (entries.get("offset", ""), entries.get("length", "")) if text.isdecimal())
     if file.stat().st_size < end:
         raise InputError(
             f"`model` must come with its whole external data, got {location} with {file.stat().st_size:,} bytes "

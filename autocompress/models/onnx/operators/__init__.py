@@ -1,5 +1,6 @@
 """Translations of ONNX's operators, one function each, by kind."""
 
+from autocompress.models.onnx.building import Untranslatable
 from autocompress.models.onnx.operators.indexing import INDEXING
 from autocompress.models.onnx.operators.layers import LAYERS
 from autocompress.models.onnx.operators.pointwise import POINTWISE
@@ -7,7 +8,7 @@ from autocompress.models.onnx.operators.pooling import POOLING
 from autocompress.models.onnx.operators.resizing import RESIZING
 from autocompress.models.onnx.operators.shapes import SHAPES
 from autocompress.models.onnx.operators.sizes import HOST, is_arithmetic, shape, size
-from autocompress.models.onnx.translation import Handler, Operation, Untranslatable
+from autocompress.models.onnx.translation import Handler, Operation
 
 OF_TENSORS: dict[str, Handler] = {
     **POINTWISE,

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.models.onnx.translation import Handler, Operation, Untranslatable
+from autocompress.models.onnx.building import Untranslatable
+from autocompress.models.onnx.translation import Handler, Operation
 
 _MOST_PARTS = 4  # equal parts of the channels that slices are taken for
 _ENDLESS = 2**31 - 1  # an end from here on is the end of the axis

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from autocompress.models.onnx.building import Untranslatable
 from autocompress.models.onnx.constants import Constant
 from autocompress.models.onnx.operators.padding import Pads, pads_of, with_pads
-from autocompress.models.onnx.translation import Handler, Operation, Untranslatable
+from autocompress.models.onnx.translation import Handler, Operation
 
 _CONVOLUTIONS: dict[int, Any] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _CONVOLVE: dict[int, Any] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autocompress.models.onnx.translation import Handler, Operation, Untranslatable
+from autocompress.models.onnx.building import Untranslatable
+from autocompress.models.onnx.translation import Handler, Operation
 
 
 def _simple(function: Callable[..., Any]) -> Handler:

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from autocompress.models.onnx.translation import Operation, Shapes
+from autocompress.models.onnx.building import Shapes
+from autocompress.models.onnx.translation import Operation
 
 
 @dataclass(frozen=True)

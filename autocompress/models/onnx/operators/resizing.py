@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autocompress.models.onnx.translation import Handler, Operation, Untranslatable
+from autocompress.models.onnx.building import Untranslatable
+from autocompress.models.onnx.translation import Handler, Operation
 
 _MODES = {"nearest": "nearest", "linear": "linear", "bilinear": "linear", "cubic": "cubic"}
 _TORCH_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from autocompress.models.onnx.building import Untranslatable
 from autocompress.models.onnx.network import Read
 from autocompress.models.onnx.operators.reshaping import reshape
-from autocompress.models.onnx.translation import Handler, Operation, Untranslatable
+from autocompress.models.onnx.translation import Handler, Operation
 
 
 def _identity(op: Operation) -> None:

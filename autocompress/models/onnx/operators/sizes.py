@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from autocompress.models.onnx.building import Untranslatable
 from autocompress.models.onnx.network import Read
-from autocompress.models.onnx.translation import Handler, Operation, Untranslatable
+from autocompress.models.onnx.translation import Handler, Operation
 
 
 def shape(op: Operation) -> None:
@@ -232,7 +233,7 @@ HOST: dict[str, Handler] = {
 
 
 def is_arithmetic(op: Operation) -> bool:
-    """Whether a node computes with sizes only: each input is made of sizes or a short constant, at least one of sizes."""
+    """Whether a node computes with sizes only: each input is made of sizes or a short constant, and one of sizes."""
     if op.node.op_type not in HOST:
         return False
     indices = [index for index in range(len(op.node.input)) if op.has(index)]
