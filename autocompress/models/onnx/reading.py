@@ -62,7 +62,8 @@ def _parsed(path: Path) -> ModelProto:
         proto = onnx.load_model(str(path), load_external_data=False)
     except (DecodeError, OSError, ValueError, RuntimeError) as error:
         raise _unreadable(path) from error
-    if not proto.ir_version or not proto.graph.node or not proto.opset_import:
+    is_whole = proto.ir_version and proto.graph.node and proto.opset_import
+    if not is_whole or not all(isinstance(name, str) for name in _names(proto)):  # bytes: no UTF-8, so damaged
         raise _unreadable(path)
     _check_opset(proto, path)
     return proto
@@ -70,6 +71,18 @@ def _parsed(path: Path) -> ModelProto:
 
 def _unreadable(path: Path) -> InputError:
     return InputError(f"`model` must be an ONNX file, got {path}, which is truncated or of another format.")
+
+
+def _names(proto: ModelProto) -> Iterator[str]:
+    """Every name in a file that is read here."""
+    yield from (entry.domain for entry in proto.opset_import)
+    for node in _nodes(proto.graph):
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    yield from (tensor.name for tensor in proto.graph.initializer)
+    for value in (*proto.graph.input, *proto.graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
 
 
 def _check_opset(proto: ModelProto, path: Path) -> None:
