@@ -149,3 +149,38 @@ def test_torch_export_follows_the_network_with_an_open_batch(tmp_path):
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     assert torch.allclose(program.module()(torch.cat([x, x])), network(torch.cat([x, x])), atol=1e-5)
+
+
+class Padded(nn.Module):
+    """Pads to a multiple of 4 that it works out from the input's size, which the older exporter does by a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        rest = [(4 - x.shape[axis] % 4) % 4 for axis in (2, 3)]
+        return self.conv(nn.functional.pad(x, (0, rest[1], 0, rest[0]))).mean((2, 3))
+
+
+class Recurrent(nn.Module):
+    """A GRU that begins with zeros which it makes itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.gru(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(("build_one", "shape"), [(Padded, (3, 3, 10, 9)), (Recurrent, (3, 7, 6))])
+def test_sizes_and_zeros_that_a_network_makes_itself(build_one, shape, tmp_path):
+    torch.manual_seed(0)
+    model, x = build_one().eval(), torch.randn(shape)
+    export(model, x, tmp_path / "net.onnx", OLD)
+    network = load_onnx(tmp_path / "net.onnx")
+    assert network.fixed_batch is None
+    with torch.no_grad():
+        assert relative(network(x), model(x)) <= 1e-5
+    assert len(trace(network, x[:1]).layers) == len(trace(model, x[:1]).layers) == 1

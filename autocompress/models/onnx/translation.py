@@ -54,10 +54,18 @@ class Operation:
 
     def required(self, index: int, what: str) -> Constant:
         """The input at that position, which has to be a constant. Raises Untranslatable where it is none."""
-        constant = self.constant(index)
+        constant = self.constant(index) or self.settled(index)
         if constant is None:
             raise Untranslatable(f"{what} that depends on the network's input")
         return constant
+
+    def settled(self, index: int) -> Constant | None:
+        """The input as a constant where it is made of sizes that are the same in every trial."""
+        if not self.is_host(index):
+            return None
+        value = self.value(index)
+        same = all(trial == value.trials[0] for trial in value.trials)
+        return Constant(value.name, as_tensor(value.trials[0]), value.name) if same else None
 
     def value(self, index: int) -> Value:
         """The input at that position, which depends on the network's input."""
@@ -226,6 +234,9 @@ def translate(
         try:
             handle(operation)
         except Untranslatable as error:
+            if (known := _settled(operation)) is not None:
+                translation.constants |= computed(node, proto, {**translation.constants, **known})
+                continue
             raise InputError(
                 f"`model` must have operators that are known here, got {operation.shown()} with {error}."
             ) from error
@@ -240,6 +251,21 @@ def translate(
     steps = with_ends(translation.steps, results)
     translation.network.program = Program(steps, tuple(results), tuple(inputs), tuple(outputs))
     return translation.network
+
+
+def _settled(op: Operation) -> dict[str, Constant] | None:
+    """Inputs as constants, where all are constants or made of sizes that never change; None where not.
+
+    PyTorch's older exporter puts the padding of `F.pad` into a matrix, for which there are no operators of sizes.
+    """
+    found: dict[str, Constant] = {}
+    for index, name in enumerate(op.node.input):
+        if op.has(index) and op.constant(index) is None:
+            settled = op.settled(index)
+            if settled is None:
+                return None
+            found[name] = settled
+    return found
 
 
 def _output(translation: Translation, name: str) -> Read:

@@ -243,7 +243,8 @@ class _Recurrent(nn.Module):
         self.rnn = rnn
 
     def forward(self, x: Tensor, *states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        given = tuple(states) if isinstance(self.rnn, nn.LSTM) else (states[0] if states else None)
+        states = tuple(state.to(x.dtype) for state in states)  # zeros that the file makes are float32
+        given = states if isinstance(self.rnn, nn.LSTM) else (states[0] if states else None)
         y, last = self.rnn(x, given or None) if isinstance(given, tuple) else self.rnn(x, given)
         hidden, cell = last if isinstance(last, tuple) else (last, last)
         directions = hidden.shape[0]

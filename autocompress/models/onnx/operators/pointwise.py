@@ -108,7 +108,8 @@ def _cast_like(op: Operation) -> None:
 
 
 def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
-    return x.to(dtype)
+    """x of another kind of number; all floating-point numbers are of the network's own width."""
+    return x if x.is_floating_point() and dtype.is_floating_point else x.to(dtype)
 
 
 def _to_type_of(x: Tensor, other: Tensor) -> Tensor:
