@@ -41,7 +41,7 @@ class NetworkOptions(Part):
 
     model: str = _option(
         "digits",
-        "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, hf:FOLDER, "
+        "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, hf:FOLDER, FILE.onnx, "
         "package.module:callable or file.py:callable.",
     )
     weights: Path | None = _option(None, "Trained weights: .safetensors, .pt or .pth.")

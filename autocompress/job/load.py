@@ -17,7 +17,7 @@ from autocompress.evaluation import torch_device
 from autocompress.evaluation.batches import placed, running
 from autocompress.job.memory import check_memory
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
-from autocompress.models import check_classes, has_random_weights, load_model
+from autocompress.models import check_classes, gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.network.interface import interfaced
 from autocompress.progress import Progress
@@ -156,6 +156,11 @@ def _load_model(model: ModelLike, options: NetworkOptions, data: Data, watcher: 
     loaded = load_model(model, options.weights, options.model_args, len(data.classes) or None)
     if has_random_weights(model, options.weights):
         watcher.note(f"{model} has random weights; pass --weights FILE for trained ones")
+    if gives_probabilities(loaded):
+        watcher.note(
+            f"{model} ends in a softmax, and its probabilities are compared as if they were logits, which tells plans "
+            "apart less well; export the network without its last softmax"
+        )
     return loaded
 
 

@@ -13,7 +13,7 @@ undoes it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -29,14 +29,16 @@ class Interfaced:
     """Mixed into the class of a network: tensors by position in, the logits out."""
 
     _names: ClassVar[tuple[str, ...]]
-    _by_name: ClassVar[bool]
+    _order: ClassVar[tuple[str, ...] | None]  # names in the order in which it takes them; None: by name
     _plain: ClassVar[type[nn.Module]]
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """The logits for tensors in the order of `Samples`."""
         run: Any = self._plain.forward
-        result = run(self, **dict(zip(self._names, tensors, strict=True))) if self._by_name else run(self, *tensors)
-        return logits_of(result)
+        given = dict(zip(self._names, tensors, strict=True))
+        return logits_of(
+            run(self, **given) if self._order is None else run(self, *(given[name] for name in self._order))
+        )
 
 
 def interfaced(model: nn.Module, inputs: Inputs) -> nn.Module:
@@ -50,9 +52,20 @@ def interfaced(model: nn.Module, inputs: Inputs) -> nn.Module:
         return model
     kind = type(model)
     wrapped = copy.copy(model)
-    form = {"_names": inputs.names, "_by_name": inputs.by_name, "_plain": kind, "__module__": kind.__module__}
+    form = {"_names": inputs.names, "_order": _order(model, inputs), "_plain": kind, "__module__": kind.__module__}
     wrapped.__class__ = type(kind.__name__, (Interfaced, kind), form)
     return wrapped
+
+
+def _order(model: nn.Module, inputs: Samples) -> tuple[str, ...] | None:
+    """The names of the tensors in the order in which a network takes them; None where it takes them by name.
+
+    A network that knows the names of its inputs, as one from an ONNX file does, takes them in their order.
+    """
+    own: Sequence[str] = getattr(model, "input_names", ())
+    if inputs.by_name and set(own) == set(inputs.names):
+        return tuple(own)
+    return None if inputs.by_name else inputs.names
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -199,6 +199,10 @@ DAMAGES = {
         lambda f, g, t: f.pop("input_shape"),
         "The input must have a shape of whole numbers >= 1, got None.",
     ),
+    "one name for both": (
+        lambda f, g, t: f.update(names=["x", "x"]),
+        "The file must have different names for input and output, got ['x', 'x'].",
+    ),
     "another call": (
         lambda f, g, t: g["nodes"].append(["os.system", ["=echo"]]),
         "The graph must call ATen operators that only compute, got 'os.system'.",

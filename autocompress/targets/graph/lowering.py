@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
@@ -26,10 +26,10 @@ from autocompress.samples import Field, Inputs, cast, fields_of
 from autocompress.targets.graph.removed_branches import without_branches
 from autocompress.targets.graph.rounding_points import round_activation, round_layer_inputs_, round_tensors_
 
-__all__ = ["Lowered", "lower", "round_activation"]
-
+__all__ = ["NAMES", "Lowered", "lower", "round_activation"]
 
 _MOST_SAMPLES = 256  # that ranges are taken from
+NAMES = ("input", "output")  # of files whose network has no names of its own
 _LARGEST_BIAS = 2**29  # in steps; the input may be rounded on another layer's range, so not all of 31 bits are used
 
 
@@ -83,12 +83,14 @@ class Lowered:
             at most the bias.
         plan: labels that the network was made by.
         inputs: form of every tensor that the network takes, in the order of the placeholders.
+        names: names of the only input and of the output in files that have such names.
     """
 
     graph: fx.GraphModule
     layers: Mapping[str, LayerWeights]
     plan: Plan
     inputs: tuple[Field, ...]
+    names: tuple[str, str] = NAMES
 
 
 def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowered:
@@ -122,7 +124,14 @@ def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowe
             round_layer_inputs_(graph.graph, calls, layers)
     graph.graph.lint()
     graph.recompile()
-    return Lowered(graph, _as_run(graph, calls, layers), compressed.plan, fields_of(samples))
+    calculated, names = _as_run(graph, calls, layers), _names(compressed.model)
+    return Lowered(graph, calculated, compressed.plan, fields_of(samples), names)
+
+
+def _names(model: nn.Module) -> tuple[str, str]:
+    """Names of the network's input and output: its own where it comes from an ONNX file with one of each."""
+    inputs, outputs = (tuple(getattr(model, f"{what}_names", ())) for what in ("input", "output"))
+    return (inputs[0], outputs[0]) if len(inputs) == len(outputs) == 1 else NAMES
 
 
 def with_room_for_bias(layer: LayerWeights) -> LayerWeights:

@@ -9,7 +9,8 @@ Tensors of a layer:
 Every other tensor that the graph reads stands under its own name.
 
 Metadata: `format`, `version`, and `content`, which is text in zlib and base 85. Its first line is JSON: the input's
-shape, the plan, the weights' shapes in the plan's order and a checksum of the tensors. Its second line is the graph
+shape, the plan, the weights' shapes in the plan's order, a checksum of the tensors, and names of input and output where
+they are not the usual ones. Its second line is the graph
 (`graph_json`); it is missing where torch.export could not follow the network.
 
 Writing: `pack` or `pack_weights`. Reading: `load_packed_weights` reads and checks everything but the graph, `rebuilt`
@@ -37,7 +38,7 @@ from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.files import check_regular
 from autocompress.plan import Plan
 from autocompress.samples import ONE, Field, Inputs, zeros
-from autocompress.targets.graph.lowering import Lowered
+from autocompress.targets.graph.lowering import NAMES, Lowered
 from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
 from autocompress.targets.packed.stored_layers import layer_tensors, take_layer_
 from autocompress_envs.problem import n_of_m
@@ -61,6 +62,7 @@ class PackedWeights:
         plan: labels that the network was made by.
         inputs: form of every tensor that the network takes.
         graph: graph as JSON (`graph_json`); None: only the original's class can run the weights.
+        names: names of input and output in files that have such names.
     """
 
     layers: Mapping[str, LayerWeights]
@@ -68,6 +70,7 @@ class PackedWeights:
     plan: Plan
     inputs: tuple[Field, ...]
     graph: str | None
+    names: tuple[str, str] = NAMES
 
     def example(self) -> Inputs:
         """One sample of zeros."""
@@ -89,7 +92,7 @@ def pack(lowered: Lowered) -> bytes:
         _check_same(f"{name}.weight", tensors.pop(f"{name}.weight", None), layer.weight())
         _check_same(f"{name}.bias", tensors.pop(f"{name}.bias", None), layer.bias)
     graph = graph_to_json(lowered.graph)
-    return _packed(PackedWeights(lowered.layers, tensors, lowered.plan, lowered.inputs, graph))
+    return _packed(PackedWeights(lowered.layers, tensors, lowered.plan, lowered.inputs, graph, lowered.names))
 
 
 def pack_weights(compressed: Compressed, inputs: Sequence[Field]) -> bytes:
@@ -187,7 +190,7 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
     taken = len(module.graph.find_nodes(op="placeholder"))
     if taken != len(weights.inputs):
         raise InputError(f"The graph must take the {len(weights.inputs)} tensors that the file names, got {taken}.")
-    return Lowered(module, weights.layers, weights.plan, weights.inputs)
+    return Lowered(module, weights.layers, weights.plan, weights.inputs, weights.names)
 
 
 def _packed(weights: PackedWeights) -> bytes:
@@ -207,6 +210,7 @@ def _packed(weights: PackedWeights) -> bytes:
         "plan": weights.plan.to_dict(),
         "shapes": [list(weights.layers[name].values.shape) for name in weights.plan.labels],
         "checksum": _checksum(header, data),
+        **({"names": list(weights.names)} if weights.names != NAMES else {}),
     }
     lines = [
         json.dumps(first_line, separators=(",", ":"), allow_nan=False),
@@ -263,7 +267,8 @@ def _unpacked(raw: bytes) -> PackedWeights:
         name: take_layer_(tensors, name, label, _shape(shape, f"weight of {name}", 0), plan.granularity)
         for (name, label), shape in zip(plan.labels.items(), shapes, strict=True)
     }
-    return PackedWeights(layers, tensors, plan, _inputs_from_json(first_line), graph)
+    names = _names(first_line.get("names", list(NAMES)))
+    return PackedWeights(layers, tensors, plan, _inputs_from_json(first_line), graph, names)
 
 
 def _inputs_to_json(inputs: Sequence[Field]) -> dict[str, Any]:
@@ -288,6 +293,15 @@ def _input_from_json(entry: Any) -> Field:
     if not known or entry[2] not in _INPUT_DTYPES:
         raise InputError(f"The tensors that the network takes must have a name, a shape and a dtype, got {entry!r}.")
     return Field(entry[0], _shape(entry[1], f"input {entry[0]}", 1), entry[2])
+
+
+def _names(content: Any) -> tuple[str, str]:
+    """Names of input and output from JSON. Raises InputError where they are not two different ones."""
+    if isinstance(content, list) and len(content) == 2 and all(isinstance(name, str) and name for name in content):
+        first, second = content
+        if first != second:
+            return first, second
+    raise InputError(f"The file must have different names for input and output, got {str(content)[:80]}.")
 
 
 def _check_granularity(granularity: str) -> None:
