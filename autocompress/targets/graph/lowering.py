@@ -129,9 +129,10 @@ def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowe
 
 
 def _names(model: nn.Module) -> tuple[str, str]:
-    """Names of the network's input and output: its own where it comes from an ONNX file with one of each."""
-    inputs, outputs = (tuple(getattr(model, f"{what}_names", ())) for what in ("input", "output"))
-    return (inputs[0], outputs[0]) if len(inputs) == len(outputs) == 1 else NAMES
+    """Names of the network's only input and output: its own where it comes from an ONNX file."""
+    own = (tuple(getattr(model, f"{what}_names", ())) for what in ("input", "output"))
+    first, second = (names[0] if len(names) == 1 else usual for names, usual in zip(own, NAMES, strict=True))
+    return first, second
 
 
 def with_room_for_bias(layer: LayerWeights) -> LayerWeights:
