@@ -93,4 +93,6 @@ def _checksum(tensors: Mapping[str, Tensor], of: str) -> str:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The values of a tensor as bytes, in the order of their indices, without a copy."""
-    return memoryview(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+    flat = tensor.detach().contiguous().flatten()
+    flat = flat.as_strided((1,), (1,)) if len(flat) == 1 else flat  # the stride of a single value may be anything
+    return memoryview(flat.view(torch.uint8).numpy().data)

@@ -58,7 +58,11 @@ class Stages(Silent):
         now = time.perf_counter()
         self.seconds[before] = round(self.seconds.get(before, 0.0) + now - since, 1)
         self._last = (name, now)
-        print(f"  {now - since:6.1f} s {before}", file=sys.stderr, flush=True)
+        print(f"  {now - since:6.1f} s {before}, peak so far {_peak_gb():.1f} GB", file=sys.stderr, flush=True)
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def one(name: str, options: argparse.Namespace) -> None:
@@ -94,7 +98,7 @@ def one(name: str, options: argparse.Namespace) -> None:
         "size": result.outcome.resources["size"] / result.original_outcome.resources["size"],
         "kl": result.outcome.kl,
         "seconds": time.perf_counter() - started,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "peak_gb": _peak_gb(),
         "stages": stages.seconds,
     }
     if torch.cuda.is_available():

@@ -34,6 +34,7 @@ from autocompress.job.prepare import Job, build_evaluator, feasible_limits, made
 from autocompress.job.search import original_accuracy, policy_digest
 from autocompress.policies.use import policy_plan
 from autocompress.progress import Progress, Silent, Step
+from autocompress.samples import Inputs, content
 from autocompress.searchers.base import Evaluated, Task
 from autocompress.searchers.search import run_search
 from autocompress_envs import Labeling
@@ -296,6 +297,6 @@ def _on_test(prepared: Prepared, labeling: Labeling) -> dict[str, Any]:
     return {"test_kl": found.kl, "test_accuracy": found.accuracy, "test_drop": drop}
 
 
-def _hash(inputs: Tensor) -> str:
+def _hash(inputs: Inputs) -> str:
     """SHA-256 digest of the samples, 16 hex digits."""
-    return hashlib.sha256(inputs.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return hashlib.sha256(b"".join(content(inputs))).hexdigest()[:16]

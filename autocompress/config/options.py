@@ -41,17 +41,22 @@ class NetworkOptions(Part):
 
     model: str = _option(
         "digits",
-        "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, package.module:callable "
-        "or file.py:callable.",
+        "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, hf:FOLDER, FILE.onnx, "
+        "package.module:callable or file.py:callable.",
     )
     weights: Path | None = _option(None, "Trained weights: .safetensors, .pt or .pth.")
     model_args: dict[str, Any] = _option({}, "Keyword arguments of the network, as YAML or JSON.")
     data: str | None = _option(
         None,
-        "Data: digits, parquet:FOLDER, imagefolder:FOLDER, npz:FILE, package.module:callable or file.py:callable. "
+        "Data: digits, parquet:FOLDER, imagefolder:FOLDER, npz:FILE, tsv|csv|jsonl|lines:FILE|FOLDER (texts), "
+        "package.module:callable or file.py:callable. "
         "Default: digits with the network digits.",
     )
-    data_args: dict[str, Any] = _option({}, "Keyword arguments of a data callable, as YAML or JSON.")
+    data_args: dict[str, Any] = _option(
+        {}, "Keyword arguments of a data callable, or columns of texts (text, label), as YAML or JSON."
+    )
+    tokenizer: Path | None = _option(None, "Folder with tokenizer.json, for texts.")
+    max_tokens: int = _option(128, "Most tokens of a text; the rest is cut off.", ge=1)
     image_size: int | None = _option(None, "Edge in pixels that images are resized to.", ge=1)
     mean: tuple[float, ...] | None = _option(
         None, "Mean of every channel on [0, 1] pixels. Default: ImageNet's for RGB."

@@ -13,6 +13,7 @@ from torch import Tensor
 from autocompress.config import MOST_SEED
 from autocompress.data.sources import Source
 from autocompress.errors import InputError
+from autocompress.samples import Inputs, content, tensors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +37,12 @@ class Data:
     search_indices: tuple[int, ...]
     calibration_indices: tuple[int, ...]
 
-    def search(self) -> tuple[Tensor, Tensor | None]:
-        """The search split: inputs (N, …) float32, normalised, and labels (N,) int64."""
+    def search(self) -> tuple[Inputs, Tensor | None]:
+        """The search split: inputs (N, …), floating-point ones float32 and normalised, and labels (N,) int64."""
         return self.train.load(self.search_indices)
 
-    def calibration(self) -> tuple[Tensor, Tensor | None]:
-        """The calibration split: inputs (N, …) float32, normalised, and labels (N,) int64."""
+    def calibration(self) -> tuple[Inputs, Tensor | None]:
+        """The calibration split: inputs (N, …), floating-point ones float32 and normalised, and labels (N,) int64."""
         return self.train.load(self.calibration_indices)
 
     def unused(self, count: int) -> tuple[int, ...]:
@@ -50,7 +51,7 @@ class Data:
         order = np.random.default_rng(0).permutation(len(self.train)).tolist()
         return tuple([index for index in order if index not in used][:count])
 
-    def test_batches(self, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def test_batches(self, batch_size: int = 256) -> Iterator[tuple[Inputs, Tensor | None]]:
         """The test split in order, batch by batch.
 
         Raises:
@@ -64,13 +65,15 @@ class Data:
     def fingerprint(self) -> str:
         """Hash of the calibration split's inputs and labels for cache keys, 16 hex digits."""
         inputs, labels = self.calibration()
-        digest = hashlib.sha256(f"{tuple(inputs.shape)}".encode())
-        digest.update(inputs.contiguous().numpy().tobytes())
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(inputs)]
+        digest = hashlib.sha256(f"{shapes[0] if len(shapes) == 1 else shapes}".encode())
+        for part in content(inputs):
+            digest.update(part)
         digest.update(b"" if labels is None else labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
 
-def _batches(source: Source, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _batches(source: Source, batch_size: int) -> Iterator[tuple[Inputs, Tensor | None]]:
     """Inputs and labels of a source in order; the last batch may be smaller."""
     for start in range(0, len(source), batch_size):
         yield source.load(range(start, min(start + batch_size, len(source))))

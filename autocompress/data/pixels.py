@@ -17,6 +17,7 @@ from torch import Tensor
 from autocompress.errors import InputError
 from autocompress.files import check_regular
 from autocompress.memory import memory_limit
+from autocompress.samples import Inputs, each_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,6 +68,18 @@ class Normalization:
             None if mean is None else tuple(float(value) for value in mean),
             None if std is None else tuple(float(value) for value in std),
         )
+
+    def apply_to(self, inputs: Inputs) -> Inputs:
+        """Network inputs from stored ones; of several tensors, and of whole numbers such as tokens, none is normalised.
+
+        Raises:
+            InputError: `mean` and `std` are given for such inputs, or don't have one number a channel.
+        """
+        if isinstance(inputs, Tensor) and (inputs.is_floating_point() or inputs.dtype == torch.uint8):
+            return self.apply(inputs)
+        if self.mean is not None:
+            raise InputError("`mean` and `std` must be left out for tokens and for several inputs: they are no images.")
+        return each_of(inputs, lambda tensor: tensor.float() if tensor.is_floating_point() else tensor)
 
     def apply(self, inputs: Tensor) -> Tensor:
         """Float32 network inputs from stored ones, (N, C, …) uint8 or floating point.

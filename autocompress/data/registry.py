@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from autocompress.data.arrays import from_datasets, from_tensors, load_digits_sources, load_npz
@@ -13,6 +14,7 @@ from autocompress.data.dataset import Data, Split, make_data
 from autocompress.data.imagefolder import load_imagefolder
 from autocompress.data.pixels import ImageReader, Normalization
 from autocompress.data.sources import Source
+from autocompress.data.texts import MAX_TOKENS, load_texts
 from autocompress.errors import InputError, unknown_name
 from autocompress.registry import Registry
 
@@ -27,7 +29,9 @@ class DataRequest:
         image_size: edge in pixels that images are resized to, or None.
         normalization: normalization that is applied on loading.
         split: rule by which the search and the calibration split are cut.
-        arguments: keyword arguments for a function of the user's.
+        arguments: keyword arguments for a function of the user's, or names of columns.
+        tokenizer: folder of the tokenizer for texts, or None.
+        max_tokens: most tokens of a text.
     """
 
     spec: str
@@ -36,6 +40,8 @@ class DataRequest:
     normalization: Normalization
     split: Split
     arguments: Mapping[str, Any]
+    tokenizer: Path | None = None
+    max_tokens: int = MAX_TOKENS
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,14 @@ class DataSource:
         form: form of its specs, such as `npz:FILE`; errors list it.
         takes_images: whether the source decodes images, so that `image_size` has an effect.
         takes_arguments: whether the source takes the keyword arguments of `data_args`.
+        takes_texts: whether the source reads texts, so that `tokenizer` has an effect.
     """
 
     load: Callable[[DataRequest], Data]
     form: str
     takes_images: bool = False
     takes_arguments: bool = False
+    takes_texts: bool = False
 
 
 _Images = Callable[[str, ImageReader, Normalization], tuple[Source, Source, tuple[str, ...]]]
@@ -87,6 +95,16 @@ def _npz(asked: DataRequest) -> Data:
     return make_data(asked.spec, *load_npz(asked.place, asked.normalization), asked.split)
 
 
+def _texts(kind: str, form: str) -> DataSource:
+    """The source of data that tokenizes texts."""
+
+    def load(asked: DataRequest) -> Data:
+        sources = load_texts(asked.spec, asked.tokenizer, asked.max_tokens, asked.arguments)
+        return make_data(asked.spec, *sources, asked.split)
+
+    return DataSource(load, f"{kind}:{form}", takes_arguments=True, takes_texts=True)
+
+
 DATA_SOURCES: Registry[DataSource] = Registry(
     "data",
     {
@@ -94,6 +112,7 @@ DATA_SOURCES: Registry[DataSource] = Registry(
         "parquet": _images(_load_parquet, "parquet:FOLDER"),
         "imagefolder": _images(load_imagefolder, "imagefolder:FOLDER"),
         "npz": DataSource(_npz, "npz:FILE"),
+        **{kind: _texts(kind, "FILE|FOLDER") for kind in ("tsv", "csv", "jsonl", "lines")},
     },
 )
 """Sources of data by the part of a spec before the colon."""
@@ -126,6 +145,8 @@ def load_data(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     data_args: Mapping[str, Any] | None = None,
+    tokenizer: str | Path | None = None,
+    max_tokens: int = MAX_TOKENS,
 ) -> Data:
     """The data that `spec` names.
 
@@ -137,7 +158,9 @@ def load_data(
         spec: one of `digits`: scikit-learn's 8x8 digits, 1,437 training and 360 test images;
             `parquet:FOLDER`: train.parquet and test.parquet with columns image (encoded) and label;
             `imagefolder:FOLDER`: FOLDER/train/CLASS/* and FOLDER/test/CLASS/* (or val); `npz:FILE`: arrays
-            x_train, y_train, x_test, y_test; `package.module:callable` or `file.py:callable`: returns (train,
+            x_train, y_train, x_test, y_test; `tsv:PLACE`, `csv:PLACE`, `jsonl:PLACE` or `lines:PLACE`: texts, in a
+            file or a folder with a train and a test or dev file (`texts`); `package.module:callable` or
+            `file.py:callable`: returns (train,
             test) or (train, test, class names), both of them a map-style dataset or a pair of tensors;
             `NAME:PLACE`: a source that was registered.
         seed: seed of the search and the calibration split, at least 0.
@@ -147,7 +170,9 @@ def load_data(
         mean: mean of every channel of pixels in [0, 1]; ImageNet's by default for RGB pixels, 0 for one
             channel.
         std: standard deviation of every channel; ImageNet's by default for RGB pixels, 1 for one channel.
-        data_args: keyword arguments for the callable.
+        data_args: keyword arguments for the callable; columns of texts and labels (`text`, `label`) for tables.
+        tokenizer: folder of the tokenizer (tokenizer.json), for texts.
+        max_tokens: most tokens of a text, at least 1.
 
     Raises:
         InputError: an unknown spec, or data that is missing, empty, broken or not of the form above.
@@ -157,10 +182,17 @@ def load_data(
     if image_size is not None and not source.takes_images:
         raise InputError(f"`image_size` must be given with parquet: and imagefolder: only, got it with {spec}.")
     if data_args and not source.takes_arguments:
-        raise InputError(f"`data_args` must be given with a callable only, got {', '.join(data_args)} with {spec}.")
+        raise InputError(
+            "`data_args` must be given with a callable or a table of texts only, "
+            f"got {', '.join(data_args)} with {spec}."
+        )
+    if tokenizer is not None and not source.takes_texts:
+        raise InputError(f"`tokenizer` must be given with tsv:, csv:, jsonl: and lines: only, got it with {spec}.")
     split = Split(seed, search_samples, calibration_samples)
     normalization = Normalization.parse(mean, std)
-    return source.load(DataRequest(spec, place, image_size, normalization, split, data_args or {}))
+    folder = None if tokenizer is None else Path(tokenizer)
+    asked = DataRequest(spec, place, image_size, normalization, split, data_args or {}, folder, max_tokens)
+    return source.load(asked)
 
 
 def names_function(spec: str) -> bool:

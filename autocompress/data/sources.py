@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from autocompress.data.labels import checked_labels
 from autocompress.data.pixels import Normalization, stack
 from autocompress.errors import InputError
+from autocompress.samples import Inputs, from_tree
 
 
 class Source(Protocol):
@@ -20,8 +21,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Normalised float32 inputs (N, …) and int64 labels (N,), or None, of the samples at the indices."""
+    def load(self, indices: Sequence[int]) -> tuple[Inputs, Tensor | None]:
+        """Inputs (N, …) and int64 labels (N,), or None, of the samples at the indices.
+
+        Floating-point inputs are float32 and normalised; whole numbers, such as tokens, stay what they are.
+        """
         ...
 
 
@@ -30,7 +34,8 @@ class TensorSource:
     """Samples that lie in memory.
 
     Attributes:
-        inputs: (N, …) uint8 or floating-point inputs, as stored.
+        inputs: (N, …) inputs as stored: uint8 pixels, floating-point numbers, or whole numbers such as tokens; or
+            several such tensors.
         labels: (N,) int64 labels, or None.
         normalization: normalization that is applied on loading.
 
@@ -38,33 +43,29 @@ class TensorSource:
         InputError: from `from_arrays`, where the arrays are empty, don't match, or hold NaN or infinity.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor | None
     normalization: Normalization
 
     def __len__(self) -> int:
         return len(self.inputs)
 
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    def load(self, indices: Sequence[int]) -> tuple[Inputs, Tensor | None]:
         chosen = torch.as_tensor(indices, dtype=torch.int64)
-        return self.normalization.apply(self.inputs[chosen]), None if self.labels is None else self.labels[chosen]
+        return self.normalization.apply_to(self.inputs[chosen]), None if self.labels is None else self.labels[chosen]
 
     @classmethod
     def from_arrays(cls, inputs: Any, labels: Any, normalization: Normalization, name: str) -> TensorSource:
         """The source of tensors or NumPy arrays, which are checked; tensors on other devices are copied to the CPU.
 
         Args:
-            inputs: (N, …) uint8 or floating-point inputs, N at least 1.
+            inputs: (N, …) uint8, floating-point or whole numbers, N at least 1; or several such arrays, as a mapping
+                from the network's keyword arguments, or a tuple in the order in which it takes them.
             labels: (N,) or (N, 1) integer labels from 0 on, or None.
             normalization: normalization that is applied on loading.
             name: name of the data, for messages.
         """
-        x = _tensor(inputs, f"{name} inputs")
-        if x.ndim < 2 or len(x) == 0:
-            raise InputError(f"{name} must hold inputs of shape (N, …) with N at least 1, got {tuple(x.shape)}.")
-        if x.dtype != torch.uint8 and not x.is_floating_point():
-            raise InputError(f"{name} must hold uint8 or floating-point inputs, got {x.dtype}.")
-        _check_finite(x, range(len(x)), name)
+        x = _inputs(inputs, name)
         return cls(x, None if labels is None else _labels(labels, len(x), name), normalization)
 
 
@@ -132,6 +133,37 @@ def _tensor(value: Any, name: str) -> Tensor:
         return torch.as_tensor(value).cpu()
     except (TypeError, ValueError) as error:  # strings, objects, ragged lists
         raise InputError(f"{name} must be an array of numbers, got {type(value).__name__}: {error}.") from error
+
+
+def _inputs(values: Any, name: str) -> Inputs:
+    """One array or several as the inputs of samples, checked."""
+    parts: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
+    if isinstance(values, tuple | list) and values and all(hasattr(each, "shape") for each in values):
+        parts = {str(number): each for number, each in enumerate(values)}
+    if not parts:
+        x = _checked_input(values, f"{name} inputs", name)
+        if (
+            x.ndim == 4 and x.dtype != torch.uint8 and not x.is_floating_point()
+        ):  # images in another scale than 0 to 255
+            raise InputError(f"{name} must hold uint8 or floating-point images, got {x.dtype}.")
+        return x
+    found = {key: _checked_input(value, f"{name} inputs {key}", f"{name} {key}", 1) for key, value in parts.items()}
+    lengths = {key: len(tensor) for key, tensor in found.items()}
+    if len(set(lengths.values())) > 1:
+        got = ", ".join(f"{length} of {key}" for key, length in lengths.items())
+        raise InputError(f"{name} must hold as many samples in every input, got {got}.")
+    together: Inputs = from_tree(found if isinstance(values, Mapping) else tuple(found.values()))
+    return together
+
+
+def _checked_input(value: Any, what: str, name: str, least_axes: int = 2) -> Tensor:
+    x = _tensor(value, what)
+    if x.ndim < least_axes or len(x) == 0:
+        raise InputError(f"{name} must hold inputs of shape (N, …) with N at least 1, got {tuple(x.shape)}.")
+    if x.is_complex():
+        raise InputError(f"{name} must hold whole or floating-point numbers, got {x.dtype}.")
+    _check_finite(x, range(len(x)), name)
+    return x
 
 
 def _check_finite(x: Tensor, rows: Sequence[int], name: str) -> None:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autocompress.data.dataset import Data
+from autocompress.errors import InputError
+from autocompress.samples import Inputs, each_of, tensors_of
 
 Augmentation = Literal["none", "shift", "shift+flip"]
 _SHIFT = 8  # images are moved by up to an eighth of their edge
@@ -48,7 +50,7 @@ class TrainingBatches:
         """Number of batches in an epoch."""
         return -(-len(self.indices) // self.batch_size)
 
-    def steps(self, start: int, stop: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def steps(self, start: int, stop: int) -> Iterator[tuple[Inputs, Tensor | None]]:
         """Inputs and labels of the steps from `start` up to before `stop`, counted over all epochs."""
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self._load, start) if start < stop else None
@@ -58,13 +60,13 @@ class TrainingBatches:
                 ahead = pool.submit(self._load, step + 1) if step + 1 < stop else None
                 yield batch
 
-    def _load(self, step: int) -> tuple[Tensor, Tensor | None]:
+    def _load(self, step: int) -> tuple[Inputs, Tensor | None]:
         """Inputs and labels of one step, which follow from the seed and the step alone."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.indices))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
         inputs, labels = self.data.train.load([self.indices[index] for index in chosen])
-        if self.augmentation != "none" and inputs.ndim == 4:
+        if self.augmentation != "none" and isinstance(inputs, Tensor) and inputs.ndim == 4:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             inputs = _shifted(inputs, generator)
             inputs = _flipped(inputs, generator) if self.augmentation == "shift+flip" else inputs
@@ -95,6 +97,16 @@ class Blend:
         generator = torch.Generator().manual_seed(seed)
         partners = torch.randperm(count, generator=generator)
         return Blend(partners, most * torch.rand(count, generator=generator))
+
+    def of_inputs(self, inputs: Inputs) -> Inputs:
+        """The blended inputs.
+
+        Raises:
+            InputError: there are token numbers among them, which can't be blended.
+        """
+        if not all(tensor.is_floating_point() for tensor in tensors_of(inputs)):
+            raise InputError("`mixup` must be 0 for inputs of whole numbers, such as tokens; leave out --mixup.")
+        return each_of(inputs, self)
 
     def __call__(self, values: Tensor) -> Tensor:
         """The blended values (N, …) of inputs, or of the probabilities that labels stand for."""

@@ -17,6 +17,7 @@ from torch.fx.node import map_aggregate
 from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
 from autocompress.memory import memory_left
+from autocompress.samples import Inputs, call
 
 BATCH = 256  # largest batch of `running`: that of a data's test batches
 
@@ -25,7 +26,7 @@ Note = Callable[[str], None]
 
 
 def run_in_batches(
-    model: nn.Module, inputs: Tensor, batch_size: int, device: torch.device, note: Note | None = None
+    model: nn.Module, inputs: Inputs, batch_size: int, device: torch.device, note: Note | None = None
 ) -> tuple[Tensor, int]:
     """Run a model on samples; where the device's memory is too small for a batch, repeat on batches of half the size.
 
@@ -45,7 +46,9 @@ def run_in_batches(
     size = batch_size
     while True:
         try:
-            outputs = torch.cat([model(batch.to(device)).flatten(1).float().cpu() for batch in inputs.split(size)])
+            outputs = torch.cat(
+                [call(model, batch.to(device)).flatten(1).float().cpu() for batch in inputs.split(size)]
+            )
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise _no_room("one sample of `data`", device) from error
@@ -103,7 +106,7 @@ def free_memory(device: torch.device) -> None:
 @contextmanager
 def running(
     model: nn.Module, device: torch.device, note: Note | None = None, batch_size: int = BATCH
-) -> Iterator[Callable[[Tensor], Tensor]]:
+) -> Iterator[Callable[[Inputs], Tensor]]:
     """A model in eval mode on a device, without gradients.
 
     Args:
@@ -117,7 +120,7 @@ def running(
     """
     there, size = placed(model, device), batch_size
 
-    def run(inputs: Tensor) -> Tensor:
+    def run(inputs: Inputs) -> Tensor:
         nonlocal size
         outputs, size = run_in_batches(there, inputs, size, device, note)
         return outputs

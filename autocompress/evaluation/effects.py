@@ -36,6 +36,7 @@ from autocompress.menus.changes import Changes
 from autocompress.menus.menus import Menus
 from autocompress.menus.responses import responses
 from autocompress.network.structure import Layer
+from autocompress.samples import Inputs
 from autocompress_envs.problem import IntArray, Labeling
 
 NEAR = 2  # positions on the menu, to either side of a plan's label, for which effects around it are computed
@@ -93,7 +94,7 @@ class _Change:
 
 
 def first_order_effects(
-    folded: nn.Module, menus: Menus, inputs: Tensor, pooled: Pooled, progress: Progress | None = None
+    folded: nn.Module, menus: Menus, inputs: Inputs, pooled: Pooled, progress: Progress | None = None
 ) -> Effects:
     """The effects of all labels around the original, on the samples `inputs`.
 
@@ -113,7 +114,7 @@ def effects_around(
     folded: nn.Module,
     menus: Menus,
     labeling: Labeling,
-    inputs: Tensor,
+    inputs: Inputs,
     pooled: Pooled,
     far: Effects,
     progress: Progress | None = None,
@@ -172,7 +173,7 @@ def _taken(
     model: nn.Module,
     menus: Menus,
     changes: Mapping[str, Sequence[_Change]],
-    inputs: Tensor,
+    inputs: Inputs,
     pooled: Pooled,
     classes: int | None,
     progress: Progress | None,

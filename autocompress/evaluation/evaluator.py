@@ -37,6 +37,7 @@ from autocompress.menus.fisher import gradient_samples
 from autocompress.menus.menus import Menus
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.structure import Network
+from autocompress.samples import Inputs, content
 from autocompress_envs.problem import FloatArray, Labeling, Outcome
 
 
@@ -79,7 +80,7 @@ class Evaluator:
         model: nn.Module,
         network: Network,
         menus: Menus,
-        inputs: Tensor,
+        inputs: Inputs,
         labels: Tensor | None,
         *,
         reference: nn.Module | None = None,
@@ -166,8 +167,8 @@ class Evaluator:
     def _stored(self, samples: int, progress: Progress | None) -> Effects:
         """Effects around the original, kept beside the menus: they depend on no plan, hence on no budget either."""
         digest = hashlib.sha256(f"{samples} {self.dtype}".encode())
-        for tensor in (self._inputs[:samples], self._reference[:samples]):
-            digest.update(tensor.contiguous().numpy().tobytes())
+        for part in (*content(self._inputs[:samples]), *content(self._reference[:samples])):
+            digest.update(part)
 
         def tensors() -> dict[str, Tensor]:
             model, pooled = self._prepared(), self._predictions.pooled
@@ -198,7 +199,7 @@ class Evaluator:
         resources, shift = self._problem.resources(labeling), self._predictions.shift(outputs)
         return Outcome(found.kl, found.accuracy, found.agreement, resources, shift)
 
-    def _run(self, model: nn.Module, inputs: Tensor) -> Tensor:
+    def _run(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """(N, classes) outputs of a model on inputs in its format; a batch size that did not fit is not tried again."""
         outputs, fitted = run(model, inputs, self.batch_size, self._device, self._note)
         if fitted < self.batch_size:

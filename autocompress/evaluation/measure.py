@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.evaluation.batches import Note, running
+from autocompress.samples import Inputs
 
-Batch = tuple[Tensor, Tensor | None]
+Batch = tuple[Inputs, Tensor | None]
 
 AT_ONCE = 64  # samples of a forward pass where nobody says more
 

@@ -14,6 +14,7 @@ from autocompress.evaluation.batches import BATCH, Note, room_for, room_on, run_
 from autocompress.evaluation.measure import AT_ONCE, compare
 from autocompress.memory import samples_at_once
 from autocompress.network.structure import Network
+from autocompress.samples import Inputs, cast, images_channels_last, tensors_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BATCHES = (64, 128, 256)  # batch sizes that are timed, as far as memory holds them
@@ -68,7 +69,7 @@ def batch_sizes(most: int) -> tuple[int, ...]:
 
 
 def choose_dtype(
-    folded: nn.Module, inputs: Tensor, original: nn.Module, device: str = "cpu", most: int = BATCHES[-1]
+    folded: nn.Module, inputs: Inputs, original: nn.Module, device: str = "cpu", most: int = BATCHES[-1]
 ) -> str:
     """The dtype that an `Evaluator` with `dtype="auto"` would run in (`fastest_dtype`).
 
@@ -85,7 +86,7 @@ def choose_dtype(
 
 
 def fastest_dtype(
-    folded: nn.Module, inputs: Tensor, reference: Tensor, device: torch.device, most: int = BATCHES[-1]
+    folded: nn.Module, inputs: Inputs, reference: Tensor, device: torch.device, most: int = BATCHES[-1]
 ) -> str:
     """`float32`, unless a smaller dtype is faster here and changes the outputs by less than 0.002 nats.
 
@@ -98,16 +99,21 @@ def fastest_dtype(
         device: device that the network is to run on.
         most: number of samples in a forward pass, at most.
     """
-    best, best_seconds = "float32", math.inf
+    best, best_seconds, batch = "float32", math.inf, batch_sizes(most)[:2][-1]
     for name in ("float32", "bfloat16", *(["float16"] if device.type == "cuda" else [])):
-        seconds, outputs, _ = _timed(prepared(folded, name, device), inputs, name, device, batch_sizes(most)[:2][-1])
+        try:
+            seconds, outputs, _ = _timed(prepared(folded, name, device), inputs, name, device, batch)
+        except RuntimeError as error:
+            if name == "float32" or isinstance(error, InputError | torch.OutOfMemoryError):
+                raise
+            continue  # its forward pass makes float32 tensors itself, or has an operator without this dtype
         noise = compare(reference[: len(outputs)], outputs, None).kl if outputs.isfinite().all() else math.inf
         if seconds < best_seconds and (name == "float32" or noise < _DTYPE_NOISE):
             best, best_seconds = name, seconds
     return best
 
 
-def fastest_batch(folded: nn.Module, inputs: Tensor, dtype: str, device: torch.device, most: int = BATCHES[-1]) -> int:
+def fastest_batch(folded: nn.Module, inputs: Inputs, dtype: str, device: torch.device, most: int = BATCHES[-1]) -> int:
     """The fastest of the batch sizes 64, 128 and 256, as far as memory holds them; else smaller ones.
 
     Args:
@@ -137,15 +143,15 @@ def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def in_format(inputs: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+def in_format(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Inputs:
     """The (N, …) inputs in the format of a network that was `prepared`: on its device, in its dtype, channels last."""
     with room_for("the samples that plans are compared on", device):
-        inputs = inputs.to(device, dtype)
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+        there = cast(inputs, device, dtype)
+    return images_channels_last(there)
 
 
 def run(
-    model: nn.Module, inputs: Tensor, batch_size: int, device: torch.device, note: Note | None = None
+    model: nn.Module, inputs: Inputs, batch_size: int, device: torch.device, note: Note | None = None
 ) -> tuple[Tensor, int]:
     """(N, classes) float32 outputs on the CPU, and the batch size that fitted: `run_in_batches` of a network's copy.
 
@@ -160,7 +166,7 @@ def run(
         return run_in_batches(model, inputs, batch_size, device, note)
 
 
-def outputs_of(model: nn.Module, inputs: Tensor, device: torch.device = CPU, most: int = BATCHES[0]) -> Tensor:
+def outputs_of(model: nn.Module, inputs: Inputs, device: torch.device = CPU, most: int = BATCHES[0]) -> Tensor:
     """(N, classes) float32 outputs of a model in eval mode, in its own dtype.
 
     Args:
@@ -200,12 +206,13 @@ def torch_device(name: str) -> torch.device:
     return device
 
 
-def _timed_samples(inputs: Tensor) -> Tensor:
+def _timed_samples(inputs: Inputs) -> Inputs:
     """The first samples, as many as are timed."""
-    return inputs[: max(1, min(_TIMED_SAMPLES, _TIMED_VALUES // inputs[0].numel()))]
+    values = sum(tensor[0].numel() for tensor in tensors_of(inputs))
+    return inputs[: max(1, min(_TIMED_SAMPLES, _TIMED_VALUES // values))]
 
 
-def _timed(model: nn.Module, inputs: Tensor, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor, int]:
+def _timed(model: nn.Module, inputs: Inputs, dtype: str, device: torch.device, batch: int) -> tuple[float, Tensor, int]:
     """(seconds of a pass over at most 256 samples, their outputs (n, classes), the batch size that fitted).
 
     One batch runs before, unmeasured.

@@ -242,7 +242,7 @@ def untie_(module: Any) -> None:
         module: layer whose parameters are copied into new `nn.Parameter`s.
     """
     for field in ("weight", "bias"):
-        if getattr(module, field) is not None:
+        if getattr(module, field, None) is not None:
             setattr(module, field, nn.Parameter(getattr(module, field).detach(), requires_grad=False))
 
 
@@ -250,13 +250,15 @@ def write_layer_(module: Any, weight: Tensor, bias: Tensor, is_depthwise: bool) 
     """Put weights into a layer, and set its numbers of channels by their shape.
 
     Args:
-        module: linear layer or convolution.
+        module: linear layer, convolution or embedding.
         weight: (r, c, *kernel) weight.
         bias: (r,) bias; left out where the module has none.
         is_depthwise: whether the layer is a depthwise convolution, whose number of groups shrinks with its channels. A
             depthwise layer with one channel left looks like any other, so the module can't tell.
     """
     module.weight.data = weight
+    if isinstance(module, nn.Embedding):
+        return
     if module.bias is not None:
         module.bias.data = bias
     if isinstance(module, nn.Linear):

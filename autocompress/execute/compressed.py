@@ -137,7 +137,7 @@ def uncompressed(folded: nn.Module, network: Network, granularity: str = "channe
     layers = {}
     for layer in network.layers:
         module = model.get_submodule(layer.name)
-        bias = None if module.bias is None else module.get_parameter("bias").detach().clone()
+        bias = None if getattr(module, "bias", None) is None else module.get_parameter("bias").detach().clone()
         layers[layer.name] = LayerWeights(module.get_parameter("weight").detach().clone(), None, bias, 32, 0.0, None)
     return Compressed(model, layers, Plan({name: Label() for name in layers}, granularity, network.fingerprint))
 

@@ -34,6 +34,7 @@ from autocompress.execute.compressed import Compressed
 from autocompress.execute.distillation import FeatureTap, Objective, features_loss, matched_layers
 from autocompress.execute.learning_rates import parameter_groups, rate_at
 from autocompress.execute.rounding_aware import finished, rounding_aware, unrounded
+from autocompress.samples import Inputs, call, images_channels_last
 
 _SAVE_SECONDS = 60.0  # between two checkpoints
 _NUMBERS = ("_step", "_best_step", "_seconds", "_best_loss", "_best_accuracy", "_recent")  # fields in checkpoints
@@ -276,7 +277,7 @@ class _Run:
                 self._tell()
         return False
 
-    def _update(self, inputs: Tensor, labels: Tensor | None) -> float:
+    def _update(self, inputs: Inputs, labels: Tensor | None) -> float:
         """Take one step of the optimizer, unless the loss is not finite. Returns the loss."""
         loss = self._loss(inputs, labels, self._blend(len(inputs)))
         if torch.isfinite(loss):
@@ -293,13 +294,13 @@ class _Run:
             return None
         return Blend.drawn(count, self._settings.mixup, self._settings.seed * 1_000_003 + self._step)
 
-    def _loss(self, inputs: Tensor, labels: Tensor | None, blend: Blend | None) -> Tensor:
+    def _loss(self, inputs: Inputs, labels: Tensor | None, blend: Blend | None) -> Tensor:
         """The loss of a batch: inputs (n, …), labels (n,) or None."""
-        inputs = _in_format(inputs if blend is None else blend(inputs), self._device)
+        inputs = _in_format(inputs if blend is None else blend.of_inputs(inputs), self._device)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             with torch.no_grad():
-                wanted = self._teacher(inputs).flatten(1)
-            outputs = self._model(inputs).flatten(1)
+                wanted = call(self._teacher, inputs).flatten(1)
+            outputs = call(self._model, inputs).flatten(1)
         return self._distance(outputs.float(), wanted.float(), labels, blend) + self._penalty()
 
     def _distance(self, outputs: Tensor, wanted: Tensor, labels: Tensor | None, blend: Blend | None = None) -> Tensor:
@@ -330,7 +331,7 @@ class _Run:
         for start in range(0, len(inputs), self._settings.batch_size):
             batch = _in_format(inputs[start : start + self._settings.batch_size], self._device)
             expected = None if labels is None else labels[start : start + len(batch)]
-            outputs, wanted = (model(batch).flatten(1).float() for model in (self._model, self._teacher))
+            outputs, wanted = (call(model, batch).flatten(1).float() for model in (self._model, self._teacher))
             total += len(batch) * float(self._distance(outputs, wanted, expected))
             right += 0 if expected is None else int((outputs.argmax(1).cpu() == expected).sum())
         loss = total / len(inputs) + float(self._penalty())
@@ -389,7 +390,6 @@ def _on(model: nn.Module, device: torch.device) -> nn.Module:
     return moved
 
 
-def _in_format(inputs: Tensor, device: torch.device) -> Tensor:
-    """Inputs (n, …) on a device, channels last."""
-    inputs = inputs.to(device)
-    return inputs.contiguous(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs
+def _in_format(inputs: Inputs, device: torch.device) -> Inputs:
+    """Inputs (n, …) on a device, images channels last."""
+    return images_channels_last(inputs.to(device))

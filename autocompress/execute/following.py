@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from autocompress.errors import ExportError
 from autocompress.memory import samples_at_once
 from autocompress.menus.activations import ActivationRange
+from autocompress.samples import Inputs, tensors_of
 
 Values = dict[fx.Node, Tensor]
 
@@ -38,14 +39,14 @@ class Follower:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
         self.nodes: list[fx.Node] = [node for node in graph.graph.nodes if node.op not in ("placeholder", "get_attr")]
-        (self._input,) = graph.graph.find_nodes(op="placeholder")
+        self._inputs = graph.graph.find_nodes(op="placeholder")
         self._interpreter = fx.Interpreter(graph)
         found = graph.graph.find_nodes(op="get_attr")
         self._constants: Values = {node: self._interpreter.run_node(node) for node in found}
 
-    def begin(self, inputs: Tensor) -> Values:
+    def begin(self, inputs: Inputs) -> Values:
         """The values of a batch before its first node: its (n, …) inputs, and the parameters, which all share."""
-        return {**self._constants, self._input: inputs}
+        return {**self._constants, **dict(zip(self._inputs, tensors_of(inputs), strict=True))}
 
     def step(self, node: fx.Node, values: Values, rounding: ActivationRange | None = None) -> None:
         """Compute a node for one batch.
@@ -117,7 +118,7 @@ class Pair:
             raise ExportError("the network runs other operators once channels are gone; it can't be re-calibrated.")
         self.nodes = list(zip(self.reference.nodes, self.current.nodes, strict=True))
 
-    def begin(self, start: int, inputs: Tensor) -> Batch:
+    def begin(self, start: int, inputs: Inputs) -> Batch:
         """A batch before its first node.
 
         Args:
@@ -138,7 +139,7 @@ class Pair:
         self.current.step(node, batch.current, rounding)
         self.current.forget(node, batch.current)
 
-    def bytes_by_place(self, sample: Tensor) -> list[int]:
+    def bytes_by_place(self, sample: Inputs) -> list[int]:
         """Bytes that one sample takes at every place of the order, in both networks together.
 
         Args:
@@ -206,7 +207,7 @@ class Batches:
     def __init__(
         self,
         pair: Pair,
-        inputs: Tensor,
+        inputs: Inputs,
         in_a_batch: int,
         device: torch.device,
         ranges: Callable[[int], ActivationRange | None],

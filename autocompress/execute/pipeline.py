@@ -26,6 +26,7 @@ from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetun
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.menus.menus import Menus
 from autocompress.progress import Progress
+from autocompress.samples import Inputs
 from autocompress_envs.problem import Labeling
 
 _PARTS = 5  # of the layers; re-calibration may end after each
@@ -240,8 +241,8 @@ def _first_layers(compressed: Compressed, fitted: Compressed, count: int) -> Com
     return Compressed(model, layers, compressed.plan)
 
 
-def recalibration_inputs(data: Data, samples: int) -> Tensor:
-    """(n, …) float32 samples for re-calibration: the calibration split first, then other training samples.
+def recalibration_inputs(data: Data, samples: int) -> Inputs:
+    """(n, …) samples for re-calibration: the calibration split first, then other training samples.
 
     The others are drawn, since folders of images are read class by class. None is of the search split.
 

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.evaluation.batches import room_on
 from autocompress.evaluation.stitch import resolve
@@ -33,11 +33,13 @@ from autocompress.menus.activations import ActivationRange
 from autocompress.menus.calibration import MOST_INPUTS, largest_moment
 from autocompress.menus.menus import Menus
 from autocompress.network.exported import export_graph, layer_calls
-from autocompress.network.structure import Network
+from autocompress.network.structure import EMBEDDING, Layer, Network
+from autocompress.samples import Inputs
 from autocompress_envs.problem import Labeling
 
 _BYTES_PER_ENTRY = 100  # a fit holds about a dozen copies of H in double precision at its peak
 _BYTES_PER_ENTRY_OF_SUMS = 60  # the sums of all folds in double precision, on the device that the networks run on
+_MOST_VALUES = 2_000_000_000  # bytes of the values that are held: more samples of early layers would say little new
 _COPIES_OF_COLUMNS = 6  # of the drawn columns: gathered, rounded, cut into folds, centered
 
 
@@ -46,7 +48,7 @@ def recalibrate(
     original: nn.Module,
     menus: Menus,
     labeling: Labeling,
-    inputs: Tensor,
+    inputs: Inputs,
     progress: Callable[[int, int, str], None] | None = None,
     *,
     device: torch.device | None = None,
@@ -59,7 +61,7 @@ def recalibrate(
         original: original network with its norms folded; it is not changed.
         menus: menus of the network.
         labeling: plan that `compressed` was made by, as positions on the menus.
-        inputs: (N, …) float32 samples, unlabelled, a few hundred or more.
+        inputs: (N, …) samples, unlabelled, a few hundred or more.
         progress: function that is called with (layers done, all layers, name of the stage) after every layer.
         device: device that both networks run on; None: the CPU. The result is on the CPU.
         memory: most bytes that the process may hold in all. The fewer, the fewer samples the layers are fitted to, at
@@ -80,7 +82,7 @@ def recalibrate(
     runs = Counter(calls.values())
     for place, (before, node) in enumerate(pair.nodes):
         name = calls.get(node, "")
-        if runs[name] == 1 and structure[name].fan_in <= MOST_INPUTS:
+        if runs[name] == 1 and _is_fitted(structure[name]):
             module = model.get_submodule(name)
             sites[place] = Site(structure[name], choices[name], menus, module, before, node, place)
 
@@ -90,7 +92,7 @@ def recalibrate(
 
     with torch.no_grad():
         needs = {place: site.samples_wanted for place, site in sites.items()}
-        room = room_on(place_of_work, memory) - fitting_bytes(menus.network, place_of_work)
+        room = min(room_on(place_of_work, memory) - fitting_bytes(menus.network, place_of_work), _MOST_VALUES)
         schedule = Schedule.of(needs, pair.bytes_by_place(sample), room, len(inputs))
         batches = Batches(pair, inputs, schedule.in_a_batch, place_of_work, range_at)
         for place in range(len(pair.nodes)):
@@ -109,6 +111,11 @@ def recalibrate(
     return Compressed(model.cpu(), layers, compressed.plan)
 
 
+def _is_fitted(layer: Layer) -> bool:
+    """Whether a layer is fitted anew: none of very many inputs, and no table, as what it reads is never disturbed."""
+    return layer.fan_in <= MOST_INPUTS and layer.kind != EMBEDDING
+
+
 def fitting_bytes(network: Network, device: torch.device | None = None) -> int:
     """Bytes that fitting the largest layer takes at its peak on a device, however many samples there are.
 
@@ -116,6 +123,6 @@ def fitting_bytes(network: Network, device: torch.device | None = None) -> int:
         network: trace of the network.
         device: device that the networks run on; None: the CPU. On any other the fits themselves still take the host's.
     """
-    pieces = max((most_bytes_of_columns(layer) for layer in network.layers if layer.fan_in <= MOST_INPUTS), default=0)
+    pieces = max((most_bytes_of_columns(layer) for layer in network.layers if _is_fitted(layer)), default=0)
     per_entry = _BYTES_PER_ENTRY if device is None or device.type == "cpu" else _BYTES_PER_ENTRY_OF_SUMS
     return _COPIES_OF_COLUMNS * pieces + per_entry * largest_moment(network)

@@ -18,6 +18,7 @@ from autocompress.files import write_atomically
 from autocompress.job.load import Loaded
 from autocompress.job.prepare import Job
 from autocompress.job.results import Finished
+from autocompress.network.interface import plain
 from autocompress.plan import Plan
 from autocompress.progress import Progress
 from autocompress.run.names import CHECKPOINT, MODEL, OUTCOME
@@ -100,7 +101,7 @@ def finish(
         write_atomically(path / name, content)
     return Finished(
         plan=executed.compressed.plan,
-        model=executed.compressed.rounded(),
+        model=plain(executed.compressed.rounded()),
         outcome=_outcome(verified.pytorch, verified.resources),
         original_outcome=Outcome(0.0, verified.pytorch.original_accuracy, 1.0, dict(job.original)),
         split=split,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.config import NetworkOptions
 from autocompress.data import Data, from_tensors, load_data
@@ -17,9 +17,11 @@ from autocompress.evaluation import torch_device
 from autocompress.evaluation.batches import placed, running
 from autocompress.job.memory import check_memory
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
-from autocompress.models import check_classes, has_random_weights, load_model
+from autocompress.models import check_classes, gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
+from autocompress.network.interface import interfaced
 from autocompress.progress import Progress
+from autocompress.samples import ONE, Inputs, fields_of
 from autocompress.searchers.base import REWARDS
 from autocompress.targets import Target
 
@@ -46,7 +48,7 @@ class Loaded:
     folded: nn.Module
     teacher: nn.Module
     data: Data
-    inputs: Tensor
+    inputs: Inputs
     target: Target
     device: torch.device
     network: Network
@@ -68,6 +70,7 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     module = placed(_load_model(asked.model, asked.config, data, watcher), torch.device("cpu"))
     _check_test_shape(data)
     inputs, _ = data.calibration()
+    module = interfaced(module, inputs)
     check_classes(module, inputs[:2], data.classes)
     _check_device(module, inputs[:2], device)
     network = trace(module, inputs[:1])
@@ -78,7 +81,7 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     return Loaded(module, module, folded, folded, data, inputs, asked.target, device, network, memory)
 
 
-def _check_device(module: nn.Module, inputs: Tensor, device: torch.device) -> None:
+def _check_device(module: nn.Module, inputs: Inputs, device: torch.device) -> None:
     """Raises InputError where the network can't run on the device, as where it keeps tensors that `to` does not move.
 
     Args:
@@ -121,6 +124,8 @@ def _splits(data: DataLike | None, options: NetworkOptions) -> Data:
         mean=options.mean,
         std=options.std,
         data_args=options.data_args,
+        tokenizer=options.tokenizer,
+        max_tokens=options.max_tokens,
         **cut,
     )
 
@@ -151,6 +156,11 @@ def _load_model(model: ModelLike, options: NetworkOptions, data: Data, watcher: 
     loaded = load_model(model, options.weights, options.model_args, len(data.classes) or None)
     if has_random_weights(model, options.weights):
         watcher.note(f"{model} has random weights; pass --weights FILE for trained ones")
+    if gives_probabilities(loaded):
+        watcher.note(
+            f"{model} ends in a softmax, and its probabilities are compared as if they were logits, which tells plans "
+            "apart less well; export the network without its last softmax"
+        )
     return loaded
 
 
@@ -168,6 +178,12 @@ def _tell_network(network: Network, name: str, data: Data, watcher: Progress) ->
 def _check_test_shape(data: Data) -> None:
     """The test split is measured at the very end: what can't be measured must not be searched. Reads no image file."""
     if isinstance(data.train, TensorSource) and isinstance(data.test, TensorSource):
-        train, test = (tuple(source.inputs.shape[1:]) for source in (data.train, data.test))
+        train, test = (_shape(source.inputs) for source in (data.train, data.test))
         if train != test:
             raise InputError(f"`data` must have test inputs of train's shape {train}, got {test} in {data.name}.")
+
+
+def _shape(inputs: Inputs) -> tuple[int, ...] | dict[str, tuple[int, ...]]:
+    """Shape of a sample; where there are several tensors, of each by its name."""
+    fields = {field.name: field.shape for field in fields_of(inputs)}
+    return fields.get(ONE, fields)

@@ -8,6 +8,7 @@ from autocompress.evaluation import Evaluator, measure, measured_at_once
 from autocompress.job.finish import split_used
 from autocompress.job.prepare import Job
 from autocompress.job.results import Measurement
+from autocompress.network.interface import plain
 from autocompress.progress import Progress
 from autocompress_envs import Labeling, Outcome
 
@@ -35,4 +36,4 @@ def measure_plan(
     outcome = Outcome(measured.kl, measured.accuracy, measured.agreement, resources)
     original = Outcome(0.0, measured.original_accuracy, 1.0, dict(job.original))
     plan = job.menus.plan(labeling)
-    return Measurement(plan, compressed, outcome, original, split, limits, job.network, job.problem, labeling)
+    return Measurement(plan, plain(compressed), outcome, original, split, limits, job.network, job.problem, labeling)

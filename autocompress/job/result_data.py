@@ -131,7 +131,7 @@ def inspection_data(inspection: Inspection) -> dict[str, Any]:
     network = inspection.network
     return {
         "fingerprint": network.fingerprint,
-        "input_shape": list(network.input_shape),
+        "inputs": [dict(vars(field)) for field in network.inputs],
         "original": dict(inspection.original),
         "unknown_operators": dict(network.unknown_operators),
         "fixed_operators": dict(network.fixed_operators),

@@ -16,15 +16,17 @@ from autocompress.cache import MENUS, use
 from autocompress.memory import available_bytes
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import diagonal_blocks
-from autocompress.menus.calibration import Statistics, calibrate, largest_moment
+from autocompress.menus.calibration import calibrate, largest_moment
 from autocompress.menus.criteria import Consumer, channel_order
 from autocompress.menus.judged_menus import judged_menus
 from autocompress.menus.menus import Menus
 from autocompress.menus.settings import MenuSettings
+from autocompress.menus.statistics import Statistics
 from autocompress.menus.store import Store, content_key
 from autocompress.menus.variants import LayerSource
 from autocompress.network.folding import fold_batch_norms
-from autocompress.network.structure import Group, Layer, Network
+from autocompress.network.structure import EMBEDDING, Group, Layer, Network
+from autocompress.samples import Inputs
 from autocompress_envs.problem import FloatArray
 
 Progress = Callable[[int, int, str], None]
@@ -36,11 +38,11 @@ _EAGER_WEIGHTS = 700_000_000  # where there is more to store, most variants are 
 def build_menus(
     model: nn.Module,
     network: Network,
-    calibration_inputs: Tensor,
+    calibration_inputs: Inputs,
     settings: MenuSettings,
     *,
     data_fingerprint: str,
-    judging_inputs: Tensor | None = None,
+    judging_inputs: Inputs | None = None,
     cache: Path | None = None,
     jobs: int | None = None,
     device: str = "cpu",
@@ -83,7 +85,7 @@ def build_menus(
     }
     with single_threaded(), ThreadPoolExecutor(_threads(network, jobs, device)) as pool:
         orders = _orders(network, sources, statistics, settings, store, pool, device)
-        ranges = {name: _ranges(found.input_sample, settings) for name, found in statistics.items()}
+        ranges = {layer.name: _ranges(layer, statistics[layer.name], settings) for layer in network.layers}
         errors = {name: _range_errors(sources[name], ranges[name]) for name in ranges}
         eager = settings.granularity != "channel" or _stored_weights(network, settings) <= _EAGER_WEIGHTS
         menus = Menus(network, settings, sources, orders, ranges, errors, store, eager, device=device)
@@ -100,7 +102,7 @@ def _threads(network: Network, jobs: int | None, device: str) -> int:
 
 
 def _statistics(
-    folded: nn.Module, network: Network, inputs: Tensor, settings: MenuSettings, store: Store, report: Progress
+    folded: nn.Module, network: Network, inputs: Inputs, settings: MenuSettings, store: Store, report: Progress
 ) -> dict[str, Statistics]:
     """Every layer's statistics by its name; read from the store, or calibrated and stored in one file."""
 
@@ -172,9 +174,11 @@ def _consumers(
     return consumers
 
 
-def _ranges(input_sample: Tensor, settings: MenuSettings) -> list[ActivationRange | None]:
-    """A range for each activation bit-width on offer; None for 32 bits."""
-    return [None if bits == 32 else calibrate_range(input_sample, bits) for bits in settings.activation_bits]
+def _ranges(layer: Layer, found: Statistics, settings: MenuSettings) -> list[ActivationRange | None]:
+    """A range for each activation bit-width on offer; None for 32 bits, and for the tokens that an embedding reads."""
+    if layer.kind == EMBEDDING:
+        return [None] * len(settings.activation_bits)
+    return [None if bits == 32 else calibrate_range(found.input_sample, bits) for bits in settings.activation_bits]
 
 
 def _range_errors(source: LayerSource, ranges: Iterable[ActivationRange | None]) -> FloatArray:
@@ -184,6 +188,8 @@ def _range_errors(source: LayerSource, ranges: Iterable[ActivationRange | None])
     ν (a range's `noise`), E[e eᵀ] = ν I in every position, so that the outputs' change W e costs ½ · ν ·
     positions · tr(G W Wᵀ).
     """
+    if not any(ranges := list(ranges)):
+        return np.zeros(len(ranges))
     weight = source.weight[:, :-1].view(source.layer.groups, -1, source.layer.fan_in)  # (g, r, d)
     moment = diagonal_blocks(source.gradient_moment.double(), source.layer.groups)
     gain = 0.5 * source.layer.positions * float((moment @ weight * weight).sum())

@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,10 @@ from autocompress.menus.algebra import gram
 from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
 from autocompress.menus.fisher import gradient_samples, random_functions
 from autocompress.menus.listening import Call, Listening
-from autocompress.network.structure import Layer, Network
+from autocompress.menus.lookups import LookupCollector
+from autocompress.menus.statistics import Statistics
+from autocompress.network.structure import EMBEDDING, Layer, Network
+from autocompress.samples import Inputs, call
 
 _HELD_BYTES = {"cpu": 256_000_000, "cuda": 4_000_000_000}  # most bytes of a batch's activations
 _COPIES = 3  # of each layer's output: itself, what activations and norms behind it keep, and its gradient
@@ -57,32 +59,10 @@ _SHARE = 0.25  # of the share of chance, by which correlations are shrunk
 _BLOCKS = 8  # blocks of samples, at least, between which a moment's chance is seen
 
 
-@dataclass(frozen=True)
-class Statistics:
-    """What calibration found out about one layer.
-
-    Attributes:
-        second_moment: (g, d + 1, d + 1) float32 H, not shrunk, one matrix for each of a convolution's g groups. Of a
-            layer with more than 8,192 inputs the diagonal alone, (1, 1, d + 1): the whole would not fit in memory, and
-            some hundred samples say nothing of so many correlations.
-        gradient_moment: (rows, rows) float32 G.
-        channel_activation: (in_channels,) float32 mean absolute value of every input channel.
-        input_sample: (n,) float32 values of the input, at most 65,536, ascending; the smallest and the
-            largest that occurred are among them.
-        shrinkage: () float32 share, 0 to 0.25, by which correlations are to be shrunk (`shrunk`).
-    """
-
-    second_moment: Tensor
-    gradient_moment: Tensor
-    channel_activation: Tensor
-    input_sample: Tensor
-    shrinkage: Tensor
-
-
 def calibrate(
     model: nn.Module,
     network: Network,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     draws: int = 1,
     seed: int = 0,
@@ -94,7 +74,7 @@ def calibrate(
         model: network with its batch norms folded, in eval mode; its parameters need no gradients. It is run on its
             own device.
         network: its trace.
-        inputs: (N, …) float32 calibration samples.
+        inputs: (N, …) calibration samples.
         draws: random functions of each sample's outputs, at least 1; more of them make G more exact.
         seed: seed of those functions.
         progress: observer that is called with (samples done, samples in all) after every batch.
@@ -106,7 +86,7 @@ def calibrate(
         InputError: the network's outputs are not finite.
     """
     modules, device = dict(model.named_modules()), next(model.parameters()).device
-    collectors = {layer.name: _Collector(layer, modules[layer.name], len(inputs)) for layer in network.layers}
+    collectors = {layer.name: _collector(layer, modules[layer.name], len(inputs)) for layer in network.layers}
     generator = torch.Generator().manual_seed(seed)
     batch, block = batch_size(network.layers, device), -(-len(inputs) // _BLOCKS)
     with_gradients = gradient_samples(network.layer_macs, len(inputs))
@@ -115,10 +95,10 @@ def calibrate(
         for taken in samples.split(batch):
             backward = done < with_gradients
             listening = Listening(
-                modules, collectors, lambda call, output: collectors[call.name].see(call, output), graph=backward
+                modules, collectors, lambda heard, output: collectors[heard.name].see(heard, output), graph=backward
             )
             with listening.listening(), torch.set_grad_enabled(backward):
-                outputs = model(taken.to(device))
+                outputs = call(model, taken.to(device))
             if not torch.isfinite(outputs).all():
                 raise InputError("`weights` must give finite outputs, got NaN or infinity on the calibration data.")
             if backward:
@@ -157,6 +137,12 @@ def _backward(functions: list[Tensor]) -> None:
     """Backpropagate the functions one after the other."""
     for index, function in enumerate(functions, 1):
         function.backward(retain_graph=index < len(functions))  # type: ignore[no-untyped-call]
+
+
+def _collector(layer: Layer, module: nn.Module, samples: int) -> _Collector | LookupCollector:
+    if layer.kind == EMBEDDING:
+        return LookupCollector(layer, module)
+    return _Collector(layer, module, samples)
 
 
 class _Collector:

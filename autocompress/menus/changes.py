@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from autocompress.menus.activations import ActivationRange
-from autocompress.network.structure import Layer
+from autocompress.network.structure import EMBEDDING, Layer
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Changes:
     @property
     def one_by_one(self) -> bool:
         """Whether the changes are taken one by one at the end, and none is held."""
-        return self.layer.positions == 1
+        return self.layer.positions == 1 and self.layer.kind != EMBEDDING
 
     @property
     def bytes_held(self) -> int:

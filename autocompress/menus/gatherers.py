@@ -34,7 +34,7 @@ class Gatherer(Protocol):
         ...
 
 
-class _Sums:
+class ResponseSums:
     """(N, Q, width) responses, batch by batch: sums over a layer's calls."""
 
     def __init__(self, width: int) -> None:
@@ -61,7 +61,7 @@ class _Sums:
         return torch.cat([batch.cpu() for batch in self._batches])
 
 
-class ByGradient(_Sums):
+class ByGradient(ResponseSums):
     """Changes of weights that are held all at once, against the samples' own gradients.
 
     The gradients of several functions are waited for, so that a layer's windows are laid out once for all of them.
@@ -170,7 +170,7 @@ class OneByOne:
         return torch.stack(found, 2) if found else torch.empty(columns.shape[1], len(gradients), 0)
 
 
-class OfRoundings(_Sums):
+class OfRoundings(ResponseSums):
     """Roundings of a layer's input: the layer is run on their errors."""
 
     def __init__(self, ranges: Sequence[ActivationRange | None]) -> None:

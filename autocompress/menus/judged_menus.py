@@ -15,9 +15,10 @@ from autocompress.menus.fisher import gradient_samples
 from autocompress.menus.judging import Judged, judge
 from autocompress.menus.menus import Menus
 from autocompress.network.structure import Layer
+from autocompress.samples import Inputs, content
 
 
-def judged_menus(menus: Menus, folded: nn.Module, inputs: Tensor, report: Callable[[int, int, str], None]) -> Menus:
+def judged_menus(menus: Menus, folded: nn.Module, inputs: Inputs, report: Callable[[int, int, str], None]) -> Menus:
     """The same menus with judged losses; read from the store, or judged and stored.
 
     Args:
@@ -27,7 +28,8 @@ def judged_menus(menus: Menus, folded: nn.Module, inputs: Tensor, report: Callab
         report: observer that is called with (done, total, `expected losses`).
     """
     inputs = inputs[: gradient_samples(menus.network.layer_macs, len(inputs))]
-    digest = hashlib.sha256(f"{menus.eager} ".encode() + inputs.contiguous().numpy().tobytes()).hexdigest()[:16]
+    made_from = (f"{menus.eager} ".encode(), *content(inputs))
+    digest = hashlib.sha256(b"".join(made_from)).hexdigest()[:16]
 
     def build() -> dict[str, Tensor]:
         changes = [_changes(menus, layer) for layer in menus.network.layers]

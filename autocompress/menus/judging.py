@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from autocompress.menus.changes import Changes
 from autocompress.menus.fisher import random_functions
 from autocompress.menus.responses import responses
+from autocompress.samples import Inputs
 from autocompress_envs.problem import FloatArray
 
 
@@ -41,7 +42,7 @@ class Judged:
 def judge(
     model: nn.Module,
     changes: Sequence[Changes],
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     draws: int,
     seed: int = 0,

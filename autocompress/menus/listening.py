@@ -96,8 +96,9 @@ class Call:
 
     Attributes:
         name: name of the layer.
-        x: input (N, …) of the operator, detached; a module that pads by itself has padded it already.
-        window: window of a convolution; None for a linear layer.
+        x: input (N, …) of the operator, detached; a module that pads by itself has padded it already. Of an embedding
+            the rows that are looked up.
+        window: window of a convolution; None for a linear layer and for an embedding.
         again: function that runs the operator on another input with the same weight, without the bias.
     """
 
@@ -171,7 +172,7 @@ def _call(name: str, func: Any, given: dict[str, Any]) -> Call:
     x, weight = given.pop("input").detach(), given.pop("weight").detach()
     given.pop("bias", None)
     window = None if weight.ndim == 2 else Window.of(weight, **given)
-    return Call(name, x, window, lambda other: func(other, weight, None, **given))
+    return Call(name, x, window, lambda other: func(other, weight, **given))
 
 
 def _linear(input: Any, weight: Any, bias: Any = None) -> None:
@@ -184,5 +185,17 @@ def _convolution(
     """The arguments of `F.conv1d` and `F.conv2d`, by name."""
 
 
-_OPERATORS = {F.linear: _linear, F.conv1d: _convolution, F.conv2d: _convolution}
+def _embedding(
+    input: Any, weight: Any, padding_idx: Any = None, max_norm: Any = None, norm_type: Any = 2.0,
+    scale_grad_by_freq: Any = False, sparse: Any = False,
+) -> None:  # fmt: skip
+    """The arguments of `F.embedding`, by name."""
+
+
+_OPERATORS: dict[Any, Callable[..., None]] = {
+    F.linear: _linear,
+    F.conv1d: _convolution,
+    F.conv2d: _convolution,
+    F.embedding: _embedding,
+}
 """What a layer's forward pass calls, as PyTorch's own modules and their subclasses do."""

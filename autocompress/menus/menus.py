@@ -22,7 +22,7 @@ from autocompress.menus.activations import ActivationRange
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store
 from autocompress.menus.variants import LayerSource, Variant, channel_variants, sparse_variants
-from autocompress.network.structure import Group, Layer, Network
+from autocompress.network.structure import EMBEDDING, Group, Layer, Network
 from autocompress.plan import Label, Plan
 from autocompress_envs.problem import FloatArray, Labeling, LayerNumbers, Problem, n_of_m
 
@@ -66,6 +66,8 @@ class Menus:
         They are exact: where a group of 10 channels loses an eighth, rounded down to 1 channel, the sparsity
         is 0.1.
         """
+        if layer.kind == EMBEDDING:
+            return (0.0,)
         if self.settings.granularity == "channel":
             group = self.owned_group(layer)
             return (0.0,) if group is None else tuple(1 - kept / group.width for kept in self.kept_options(group))
@@ -266,7 +268,7 @@ class Menus:
             labels[layer.name] = Label(
                 self.sparsities(layer)[labeling.sparsity[index]],
                 self.settings.weight_bits[labeling.weight_bits[index]],
-                self.settings.activation_bits[labeling.activation_bits[index]],
+                self._activation_bits(layer)[labeling.activation_bits[index]],
             )
         return Plan(labels, self.settings.granularity, self.network.fingerprint)
 
@@ -310,8 +312,13 @@ class Menus:
         return (
             int(np.argmin(distances)),
             _position(layer, "weight_bits", label.weight_bits, self.settings.weight_bits),
-            _position(layer, "activation_bits", label.activation_bits, self.settings.activation_bits),
+            _position(layer, "activation_bits", label.activation_bits, self._activation_bits(layer)),
         )
+
+    def _activation_bits(self, layer: Layer) -> tuple[int, ...]:
+        """Bit-widths of the layer's input, one for each on offer; tokens are never rounded."""
+        bits = self.settings.activation_bits
+        return (32,) * len(bits) if layer.kind == EMBEDDING else bits
 
 
 def _position(layer: Layer, name: str, bits: int, choices: Sequence[int]) -> int:

@@ -32,7 +32,9 @@ from autocompress.menus.calibration import batch_size, output_bytes
 from autocompress.menus.changes import Changes
 from autocompress.menus.gatherers import ByGradient, Gatherer, OfRoundings, OneByOne
 from autocompress.menus.listening import Call, Listening
-from autocompress.network.structure import Layer
+from autocompress.menus.lookups import OfLookups
+from autocompress.network.structure import EMBEDDING, Layer
+from autocompress.samples import Inputs, call, cast
 
 MOST_BYTES = {"cpu": 1_000_000_000, "cuda": 8_000_000_000}  # of the changes that are held at once
 _MOST_SAMPLES = 64  # in a batch
@@ -46,7 +48,7 @@ Functions = Callable[[int, Tensor], Sequence[Tensor]]
 def responses(
     model: nn.Module,
     changes: Sequence[Changes],
-    inputs: Tensor,
+    inputs: Inputs,
     functions: Functions,
     *,
     most_bytes: int | None = None,
@@ -100,7 +102,7 @@ def _parts(changes: Sequence[Changes], most_bytes: int) -> Iterator[list[Changes
         yield part
 
 
-def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Tensor) -> int:
+def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Inputs) -> int:
     """Samples in a batch; 1 where a layer's first axis is not the samples'."""
     device, _ = _place(model)
     names = [each.layer.name for each in changes]
@@ -112,13 +114,13 @@ def _samples_at_once(model: nn.Module, changes: Sequence[Changes], inputs: Tenso
     return int(max(1, min(_MOST_SAMPLES, by_layer, batch_size((each.layer for each in changes), device))))
 
 
-def _operator_inputs(model: nn.Module, names: Sequence[str], batch: Tensor) -> list[Tensor]:
+def _operator_inputs(model: nn.Module, names: Sequence[str], batch: Inputs) -> list[Tensor]:
     """The inputs of all calls of some layers' operators, in their order."""
     device, dtype = _place(model)
     seen: list[Tensor] = []
-    listening = Listening(dict(model.named_modules()), names, lambda call, _: seen.append(call.x), graph=False)
+    listening = Listening(dict(model.named_modules()), names, lambda heard, _: seen.append(heard.x), graph=False)
     with listening.listening(), torch.no_grad():
-        model(batch.to(device, dtype))
+        call(model, cast(batch, device, dtype))
     return seen
 
 
@@ -130,6 +132,8 @@ def _is_by_sample(one: Tensor, two: Tensor) -> bool:
 
 def _bytes_a_sample(layer: Layer) -> int:
     """Bytes of a layer's columns, or of its gradient, for one sample."""
+    if layer.kind == EMBEDDING:
+        return 4 * layer.positions * layer.fan_in  # of one change's rows
     gradient = 0 if layer.positions == 1 else layer.rows * (layer.fan_in + 1)
     return 4 * max(layer.positions * layer.groups * (layer.fan_in + 1), gradient)
 
@@ -153,17 +157,21 @@ class _Listener:
         self._device, self._dtype = _place(model)
         self._gatherers: dict[str, list[Gatherer]] = {}
         for each in changes:
-            of_weights = (
-                OneByOne(each) if each.one_by_one else ByGradient(each, self._device, self._dtype, functions_at_once)
-            )
-            self._gatherers[each.layer.name] = [of_weights, OfRoundings(each.roundings)]
+            self._gatherers[each.layer.name] = [self._of_weights(each, functions_at_once), OfRoundings(each.roundings)]
         self._samples, self._function = 0, 0
 
-    def run(self, first: int, batch: Tensor, functions: Functions) -> None:
+    def _of_weights(self, changes: Changes, functions_at_once: int) -> Gatherer:
+        if changes.layer.kind == EMBEDDING:
+            return OfLookups(changes, self._device, self._dtype)
+        if changes.one_by_one:
+            return OneByOne(changes)
+        return ByGradient(changes, self._device, self._dtype, functions_at_once)
+
+    def run(self, first: int, batch: Inputs, functions: Functions) -> None:
         """Add a batch: one pass forward, and one back for every function."""
         self._samples = len(batch)
         with Listening(self._modules, self._gatherers, self._hear, graph=True).listening(), torch.enable_grad():
-            outputs = self._model(batch.to(self._device, self._dtype))
+            outputs = call(self._model, cast(batch, self._device, self._dtype))
         if not torch.isfinite(outputs).all():
             raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
         with torch.enable_grad():

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.menus.algebra import damped, expected_loss, inverse, refit
-from autocompress.menus.calibration import Statistics, shrunk
+from autocompress.menus.calibration import shrunk
 from autocompress.menus.criteria import ElementContext, block_mask, element_mask, element_scores
+from autocompress.menus.lookups import lookup_loss
 from autocompress.menus.quantizers import QUANTIZERS, Rounding, by_diagonal
 from autocompress.menus.settings import MenuSettings
-from autocompress.network.structure import Layer
+from autocompress.menus.statistics import Statistics
+from autocompress.network.structure import EMBEDDING, Layer
 from autocompress_envs.problem import n_of_m, removed_weights
 
 
@@ -52,7 +54,8 @@ class LayerSource:
         weight: (rows, d + 1) float64 W, flattened; the last column is the bias, 0 for a layer without one.
         second_moment: (g, d + 1, d + 1) float32 H, shrunk as calibration says, not damped; or (1, 1, d + 1), its
             diagonal.
-        gradient_moment: (rows, rows) float32 G, as calibrated.
+        gradient_moment: (rows, rows) float32 G, as calibrated. Of an embedding, `second_moment` holds G of its columns,
+            and this its look-ups (`lookups`).
     """
 
     layer: Layer
@@ -256,7 +259,10 @@ def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | 
     """The variant of those numbers, on the CPU, with its loss; dW includes the columns that are gone."""
     variant = Variant(kept[:-1], values, scale, bias.float(), 0.0)
     change = source.change(variant).double()
-    if source.is_diagonal:  # of rows as of columns: a product with all of G would take minutes
+    if source.layer.kind == EMBEDDING:
+        moment = source.second_moment[0, :-1, :-1].double()
+        error = lookup_loss(change[:, :-1], source.gradient_moment.double(), moment)
+    elif source.is_diagonal:  # of rows as of columns: a product with all of G would take minutes
         weights = source.gradient_moment.diagonal()[:, None] * source.second_moment[0].float()  # (rows, d + 1)
         error = 0.5 * float((weights * change.float().square()).sum())
     else:

@@ -2,7 +2,15 @@
 
 from autocompress.models.cifar_resnet import CifarResNet
 from autocompress.models.digits_net import DigitsNet
-from autocompress.models.registry import MODELS, Model, check_classes, check_spec, has_random_weights, load_model
+from autocompress.models.registry import (
+    MODELS,
+    Model,
+    check_classes,
+    check_spec,
+    gives_probabilities,
+    has_random_weights,
+    load_model,
+)
 from autocompress.models.weights import load_weights_
 
 __all__ = [
@@ -12,6 +20,7 @@ __all__ = [
     "Model",
     "check_classes",
     "check_spec",
+    "gives_probabilities",
     "has_random_weights",
     "load_model",
     "load_weights_",

@@ -19,8 +19,11 @@ from autocompress.data.callables import call, call_with
 from autocompress.errors import InputError, unknown_name
 from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
+from autocompress.models.hugging_face import load_hugging_face
 from autocompress.models.weights import load_weights_, special_form
 from autocompress.registry import Registry
+from autocompress.samples import Inputs, fields_of
+from autocompress.samples import call as call_model
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ MODELS: Registry[Model] = Registry(
 )
 
 _LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir")  # arguments that download or unpickle
+ONNX = ".onnx"  # how the path of an ONNX file ends
 _CALLABLES = ("package.module:callable", "file.py:callable")
 
 
@@ -64,19 +68,22 @@ def load_model(
     """The network that `spec` names, in eval mode, on the CPU. Nothing is ever downloaded.
 
     Args:
-        spec: `digits`, `resnet20`/`32`/`44`/`56`/`110` (CIFAR), `torchvision:NAME`, `timm:NAME`,
-            `package.module:callable` or `file.py:callable`.
+        spec: `digits`, `resnet20`/`32`/`44`/`56`/`110` (CIFAR), `torchvision:NAME`, `timm:NAME`, `hf:FOLDER`, the path
+            of an ONNX file that ends in `.onnx`, `package.module:callable` or `file.py:callable`.
         weights: path of a `.safetensors`, `.pt` or `.pth` file. `digits` has its own weights; the CIFAR
             ResNets need a file. Without one, networks of torchvision and timm get random weights (always the
-            same), and callables keep the weights that they return.
-        model_args: keyword arguments of the model.
-        num_classes: width of the output, for every spec but callables, which take theirs from `model_args`.
+            same), and callables keep the weights that they return. An ONNX file holds its own.
+        model_args: keyword arguments of the model; an ONNX file has none.
+        num_classes: width of the output, for every spec but callables, which take theirs from `model_args`, and ONNX
+            files.
 
     Raises:
-        InputError: an unknown name, arguments that don't fit, or weights that are missing, corrupt, NaN or
-            don't match.
+        InputError: an unknown name, arguments that don't fit, weights that are missing, corrupt, NaN or
+            don't match, or an ONNX file that can't be translated.
     """
     arguments = dict(model_args or {})
+    if is_onnx(spec):
+        _check_alone(spec, weights, arguments)
     weights = _own_weights(spec, weights)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -91,18 +98,29 @@ def load_model(
 
 def check_spec(spec: str) -> None:
     """Raise InputError where `spec` has no form that `load_model` knows."""
-    if ":" not in spec and spec not in MODELS:
-        raise unknown_name("model", spec, [*MODELS, *(f"{zoo}:NAME" for zoo in _ZOOS), *_CALLABLES])
+    if ":" not in spec and spec not in MODELS and not is_onnx(spec):
+        raise unknown_name(
+            "model", spec, [*MODELS, "torchvision:NAME", "timm:NAME", "hf:FOLDER", f"FILE{ONNX}", *_CALLABLES]
+        )
+
+
+def is_onnx(spec: str) -> bool:
+    """Whether `spec` is the path of an ONNX file.
+
+    >>> [is_onnx(spec) for spec in ("digits", "nets.py:small", "runs/net.onnx")]
+    [False, False, True]
+    """
+    return spec.lower().endswith(ONNX)
 
 
 def names_function(spec: str) -> bool:
     """Whether `spec` names a function of somebody's own, not a network of the registry or of a package of networks.
 
-    >>> [names_function(spec) for spec in ("digits", "timm:resnet18", "nets.py:small")]
-    [False, False, True]
+    >>> [names_function(spec) for spec in ("digits", "timm:resnet18", "nets.py:small", "c:/nets/small.onnx")]
+    [False, False, True, False]
     """
     source, colon, _ = spec.partition(":")
-    return bool(colon) and source not in _ZOOS
+    return bool(colon) and source not in _ZOOS and not is_onnx(spec)
 
 
 def has_random_weights(spec: str, weights: str | Path | None) -> bool:
@@ -110,7 +128,16 @@ def has_random_weights(spec: str, weights: str | Path | None) -> bool:
     return weights is None and spec.startswith(("torchvision:", "timm:"))
 
 
-def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]) -> None:
+def gives_probabilities(model: nn.Module) -> bool:
+    """Whether a network is known to end in a softmax, as classifiers from Keras do: outputs here are logits.
+
+    Args:
+        model: network, of which only those from ONNX files tell.
+    """
+    return bool(getattr(model, "gives_probabilities", False))
+
+
+def check_classes(model: nn.Module, example: Inputs, data_classes: Sequence[str]) -> None:
     """Check that the network takes the data's inputs and has one output for each class.
 
     Args:
@@ -123,9 +150,14 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
     """
     with evaluating(model):
         try:
-            output = model(example)
-        except (RuntimeError, ValueError) as error:  # what torch's operators raise on shapes that don't fit
-            inputs, reason = tuple(example.shape[1:]), str(error).splitlines()[0].rstrip(".")
+            output = call_model(model, example)
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+        ) as error:  # what torch's operators raise on shapes that don't fit
+            inputs, reason = _shapes(example), str(error).splitlines()[0].rstrip(".")
             raise InputError(
                 f"`model` must take inputs of shape {inputs} from `data`, got the error: {reason}."
             ) from error
@@ -144,6 +176,12 @@ def check_classes(model: nn.Module, example: Tensor, data_classes: Sequence[str]
         )
 
 
+def _shapes(example: Inputs) -> str:
+    """Shapes of a sample's tensors, with their names where there are several."""
+    fields = fields_of(example)
+    return ", ".join(f"{field.name} {field.shape}" for field in fields) if len(fields) > 1 else str(fields[0].shape)
+
+
 def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:
     """The given weights, else the model's own, else None. Raises InputError where it needs some."""
     if weights is not None or spec not in MODELS:
@@ -153,8 +191,21 @@ def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:
     return MODELS[spec].weights
 
 
+def _check_alone(spec: str, weights: str | Path | None, arguments: Mapping[str, Any]) -> None:
+    """Raise InputError where something is given beside an ONNX file that it has itself."""
+    if weights is not None:
+        raise InputError(f"`weights` must not be given for {spec}, which holds its own, got {weights}; leave it out.")
+    if arguments:
+        given = ", ".join(sorted(arguments))
+        raise InputError(f"`model_args` must not be given for {spec}, an ONNX file, got {given}; leave them out.")
+
+
 def _build(spec: str, arguments: dict[str, Any], num_classes: int | None) -> Any:
     """The network that `spec` names, without weights from a file; a callable may return anything."""
+    if is_onnx(spec):
+        from autocompress.models.onnx import load_onnx  # which imports onnx and onnxruntime
+
+        return load_onnx(spec)
     if names_function(spec):
         return call("model", spec, arguments)
     source, colon, name = spec.partition(":")
@@ -190,7 +241,11 @@ def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return _create("timm", name, partial(timm.create_model, name, pretrained=False), arguments)
 
 
-_ZOOS: Mapping[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {"torchvision": _torchvision, "timm": _timm}
+_ZOOS: Mapping[str, Callable[[str, Mapping[str, Any]], nn.Module]] = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "hf": load_hugging_face,
+}
 
 
 def _unknown_in_zoo(zoo: str, name: str, names: Sequence[str]) -> InputError:

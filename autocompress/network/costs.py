@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from autocompress.network.flow import folded_storages, layers_ahead, moments
-from autocompress.network.structure import Group, Layer
+from autocompress.network.structure import EMBEDDING, Group, Layer
 from autocompress.network.tape import BATCH, Tape, first_values
 from autocompress_envs.problem import CostModel
 
@@ -54,7 +54,7 @@ def build_costs(
         fan_in_coef=fan_in_coef,
         out_const=rows - out_coef @ width,
         out_coef=out_coef,
-        positions=np.array([layer.positions for layer in layers], np.int64),
+        positions=np.array([0 if layer.kind == EMBEDDING else layer.positions for layer in layers], np.int64),
         has_bias=np.array([layer.has_bias for layer in layers], bool),
         fixed_bytes=fixed_bytes,
         fixed_bytes_coef=fixed_bytes_coef,

@@ -6,45 +6,48 @@ import io
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from autocompress.errors import ExportError
+from autocompress.network.interface import Interfaced
+from autocompress.samples import Inputs, repeated, tensors_of
 
 LayerCalls = Mapping[fx.Node, str]  # names of layers by the node that calls them, in the order of the graph
 
 _ATEN = torch.ops.aten
-_LAYER_OPERATORS = frozenset(
-    [_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding, _ATEN.linear.default]
-)
+_CONVOLUTIONS = (_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding)
+_WEIGHT_OF = dict.fromkeys([*_CONVOLUTIONS, _ATEN.linear.default], 1) | {_ATEN.embedding.default: 0}
+"""Position of the weight among the arguments of each operator that layers run."""
 # What torch.export raises where a network's Python can't be followed; all its own errors are kinds of these.
 _EXPORT_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
 
-def export_graph(model: nn.Module, sample: Tensor) -> fx.GraphModule:
+def export_graph(model: nn.Module, sample: Inputs) -> fx.GraphModule:
     """The graph of a model in eval mode, for any number of samples; it shares the model's parameters.
 
     Operators are functional, so that a node's value never changes after it was made.
 
     Args:
-        model: network that takes one tensor and gives one.
+        model: network in the form of `network.interface`.
         sample: (1, …) input.
 
     Raises:
         ExportError: torch.export can't follow the model, or only for one batch size.
     """
-    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    example = tensors_of(repeated(sample, 2))
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(model, (sample.repeat(2, *[1] * (sample.ndim - 1)),), dynamic_shapes=dynamic)
+            program = torch.export.export(model, example, dynamic_shapes=any_number_of_samples(model, len(example)))
             graph = program.run_decompositions({}).module()
     except _EXPORT_FAILURES as error:
         raise ExportError(
             f"`model` must be a network that torch.export can follow: {_kind_and_first_line(error)}."
         ) from error
     assert isinstance(graph, fx.GraphModule)
-    _check_interface(graph)
+    _check_interface(graph, len(example))
     for node in list(graph.graph.nodes):
         if node.op == "call_module":  # guards on the input's shape: (2, …) was only an example
             graph.graph.erase_node(node)
@@ -78,16 +81,31 @@ def _free_the_batch_axis_(graph: fx.Graph) -> None:
                 node.update_arg(1, sizes)
 
 
-def _check_interface(graph: fx.GraphModule) -> None:
-    """Raise ExportError where the graph has not just one input and one output."""
+def any_number_of_samples(model: nn.Module, tensors: int) -> Any:
+    """`dynamic_shapes` of torch.export for a network whose tensors all have the samples on their first axis.
+
+    Args:
+        model: network that is exported.
+        tensors: number of tensors that it takes.
+    """
+    by_sample = tuple({0: torch.export.Dim.DYNAMIC} for _ in range(tensors))
+    return (by_sample,) if isinstance(model, Interfaced) else by_sample  # its forward takes them as `*tensors`
+
+
+def _check_interface(graph: fx.GraphModule, tensors: int) -> None:
+    """Raise ExportError where the graph has not so many inputs and one output."""
     inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
     result = graph.graph.output_node().args[0]
     results = list(result) if isinstance(result, tuple | list) else [result]
-    if inputs != 1 or len(results) != 1 or not isinstance(results[0], fx.Node):
+    if inputs != tensors or len(results) != 1 or not isinstance(results[0], fx.Node):
         raise ExportError(
-            f"`model` must take one tensor and give one, got {inputs} inputs and {len(results)} outputs; "
+            f"`model` must take {_count(tensors)} and give one, got {inputs} inputs and {len(results)} outputs; "
             "wrap it in a module that picks one output."
         )
+
+
+def _count(tensors: int) -> str:
+    return "one tensor" if tensors == 1 else f"{tensors} tensors"
 
 
 def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) -> LayerCalls:
@@ -106,8 +124,9 @@ def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) 
         owners.setdefault(id(model.get_parameter(f"{name}.weight")), []).append(name)
     calls: dict[fx.Node, str] = {}
     for node in graph.graph.nodes:
-        if node.op == "call_function" and node.target in _LAYER_OPERATORS and node.args[1].op == "get_attr":
-            names = owners.get(id(model.get_parameter(str(node.args[1].target))), [])
+        weight = node.args[_WEIGHT_OF[node.target]] if node.target in _WEIGHT_OF else None
+        if weight is not None and weight.op == "get_attr":
+            names = owners.get(id(model.get_parameter(str(weight.target))), [])
             if names:
                 calls[node] = names[0] if len(names) == 1 else _module_of(node, names)
     if missing := [name for name in layers if name not in calls.values()]:

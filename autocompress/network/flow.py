@@ -78,7 +78,7 @@ def moments(tape: Tape, alias: list[int], folded: Iterable[str]) -> list[set[int
         for call in steps
     ]
     returned = {alias[s] for s in tape.storages(tape.outputs)}
-    first = {alias[tape.values[tape.input].storage]: 0}
+    first = {alias[storage]: 0 for storage in tape.storages(tape.inputs)}
     last = dict.fromkeys(returned, len(steps))
     for moment, (read, written) in enumerate(touched):
         for storage in written:

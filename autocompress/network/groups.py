@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.network.structure import Group, IntArray
 from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
 from autocompress.network.verification import first_line, verify_groups
+from autocompress.samples import Inputs, call
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class _Draft:
 
 
 def find_groups(
-    model: nn.Module, sample: Tensor, layers: Sequence[str], fixed_outputs: Mapping[str, str], shared: Mapping[str, str]
+    model: nn.Module, sample: Inputs, layers: Sequence[str], fixed_outputs: Mapping[str, str], shared: Mapping[str, str]
 ) -> ChannelGroups:
     """Channels that must be removed together; every group was checked by pruning a copy.
 
@@ -111,12 +112,12 @@ class _GraphReader:
         self._shared = shared
         self._graph = _torch_pruning().DependencyGraph()
 
-    def build(self, sample: Tensor) -> str:
+    def build(self, sample: Inputs) -> str:
         """Build the graph; returns why that failed, empty where it worked."""
         try:
             with warnings.catch_warnings(), torch.enable_grad():
                 warnings.simplefilter("ignore")
-                self._graph.build_dependency(self._model, sample, verbose=False)
+                self._graph.build_dependency(self._model, sample, forward_fn=call, verbose=False)
         # torch-pruning fails on graphs it can't read with whatever its code runs into (TypeError, IndexError,
         # AssertionError, ...); all widths then stay, and the reason is reported.
         except Exception as error:
@@ -208,7 +209,7 @@ def _without_timm() -> Iterator[None]:
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether each output channel of a convolution reads just the input channel of the same index."""
-    if isinstance(layer, nn.Linear) or layer.groups == 1:
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d) or layer.groups == 1:
         return False
     return bool(layer.groups == layer.in_channels == layer.out_channels)
 

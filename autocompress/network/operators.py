@@ -66,6 +66,11 @@ def is_matmul(func: Any) -> bool:
     return _base_name(func) in MATMULS
 
 
+def is_lookup(func: Any) -> bool:
+    """Whether an aten operator looks rows of a table up, as embeddings do."""
+    return _base_name(func) == "embedding"
+
+
 def is_free(func: Any) -> bool:
     """Whether an aten operator is known to cost no multiply-accumulates."""
     name = _base_name(func)

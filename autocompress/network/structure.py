@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from autocompress.samples import Field
 from autocompress_envs.problem import CostModel
 
 IntArray = npt.NDArray[np.int64]
+
+EMBEDDING = "embedding"  # kind of a layer that looks rows of its weight up, one for each token
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,11 @@ class Layer:
 
     Attributes:
         name: name of the module, as in `named_modules()`.
-        kind: `conv`, `depthwise` or `linear`.
+        kind: `conv`, `depthwise`, `linear` or `embedding`: a table whose rows are looked up.
         weight_shape: shape of the PyTorch weight.
         groups: number of the convolution's groups; 1 for linear layers.
         positions: output positions per sample over all calls, which is the number of multiply-accumulates a
-            weight.
+            weight; of an embedding the rows that are looked up.
         input_shape: shape of the first call's input, without the batch axis.
         output_shape: shape of the first call's output, without the batch axis.
         norm: name of the batch norm that can be folded into the layer, as it alone reads the output; or None.
@@ -64,8 +67,8 @@ class Layer:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates for one sample."""
-        return self.parameters * self.positions
+        """Multiply-accumulates for one sample; looking rows up takes none."""
+        return 0 if self.kind == EMBEDDING else self.parameters * self.positions
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Network:
             compute something else with the same weights, so they share no menus.
         unknown_operators: number of calls by name of the operators that are in no cost table; their cost
             counts as 0.
-        input_shape: shape of one input sample, without the batch axis.
+        inputs: form of every tensor that the network takes.
         fixed_operators: multiply-accumulates a sample by name of the operators that multiply by no layer's
             weight, such as the products of attention; they count in full whatever the labels.
     """
@@ -119,7 +122,7 @@ class Network:
     fingerprint: str
     computation: str
     unknown_operators: Mapping[str, int]
-    input_shape: tuple[int, ...]
+    inputs: tuple[Field, ...]
     fixed_operators: Mapping[str, int] = field(default_factory=dict)
 
     def layer_index(self) -> dict[str, int]:

@@ -18,9 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autocompress.borrowed import unfused_attention
 from autocompress.errors import InputError
 from autocompress.network.channels import Channels, follow, written_by_layer
-from autocompress.network.operators import is_free, is_matmul, multiply_accumulates
+from autocompress.network.operators import is_free, is_lookup, is_matmul, multiply_accumulates
+from autocompress.samples import Inputs, call, repeated, tensors_of
 
 LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
+LABELLED_TYPES = (*LAYER_TYPES, nn.Embedding)  # those with a width of their own, and tables, whose rows are looked up
 NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d)
 BATCH = 2  # samples of the forward pass; with 2 of them, the batch axis shows
 
@@ -46,9 +48,10 @@ class Call:
 
     Attributes:
         operator: name of the operator, such as `aten.convolution`.
-        kind: `layer` (multiplies by the weight of `module`), `norm` (the batch norm `module`), `view` (moves
-            no data), `fixed` (multiplies by no layer's weight, as the products of attention do), `unknown`
-            (costs something that nobody counts) or `other` (costs nothing that the budgets count).
+        kind: `layer` (multiplies by the weight of `module`, or looks rows of it up), `norm` (the batch norm
+            `module`), `view` (moves no data), `fixed` (multiplies by no layer's weight, as the products of
+            attention do), `unknown` (costs something that nobody counts) or `other` (costs nothing that the
+            budgets count).
         module: name of the layer or norm; empty for the other kinds.
         reads: indices of the values that the operator reads.
         writes: indices of the values that the operator writes.
@@ -72,7 +75,7 @@ class Tape:
         values: every tensor that depends on the input.
         storage_elements: elements of every storage, for the whole batch.
         first_row: number of each layer's first output channel in `Channels.sources`, by the layer's name.
-        input: index of the value that is the network's input.
+        inputs: indices of the values that the network takes.
         outputs: indices of the values that the network returns.
         computation: digest of what is computed, 16 hex digits: every operator with its constants, such as a
             padding or an epsilon, the names of the parameters and buffers that it reads, and the content of
@@ -83,7 +86,7 @@ class Tape:
     values: tuple[Value, ...]
     storage_elements: tuple[int, ...]
     first_row: Mapping[str, int]
-    input: int
+    inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     computation: str
 
@@ -92,18 +95,18 @@ class Tape:
         return {self.values[value].storage for value in values}
 
 
-def record_tape(model: nn.Module, sample: Tensor) -> Tape:
+def record_tape(model: nn.Module, sample: Inputs) -> Tape:
     """The tape of one run of `model` in the mode it is in, without operators that don't depend on the input.
 
     Args:
         model: network that runs; its own forward pass may change it, so hand in a copy.
         sample: (1, ...) one sample; it is repeated to a batch of `BATCH`.
     """
-    batch = sample.repeat(BATCH, *[1] * (sample.ndim - 1))
+    batch = repeated(sample, BATCH)
     mode = _TapeMode(model)
-    given = mode.add_input(batch)
+    given = tuple(map(mode.add_input, tensors_of(batch)))
     with mode.watch_modules(), unfused_attention(), torch.no_grad(), mode:
-        result = model(batch)
+        result = call(model, batch)
     return mode.finish(given, _tensors(result))
 
 
@@ -115,7 +118,7 @@ class _TapeMode(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        watched = (*LAYER_TYPES, *NORM_TYPES)
+        watched = (*LABELLED_TYPES, *NORM_TYPES)
         self._modules = {name: module for name, module in model.named_modules() if isinstance(module, watched)}
         self._running: list[str] = []
         self._calls: list[Call] = []
@@ -131,7 +134,7 @@ class _TapeMode(TorchDispatchMode):
         self._computation = hashlib.sha256()
 
     def add_input(self, batch: Tensor) -> int:
-        """Index of the value that the network's input is."""
+        """Index of the value that an input of the network is."""
         return self._add(batch, None)
 
     @contextmanager
@@ -148,7 +151,7 @@ class _TapeMode(TorchDispatchMode):
                 handle.remove()
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not args and isinstance(module, LAYER_TYPES):
+        if not args and isinstance(module, LABELLED_TYPES):
             raise InputError(
                 f"`model` must hand its layers their input by position, got it by keyword at {name}; "
                 f"write self.{name}(x)."
@@ -158,8 +161,8 @@ class _TapeMode(TorchDispatchMode):
     def _leave(self, *_: Any) -> None:
         self._running.pop()
 
-    def finish(self, given: int, outputs: Sequence[Tensor]) -> Tape:
-        """The tape, with the value of the input and the tensors that the network returned."""
+    def finish(self, given: tuple[int, ...], outputs: Sequence[Tensor]) -> Tape:
+        """The tape, with the values of the inputs and the tensors that the network returned."""
         known = [self._value(tensor) for tensor in outputs if self._is_known(tensor)]
         return Tape(
             tuple(self._calls),
@@ -203,6 +206,8 @@ class _TapeMode(TorchDispatchMode):
         self, func: Any, args: Any, layer: str, known: list[Tensor], made: list[Tensor]
     ) -> list[Channels | None]:
         """Channels of every result: those of `layer` itself, or those that another operator passes on."""
+        if layer and isinstance(self._modules[layer], nn.Embedding):
+            return [None]
         if layer:
             return [written_by_layer(self._modules[layer], made[0].shape, self._rows_from(layer))]
         inputs = {id(tensor): self._values[self._value(tensor)].channels for tensor in known}
@@ -213,6 +218,8 @@ class _TapeMode(TorchDispatchMode):
         if not func._schema.is_mutable and all(self._is_known(tensor) for tensor in made):
             return "view", ""
         module = self._running[-1] if self._running else ""
+        if is_lookup(func) and module and self._multiplies_weight(module, given):
+            return "layer", module
         if is_matmul(func):
             # A layer is a module whose own weight, unchanged, is what its operator multiplies by.
             return ("layer", module) if module and self._multiplies_weight(module, given) else ("unknown", "")
@@ -222,7 +229,7 @@ class _TapeMode(TorchDispatchMode):
 
     def _multiplies_weight(self, module: str, given: list[Tensor]) -> bool:
         """Whether the module is a layer whose stored weight is among the operator's arguments."""
-        if not isinstance(self._modules[module], LAYER_TYPES):
+        if not isinstance(self._modules[module], LABELLED_TYPES):
             return False
         weight = _storage_key(self._modules[module].weight)
         return any(_storage_key(tensor) == weight for tensor in given)
@@ -274,6 +281,6 @@ def first_values(tape: Tape) -> dict[int, Value]:
     """The value that was first written into each storage, by storage."""
     firsts: dict[int, Value] = {}
     written = itertools.chain.from_iterable(call.writes for call in tape.calls)
-    for index in itertools.chain([tape.input], written):
+    for index in itertools.chain(tape.inputs, written):
         firsts.setdefault(tape.values[index].storage, tape.values[index])
     return firsts

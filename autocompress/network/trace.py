@@ -19,20 +19,21 @@ from autocompress.network.costs import build_costs, fixed_operators
 from autocompress.network.flow import layers_behind
 from autocompress.network.folding import fold_norms, is_foldable
 from autocompress.network.groups import ChannelGroups, find_groups, is_depthwise
-from autocompress.network.structure import Group, Layer, Network
+from autocompress.network.structure import EMBEDDING, Group, Layer, Network
 from autocompress.network.tape import BATCH, Call, Tape, record_tape
 from autocompress.network.verification import first_line
+from autocompress.samples import Inputs, fields_of, tensors_of
 
 
-def trace(model: nn.Module, example: Tensor) -> Network:
-    """The layers, channel groups and costs of a network of convolutions, linears, norms and shape operators.
+def trace(model: nn.Module, example: Inputs) -> Network:
+    """The layers, channel groups and costs of a network of convolutions, linears, embeddings and other operators.
 
     The model is copied and only copies run, in eval mode: its own mode, hooks, parameters, buffers and the
     random state stay as they are. Modules that never run, and modules whose weight is not used as it is
     stored, are no layers.
 
     Args:
-        model: network that takes one tensor.
+        model: network in the form of `network.interface`.
         example: (1+, ...) input, of which the first sample is run.
 
     Raises:
@@ -48,7 +49,8 @@ def trace(model: nn.Module, example: Tensor) -> Network:
         folded = fold_norms(evaluated, norm_of)
         shared = _shared_layers(evaluated, calls)
         outputs = dict.fromkeys(layers_behind(tape, tape.outputs), "network output")
-        found = find_groups(folded, sample, list(calls), outputs, shared)
+        with_width = [name for name in calls if not isinstance(evaluated.get_submodule(name), nn.Embedding)]
+        found = find_groups(folded, sample, with_width, outputs, shared)
     layers = tuple(_layer(evaluated, tape, name, calls[name], norm_of, found) for name in calls)
     unknown = Counter(call.operator for call in tape.calls if call.kind == "unknown")
     return Network(
@@ -58,33 +60,37 @@ def trace(model: nn.Module, example: Tensor) -> Network:
         fingerprint=_fingerprint(layers, tape),
         computation=tape.computation,
         unknown_operators=dict(unknown),
-        input_shape=tuple(sample.shape[1:]),
+        inputs=fields_of(sample),
         fixed_operators=fixed_operators(tape),
     )
 
 
-def _checked_sample(model: nn.Module, example: Tensor) -> Tensor:
+def _checked_sample(model: nn.Module, example: Inputs) -> Inputs:
     """A copy (1, ...) of the first sample. Raises InputError where model or example is of no use."""
     if not isinstance(model, nn.Module):
         raise InputError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
-    if not isinstance(example, Tensor):
+    if not isinstance(example, Inputs):
         raise InputError(f"`example` must be a tensor (1+, ...), got {type(example).__name__}.")
-    if example.ndim < 2 or example.numel() == 0:
-        raise InputError(f"`example` must have a batch axis and at least one sample, got shape {tuple(example.shape)}.")
+    for tensor in tensors_of(example):
+        if tensor.numel() == 0 or (tensor.ndim < 2 and isinstance(example, Tensor)):
+            shape = tuple(tensor.shape)
+            raise InputError(f"`example` must have a batch axis and at least one sample, got shape {shape}.")
     return example.detach()[:1].clone()
 
 
-def _run(model: nn.Module, sample: Tensor) -> Tape:
+def _run(model: nn.Module, sample: Inputs) -> Tape:
     """The tape of a model. Raises InputError where it can't run on the sample, or has no layers."""
     try:
         tape = record_tape(model, sample)
     except InputError:
         raise
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        shape = tuple(sample.shape)
-        raise InputError(f"`example` must fit the model's input, got shape {shape}: {first_line(error)}") from error
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors_of(sample))
+        raise InputError(f"`example` must fit the model's input, got shape {shapes}: {first_line(error)}") from error
     if not any(call.kind == "layer" for call in tape.calls):
-        raise InputError("`model` must run at least one Conv1d, Conv2d or Linear layer on `example`, got none.")
+        raise InputError(
+            "`model` must run at least one Conv1d, Conv2d, Linear or Embedding layer on `example`, got none."
+        )
     return tape
 
 
@@ -155,8 +161,9 @@ def _layer(
     module = model.get_submodule(name)
     weight_shape = tuple(_weight(model, name).shape)
     results = [tape.values[call.writes[0]] for call in calls]
-    positions = sum(int(np.prod(value.shape, dtype=np.int64)) for value in results) // (BATCH * weight_shape[0])
-    kind = "linear" if isinstance(module, nn.Linear) else "depthwise" if is_depthwise(module) else "conv"
+    width = weight_shape[1] if isinstance(module, nn.Embedding) else weight_shape[0]
+    positions = sum(int(np.prod(value.shape, dtype=np.int64)) for value in results) // (BATCH * width)
+    kind = _kind(module)
     member = _membership(found.groups, name)
     return Layer(
         name=name,
@@ -167,11 +174,18 @@ def _layer(
         input_shape=_input_shape(tape, calls[0]),
         output_shape=results[0].shape[1:],
         norm=norm_of.get(name),
-        has_bias=module.bias is not None or name in norm_of,
+        has_bias=getattr(module, "bias", None) is not None or name in norm_of,
         reads=member.reads,
         writes=member.writes,
-        fixed_reason="" if member.writes is not None else found.fixed_reasons[name],
+        fixed_reason="" if member.writes is not None else found.fixed_reasons.get(name, "a table's width stays"),
     )
+
+
+def _kind(module: nn.Module) -> str:
+    """Kind of a layer, as in `Layer.kind`."""
+    if isinstance(module, nn.Embedding):
+        return EMBEDDING
+    return "linear" if isinstance(module, nn.Linear) else "depthwise" if is_depthwise(module) else "conv"
 
 
 def _membership(groups: tuple[Group, ...], name: str) -> _Membership:
@@ -195,5 +209,6 @@ def _fingerprint(layers: tuple[Layer, ...], tape: Tape) -> str:
         (each.name, each.kind, each.weight_shape, each.groups, each.positions, each.norm, sorted(feeds[each.name]))
         for each in layers
     ]
-    text = json.dumps([tape.values[tape.input].shape, structure])
+    shapes = [tape.values[value].shape for value in tape.inputs]
+    text = json.dumps([shapes[0] if len(shapes) == 1 else shapes, structure])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -13,12 +13,13 @@ from torch.utils import _pytree as pytree
 from autocompress.network.slicing import Removed, mask_channels, remove_channels
 from autocompress.network.structure import Group, IntArray
 from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
+from autocompress.samples import Inputs, call, each_of, tensors_of
 
 TOLERANCE = 1e-6  # of the largest output, in float64; rounding alone gives about 1e-12
 _SEED = 20240901
 
 
-def verify_groups(model: nn.Module, sample: Tensor, groups: Sequence[Group]) -> tuple[list[Group], dict[str, str]]:
+def verify_groups(model: nn.Module, sample: Inputs, groups: Sequence[Group]) -> tuple[list[Group], dict[str, str]]:
     """Groups whose channels can be removed independently, and why those of others can't.
 
     Args:
@@ -29,9 +30,8 @@ def verify_groups(model: nn.Module, sample: Tensor, groups: Sequence[Group]) -> 
     Returns:
         The groups that hold up together, in the given order, and by owner of each other group why it fails.
     """
-    generator = torch.Generator(sample.device).manual_seed(_SEED)
-    noise = torch.randn(sample.shape, generator=generator, dtype=torch.float64, device=sample.device)
-    probe_input = noise if sample.is_floating_point() else sample
+    generator = torch.Generator(tensors_of(sample)[0].device).manual_seed(_SEED)
+    probe_input = _noise(sample, generator)
     probe = _probe(model, probe_input, generator)
     rng = np.random.default_rng(_SEED)
 
@@ -40,6 +40,17 @@ def verify_groups(model: nn.Module, sample: Tensor, groups: Sequence[Group]) -> 
 
     passed, faults = _admit(fault_of, [], list(groups))
     return passed, faults
+
+
+def _noise(sample: Inputs, generator: torch.Generator) -> Inputs:
+    """Noise in float64 in place of floating-point inputs; others, such as token numbers, as they are."""
+
+    def drawn(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device=tensor.device)
+
+    return each_of(sample, drawn)
 
 
 def _admit(
@@ -73,7 +84,7 @@ def _draw(width: int, rng: np.random.Generator) -> IntArray:
     return np.sort(rng.choice(width, count, replace=False)).astype(np.int64)
 
 
-def _fault(probe: nn.Module, sample: Tensor, removed: Removed) -> str:
+def _fault(probe: nn.Module, sample: Inputs, removed: Removed) -> str:
     """Why removing the channels does not equal masking them; empty where it does."""
     try:
         masked = _run(mask_channels(probe, removed), sample)
@@ -95,14 +106,14 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _run(model: nn.Module, sample: Tensor) -> list[Tensor]:
+def _run(model: nn.Module, sample: Inputs) -> list[Tensor]:
     """The floating-point tensors that a model returns."""
     with torch.no_grad():
-        leaves = pytree.tree_leaves(model(sample))
+        leaves = pytree.tree_leaves(call(model, sample))
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
 
 
-def _probe(model: nn.Module, sample: Tensor, generator: torch.Generator) -> nn.Module:
+def _probe(model: nn.Module, sample: Inputs, generator: torch.Generator) -> nn.Module:
     """A float64 copy with random parameters in which every layer's output has about unit size.
 
     The structure is what is checked, so weights must not hide it: trained networks may have zero-initialised
@@ -128,7 +139,7 @@ def _randomize_(module: nn.Module, generator: torch.Generator) -> None:
         module.running_var.uniform_(0.5, 1.5, generator=generator)
 
 
-def _scale_layers_(probe: nn.Module, sample: Tensor) -> None:
+def _scale_layers_(probe: nn.Module, sample: Inputs) -> None:
     """Divide every layer's weight by the spread of its output, layer by layer in one forward pass."""
 
     def rescale(layer: nn.Module, _: object, output: Tensor) -> Tensor:
@@ -139,7 +150,7 @@ def _scale_layers_(probe: nn.Module, sample: Tensor) -> None:
 
     handles = [layer.register_forward_hook(rescale) for layer in probe.modules() if isinstance(layer, LAYER_TYPES)]
     try:
-        probe(sample)
+        call(probe, sample)
     finally:
         for handle in handles:
             handle.remove()

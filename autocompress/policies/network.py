@@ -22,7 +22,12 @@ from autocompress_envs.solver import Solver
 WIDTH = 32
 HEADS = 4
 _NEAREST: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"depthwise": ("conv", "linear"), "linear": ("conv", "depthwise"), "conv": ("depthwise", "linear")}
+    {
+        "depthwise": ("conv", "linear"),
+        "linear": ("conv", "depthwise"),
+        "conv": ("depthwise", "linear"),
+        "embedding": ("linear", "conv", "depthwise"),
+    }
 )
 
 

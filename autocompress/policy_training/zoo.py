@@ -27,6 +27,7 @@ from autocompress.files import writing
 from autocompress.models.registry import load_model
 from autocompress.models.weights import load_weights_
 from autocompress.policy_training.recipe import ZooNetwork
+from autocompress.samples import Inputs, tensors_of
 
 _CLIP = 2.0  # largest norm of the gradient: MLP-Mixers need a bound
 _SMOOTHING = 0.1  # label smoothing
@@ -102,12 +103,12 @@ def train_(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, network.learning_rate, total, pct_start=warm_up)
     number_formats, pick = {} if number_formats is None else number_formats, f"training {network.name}"
     if pick not in number_formats:
-        number_formats[pick] = _fastest_dtype(model, next(iter(batches.steps(0, 1)))[0])
+        number_formats[pick] = _fastest_dtype(model, _images(next(iter(batches.steps(0, 1)))[0]))
     dtype = DTYPES[number_formats[pick]]
     model.train()
     for inputs, labels in batches.steps(0, total):
         assert labels is not None, "the data has classes"
-        loss = F.cross_entropy(_forward(model, inputs, dtype), labels, label_smoothing=_SMOOTHING)
+        loss = F.cross_entropy(_forward(model, _images(inputs), dtype), labels, label_smoothing=_SMOOTHING)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
@@ -120,8 +121,14 @@ def in_memory(data: Data) -> Data:
     """The same data with all training inputs decoded: small networks train faster than images are decoded."""
     parts = [data.train.load(piece.tolist()) for piece in torch.arange(len(data.train)).split(4096)]
     labels = torch.cat([part for _, part in parts if part is not None]) if data.classes else None
-    source = TensorSource(torch.cat([part for part, _ in parts]), labels, Normalization(None, None))
+    source = TensorSource(torch.cat([_images(part) for part, _ in parts]), labels, Normalization(None, None))
     return replace(data, train=source)
+
+
+def _images(inputs: Inputs) -> Tensor:
+    """The only tensor of the inputs: the zoo's networks take one."""
+    (tensor,) = tensors_of(inputs)
+    return tensor
 
 
 def _optimizer(model: nn.Module, learning_rate: float) -> torch.optim.Optimizer:

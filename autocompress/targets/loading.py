@@ -14,6 +14,7 @@ from autocompress.evaluation.stitch import write_layer_
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
+from autocompress.network.interface import interfaced
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
 from autocompress.run.names import MODEL
@@ -34,7 +35,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     weights = load_packed_weights(file)
     if model is None or weights.graph is not None:
         return rebuilt(weights, file).graph
-    example, model = torch.zeros(1, *weights.input_shape), placed(model, torch.device("cpu"))
+    example, model = weights.example(), placed(model, torch.device("cpu"))
+    model = interfaced(model, example)
     return restored(weights, model, trace(model, example)).rounded()
 
 
@@ -93,11 +95,12 @@ def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
     """Give a module of the original the finished layer's weight and bias, and their shape."""
     shape, found = tuple(layer.values.shape), tuple(module.weight.shape)
     fits = len(shape) == len(found) and shape[2:] == found[2:] and all(map(int.__le__, shape, found))
-    if not fits or (layer.bias is None) != (module.bias is None):
+    own_bias = getattr(module, "bias", None)
+    if not fits or (layer.bias is None) != (own_bias is None):
         raise InputError(f"`model` must have room for {name}.weight of shape {shape} and its bias, got {found}.")
     weight, bias = layer.as_run()
     module.weight = nn.Parameter(weight, requires_grad=False)  # no longer tied to another layer's
-    if module.bias is not None:
+    if own_bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
     write_layer_(module, module.weight.data, bias, is_depthwise(module))
 

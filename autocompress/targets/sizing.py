@@ -12,20 +12,22 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from autocompress.execute.compressed import Compressed, from_menus, uncompressed
 from autocompress.menus.menus import Menus
+from autocompress.samples import Inputs
 from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
 from autocompress.version import __version__
 from autocompress_envs.problem import CostModel, Labeling, layer_resources
 
+PACKED = "packed"  # name of the target whose file every run has
 # Bytes by which labels may make a file longer: lengths, offsets, and the plan itself, which compresses worst where
 # labels differ.
 _SLACK, _SLACK_A_LAYER = 64, 8
 
 
-def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -> tuple[Menus, int]:
+def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -> tuple[Menus, int]:
     """The menus with `size` counted on the target's file, and the bytes of the original's float32 file.
 
     Files are really written: the original's, and those with the most overhead. In these no channel is gone, and every
@@ -53,9 +55,12 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Ten
     return replace(menus, network=replace(menus.network, costs=replace(costs, fixed_bytes=fixed))), original
 
 
-def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -> tuple[int, int]:
+def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -> tuple[int, int]:
     """(most bytes of a file besides its closed form, bytes of the original's file)."""
-    original = _file(target, uncompressed(folded, menus.network, menus.settings.granularity), inputs)
+    unchanged = uncompressed(folded, menus.network, menus.settings.granularity)
+    lowered = lowered_for(target, unchanged, inputs)
+    original = target_file(target, unchanged, lowered, inputs)
+    target_file(TARGETS[PACKED], unchanged, lowered, inputs)  # which every run has: what it can't hold is told now
     none = np.zeros(len(menus.network.layers), dtype=np.int64)
     bits = menus.settings.weight_bits
     overheads = []
@@ -65,7 +70,7 @@ def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Tensor) -
     return max(overheads), len(original)
 
 
-def _file(target: Target, compressed: Compressed, inputs: Tensor) -> bytes:
+def _file(target: Target, compressed: Compressed, inputs: Inputs) -> bytes:
     """The content of the target's file of a network."""
     return target_file(target, compressed, lowered_for(target, compressed, inputs), inputs)
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.files import LOCK
 from autocompress.registry import Registry
 from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, NEXT_CONFIG, RUN_FILES, TENSORBOARD
+from autocompress.samples import Inputs, fields_of
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
@@ -40,7 +39,8 @@ class Runtime:
     Attributes:
         name: name of the runtime, as reports show it.
         open: function from the content of a file to the network, loaded and ready to run; a `Session` is anything with
-            a method `run(inputs) -> outputs`, both (N, …) float32 tensors, any N.
+            a method `run(inputs) -> outputs`, both (N, …), any N. `outputs` are float32, and so are `inputs` where the
+            network takes one tensor of numbers.
     """
 
     name: str
@@ -196,7 +196,7 @@ TARGETS: Registry[Target] = Registry(
 """Targets by name; `autocompress.register_target` adds one."""
 
 
-def lowered_for(target: Target, compressed: Compressed, inputs: Tensor) -> Lowered | None:
+def lowered_for(target: Target, compressed: Compressed, inputs: Inputs) -> Lowered | None:
     """The network as the target runs it; None where torch.export can't follow it and the target's file can do without.
 
     Args:
@@ -215,7 +215,7 @@ def lowered_for(target: Target, compressed: Compressed, inputs: Tensor) -> Lower
         raise ExportError(f"{error} The target {target.name} needs that; pass --target packed.") from error
 
 
-def target_file(target: Target, compressed: Compressed, lowered: Lowered | None, inputs: Tensor) -> bytes:
+def target_file(target: Target, compressed: Compressed, lowered: Lowered | None, inputs: Inputs) -> bytes:
     """The content of the target's file of a network.
 
     Args:
@@ -224,4 +224,4 @@ def target_file(target: Target, compressed: Compressed, lowered: Lowered | None,
         lowered: the same network as `lowered_for` gave it; None: its weights are packed without a graph.
         inputs: (n, …) samples of its input; only their shape counts.
     """
-    return pack_weights(compressed, inputs.shape[1:]) if lowered is None else target.write(lowered)
+    return pack_weights(compressed, fields_of(inputs)) if lowered is None else target.write(lowered)

@@ -9,25 +9,27 @@ from typing import Protocol
 
 from torch import Tensor
 
+from autocompress.samples import Inputs
+
 _WARM_UP = 3  # runs of every session that are not measured
 
 
 class Session(Protocol):
     """A network that is loaded in a runtime."""
 
-    def run(self, inputs: Tensor) -> Tensor:
-        """(N, classes) float32 outputs of the (N, …) float32 `inputs`, any N."""
+    def run(self, inputs: Inputs) -> Tensor:
+        """(N, classes) float32 outputs of (N, …) `inputs`, any N."""
         ...
 
 
-def median_seconds(sessions: Mapping[str, Session], batch: Tensor, rounds: int = 20) -> dict[str, float]:
+def median_seconds(sessions: Mapping[str, Session], batch: Inputs, rounds: int = 20) -> dict[str, float]:
     """Median seconds that one batch takes in each of several sessions, by name.
 
     The sessions take turns, so that a busy machine slows them all alike. Three runs of each come first, unmeasured.
 
     Args:
         sessions: loaded networks by name.
-        batch: (N, …) float32 inputs that each of them is given.
+        batch: (N, …) inputs that each of them is given.
         rounds: number of measured runs of each, at least 1.
     """
     for session in sessions.values():

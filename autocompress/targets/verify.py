@@ -20,6 +20,7 @@ from autocompress.evaluation.measure import AT_ONCE, Closeness, compare
 from autocompress.execute.compressed import LayerWeights
 from autocompress.network.structure import Network
 from autocompress.plan import Label, Plan
+from autocompress.samples import Inputs, repeated
 from autocompress.targets.timing import Session, median_seconds
 from autocompress_envs.problem import removed_weights
 from autocompress_envs.problem.tables import is_within
@@ -28,7 +29,7 @@ AGREEMENT = 0.995  # least share of samples on which the file in its runtime ans
 CLOSENESS = 0.05  # or largest difference of outputs, relative to their spread: near ties flip top-1 answers
 BATCHES = (1, 32)  # batch sizes that latency is measured at
 
-Batch = tuple[Tensor, Tensor | None]
+Batch = tuple[Inputs, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def runtime_outcome(
     )
 
 
-def latencies(original: Session, compressed: Session, inputs: Tensor) -> dict[int, tuple[float, float]]:
+def latencies(original: Session, compressed: Session, inputs: Inputs) -> dict[int, tuple[float, float]]:
     """Median seconds of one batch, (original, compressed) by batch size.
 
     Args:
@@ -172,7 +173,7 @@ def latencies(original: Session, compressed: Session, inputs: Tensor) -> dict[in
     """
     found = {}
     for size in BATCHES:
-        batch = inputs.repeat(-(-size // len(inputs)), *[1] * (inputs.ndim - 1))[:size]
+        batch = repeated(inputs, -(-size // len(inputs)))[:size]
         seconds = median_seconds({"original": original, "compressed": compressed}, batch)
         found[size] = (seconds["original"], seconds["compressed"])
     return found

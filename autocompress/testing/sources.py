@@ -12,6 +12,7 @@ from autocompress.borrowed import evaluating
 from autocompress.data.registry import DATA_SOURCES, load_data, source_of_function
 from autocompress.models.registry import MODELS, Model, load_model
 from autocompress.network import trace
+from autocompress.samples import content, fields_of, tensors_of
 from autocompress.testing.contract import require
 
 _NAME = "autocompress.testing"
@@ -38,17 +39,20 @@ def check_data(load: Callable[..., Any], place: str = "", **arguments: Any) -> N
     finally:
         DATA_SOURCES.unregister(_NAME)
     inputs, labels = data.search()
-    require(inputs.dtype == torch.float32, "Inputs must be float32 once they are normalised", inputs.dtype)
-    require(bool(torch.isfinite(inputs).all()), "Inputs must be finite", "NaN or infinity")
+    for tensor in tensors_of(inputs):
+        numbers = not tensor.is_floating_point() or tensor.dtype == torch.float32
+        require(numbers, "Inputs must be float32 once they are normalised, or whole numbers", tensor.dtype)
+        require(bool(torch.isfinite(tensor).all()), "Inputs must be finite", "NaN or infinity")
     if labels is not None:
         count = len(data.classes)
         require(labels.dtype == torch.int64, "Labels must be int64", labels.dtype)
         within = bool(((labels >= 0) & (labels < count)).all())
         require(within, f"Labels must be from 0 to {count - 1}", f"{int(labels.min())} to {int(labels.max())}")
     again, _ = data.search()
-    require(torch.equal(inputs, again), "The same indices must give the same samples", "others")
+    same = list(content(inputs)) == list(content(again))
+    require(same, "The same indices must give the same samples", "others")
     calibration, _ = data.calibration()
-    shapes = [tuple(each.shape[1:]) for each in (inputs, calibration)]
+    shapes = [[field.shape for field in fields_of(each)] for each in (inputs, calibration)]
     require(shapes[0] == shapes[1], "All samples must have one shape", shapes)
 
 

@@ -77,7 +77,7 @@ def test_npz_column_labels(tmp_path):
          "which often marks a missing label; leave such samples out."),
         ({"x_test": np.zeros((0, 3, 4, 4)), "y_test": LABELS[:0]}, "{file} test must hold inputs of shape (N, …) with "
          "N at least 1, got (0, 3, 4, 4)."),
-        ({"x_train": np.zeros((6, 3, 4, 4), np.int32)}, "{file} train must hold uint8 or floating-point inputs, got "
+        ({"x_train": np.zeros((6, 3, 4, 4), np.int32)}, "{file} train must hold uint8 or floating-point images, got "
          "torch.int32."),
         ({"x_test": np.array([1.0, np.nan, 3.0])[:, None]}, "{file} test must hold finite inputs, got NaN or infinity "
          "at 1."),

@@ -9,8 +9,9 @@ import pytest
 import torch
 from judging_toys import Pool, maps, menus_of
 from menu_toys import branches, randn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from autocompress.checked_tensors import save_checked
 from autocompress.errors import InputError
 from autocompress.menus import Menus
 from autocompress.menus.judging import judge
@@ -187,7 +188,7 @@ def test_stored_losses_are_believed(tmp_path: Path) -> None:
     }  # fmt: skip
     tensors["join:weights"] = torch.arange(24, dtype=torch.float64)
     tensors["left:roundings"] = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
-    save_file(tensors, path)
+    save_checked(path, tensors)
     found = menus(judging_samples(), cache=tmp_path)
     assert found.judged is not None
     assert np.array_equal(np.stack(found.judged["join"]).ravel(), np.arange(24))

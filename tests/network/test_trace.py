@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.network import trace
+from autocompress.samples import Field
 
 
 def reasons(model: nn.Module, *shape: int) -> dict[str, str]:
@@ -30,7 +31,7 @@ def test_chain_layers() -> None:
     assert [(layer.reads, layer.writes) for layer in network.layers] == [((), 0), ((0,), 1), ((1,), None)]
     assert (first.fixed_reason, second.fixed_reason, last.fixed_reason) == ("", "", "network output")
     assert (last.input_shape, last.output_shape) == ((48,), (2,))
-    assert network.input_shape == (1, 4, 4)
+    assert network.inputs == (Field("input", (1, 4, 4)),)
     assert network.unknown_operators == {}
     assert network.layer_index() == {"0": 0, "3": 1, "6": 2}
 
@@ -306,7 +307,7 @@ def test_wrong_input() -> None:
         trace(chain(), torch.zeros(4))
     with pytest.raises(InputError, match=r"`example` must fit the model's input, got shape \(1, 3, 4, 4\): .*channels"):
         trace(chain(), torch.zeros(1, 3, 4, 4))
-    message = "`model` must run at least one Conv1d, Conv2d or Linear layer on `example`, got none."
+    message = "`model` must run at least one Conv1d, Conv2d, Linear or Embedding layer on `example`, got none."
     with pytest.raises(InputError, match=re.escape(message)):
         trace(nn.ReLU(), x)
 

@@ -164,11 +164,11 @@ def test_devices_become_the_processor():
         ),
         (
             lambda graph, x: graph.call_method("relu", (x,)),
-            "A file can hold one input and calls of ATen operators, got call_method relu.",
+            "A file can hold inputs and calls of ATen operators, got call_method relu.",
         ),
         (
-            lambda graph, x: (x, graph.placeholder("y")),
-            "A file can hold one input and calls of ATen operators, got placeholder y.",
+            lambda graph, x: (graph.call_function(aten.relu.default, (x,)), graph.placeholder("y")),
+            "A file can hold inputs and calls of ATen operators, got placeholder y.",
         ),
         (lambda graph, x: (x, x), "A file can hold a network with one output, got (x, x)."),
         (

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.plan import Plan
+from autocompress.samples import Field
 from autocompress.targets.graph.lowering import lower
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION, rounding_nodes
 from autocompress.targets.pt2.archive import write_pt2
@@ -33,7 +34,7 @@ def test_graph_computes_what_the_rounding_module_does_bit_for_bit(kind):
     wanted = sum(layer.input_range is not None for layer in compressed.layers.values())
     twice = kind is Tokens  # `again` runs twice
     assert len(roundings(lowered)) == wanted + twice
-    assert lowered.input_shape == SHAPES[kind]
+    assert lowered.inputs == (Field("input", SHAPES[kind]),)
     assert all(torch.equal(before[name], tensor) for name, tensor in compressed.model.state_dict().items())
 
 

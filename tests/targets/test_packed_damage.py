@@ -14,6 +14,7 @@ from packed_toys import assert_same_layers, mutated, packed_small, put_together,
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.plan import Plan
+from autocompress.samples import Field
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.loading import load
 from autocompress.targets.packed.bits import decode_weight, encode_weight
@@ -198,6 +199,10 @@ DAMAGES = {
         lambda f, g, t: f.pop("input_shape"),
         "The input must have a shape of whole numbers >= 1, got None.",
     ),
+    "one name for both": (
+        lambda f, g, t: f.update(names=["x", "x"]),
+        "The file must have different names for input and output, got ['x', 'x'].",
+    ),
     "another call": (
         lambda f, g, t: g["nodes"].append(["os.system", ["=echo"]]),
         "The graph must call ATen operators that only compute, got 'os.system'.",
@@ -262,7 +267,7 @@ def test_layers_that_are_not_what_they_claim_are_not_written(small, change, mess
     layer = replace(small[1].layers["conv"], **change)
     compressed = replace(small[2], layers={**small[2].layers, "conv": layer})
     with pytest.raises(InputError) as caught:
-        pack_weights(compressed, (1, 4, 4))
+        pack_weights(compressed, (Field("input", (1, 4, 4)),))
     assert str(caught.value) == f"`layers` can't be packed at conv: {message}."
 
 
@@ -273,7 +278,7 @@ def test_layers_must_be_the_graphs_and_the_plans(small):
         pack(replace(lowered, layers={**lowered.layers, "conv": other}))
     assert str(caught.value) == "`layers` must hold what the graph runs, got another conv.bias."
     with pytest.raises(InputError) as caught:
-        pack(Lowered(lowered.graph, lowered.layers, Plan({}), lowered.input_shape))
+        pack(Lowered(lowered.graph, lowered.layers, Plan({}), lowered.inputs))
     assert str(caught.value) == "`layers` must be the plan's layers, got others."
     dense = replace(lowered.layers["conv"], sparsity=0.5, values=torch.ones(4, 1, 3, 3, dtype=torch.int8))
     with pytest.raises(InputError) as caught:

@@ -28,6 +28,7 @@ from autocompress.menus.activations import ActivationRange
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Label, Plan
+from autocompress.samples import Field, fields_of
 from autocompress.targets.graph.lowering import lower
 from autocompress.targets.loading import load, restore
 from autocompress.targets.packed.bits import decode_weight, encode_weight, pack_bits, unpack_bits
@@ -66,7 +67,7 @@ def assert_reloads(compressed, x, path):
     path.write_bytes(pack(lowered))
     read = load_packed(path)
     assert_same_layers(read.layers, compressed.layers)
-    assert (read.plan, read.input_shape) == (compressed.plan, tuple(x.shape[1:]))
+    assert (read.plan, read.inputs) == (compressed.plan, fields_of(x))
     assert read.graph.state_dict().keys() == {name for name in lowered.graph.state_dict() if "num_batches" not in name}
     with torch.no_grad():
         for samples in (1, 7):
@@ -200,7 +201,7 @@ def test_a_file_without_graph_is_restored_into_the_original_class(digits, tmp_pa
         menus, random_labeling(menus.problem(), np.random.default_rng(1)), fold_batch_norms(model, network)
     )
     compressed.model.to(memory_format=torch.contiguous_format)  # another one sums in another order
-    path.write_bytes(pack_weights(compressed, inputs.shape[1:]))
+    path.write_bytes(pack_weights(compressed, fields_of(inputs)))
     before = copy.deepcopy(model.state_dict())
     restored = restore(path, model, network)
     assert_same_layers(restored.layers, compressed.layers)
@@ -221,7 +222,7 @@ def test_a_network_of_awkward_parts_reloads_exactly(granularity, tmp_path):
     model.norm.running_var.uniform_(0.5, 2.0)
     compressed = by_hand(model, x, bits=(2, 16, 1, 32), granularity=granularity)
     assert_reloads(compressed, x, tmp_path / "x")
-    (tmp_path / "weights").write_bytes(pack_weights(compressed, x.shape[1:]))
+    (tmp_path / "weights").write_bytes(pack_weights(compressed, fields_of(x)))
     restored = restore(tmp_path / "weights", model, trace(model, x[:1]))
     with torch.no_grad():
         assert torch.equal(restored.rounded()(x), compressed.rounded()(x))
@@ -240,7 +241,7 @@ def test_norms_shrink_with_their_channels(tmp_path):
     compressed = from_menus(menus, most, fold_batch_norms(model, network))
     assert compressed.model.norm.num_features < 10
     assert_reloads(compressed, x, tmp_path / "x")
-    (tmp_path / "weights").write_bytes(pack_weights(compressed, x.shape[1:]))
+    (tmp_path / "weights").write_bytes(pack_weights(compressed, fields_of(x)))
     restored = restore(tmp_path / "weights", model, network)
     assert restored.model.norm.num_features == compressed.model.norm.num_features
     with torch.no_grad():
@@ -257,7 +258,7 @@ def test_mobilenet_v3_reloads_exactly(tmp_path):
 
 def test_without_graph_and_without_model_it_says_what_to_pass(small, tmp_path):
     path = tmp_path / "x"
-    path.write_bytes(pack_weights(small[2], (1, 4, 4)))
+    path.write_bytes(pack_weights(small[2], (Field("input", (1, 4, 4)),)))
     assert refusal(path, load) == (
         "the file must hold a graph to run without the original's class, got weights alone; "
         "pass the original's module as `model`."

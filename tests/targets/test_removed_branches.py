@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from autocompress.errors import ExportError
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.plan import Label, Plan
+from autocompress.samples import fields_of
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION, rounding_nodes
 from autocompress.targets.loading import load, restore
@@ -202,7 +203,7 @@ def test_files_without_a_graph_are_restored_into_the_original_class(kind: type[n
     given = toy(kind)
     compressed = given.compressed(OWNERS[kind], 2, 4)
     path = tmp_path / "model.safetensors"
-    path.write_bytes(pack_weights(compressed, given.x.shape[1:]))
+    path.write_bytes(pack_weights(compressed, fields_of(given.x)))
     restored = restore(path, given.model, given.network)
     assert_same_layers(restored.layers, compressed.layers)
     assert isinstance(restored.model, kind)
@@ -225,7 +226,7 @@ def test_bytes_of_a_packed_file_by_hand() -> None:
     Shapes and the plan are text beside them.
     """
     given = toy(Blocks)
-    sizes = [len(pack_weights(given.compressed(OWNERS[Blocks], kept=kept), given.x.shape[1:])) for kept in (None, 1)]
+    sizes = [len(pack_weights(given.compressed(OWNERS[Blocks], kept=kept), fields_of(given.x))) for kept in (None, 1)]
     weights = (72 + 8 + 72) + (72 + 8 + 8)
     assert weights - 20 <= sizes[1] - sizes[0] <= weights + 100
     costs = [given.menus.problem().resources(given.labeling(OWNERS[Blocks], 8, 8, kept))["size"] for kept in (None, 1)]

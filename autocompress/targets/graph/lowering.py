@@ -15,19 +15,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, fx
+from torch import fx, nn
 
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.menus.quantizers import code_range
 from autocompress.network.exported import LayerCalls, export_graph, layer_calls
 from autocompress.plan import Plan
+from autocompress.samples import Field, Inputs, cast, fields_of
 from autocompress.targets.graph.removed_branches import without_branches
 from autocompress.targets.graph.rounding_points import round_activation, round_layer_inputs_, round_tensors_
 
-__all__ = ["Lowered", "lower", "round_activation"]
+__all__ = ["NAMES", "Lowered", "lower", "round_activation"]
 
-
+_MOST_SAMPLES = 256  # that ranges are taken from
+NAMES = ("input", "output")  # of files whose network has no names of its own
 _LARGEST_BIAS = 2**29  # in steps; the input may be rounded on another layer's range, so not all of 31 bits are used
 
 
@@ -64,9 +66,10 @@ class Lowered:
     [0.5, -4.0, 3.5]
 
     Attributes:
-        graph: module that takes (N, …) float32 with any N. The nodes of `graph.graph` are, each after what it reads:
+        graph: module that takes (N, …) tensors with any N, as `inputs` says. The nodes of `graph.graph` are, each after
+            what it reads:
 
-            - one placeholder: the input.
+            - one placeholder for each tensor that the network takes.
             - get_attr: a parameter or buffer under the original's name (`layer1.0.conv1.weight`).
             - call_function of a functional ATen operator (`torch.ops.aten.conv2d.default`): it changes no tensor.
               Arguments are nodes, numbers, and lists of them. A layer is a linear, conv1d or conv2d whose second
@@ -79,21 +82,23 @@ class Lowered:
             runs, in float32 under `NAME.weight`, and the bias under `NAME.bias`. Of a removed branch's layers it holds
             at most the bias.
         plan: labels that the network was made by.
-        input_shape: shape of one sample, without the batch axis.
+        inputs: form of every tensor that the network takes, in the order of the placeholders.
+        names: names of the only input and of the output in files that have such names.
     """
 
     graph: fx.GraphModule
     layers: Mapping[str, LayerWeights]
     plan: Plan
-    input_shape: tuple[int, ...]
+    inputs: tuple[Field, ...]
+    names: tuple[str, str] = NAMES
 
 
-def lower(compressed: Compressed, calibration: Tensor, *, integer: bool) -> Lowered:
+def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowered:
     """The compressed network as a graph.
 
     Args:
         compressed: network to be lowered; it is not changed and shares no memory with the result.
-        calibration: (n, …) float32 samples of the input, n at least 1; only the first 256 are used.
+        calibration: (n, …) samples of the input, n at least 1; only the first 256 are used.
         integer: False rounds every layer's input for that layer alone, exactly as `Compressed.rounded` does. True is
             for runtimes with integer kernels: it rounds tensors, for all that read them, and rounds the outputs
             that integer kernels would otherwise have to hand on in float32 (`round_tensors_`).
@@ -109,16 +114,25 @@ def lower(compressed: Compressed, calibration: Tensor, *, integer: bool) -> Lowe
     for name, layer in layers.items():
         if layer is not compressed.layers[name]:
             write_weights_(model, name, layer)
-    graph = export_graph(model, calibration[:1].cpu().float())
+    samples = cast(calibration[:_MOST_SAMPLES], "cpu", torch.float32)
+    graph = export_graph(model, samples[:1])
     graph, calls = without_branches(graph, layer_calls(graph, model, layers), layers)
     with torch.no_grad():
         if integer:
-            round_tensors_(graph.graph, calls, layers, calibration[:256].cpu().float())
+            round_tensors_(graph.graph, calls, layers, samples)
         else:
             round_layer_inputs_(graph.graph, calls, layers)
     graph.graph.lint()
     graph.recompile()
-    return Lowered(graph, _as_run(graph, calls, layers), compressed.plan, tuple(calibration.shape[1:]))
+    calculated, names = _as_run(graph, calls, layers), _names(compressed.model)
+    return Lowered(graph, calculated, compressed.plan, fields_of(samples), names)
+
+
+def _names(model: nn.Module) -> tuple[str, str]:
+    """Names of the network's only input and output: its own where it comes from an ONNX file."""
+    own = (tuple(getattr(model, f"{what}_names", ())) for what in ("input", "output"))
+    first, second = (names[0] if len(names) == 1 else usual for names, usual in zip(own, NAMES, strict=True))
+    return first, second
 
 
 def with_room_for_bias(layer: LayerWeights) -> LayerWeights:

@@ -29,6 +29,7 @@ from torch import Tensor, fx
 from autocompress.execute.compressed import LayerWeights
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.network.exported import LayerCalls
+from autocompress.samples import Inputs, tensors_of
 
 _ATEN = torch.ops.aten
 # Operators whose outputs are values of their input (or zeros), in another place: a rounded tensor stays rounded.
@@ -106,7 +107,7 @@ def round_layer_inputs_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str,
         call.update_arg(0, made[source, found])
 
 
-def round_tensors_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights], calibration: Tensor) -> None:
+def round_tensors_(graph: fx.Graph, calls: LayerCalls, layers: Mapping[str, LayerWeights], calibration: Inputs) -> None:
     """Round tensors so that a runtime finds integers on every side of its integer kernels.
 
     A tensor that a layer wants rounded is rounded once, for all that read it (a shortcut's addition too). Where
@@ -294,7 +295,7 @@ def _range_of(rounding: fx.Node) -> ActivationRange:
     return ActivationRange(int(bits), float(scale), int(zero), 0.0)  # type: ignore[arg-type]
 
 
-def _calibrated(graph: fx.Graph, nodes: list[fx.Node], calibration: Tensor) -> dict[fx.Node, ActivationRange]:
+def _calibrated(graph: fx.Graph, nodes: list[fx.Node], calibration: Inputs) -> dict[fx.Node, ActivationRange]:
     """8-bit ranges for nodes, from the values that they have on the (n, …) samples."""
     if not nodes:
         return {}
@@ -303,7 +304,7 @@ def _calibrated(graph: fx.Graph, nodes: list[fx.Node], calibration: Tensor) -> d
     module.recompile()
     sampler = _Sampler(module, nodes)
     for batch in calibration.split(_BATCH):
-        sampler.run(batch)
+        sampler.run(*tensors_of(batch))
     return {node: calibrate_range(torch.cat(sampler.samples[node]), _BITS) for node in nodes}
 
 

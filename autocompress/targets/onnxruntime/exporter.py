@@ -8,6 +8,8 @@ as `DequantizeLinear(codes, scale)` with a placeholder for either:
   merged: NaNs whose payload is the layer's number, which no other tensor of a network that computes numbers has.
 - `codes` are zeros in the weight's shape. Those of several layers may be merged: nobody looks for them.
 
+A table whose rows are looked up goes through as Gather(codes, rows) · Gather(scale, rows), with the same placeholders.
+
 The optimizer computes no DequantizeLinear of constants, as that would make integers floats again.
 """
 
@@ -17,7 +19,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +29,16 @@ from torch import Tensor, fx
 
 from autocompress.errors import ExportError
 from autocompress.execute.compressed import LayerWeights
+from autocompress.network.exported import any_number_of_samples
 from autocompress.network.verification import first_line
+from autocompress.samples import Field
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-INPUT, OUTPUT = "input", "output"  # names of the file's input and output
+OUTPUT = "output"  # name of the file's output
 OPSET = 21  # version of ONNX's operators: the first with INT4
 PLACEHOLDER = "autocompress_stored_"  # how the names of all placeholders begin; a scale's goes on with a number
 _QUIET_NAN = 0x7FC00000  # bits of a float32 NaN; its lowest 22 are free
@@ -57,6 +61,23 @@ def _(codes: Tensor, scale: Tensor) -> Tensor:
     return torch.empty_like(codes, dtype=torch.float32)
 
 
+@torch.library.custom_op("autocompress::stored_lookup", mutates_args=())
+def stored_lookup(codes: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
+    """Operator that stands for looking rows up in a table until the file holds it: codes[rows] · scale[rows].
+
+    Args:
+        codes: (V, d) int8.
+        scale: (V,) float32.
+        rows: (…) int64 numbers of rows.
+    """
+    return codes[rows] * scale[rows][..., None]
+
+
+@stored_lookup.register_fake
+def _(codes: Tensor, scale: Tensor, rows: Tensor) -> Tensor:
+    return scale.new_empty((*rows.shape, codes.shape[1]))
+
+
 @torch.library.custom_op("autocompress::global_average", mutates_args=())
 def global_average(x: Tensor) -> Tensor:
     """(N, C, H, W) to (N, C, 1, 1): the one kind of mean that runtimes have an integer kernel for."""
@@ -76,7 +97,7 @@ def with_placeholders(lowered: Lowered) -> fx.GraphModule:
     from torch.fx.passes.shape_prop import ShapeProp
 
     module = fx.GraphModule(lowered.graph, copy.deepcopy(lowered.graph.graph))
-    ShapeProp(module).propagate(torch.zeros(2, *lowered.input_shape))
+    ShapeProp(module).propagate(*(field.zeros(2) for field in lowered.inputs))
     numbers = {f"{name}.weight": number for number, name in enumerate(lowered.layers)}
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in numbers:
@@ -98,6 +119,16 @@ def _replace_weight_(module: fx.GraphModule, node: fx.Node, layer: LayerWeights,
     module.register_buffer(scale, _numbered_nans(len(layer.values), number))
     with module.graph.inserting_before(node):
         parts = (module.graph.get_attr(codes), module.graph.get_attr(scale))
+    for user in [user for user in node.users if user.target is _ATEN.embedding.default]:
+        with module.graph.inserting_before(user):
+            looked_up = module.graph.call_function(torch.ops.autocompress.stored_lookup.default, (*parts, user.args[1]))
+        user.replace_all_uses_with(looked_up)
+        module.graph.erase_node(user)
+    if not node.users:
+        # Two tables' codes must not be merged: what looks them up would be merged too.
+        module.get_buffer(codes).flatten()[:2] = torch.tensor(divmod(number, 100), dtype=torch.int8)
+        return
+    with module.graph.inserting_before(node):
         stored = module.graph.call_function(torch.ops.autocompress.stored_weight.default, parts)
     node.replace_all_uses_with(stored)
 
@@ -124,12 +155,12 @@ def _rank(node: fx.Node) -> int:
 # --- through torch.onnx ----------------------------------------------------------------------------------------------
 
 
-def exported(module: fx.GraphModule, input_shape: tuple[int, ...]) -> ModelProto:
+def exported(module: fx.GraphModule, inputs: Sequence[Field]) -> ModelProto:
     """The ONNX graph of a module from `with_placeholders`.
 
     Args:
         module: graph with placeholders.
-        input_shape: shape of one sample.
+        inputs: form of every tensor that it takes.
 
     Raises:
         ExportError: the network has an operator that ONNX doesn't.
@@ -137,15 +168,17 @@ def exported(module: fx.GraphModule, input_shape: tuple[int, ...]) -> ModelProto
     translations: dict[Any, Any] = {
         ROUND_ACTIVATION: _rounding,
         torch.ops.autocompress.stored_weight.default: _weight,
+        torch.ops.autocompress.stored_lookup.default: _lookup,
         torch.ops.autocompress.global_average.default: _average,
     }
-    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    example = tuple(field.zeros(2) for field in inputs)
+    dynamic = any_number_of_samples(module, len(example))
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(module, (torch.zeros(2, *input_shape),), dynamic_shapes=dynamic)
+            program = torch.export.export(module, example, dynamic_shapes=dynamic)
             written = torch.onnx.export(
                 program,
-                input_names=[INPUT],
+                input_names=[field.name for field in inputs],
                 output_names=[OUTPUT],
                 opset_version=OPSET,
                 dynamo=True,
@@ -176,6 +209,16 @@ def _weight(codes: Any, scale: Any) -> Any:
 
     onnx: Any = opset21
     return onnx.DequantizeLinear(codes, scale, axis=0)
+
+
+def _lookup(codes: Any, scale: Any, rows: Any) -> Any:
+    """Rows are looked up as codes: dequantizing the whole table would take its size in float32 at every run."""
+    from onnxscript import ir, opset21
+
+    onnx: Any = opset21
+    last = onnx.Constant(value=ir.tensor(np.array([-1], np.int64)))
+    found = onnx.Cast(onnx.Gather(codes, rows), to=1)  # 1: float32
+    return onnx.Mul(found, onnx.Unsqueeze(onnx.Gather(scale, rows), last))
 
 
 def _average(x: Any) -> Any:

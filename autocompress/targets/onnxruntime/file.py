@@ -20,9 +20,10 @@ from collections.abc import Mapping
 
 from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights
+from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.onnxruntime.biases import store_biases_
-from autocompress.targets.onnxruntime.exporter import OPSET, exported, inline_constants_, with_placeholders
+from autocompress.targets.onnxruntime.exporter import OPSET, OUTPUT, exported, inline_constants_, with_placeholders
 from autocompress.targets.onnxruntime.slim import slim_
 from autocompress.targets.onnxruntime.weights import store_weights_
 
@@ -32,7 +33,10 @@ _INT2_OPSET, _INT2_IR_VERSION = 25, 13  # the first with INT2; from 21 to 25, op
 
 
 def write_onnx(lowered: Lowered) -> bytes:
-    """The network as an ONNX file: takes `input` (batch, …) float32, gives `output`, any batch size.
+    """The network as an ONNX file: takes (batch, …) tensors, gives one tensor, any batch size.
+
+    Several inputs are called as `lowered.inputs` says. A single one is called `input`, and the output `output`; in a
+    network that comes from an ONNX file, as they are there.
 
     Weights are INT2 (1 and 2 bits), INT4 (3 and 4), INT8 (5 to 8), float16 or float32. INT2 and INT4 are cast to INT8
     first: ONNX Runtime folds the cast when it loads the file, and then runs its integer kernels. A rounded
@@ -51,12 +55,12 @@ def write_onnx(lowered: Lowered) -> bytes:
     from onnx import TensorProto
 
     _check_activations(lowered.layers)
-    proto = exported(with_placeholders(lowered), lowered.input_shape)
+    proto = exported(with_placeholders(lowered), lowered.inputs)
     graph = proto.graph
     inline_constants_(graph)
     store_weights_(graph, list(lowered.layers.values()))
     store_biases_(graph)
-    slim_(proto)
+    slim_(proto, _final_names(lowered))
     for value in itertools.chain(graph.input, graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     two_bits = any(tensor.data_type == TensorProto.INT2 for tensor in graph.initializer)
@@ -64,6 +68,13 @@ def write_onnx(lowered: Lowered) -> bytes:
     proto.opset_import[0].version = _INT2_OPSET if two_bits else OPSET
     content: bytes = proto.SerializeToString(deterministic=True)
     return content
+
+
+def _final_names(lowered: Lowered) -> dict[str, str]:
+    """Names of inputs and output in the file, by those that they have."""
+    first, output = lowered.names
+    inputs = {field.name: first if field.name == ONE else field.name for field in lowered.inputs}
+    return inputs | {OUTPUT: output}
 
 
 def _check_activations(layers: Mapping[str, LayerWeights]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.network.verification import first_line
+from autocompress.samples import Inputs, Samples, cast, tensors_of
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
@@ -51,16 +52,20 @@ class OnnxSession:
     """A network that ONNX Runtime has loaded. Made by `open_session`.
 
     Args:
-        session: ONNX Runtime's session of a file with one input and one output.
+        session: ONNX Runtime's session of a file with one output.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
-        self._input = session.get_inputs()[0].name
+        self._names = [each.name for each in session.get_inputs()]
 
-    def run(self, inputs: Tensor) -> Tensor:
-        """(N, …) float32 outputs of the (N, …) float32 `inputs`, any N."""
-        (outputs,) = self._session.run(None, {self._input: inputs.detach().cpu().float().contiguous().numpy()})
+    def run(self, inputs: Inputs) -> Tensor:
+        """(N, …) float32 outputs of (N, …) `inputs`, any N."""
+        taken = tensors_of(cast(inputs.detach(), "cpu", torch.float32))
+        names = inputs.names if isinstance(inputs, Samples) else self._names
+        given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, taken, strict=True)}
+        # A file has no input for a tensor that its network does not use.
+        (outputs,) = self._session.run(None, {name: given[name] for name in self._names})
         return torch.from_numpy(outputs)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,20 +20,21 @@ _NAME_LETTERS = string.ascii_letters + string.digits
 _IMPLIED = {"strides": 1, "dilations": 1, "pads": 0}
 
 
-def slim_(proto: ModelProto) -> None:
+def slim_(proto: ModelProto, names: Mapping[str, str]) -> None:
     """Make a file smaller that computes the same.
 
-    In this order: unused tensors go; equal tensors are kept once; descriptions and defaults go; every name but those of
-    input and output becomes one or two letters.
+    In this order: unused tensors go; equal tensors are kept once; descriptions and defaults go; input and output get
+    the names that they should have; every other name becomes one or two letters.
 
     Args:
         proto: network; it is changed.
+        names: final names of input and output by those that they have.
     """
     graph = proto.graph
     _drop_unused_(graph)
     _share_initializers_(graph)
     _strip_(proto)
-    _shorten_names_(graph)
+    _shorten_names_(graph, names)
 
 
 def _drop_unused_(graph: GraphProto) -> None:
@@ -113,10 +114,12 @@ def _is_default(node: NodeProto, attribute: AttributeProto) -> bool:
     return bool(default.type != AttributeProto.UNDEFINED and value == helper.get_attribute_value(default))
 
 
-def _shorten_names_(graph: GraphProto) -> None:
-    """Rename every value but input and output: a, b, … in the order of the nodes."""
-    names = _short_names()
-    renamed = {name: name for name in ("", *(value.name for value in itertools.chain(graph.input, graph.output)))}
+def _shorten_names_(graph: GraphProto, final: Mapping[str, str]) -> None:
+    """Rename every value: input and output as `final` says, the others a, b, … in the order of the nodes."""
+    names = (name for name in _short_names() if name not in final.values())
+    renamed = {"": "", **final}
+    for value in itertools.chain(graph.input, graph.output):
+        value.name = renamed[value.name]
     for node in _all_nodes(graph):
         for field in (node.input, node.output):
             for position, name in enumerate(field):

@@ -25,6 +25,7 @@ def store_weights_(graph: GraphProto, layers: list[LayerWeights]) -> None:
         graph: graph from the exporter; it is changed.
         layers: layers of the network, in the order that they were numbered in.
     """
+    _store_tables_(graph, layers)
     nodes: list[NodeProto] = []
     turned: dict[str, str] = {}  # by output of a transposition: what is stored transposed and takes its place
     for node in graph.node:
@@ -43,6 +44,59 @@ def store_weights_(graph: GraphProto, layers: list[LayerWeights]) -> None:
     assert not any(name.startswith(PLACEHOLDER) for name in dequantized), "every weight has its content"
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _store_tables_(graph: GraphProto, layers: list[LayerWeights]) -> None:
+    """Put codes and scales where rows of tables are looked up.
+
+    That is Cast(Gather(codes, rows)) · Unsqueeze(Gather(scale, rows)); 16-bit rows have no scale: Gather and Cast do.
+    """
+    for steps in list(graph.node):
+        if steps.op_type != "Gather" or not steps.input[0].startswith(PLACEHOLDER):
+            continue
+        if steps.input[0].startswith(f"{PLACEHOLDER}codes_"):
+            continue
+        layer = layers[int(steps.input[0].removeprefix(PLACEHOLDER))]
+        spread = _only_reader(graph, steps)
+        product = _only_reader(graph, spread)
+        cast = _maker(graph, next(name for name in product.input if name != spread.output[0]))
+        rows = _maker(graph, cast.input[0])
+        output = product.output[0]
+        made = _table(graph, layer, output)
+        rows.input[0] = made
+        if layer.scale is None:
+            cast.output[0] = output
+            for node in (steps, spread, product):
+                graph.node.remove(node)
+        else:
+            steps.input[0] = f"{output}_scale"
+
+
+def _table(graph: GraphProto, layer: LayerWeights, output: str) -> str:
+    """Add a table's stored tensors to the graph. Returns the name of what rows are looked up in: int8 or float16."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    if layer.scale is None:
+        graph.initializer.append(numpy_helper.from_array(layer.values.numpy().astype(np.float16), f"{output}_half"))
+        return f"{output}_half"
+    stored = packed(layer.values.numpy(), layer.bits, f"{output}_codes")
+    graph.initializer.extend([stored, numpy_helper.from_array(layer.scale.numpy(), f"{output}_scale")])
+    if stored.data_type == TensorProto.INT8:
+        return stored.name
+    graph.node.insert(0, helper.make_node("Cast", [stored.name], [f"{output}_int8"], to=TensorProto.INT8))
+    return f"{output}_int8"
+
+
+def _only_reader(graph: GraphProto, node: NodeProto) -> NodeProto:
+    readers: list[NodeProto] = [each for each in graph.node if node.output[0] in each.input]
+    (reader,) = readers
+    return reader
+
+
+def _maker(graph: GraphProto, name: str) -> NodeProto:
+    makers: list[NodeProto] = [each for each in graph.node if name in each.output]
+    (maker,) = makers
+    return maker
 
 
 def _weight_nodes(graph: GraphProto, layer: LayerWeights, output: str, turn: bool, with_zero: bool) -> list[NodeProto]:

@@ -9,7 +9,8 @@ Tensors of a layer:
 Every other tensor that the graph reads stands under its own name.
 
 Metadata: `format`, `version`, and `content`, which is text in zlib and base 85. Its first line is JSON: the input's
-shape, the plan, the weights' shapes in the plan's order and a checksum of the tensors. Its second line is the graph
+shape, the plan, the weights' shapes in the plan's order, a checksum of the tensors, and names of input and output where
+they are not the usual ones. Its second line is the graph
 (`graph_json`); it is missing where torch.export could not follow the network.
 
 Writing: `pack` or `pack_weights`. Reading: `load_packed_weights` reads and checks everything but the graph, `rebuilt`
@@ -21,7 +22,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,12 +41,14 @@ from autocompress.files import check_regular
 from autocompress.memory import memory_limit
 from autocompress.network.verification import first_line
 from autocompress.plan import Plan
-from autocompress.targets.graph.lowering import Lowered
+from autocompress.samples import ONE, Field, Inputs, call, zeros
+from autocompress.targets.graph.lowering import NAMES, Lowered
 from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
 from autocompress.targets.packed.stored_layers import layer_tensors, take_layer_
 from autocompress_envs.problem import n_of_m
 
 FORMAT, VERSION = "autocompress", "1"
+_INPUT_DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 _MOST_CONTENT_BYTES = 64_000_000  # of metadata, unpacked
 # What operators were seen to raise on arguments that lie.
 _FAILED_RUN = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
@@ -64,15 +66,21 @@ class PackedWeights:
         layers: finished layers by name, in the plan's order. Files hold no `noise` of ranges: it is NaN.
         others: tensors that belong to no layer, by name.
         plan: labels that the network was made by.
-        input_shape: shape of one sample, without the batch axis.
+        inputs: form of every tensor that the network takes.
         graph: graph as JSON (`graph_json`); None: only the original's class can run the weights.
+        names: names of input and output in files that have such names.
     """
 
     layers: Mapping[str, LayerWeights]
     others: Mapping[str, Tensor]
     plan: Plan
-    input_shape: tuple[int, ...]
+    inputs: tuple[Field, ...]
     graph: str | None
+    names: tuple[str, str] = NAMES
+
+    def example(self) -> Inputs:
+        """One sample of zeros."""
+        return zeros(self.inputs, 1)
 
 
 def pack(lowered: Lowered) -> bytes:
@@ -90,23 +98,23 @@ def pack(lowered: Lowered) -> bytes:
         _check_same(f"{name}.weight", tensors.pop(f"{name}.weight", None), layer.weight())
         _check_same(f"{name}.bias", tensors.pop(f"{name}.bias", None), layer.bias)
     graph = graph_to_json(lowered.graph)
-    return _packed(PackedWeights(lowered.layers, tensors, lowered.plan, tuple(lowered.input_shape), graph))
+    return _packed(PackedWeights(lowered.layers, tensors, lowered.plan, lowered.inputs, graph, lowered.names))
 
 
-def pack_weights(compressed: Compressed, input_shape: Sequence[int]) -> bytes:
+def pack_weights(compressed: Compressed, inputs: Sequence[Field]) -> bytes:
     """The content of a packed file without a graph, for networks that torch.export can't follow.
 
     `loading.restore` reads it into a module of the original's class.
 
     Args:
         compressed: network to be written.
-        input_shape: shape of one sample, without the batch axis.
+        inputs: form of every tensor that the network takes.
 
     Raises:
         InputError: the layers are not what the plan says.
     """
     others = dict(other_tensors(compressed.model, compressed.layers))
-    return _packed(PackedWeights(compressed.layers, others, compressed.plan, tuple(input_shape), None))
+    return _packed(PackedWeights(compressed.layers, others, compressed.plan, tuple(inputs), None))
 
 
 def other_tensors(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[str, Tensor]]:
@@ -185,8 +193,11 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
             tensors[f"{name}.bias"] = layer.bias
     module = graph_from_json(graph, tensors)
     _check_all_read(module, weights.others)
-    _check_runs(module, weights.input_shape)
-    return Lowered(module, weights.layers, weights.plan, weights.input_shape)
+    taken = len(module.graph.find_nodes(op="placeholder"))
+    if taken != len(weights.inputs):
+        raise InputError(f"The graph must take the {len(weights.inputs)} tensors that the file names, got {taken}.")
+    _check_runs(module, weights.inputs)
+    return Lowered(module, weights.layers, weights.plan, weights.inputs, weights.names)
 
 
 def _packed(weights: PackedWeights) -> bytes:
@@ -202,10 +213,11 @@ def _packed(weights: PackedWeights) -> bytes:
         tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     header, data = _parts(save(tensors))
     first_line = {
-        "input_shape": list(weights.input_shape),
+        **_inputs_to_json(weights.inputs),
         "plan": weights.plan.to_dict(),
         "shapes": [list(weights.layers[name].values.shape) for name in weights.plan.labels],
         "checksum": _checksum(header, data),
+        **({"names": list(weights.names)} if weights.names != NAMES else {}),
     }
     lines = [
         json.dumps(first_line, separators=(",", ":"), allow_nan=False),
@@ -249,17 +261,18 @@ def _check_all_read(graph: fx.GraphModule, others: Mapping[str, Tensor]) -> None
         raise InputError(f"The file must hold the tensors of its layers and graph, got also {left[0]}.")
 
 
-def _check_runs(graph: fx.GraphModule, input_shape: tuple[int, ...]) -> None:
+def _check_runs(graph: fx.GraphModule, inputs: Sequence[Field]) -> None:
     """Raise InputError where a graph can't compute: operators take arguments of other kinds, shapes and sizes."""
-    size, limit = 4 * math.prod(input_shape), memory_limit(None)
+    size, limit = sum(field.nbytes for field in inputs), memory_limit(None)
     if size > limit:
         raise InputError(f"The input must fit into {format_bytes(limit)} of memory, got one of {format_bytes(size)}.")
     try:
         with torch.no_grad():
-            outputs = graph(torch.zeros(1, *input_shape))
+            outputs = call(graph, zeros(inputs, 1))
     except _FAILED_RUN as error:
+        shapes = ", ".join(str(list(field.shape)) for field in inputs)
         raise InputError(
-            f"The graph must run on a sample of shape {list(input_shape)}, got the error: {first_line(error)}"
+            f"The graph must run on a sample of shape {shapes}, got the error: {first_line(error)}"
         ) from error
     if not isinstance(outputs, Tensor):
         raise InputError(f"The graph must give a tensor, got {type(outputs).__name__}.")
@@ -278,7 +291,41 @@ def _unpacked(raw: bytes) -> PackedWeights:
         name: take_layer_(tensors, name, label, _shape(shape, f"weight of {name}", 0), plan.granularity)
         for (name, label), shape in zip(plan.labels.items(), shapes, strict=True)
     }
-    return PackedWeights(layers, tensors, plan, _shape(first_line.get("input_shape"), "input", 1), graph)
+    names = _names(first_line.get("names", list(NAMES)))
+    return PackedWeights(layers, tensors, plan, _inputs_from_json(first_line), graph, names)
+
+
+def _inputs_to_json(inputs: Sequence[Field]) -> dict[str, Any]:
+    """The shape of the only tensor that a network takes, or what all of them are."""
+    if inputs == (Field(ONE, inputs[0].shape),):
+        return {"input_shape": list(inputs[0].shape)}
+    return {"inputs": [[field.name, list(field.shape), field.dtype] for field in inputs]}
+
+
+def _inputs_from_json(content: Mapping[str, Any]) -> tuple[Field, ...]:
+    """As `_inputs_to_json` wrote it. Raises InputError where it is something else."""
+    if "inputs" not in content:
+        return (Field(ONE, _shape(content.get("input_shape"), "input", 1)),)
+    entries = content["inputs"]
+    if not isinstance(entries, list) or not entries:
+        raise InputError("The file must name the tensors that the network takes, got none.")
+    return tuple(map(_input_from_json, entries))
+
+
+def _input_from_json(entry: Any) -> Field:
+    known = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)
+    if not known or entry[2] not in _INPUT_DTYPES:
+        raise InputError(f"The tensors that the network takes must have a name, a shape and a dtype, got {entry!r}.")
+    return Field(entry[0], _shape(entry[1], f"input {entry[0]}", 1), entry[2])
+
+
+def _names(content: Any) -> tuple[str, str]:
+    """Names of input and output from JSON. Raises InputError where they are not two different ones."""
+    if isinstance(content, list) and len(content) == 2 and all(isinstance(name, str) and name for name in content):
+        first, second = content
+        if first != second:
+            return first, second
+    raise InputError(f"The file must have different names for input and output, got {str(content)[:80]}.")
 
 
 def _check_granularity(granularity: str) -> None:

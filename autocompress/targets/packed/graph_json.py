@@ -3,12 +3,14 @@
     {"nodes": [["aten.conv2d.default", ["%1", "@conv.weight", null, [2, 2]]],
                ["aten.relu.default", ["%1"]], …], "output": "%1"}
 
+With several inputs there is also their number, `"inputs": 2`.
+
 A node is [operator, arguments by position] or [operator, arguments by position, {arguments by name}]. Numbers, true,
 false, null and lists stand for themselves. Everything else is a string whose first letter says what it is:
 
 | string | meaning |
 | --- | --- |
-| `%2` | value made two places before (the input, then one a node); counted back, like blocks read alike |
+| `%2` | value made two places before (the inputs, then one a node); counted back, like blocks read alike |
 | `@conv.weight` | parameter |
 | `&norm.running_mean` | buffer in the state dict |
 | `!positions` | constant: a buffer that is not in the state dict |
@@ -44,8 +46,9 @@ _DTYPES = {
 _FORMATS = {str(each): each for each in (torch.contiguous_format, torch.channels_last, torch.channels_last_3d)}
 _FORMATS |= {str(torch.preserve_format): torch.preserve_format}
 _LAYOUTS = {str(torch.strided): torch.strided}
-_PART = re.compile(r"[A-Za-z0-9_]+")
+_PART = re.compile(r"[A-Za-z0-9_-]+")  # RegNets of torchvision have names such as block1-0
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+_MOST_INPUTS = 64
 _MOST_LEVELS = 64  # of nested modules
 _MOST_NESTING = 4  # of lists in arguments
 
@@ -68,7 +71,7 @@ def graph_to_json(graph: fx.GraphModule) -> str:
     """A graph as JSON, without its tensors' values.
 
     Args:
-        graph: graph of one placeholder, get_attr, call_function of operators, and one output: a tensor, alone or in a
+        graph: graph of placeholders, get_attr, call_function of operators, and one output: a tensor, alone or in a
             tuple.
 
     Raises:
@@ -77,7 +80,11 @@ def graph_to_json(graph: fx.GraphModule) -> str:
     writer = _Writer(graph)
     for node in graph.graph.nodes:
         writer.add(node)
-    return json.dumps({"nodes": writer.nodes, "output": writer.output}, separators=(",", ":"), allow_nan=False)
+    content = {"nodes": writer.nodes, "output": writer.output}
+    inputs = len(graph.graph.find_nodes(op="placeholder"))
+    if inputs > 1:
+        content["inputs"] = inputs
+    return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
 def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -90,10 +97,13 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     Raises:
         InputError: the text is no graph, names a tensor that is not there or an operator that a file may not hold.
     """
-    reader = _Reader(tensors)
     content = parse_json(text, "the graph")
     if not isinstance(content, dict) or not isinstance(content.get("nodes"), list):
         raise InputError("The graph must be a mapping with a list `nodes`, got something else.")
+    inputs = content.get("inputs", 1)
+    if type(inputs) is not int or not 1 <= inputs <= _MOST_INPUTS:
+        raise InputError(f"The graph must take 1 to {_MOST_INPUTS} tensors, got {inputs!r}.")
+    reader = _Reader(tensors, inputs)
     for entry in content["nodes"]:
         reader.add(entry)
     output = reader.value(content.get("output"))
@@ -136,8 +146,8 @@ class _Writer:
         self._state = graph.state_dict().keys()
 
     def add(self, node: fx.Node) -> None:
-        if node.op == "placeholder" and not self._numbers:
-            self._numbers[node] = 0
+        if node.op == "placeholder" and not self.nodes:
+            self._numbers[node] = len(self._numbers)
         elif node.op == "get_attr":
             self._attributes[node] = self._attribute(str(node.target))
         elif node.op == "call_function":
@@ -145,7 +155,7 @@ class _Writer:
         elif node.op == "output":
             self.output = self._encode(_only_value(node), "output")
         else:
-            raise ExportError(f"A file can hold one input and calls of ATen operators, got {node.op} {node.target}.")
+            raise ExportError(f"A file can hold inputs and calls of ATen operators, got {node.op} {node.target}.")
 
     def _attribute(self, name: str) -> str:
         if _name_fault(name):
@@ -236,11 +246,12 @@ _parsers: dict[str, Callable[[str], Any]] = {
 class _Reader:
     """Builds the graph, value by value."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], inputs: int) -> None:
         self._tensors = tensors
         self._graph = fx.Graph()
         self._root = nn.Module()
-        self._values = [self._graph.placeholder("x")]
+        names = ["x"] if inputs == 1 else [f"x{number}" for number in range(inputs)]
+        self._values = [self._graph.placeholder(name) for name in names]
         self._attributes: dict[str, fx.Node] = {}
         self._tags: dict[str, str] = {}
 
@@ -345,7 +356,7 @@ def _name_fault(name: str) -> str:
         return f"it has more than {_MOST_LEVELS} levels"
     for part in parts:
         if not _PART.fullmatch(part):
-            return f"{part!r} is not made of letters, digits and underscores"
+            return f"{part!r} is not made of letters, digits, dashes and underscores"
         if keyword.iskeyword(part) or part in _RESERVED:
             return f"{part!r} has another meaning"
     return ""

@@ -8,6 +8,7 @@ import io
 import torch
 from torch import fx
 
+from autocompress.network.exported import any_number_of_samples
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.graph.rounding_points import rounding_nodes
 
@@ -38,9 +39,9 @@ def write_pt2(lowered: Lowered) -> bytes:
         node.replace_all_uses_with(values)
         graph.erase_node(node)
     module.recompile()
-    example = torch.zeros(2, *lowered.input_shape)
+    example = tuple(field.zeros(2) for field in lowered.inputs)
     with torch.no_grad():
-        program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        program = torch.export.export(module, example, dynamic_shapes=any_number_of_samples(module, len(example)))
     archive = io.BytesIO()
     torch.export.save(program, archive)
     return archive.getvalue()

@@ -1,0 +1,82 @@
+"""Networks from a local folder in the form of Hugging Face: `hf:FOLDER` with config.json and model.safetensors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from autocompress.errors import InputError
+
+_HEADS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
+# What transformers raises on folders that lack something, or where arguments don't fit.
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, AttributeError)
+
+
+def load_hugging_face(place: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """The network of a folder, with its own weights. Nothing is downloaded, and no code of the folder is run.
+
+    Attention is computed in plain operators, as exporters and the counting of operators want it.
+
+    Args:
+        place: the folder.
+        arguments: keyword arguments of `from_pretrained`; `num_labels` comes from the data where it has classes.
+
+    Raises:
+        InputError: the folder lacks a file, transformers is not installed, or the network is none for classification.
+    """
+    folder = Path(place)
+    name = _architecture(folder)
+    try:
+        transformers = importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "`model` hf:FOLDER needs the package transformers, got none; run pip install 'autocompress[text]'."
+        ) from error
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise InputError(f"`model` hf:FOLDER must be of an architecture of transformers, got {name!r} in {folder}.")
+    settings = {"attn_implementation": "eager", "num_labels": arguments.get("num_classes"), **arguments}
+    settings.pop("num_classes", None)
+    given = {key: value for key, value in settings.items() if value is not None}
+    _check_arguments(given, folder)
+    try:
+        model = kind.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **given
+        )
+    except _UNREADABLE as error:
+        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        raise InputError(f"`model` hf:FOLDER must be a whole network of {name}, got {folder}: {reason}.") from error
+    found: nn.Module = model.float()
+    return found
+
+
+def _architecture(folder: Path) -> str:
+    """Name of the class in config.json. Raises InputError where it is missing, or none for classification."""
+    try:
+        content = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"`model` hf:FOLDER must be a folder with config.json, got {folder}.") from error
+    names = content.get("architectures") if isinstance(content, dict) else None
+    name = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+    if not name.endswith(_HEADS):
+        wanted = ", ".join(f"…{head}" for head in _HEADS)
+        raise InputError(
+            f"`model` hf:FOLDER must be a classifier ({wanted}), got {name or 'no architecture'} in {folder}."
+        )
+    if "auto_map" in content:
+        raise InputError(f"`model` hf:FOLDER must be of a class of transformers, got code of its own in {folder}.")
+    return name
+
+
+def _check_arguments(arguments: Mapping[str, Any], folder: Path) -> None:
+    refused = {"trust_remote_code", "local_files_only", "use_safetensors", "cache_dir", "token", "revision"}
+    wrong = sorted(refused & arguments.keys())
+    if wrong:
+        raise InputError(
+            f"`model_args` of hf:{folder} must not say where anything is loaded from, got {', '.join(wrong)}."
+        )
