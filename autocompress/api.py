@@ -104,6 +104,7 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
         found = find(job, evaluator, asked, limits, folder, watcher)
         write_policy(folder, asked, found.policy_state)
         execution = _execution(config, tuning, evaluator.dtype, path)
+        del evaluator  # its samples and ready-made weights take a gigabyte and more
         made = execute_and_finish(job, found.labeling, limits, execution, path, watcher)
         result = Result(
             **vars(made),

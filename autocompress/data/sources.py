@@ -30,6 +30,26 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """Inputs of some samples of a source, read where they are sliced: a thousand images need not be held at once.
+
+    Attributes:
+        source: the source.
+        indices: numbers of the samples.
+    """
+
+    source: Source
+    indices: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, rows: slice) -> Inputs:
+        inputs, _ = self.source.load(self.indices[rows])
+        return inputs
+
+
+@dataclass(frozen=True, eq=False)
 class TensorSource:
     """Samples that lie in memory.
 

@@ -14,6 +14,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor, fx
 
+from autocompress.data.sources import View
 from autocompress.errors import ExportError
 from autocompress.memory import samples_at_once
 from autocompress.menus.activations import ActivationRange
@@ -207,7 +208,7 @@ class Batches:
     def __init__(
         self,
         pair: Pair,
-        inputs: Inputs,
+        inputs: Inputs | View,
         in_a_batch: int,
         device: torch.device,
         ranges: Callable[[int], ActivationRange | None],

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.data import Data
+from autocompress.data.sources import View
 from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
 from autocompress.evaluation import measured_at_once, torch_device
@@ -26,7 +27,6 @@ from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetun
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.menus.menus import Menus
 from autocompress.progress import Progress
-from autocompress.samples import Inputs
 from autocompress_envs.problem import Labeling
 
 _PARTS = 5  # of the layers; re-calibration may end after each
@@ -178,14 +178,14 @@ def _recalibrated(
     if settings.recalibration_samples == 0:
         return None
     watcher.stage("re-calibration: every layer is fitted to the original on the compressed network's own inputs")
-    inputs, device = recalibration_inputs(data, settings.recalibration_samples), torch_device(settings.device)
+    samples, device = recalibration_inputs(data, settings.recalibration_samples), torch_device(settings.device)
     try:
         fitted = recalibrate(
             compressed,
             folded,
             menus,
             labeling,
-            inputs,
+            samples,
             watcher.advance,
             device=device,
             memory=settings.memory,
@@ -241,8 +241,8 @@ def _first_layers(compressed: Compressed, fitted: Compressed, count: int) -> Com
     return Compressed(model, layers, compressed.plan)
 
 
-def recalibration_inputs(data: Data, samples: int) -> Inputs:
-    """(n, …) samples for re-calibration: the calibration split first, then other training samples.
+def recalibration_inputs(data: Data, samples: int) -> View:
+    """n samples for re-calibration: the calibration split first, then other training samples.
 
     The others are drawn, since folders of images are read class by class. None is of the search split.
 
@@ -254,5 +254,4 @@ def recalibration_inputs(data: Data, samples: int) -> Inputs:
     others = [index for index in trained_on(data) if index not in calibration]
     missing = max(0, samples - len(calibration))
     drawn = np.random.default_rng(0).permutation(others)[:missing].tolist()
-    inputs, _ = data.train.load([*data.calibration_indices[:samples], *drawn])
-    return inputs
+    return View(data.train, [*data.calibration_indices[:samples], *drawn])

@@ -23,6 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from autocompress.data.sources import View
 from autocompress.evaluation.batches import room_on
 from autocompress.evaluation.stitch import resolve
 from autocompress.execute.compressed import Compressed, write_weights_
@@ -48,7 +49,7 @@ def recalibrate(
     original: nn.Module,
     menus: Menus,
     labeling: Labeling,
-    inputs: Inputs,
+    inputs: Inputs | View,
     progress: Callable[[int, int, str], None] | None = None,
     *,
     device: torch.device | None = None,

@@ -47,7 +47,7 @@ def check_memory(
     samples = min(options.recalibration_samples, len(data.train))
     held = resident_bytes() + _COPIES_OF_WEIGHTS * 4 * sum(layer.parameters for layer in network.layers)
     search = 2 * len(data.search_indices) * input_bytes  # as they are, and in the format of the evaluation
-    recalibration = samples * input_bytes if samples else 0
+    recalibration = min(samples, LEAST_SAMPLES) * input_bytes if samples else 0
 
     responses = _responses_bytes(network, asked.menus) if on_host else 0
 
