@@ -76,7 +76,7 @@ def _unreadable(path: Path) -> InputError:
 def _names(proto: ModelProto) -> Iterator[str]:
     """Every name in a file that is read here."""
     yield from (entry.domain for entry in proto.opset_import)
-    for node in _nodes(proto.graph):
+    for node in all_nodes(proto.graph):
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
     yield from (tensor.name for tensor in proto.graph.initializer)
@@ -110,7 +110,7 @@ def _inlined(proto: ModelProto, path: Path, known: Collection[str]) -> ModelProt
         proto = onnx.inliner.inline_local_functions(proto)
     schemas = {
         (node.domain, node.op_type)
-        for node in _nodes(proto.graph)
+        for node in all_nodes(proto.graph)
         if node.domain in _DEFAULT_DOMAINS and node.op_type not in known and _has_body(node.op_type, opset(proto))
     }
     if schemas:
@@ -129,15 +129,15 @@ def _has_body(operator: str, version: int) -> bool:
     return bool(schema.has_function or schema.has_context_dependent_function)
 
 
-def _nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """All nodes, those of branches and loops too."""
+def all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
+    """All nodes of a graph, those of its branches and loops too."""
     from onnx import AttributeProto
 
     for node in graph.node:
         yield node
         for attribute in node.attribute:
             if attribute.type == AttributeProto.GRAPH:
-                yield from _nodes(attribute.g)
+                yield from all_nodes(attribute.g)
 
 
 def node_name(node: NodeProto) -> str:
@@ -198,7 +198,7 @@ def _load_external_data_(proto: ModelProto, path: Path) -> None:
 def _tensors(graph: GraphProto) -> Iterator[TensorProto]:
     """Every tensor that the graph stores."""
     yield from graph.initializer
-    for node in _nodes(graph):
+    for node in all_nodes(graph):
         for attribute in node.attribute:
             if attribute.HasField("t"):
                 yield attribute.t

@@ -12,6 +12,8 @@ import string
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from autocompress.models.onnx.reading import all_nodes
+
 if TYPE_CHECKING:
     from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
@@ -39,21 +41,10 @@ def slim_(proto: ModelProto, names: Mapping[str, str]) -> None:
 
 def _drop_unused_(graph: GraphProto) -> None:
     """Remove tensors that no node reads, such as placeholders whose places are taken."""
-    read = {name for node in _all_nodes(graph) for name in node.input} | {value.name for value in graph.output}
+    read = {name for node in all_nodes(graph) for name in node.input} | {value.name for value in graph.output}
     kept = [tensor for tensor in graph.initializer if tensor.name in read]
     del graph.initializer[:]
     graph.initializer.extend(kept)
-
-
-def _all_nodes(graph: GraphProto) -> Iterator[NodeProto]:
-    """All nodes of the graph, those of its branches and loops too."""
-    from onnx import AttributeProto
-
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.GRAPH:
-                yield from _all_nodes(attribute.g)
 
 
 def _share_initializers_(graph: GraphProto) -> None:
@@ -71,7 +62,7 @@ def _share_initializers_(graph: GraphProto) -> None:
             kept.append(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=values))
     del graph.initializer[:]
     graph.initializer.extend(kept)
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         node.input[:] = [renamed.get(name, name) for name in node.input]
 
 
@@ -85,14 +76,14 @@ def _strip_(proto: ModelProto) -> None:
         graph.ClearField(field)  # type: ignore[arg-type]
     for value in itertools.chain(graph.input, graph.output):
         value.ClearField("metadata_props")
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         for field in ("name", "doc_string", "metadata_props"):
             node.ClearField(field)  # type: ignore[arg-type]
         kept = [attribute for attribute in node.attribute if not _is_default(node, attribute)]
         del node.attribute[:]
         node.attribute.extend(kept)
     default = [entry for entry in proto.opset_import if entry.domain == ""]
-    used = {node.domain for node in _all_nodes(graph)}
+    used = {node.domain for node in all_nodes(graph)}
     others = [entry for entry in proto.opset_import if entry.domain and entry.domain in used]
     del proto.opset_import[:]
     proto.opset_import.extend(default + others)
@@ -120,7 +111,7 @@ def _shorten_names_(graph: GraphProto, final: Mapping[str, str]) -> None:
     renamed = {"": "", **final}
     for value in itertools.chain(graph.input, graph.output):
         value.name = renamed[value.name]
-    for node in _all_nodes(graph):
+    for node in all_nodes(graph):
         for field in (node.input, node.output):
             for position, name in enumerate(field):
                 if name not in renamed:
