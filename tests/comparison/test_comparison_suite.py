@@ -140,7 +140,7 @@ def test_messages_about_a_suite(content, message):
 def test_unknown_options_name_those_that_a_comparison_has():
     with pytest.raises(InputError, match=r"^Unknown depth in `base`; known: model, weights, .*, cache\.$"):
         make_suite({**SMALL, "base": {"depth": 3}})
-    with pytest.raises(InputError, match=r"^Unknown depth in the method rl; known: image_size, .*method, agent.*\.$"):
+    with pytest.raises(InputError, match=r"^Unknown depth in the method rl; known: tokenizer, .*method, agent.*\.$"):
         make_suite({**SMALL, "methods": [{"method": "rl", "depth": 3}]})
 
 

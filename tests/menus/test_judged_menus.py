@@ -188,7 +188,7 @@ def test_stored_losses_are_believed(tmp_path: Path) -> None:
     }  # fmt: skip
     tensors["join:weights"] = torch.arange(24, dtype=torch.float64)
     tensors["left:roundings"] = torch.tensor([3.0, 2.0, 1.0], dtype=torch.float64)
-    save_checked(path, tensors)
+    save_checked(path, tensors, f"{path.parent.name}/{path.stem}")
     found = menus(judging_samples(), cache=tmp_path)
     assert found.judged is not None
     assert np.array_equal(np.stack(found.judged["join"]).ravel(), np.arange(24))
