@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,12 @@ def load_hugging_face(place: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Args:
         place: the folder.
-        arguments: keyword arguments of `from_pretrained`; `num_labels` comes from the data where it has classes.
+        arguments: keyword arguments of `from_pretrained`. `num_classes`, which other networks are built with, is left
+            out: a trained network has the outputs that it has.
 
     Raises:
-        InputError: the folder lacks a file, transformers is not installed, or the network is none for classification.
+        InputError: the folder lacks a file or some weights, transformers is not installed, or the network is none for
+            classification.
     """
     folder = Path(place)
     name = _architecture(folder)
@@ -40,19 +44,44 @@ def load_hugging_face(place: str, arguments: Mapping[str, Any]) -> nn.Module:
     kind = getattr(transformers, name, None)
     if kind is None:
         raise InputError(f"`model` hf:FOLDER must be of an architecture of transformers, got {name!r} in {folder}.")
-    settings = {"attn_implementation": "eager", "num_labels": arguments.get("num_classes"), **arguments}
-    settings.pop("num_classes", None)
-    given = {key: value for key, value in settings.items() if value is not None}
+    given = {"attn_implementation": "eager", **{key: value for key, value in arguments.items() if key != "num_classes"}}
     _check_arguments(given, folder)
     try:
-        model = kind.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **given
-        )
+        with _quiet(transformers):
+            model, found = kind.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **given,
+            )
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0].rstrip(".!") if str(error).strip() else type(error).__name__
         raise InputError(f"`model` hf:FOLDER must be a whole network of {name}, got {folder}: {reason}.") from error
-    found: nn.Module = model.float()
-    return found
+    if missing := sorted(found["missing_keys"]):
+        raise InputError(
+            f"`model` hf:FOLDER must hold all weights of {name}, got {folder} without {missing[0]} and "
+            f"{len(missing) - 1} others."
+        )
+    loaded: nn.Module = model.float()
+    return loaded
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Without the progress bars and reports that transformers prints: what matters is raised."""
+    log = transformers.utils.logging
+    verbosity, shows_progress = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        if shows_progress:
+            log.enable_progress_bar()
 
 
 def _architecture(folder: Path) -> str:

@@ -72,6 +72,21 @@ def test_what_is_no_classifier_of_transformers(folder, tmp_path):
     )
 
 
+def test_weights_that_are_missing_are_not_drawn(folder, tmp_path):
+    model = transformers.BertForSequenceClassification.from_pretrained(folder)
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier")}
+    model.save_pretrained(tmp_path, state_dict=state)
+    assert message(f"hf:{tmp_path}") == (
+        f"`model` hf:FOLDER must hold all weights of BertForSequenceClassification, got {tmp_path} without "
+        "classifier.bias and 1 others."
+    )
+
+
+def test_the_number_of_classes_is_the_networks_own(folder, capfd):
+    assert load_model(f"hf:{folder}", num_classes=10).classifier.out_features == 3
+    assert capfd.readouterr() == ("", "")
+
+
 def test_nothing_is_loaded_from_elsewhere(folder):
     assert message(f"hf:{folder}", model_args={"trust_remote_code": True}) == (
         f"`model_args` of hf:{folder} must not say where anything is loaded from, got trust_remote_code."
