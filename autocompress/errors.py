@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 _SHOWN = 200  # characters of a wrong name in a message
+_MOST_REPEATED = 300  # characters of what another library says
 
 
 class AutocompressError(Exception):
@@ -52,3 +53,13 @@ def shown(text: str) -> str:
     ("'pop'", 203)
     """
     return repr(text) if len(text) <= _SHOWN else repr(text[:_SHOWN]) + "…"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what another library says, at most 300 characters: it may repeat what was in a hostile file.
+
+    >>> one_line(ValueError("no"))
+    'no'
+    """
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return text if len(text) <= _MOST_REPEATED else f"{text[:_MOST_REPEATED]}…"

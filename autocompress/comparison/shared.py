@@ -91,9 +91,9 @@ def _parsed(line: bytes) -> tuple[bytes, Outcome] | None:
     """The plan's key and its outcome in a line of the journal; None for a line that is damaged."""
     try:
         entry = Entry.from_dict({**read_line(line), **_NOT_KEPT})
+        labeling = Labeling(*np.array(entry.labels, dtype=np.int64))  # lists of unequal lengths raise ValueError
     except ValueError:
         return None
-    labeling = Labeling(*(np.array(indices, dtype=np.int64) for indices in entry.labels))
     return labeling.key(), Outcome(entry.kl, entry.accuracy, entry.agreement, dict(entry.resources))
 
 

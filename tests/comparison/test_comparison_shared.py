@@ -9,6 +9,7 @@ import pytest
 from autocompress.comparison.folder import read_conditions, read_policies
 from autocompress.comparison.shared import SharedEvaluations
 from autocompress.errors import InputError
+from autocompress.run.journal import read_line, stamped
 from autocompress_envs.problem import Labeling, Outcome
 
 RESOURCES = {"size": 10, "macs": 20}
@@ -82,6 +83,7 @@ def test_a_torn_line_is_measured_again_and_tears_no_other(tmp_path):
         lambda line: b'{"labels": [[0], [2], [0]], "kl": NaN, "accuracy": null, "agreement": 1, "resources": {}}\n',
         lambda line: b'{"labels": [[0], [-2], [0]], "kl": 0, "accuracy": null, "agreement": 1, "resources": {}}\n',
         lambda line: b'{"labels": [[0], [2], [0]], "kl": 0}\n',
+        lambda line: stamped({**read_line(line), "labels": [[0], [2], []]}).encode(),  # under a checksum that fits
         lambda line: b"\n",
     ],
 )
