@@ -115,7 +115,7 @@ class CellResult:
             values = strict_json(text)
             version = values.pop("version")
             values = {each.name: _checked(each.name, str(each.type), values[each.name]) for each in fields(cls)}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"{where} must hold the result of a cell, got damaged content: {error}; remove it."
             ) from error
@@ -146,7 +146,9 @@ def _checked(name: str, kind: str, value: Any) -> Any:
         return math.nan
     if not _RULES[kind](value):
         raise ValueError(f"`{name}` can't be {reprlib.repr(value)}")
-    return value
+    if name in _SHARES and not 0 <= value <= 1:
+        raise ValueError(f"`{name}` can't be {reprlib.repr(value)}")
+    return float(value) if kind == "float" else value
 
 
 def _is_trace(value: object) -> bool:
@@ -155,6 +157,7 @@ def _is_trace(value: object) -> bool:
     )
 
 
+_SHARES = ("accuracy", "agreement", "test_accuracy", "forward_share")
 _RULES = {
     "str": lambda value: isinstance(value, str),
     "int": is_count,

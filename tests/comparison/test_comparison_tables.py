@@ -132,6 +132,11 @@ def test_a_result_reads_back_whole_and_damage_is_named():
     with pytest.raises(InputError) as error:
         CellResult.from_json("{}", "cell.json")
     assert str(error.value) == "cell.json must hold the result of a cell, got damaged content: 'version'; remove it."
+    text = RESULTS[0].to_json().replace('"agreement": 0.95', '"agreement": 10000000000000000000')
+    with pytest.raises(
+        InputError, match=r"^cell\.json must hold .*: `agreement` can't be 10000000000000000000; remove it\.$"
+    ):
+        CellResult.from_json(text, "cell.json")
 
 
 @pytest.fixture(scope="module")
