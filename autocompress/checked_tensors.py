@@ -39,7 +39,8 @@ def save_checked(path: Path, tensors: Mapping[str, Tensor], of: str = "") -> Non
     Args:
         path: path of the file.
         tensors: tensors by name.
-        of: what they are the tensors of. It is part of the checksum, so another's file does not pass for this one.
+        of: name of the network or layer that they belong to. It is part of the checksum, so that another's file does
+            not pass for this one.
 
     Raises:
         WriteError: the file can't be written.
@@ -65,7 +66,7 @@ def load_checked(path: Path, of: str = "", *, check: bool = True) -> dict[str, T
 
     Args:
         path: path of the file.
-        of: what they were written as the tensors of.
+        of: the name that they were written with.
         check: whether to read all of it and compare the checksum, at about 1 GB a second.
 
     Returns:

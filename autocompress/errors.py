@@ -55,10 +55,10 @@ def shown(text: str) -> str:
     return repr(text) if len(text) <= _SHOWN else repr(text[:_SHOWN]) + "…"
 
 
-def one_line(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The first line of what another library says, at most 300 characters: it may repeat what was in a hostile file.
 
-    >>> one_line(ValueError("no"))
+    >>> reason_of(ValueError("no"))
     'no'
     """
     text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

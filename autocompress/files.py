@@ -260,7 +260,7 @@ def write_error(path: Path, number: int | None, reason: str) -> WriteError:
     Args:
         path: the file.
         number: error number of the operating system; None where it is not known.
-        reason: what failed, in words.
+        reason: words that say what failed.
     """
     fix = _FIXES.get(number or 0, "")
     return WriteError(f"{path} can't be written: {reason}{fix and f'; {fix}'}.", number)

@@ -39,7 +39,7 @@ class Samples:
 
     def __getitem__(self, index: slice | Tensor) -> Samples:
         """Some of the samples, by a slice or by their numbers."""
-        return self._with(lambda tensor: tensor[index])
+        return self.each(lambda tensor: tensor[index])
 
     def split(self, size: int) -> list[Samples]:
         """Batches of so many samples; the last may be smaller."""
@@ -47,7 +47,7 @@ class Samples:
 
     def to(self, device: torch.device | str) -> Samples:
         """The same on a device."""
-        return self._with(lambda tensor: tensor.to(device))
+        return self.each(lambda tensor: tensor.to(device))
 
     def cpu(self) -> Samples:
         """The same on the CPU."""
@@ -55,18 +55,19 @@ class Samples:
 
     def detach(self) -> Samples:
         """The same without gradients."""
-        return self._with(Tensor.detach)
+        return self.each(Tensor.detach)
 
     def clone(self) -> Samples:
         """A copy."""
-        return self._with(Tensor.clone)
+        return self.each(Tensor.clone)
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
-    def _with(self, change: Callable[[Tensor], Tensor]) -> Samples:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Samples:
+        """The same with every tensor changed."""
         return replace(self, tensors=tuple(map(change, self.tensors)))
 
 
@@ -146,9 +147,7 @@ def cast(inputs: Inputs, device: torch.device | str, dtype: torch.dtype) -> Inpu
 
 def each_of(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     """The inputs with every tensor changed."""
-    if isinstance(inputs, Samples):
-        return replace(inputs, tensors=tuple(map(change, inputs.tensors)))
-    return change(inputs)
+    return inputs.each(change) if isinstance(inputs, Samples) else change(inputs)
 
 
 def images_channels_last(inputs: Inputs) -> Inputs:

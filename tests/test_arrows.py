@@ -25,7 +25,7 @@ FLOORS = [
     {"data", "run"},
     {"config"},
     {"plan", "cache", "checked_tensors"},
-    {"budget", "registry", "files", "borrowed", "memory", "progress", "samples"},
+    {"budget", "registry", "files", "borrowed", "memory", "onnx_runtime", "progress", "samples"},
     {"errors", "version"},
     {"autocompress_envs"},
 ]

@@ -5,14 +5,14 @@ import struct
 
 import pytest
 
-from autocompress.errors import InputError, one_line
+from autocompress.errors import InputError, reason_of
 from autocompress.models import load_model
 
 
 def test_one_line_is_the_first_and_no_longer_than_300_characters() -> None:
-    assert one_line(ValueError("first.\nsecond")) == "first"
-    assert one_line(ValueError()) == "ValueError"
-    assert one_line(ValueError("x" * 1_000)) == "x" * 300 + "…"
+    assert reason_of(ValueError("first.\nsecond")) == "first"
+    assert reason_of(ValueError()) == "ValueError"
+    assert reason_of(ValueError("x" * 1_000)) == "x" * 300 + "…"
 
 
 def test_a_number_of_thousands_of_digits_in_a_header_is_not_repeated(tmp_path) -> None:

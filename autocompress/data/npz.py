@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autocompress.budget import format_bytes
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 from autocompress.files import check_regular
 from autocompress.memory import memory_limit
 
@@ -52,7 +52,7 @@ def read_npz(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     except InputError:
         raise
     except _DAMAGED as error:
-        reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+        reason = reason_of(error)
         raise InputError(f"`data` npz:FILE must be a readable .npz archive, got {path}: {reason}.") from error
 
 

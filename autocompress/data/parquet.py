@@ -20,7 +20,7 @@ from torch import Tensor
 from autocompress.budget import format_bytes
 from autocompress.data.labels import checked_labels, numbered_classes
 from autocompress.data.pixels import ImageReader, Normalization, stack
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 from autocompress.files import check_regular
 from autocompress.memory import memory_limit
 
@@ -195,5 +195,5 @@ def _read(path: Path, what: Callable[[pq.ParquetFile], Any]) -> Any:
         with pq.ParquetFile(path, memory_map=True) as file:
             return what(file)
     except (OSError, pa.ArrowException) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0].rstrip(".")
+        reason = "no such file" if isinstance(error, FileNotFoundError) else reason_of(error)
         raise InputError(f"`data` must be a readable Parquet file, got {path}: {reason}.") from error

@@ -162,9 +162,8 @@ def _inputs(values: Any, name: str) -> Inputs:
         parts = {str(number): each for number, each in enumerate(values)}
     if not parts:
         x = _checked_input(values, f"{name} inputs", name)
-        if (
-            x.ndim == 4 and x.dtype != torch.uint8 and not x.is_floating_point()
-        ):  # images in another scale than 0 to 255
+        # Images of other whole numbers have another scale than 0 to 255, which nobody can tell.
+        if x.ndim == 4 and x.dtype != torch.uint8 and not x.is_floating_point():
             raise InputError(f"{name} must hold uint8 or floating-point images, got {x.dtype}.")
         return x
     found = {key: _checked_input(value, f"{name} inputs {key}", f"{name} {key}", 1) for key, value in parts.items()}

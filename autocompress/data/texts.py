@@ -26,12 +26,7 @@ from autocompress.files import check_regular
 from autocompress.samples import Samples
 
 MAX_TOKENS = 128
-_TESTS = (
-    "test",
-    "dev",
-    "validation",
-    "valid",
-)  # names of the files that may hold the test split, the first that is there
+_TESTS = ("test", "dev", "validation", "valid")  # names of the test split's file; the first that is there counts
 _PADS = ("[PAD]", "<pad>", "<|endoftext|>")  # names of padding tokens, where the tokenizer's own file says nothing
 _MOST_FIELD = 10_000_000  # characters of one field
 

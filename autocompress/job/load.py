@@ -12,7 +12,7 @@ from torch import nn
 from autocompress.config import NetworkOptions
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.data.sources import TensorSource
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 from autocompress.evaluation import torch_device
 from autocompress.evaluation.batches import placed, running
 from autocompress.job.memory import check_memory
@@ -97,9 +97,8 @@ def _check_device(module: nn.Module, inputs: Inputs, device: torch.device) -> No
     except InputError:  # what `running` says itself
         raise
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(
-            f"`model` must run on the device {device}, got the error: {reason}; "
+            f"`model` must run on the device {device}, got the error: {reason_of(error)}; "
             "make its tensors on the input's device and register those that it keeps, or pass --device cpu."
         ) from error
 

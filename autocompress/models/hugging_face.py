@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 
 _HEADS = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
 # What transformers raises on folders that lack something, or where arguments don't fit.
@@ -57,7 +57,7 @@ def load_hugging_face(place: str, arguments: Mapping[str, Any]) -> nn.Module:
                 **given,
             )
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".!") if str(error).strip() else type(error).__name__
+        reason = reason_of(error).rstrip("!")
         raise InputError(f"`model` hf:FOLDER must be a whole network of {name}, got {folder}: {reason}.") from error
     if missing := sorted(found["missing_keys"]):
         raise InputError(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autocompress.borrowed import evaluating
 from autocompress.data.callables import call, call_with
-from autocompress.errors import InputError, unknown_name
+from autocompress.errors import InputError, reason_of, unknown_name
 from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
 from autocompress.models.hugging_face import load_hugging_face
@@ -56,6 +56,7 @@ MODELS: Registry[Model] = Registry(
 
 _LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir")  # arguments that download or unpickle
 ONNX = ".onnx"  # how the path of an ONNX file ends
+_UNFITTING = (RuntimeError, ValueError, TypeError, IndexError)  # raised on shapes and arguments that don't fit
 _CALLABLES = ("package.module:callable", "file.py:callable")
 
 
@@ -151,15 +152,9 @@ def check_classes(model: nn.Module, example: Inputs, data_classes: Sequence[str]
     with evaluating(model):
         try:
             output = call_model(model, example)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            IndexError,
-        ) as error:  # what torch's operators raise on shapes that don't fit
-            inputs, reason = _shapes(example), str(error).splitlines()[0].rstrip(".")
+        except _UNFITTING as error:
             raise InputError(
-                f"`model` must take inputs of shape {inputs} from `data`, got the error: {reason}."
+                f"`model` must take inputs of shape {_shapes(example)} from `data`, got the error: {reason_of(error)}."
             ) from error
     shape = tuple(output.shape) if isinstance(output, Tensor) else None
     if shape is None or len(shape) != 2 or shape[0] != len(example):

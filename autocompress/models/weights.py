@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from autocompress.budget import format_bytes
-from autocompress.errors import InputError, one_line
+from autocompress.errors import InputError, reason_of
 from autocompress.files import check_regular
 from autocompress.memory import memory_limit
 
@@ -216,7 +216,7 @@ def _listed(names: list[str]) -> str:
 
 def _line(error: Exception) -> str:
     """The first sentence of an error's message; the name of its type where it has none."""
-    return one_line(error).split(". ")[0].rstrip(".")  # torch adds advice
+    return reason_of(error).split(". ")[0].rstrip(".")  # torch adds advice
 
 
 def weights_bytes(state: Mapping[str, Tensor]) -> bytes:

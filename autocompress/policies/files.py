@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from autocompress.errors import InputError, one_line, unknown_name
+from autocompress.errors import InputError, reason_of, unknown_name
 from autocompress.files import strict_json, write_atomically
 from autocompress.policies.network import HEADS, NETWORKS, PricePolicy
 from autocompress.run.names import POLICY, POLICY_WEIGHTS
@@ -230,7 +230,7 @@ def _policy(content: Mapping[str, Any], raw: bytes) -> PricePolicy:
     try:
         found = dict(safetensors.deserialize(raw))
     except SafetensorError as error:
-        raise InputError(f"The file must be a safetensors file, got: {one_line(error)}.") from error
+        raise InputError(f"The file must be a safetensors file, got: {reason_of(error)}.") from error
     with torch.device("meta"):  # shapes are compared before anything as large as they say is made
         policy = PricePolicy(content["network"], content["members"], content["width"])
     expected = policy.state_dict()

@@ -31,6 +31,19 @@ def test_a_search_an_export_and_a_verification_leave_no_file_of_telemetry(tmp_pa
     assert run(SCRIPT, tmp_path) == []
 
 
+def test_loading_an_onnx_file_leaves_no_file_of_telemetry(tmp_path):
+    script = """
+import onnx
+from onnx import TensorProto, helper
+value = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 2]) for name in ("x", "y")}
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value["x"]], [value["y"]])
+onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), "relu.onnx")
+from autocompress.models import load_model
+load_model("relu.onnx")
+"""
+    assert run(script, tmp_path) == []
+
+
 def test_who_has_set_the_switch_is_left_alone(tmp_path):
-    script = "import os; from autocompress.targets.onnxruntime.session import runtime; runtime(); print()"
+    script = "import os; from autocompress.onnx_runtime import runtime; runtime(); print()"
     run(f"{script}; assert os.environ['ORT_DISABLE_TELEMETRY'] == '0'", tmp_path, ORT_DISABLE_TELEMETRY="0")

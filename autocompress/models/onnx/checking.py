@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 from autocompress.models.onnx.network import OnnxNetwork
+from autocompress.onnx_runtime import inference_session
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -21,7 +22,6 @@ TOLERANCE = 1e-4  # of an output's largest value: float32 sums in another order 
 HALF_TOLERANCE = 2e-2  # the same where the file computes in 16 bits; the network computes in 32
 SIZES = (64, 224, 32, 16, 8, 4)  # tried for axes that the file leaves open, the batch aside
 _SAMPLES = 3  # samples of the second batch
-_FATAL_ONLY = 4
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,12 @@ class Runtime:
     """
 
     def __init__(self, source: Path | bytes, path: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = _FATAL_ONLY
-        content = source if isinstance(source, bytes) else str(source)
         try:
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self._session = inference_session(source, torch.get_num_threads())
         except Exception as error:  # the runtime's own kinds share no base class
-            raise InputError(f"`model` must be a file that ONNX Runtime loads, got {path}: {_line(error)}.") from error
+            raise InputError(
+                f"`model` must be a file that ONNX Runtime loads, got {path}: {reason_of(error)}."
+            ) from error
 
     def run(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> list[Any] | None:
         """The outputs for inputs by name; None where the runtime fails, as it does on sizes that don't fit."""
@@ -79,10 +75,6 @@ class Runtime:
             return list(self._session.run(outputs, dict(inputs)))
         except Exception:  # as above
             return None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
 
 
 def as_inputs(arrays: Mapping[str, Any]) -> list[Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 from autocompress.models.onnx.reading import node_name, opset
 
 if TYPE_CHECKING:
@@ -131,7 +131,8 @@ def _evaluated(node: NodeProto, proto: ModelProto, constants: Mapping[str, Const
             return _run(node, version, constants)
         except Exception as error:  # the reference implementation raises whatever NumPy does
             failure = failure or error
-    reason = (str(failure).strip() or type(failure).__name__).splitlines()[0].rstrip(".")
+    assert failure is not None, "the file's own opset is tried in any case"
+    reason = reason_of(failure)
     raise InputError(
         f"`model` must have constants that can be computed, got {node.op_type} ({node_name(node)}): {reason}."
     ) from failure

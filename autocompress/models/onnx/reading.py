@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress.budget import format_bytes
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 from autocompress.files import check_regular
 from autocompress.memory import memory_limit
 
@@ -191,7 +191,7 @@ def _load_external_data_(proto: ModelProto, path: Path) -> None:
         try:
             load_external_data_for_model(proto, str(path.parent))
         except Exception as error:  # onnx raises several kinds of its own; the message is what matters
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = reason_of(error)
             raise InputError(f"`model` must have readable external data, got {path}: {reason}.") from error
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 from autocompress.models.onnx.building import Shapes, Translation, Untranslatable, Value
 from autocompress.models.onnx.constants import RANDOM, Constant, computed
 from autocompress.models.onnx.network import OnnxNetwork, Program, Read, Stored, with_ends
@@ -243,7 +243,7 @@ def translate(
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+            reason = reason_of(error)
             raise InputError(
                 f"`model` must be translated into torch, but {operation.shown()} can't: {reason}."
             ) from error

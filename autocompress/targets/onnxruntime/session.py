@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.network.verification import first_line
+from autocompress.onnx_runtime import inference_session, runtime
 from autocompress.samples import Inputs, Samples, cast, tensors_of
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
-
-_FATAL_ONLY = 4
-_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"  # the only switch that is looked at before anything is collected or written
-
-
-def runtime() -> Any:
-    """The module `onnxruntime`, without its telemetry: no events, no files in TMPDIR or the user's cache.
-
-    ONNX Runtime reads the switch once, when it is imported; a program that has imported it before keeps what it chose.
-    Nor is a switch changed that the user has set.
-    """
-    os.environ.setdefault(_NO_TELEMETRY, "1")
-    import onnxruntime
-
-    return onnxruntime
 
 
 @cache
@@ -81,17 +66,9 @@ def open_session(content: bytes | str | Path, threads: int = 1, *, optimized: Pa
     Raises:
         InputError: the file is missing or damaged, or holds what this version of ONNX Runtime can't run.
     """
-    onnxruntime = runtime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = _FATAL_ONLY
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
     what = f"{len(content):,} bytes" if isinstance(content, bytes) else str(content)
-    source = content if isinstance(content, bytes) else str(content)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        session = inference_session(content, threads, optimized=optimized)
     except _load_failures() as error:
         raise InputError(f"`path` must be a file that ONNX Runtime loads, got {what}: {first_line(error)}") from error
     return OnnxSession(session)

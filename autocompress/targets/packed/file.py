@@ -35,7 +35,7 @@ from safetensors.torch import save
 from torch import Tensor, fx, nn
 
 from autocompress.budget import format_bytes
-from autocompress.errors import InputError, one_line
+from autocompress.errors import InputError, reason_of
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.files import check_regular
 from autocompress.memory import memory_limit
@@ -348,7 +348,7 @@ def _tensors(raw: bytes) -> dict[str, Tensor]:
     try:
         found = safetensors.deserialize(raw)
     except SafetensorError as error:
-        raise InputError(f"The file must be a safetensors file: {one_line(error)}.") from error
+        raise InputError(f"The file must be a safetensors file: {reason_of(error)}.") from error
     tensors = {}
     for name, entry in found:
         dtype = _DTYPES.get(entry["dtype"])
