@@ -25,6 +25,7 @@ _HOMES = {
     "Result": "autocompress.job.results",
     "Runtime": "autocompress.targets.target",
     "Target": "autocompress.targets.target",
+    "Task": "autocompress.tasks.tasks",
     "apply": "autocompress.api",
     "compare": "autocompress.comparison.run",
     "evaluate": "autocompress.api",
@@ -39,6 +40,7 @@ _HOMES = {
     "list_rewards": "autocompress.extensions",
     "list_searchers": "autocompress.extensions",
     "list_targets": "autocompress.extensions",
+    "list_tasks": "autocompress.extensions",
     "load": "autocompress.targets.loading",
     "register_agent": "autocompress.extensions",
     "register_criterion": "autocompress.extensions",
@@ -48,6 +50,7 @@ _HOMES = {
     "register_reward": "autocompress.extensions",
     "register_searcher": "autocompress.extensions",
     "register_target": "autocompress.extensions",
+    "register_task": "autocompress.extensions",
     "search": "autocompress.api",
     "verify": "autocompress.api",
 }
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
         list_rewards,
         list_searchers,
         list_targets,
+        list_tasks,
         register_agent,
         register_criterion,
         register_data,
@@ -74,11 +78,13 @@ if TYPE_CHECKING:
         register_reward,
         register_searcher,
         register_target,
+        register_task,
     )
     from autocompress.job.results import Finished, Inspection, Measurement, Result
     from autocompress.plan import Label, Plan
     from autocompress.targets.loading import load
     from autocompress.targets.target import Runtime, Target
+    from autocompress.tasks.tasks import Task
 
 __all__ = [
     "Budget",
@@ -92,6 +98,7 @@ __all__ = [
     "Result",
     "Runtime",
     "Target",
+    "Task",
     "__version__",
     "apply",
     "compare",
@@ -107,6 +114,7 @@ __all__ = [
     "list_rewards",
     "list_searchers",
     "list_targets",
+    "list_tasks",
     "load",
     "register_agent",
     "register_criterion",
@@ -116,6 +124,7 @@ __all__ = [
     "register_reward",
     "register_searcher",
     "register_target",
+    "register_task",
     "search",
     "verify",
 ]

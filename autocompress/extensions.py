@@ -22,6 +22,8 @@ from autocompress.searchers.agents import AGENTS, Agent, Search
 from autocompress.searchers.base import REWARDS
 from autocompress.searchers.search import SEARCHERS, Searcher
 from autocompress.targets.target import TARGETS, Target
+from autocompress.tasks import TASKS, Task
+from autocompress.tasks.metrics import find_metrics
 from autocompress_envs.rewards import Reward, RewardFunction
 
 
@@ -153,6 +155,20 @@ def register_target(target: Target) -> None:
     TARGETS.register(target.name, target)
 
 
+def register_task(task: Task) -> None:
+    """Add a task (`--task NAME`): what outputs mean, and how two networks' outputs are compared.
+
+    Args:
+        task: under its own name.
+
+    Raises:
+        InputError: the name is not allowed or built in, or a metric has an unknown name.
+    """
+    _check_functions(rows=task.rows, decode=task.decode)
+    find_metrics(task.metrics)
+    TASKS.register(task.name, task)
+
+
 def _check_functions(**given: object) -> None:
     for argument, function in given.items():
         if function is not None and not callable(function):
@@ -197,3 +213,8 @@ def list_models() -> list[str]:
 def list_targets() -> list[str]:
     """Names of the targets."""
     return list(TARGETS)
+
+
+def list_tasks() -> list[str]:
+    """Names of the tasks."""
+    return list(TASKS)

@@ -22,7 +22,7 @@ FLOORS = [
     {"evaluation"},
     {"menus"},
     {"network", "models"},
-    {"data", "run"},
+    {"data", "run", "tasks"},
     {"config"},
     {"plan", "cache", "checked_tensors"},
     {"budget", "registry", "files", "borrowed", "memory", "onnx_runtime", "progress", "samples"},

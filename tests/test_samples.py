@@ -7,7 +7,7 @@ import torch
 
 from autocompress.data import from_tensors
 from autocompress.errors import InputError
-from autocompress.network.interface import Interfaced, interfaced, logits_of, plain
+from autocompress.network.interface import Interfaced, interfaced, plain
 from autocompress.samples import Field, Samples, call, cast, content, fields_of, from_tree, joined, repeated, zeros
 
 IDS = torch.arange(12).view(4, 3)
@@ -78,18 +78,6 @@ def test_a_network_by_name_runs_by_position_and_is_left_as_it_was() -> None:
     assert torch.equal(plain(ours)(scores=SCORES.float(), ids=IDS)["logits"], expected)
     assert interfaced(ours, inputs) is ours
     assert interfaced(model, IDS) is model
-
-
-def test_logits_are_the_only_tensor_or_called_so() -> None:
-    assert logits_of(IDS) is IDS
-    assert logits_of((IDS, None)) is IDS
-    message = (
-        "`model` must give one tensor, or several of which one is called logits, got 2 tensors (a, b); "
-        "wrap it in a module that picks one."
-    )
-    with pytest.raises(InputError) as error:
-        logits_of({"a": IDS, "b": SCORES})
-    assert str(error.value) == message
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,11 @@ class NetworkOptions(Part):
         "package.module:callable or file.py:callable.",
     )
     weights: Path | None = _option(None, "Trained weights: .safetensors, .pt or .pth.")
+    task: str = _option(
+        "auto",
+        "What the outputs are: classification, regression, embedding, token-classification, segmentation or detection. "
+        "Default: what their shapes and the labels look like.",
+    )
     model_args: dict[str, Any] = _option({}, "Keyword arguments of the network, as YAML or JSON.")
     data: str | None = _option(
         None,

@@ -15,7 +15,7 @@ from autocompress.data.dataset import Data, Split, make_data
 from autocompress.data.labels import numbered_classes
 from autocompress.data.npz import read_npz
 from autocompress.data.pixels import Normalization
-from autocompress.data.sources import DatasetSource, Source, TensorSource
+from autocompress.data.sources import DatasetSource, Source, TensorSource, are_classes
 from autocompress.errors import InputError
 
 DIGITS_TEST_SAMPLES = 360
@@ -102,7 +102,8 @@ def from_tensors(
     """Data from tensors or NumPy arrays in memory.
 
     Args:
-        train: inputs (N, …) and integer labels (N,) of the training data; labels may be None. Floating-point
+        train: inputs (N, …) and integer labels (N,) of the training data; labels may be None, or numbers (N, …) for
+            tasks that are not after one class a sample. Floating-point
             inputs are taken as they are unless `mean` and `std` are given; uint8 ones are divided by 255 and
             normalised.
         test: inputs and labels of the test split, likewise; None where there is none.
@@ -181,7 +182,11 @@ def _pair(value: Any, name: str) -> tuple[Any, Any]:
 
 
 def _class_names(sources: Mapping[TensorSource, str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    labelled = [(source.labels, name) for source, name in sources.items() if source.labels is not None]
+    labelled = [
+        (source.labels, name)
+        for source, name in sources.items()
+        if source.labels is not None and are_classes(source.labels)
+    ]
     if classes is None:
         return numbered_classes(labelled)
     top = max((int(labels.max()) for labels, _ in labelled), default=-1)

@@ -24,7 +24,7 @@ class Data:
         name: name of the data, as the user gave it.
         train: source of the training data, from which the search and the calibration split are cut.
         test: source of the test split, or None; only `test_batches` reads it.
-        classes: class names by label; empty where the data has no labels.
+        classes: class names by label; empty where the data has no labels, or none that are one class a sample.
         search_indices: indices into `train` of the samples on which plans are compared.
         calibration_indices: indices into `train` of the samples on which menus are built; none is a search
             sample.
@@ -38,12 +38,20 @@ class Data:
     calibration_indices: tuple[int, ...]
 
     def search(self) -> tuple[Inputs, Tensor | None]:
-        """The search split: inputs (N, …), floating-point ones float32 and normalised, and labels (N,) int64."""
-        return self.train.load(self.search_indices)
+        """The search split: inputs (N, …), normalised, numbers among them float32, and classes (N,) int64 or None."""
+        return self._with_classes(self.search_indices)
 
     def calibration(self) -> tuple[Inputs, Tensor | None]:
-        """The calibration split: inputs (N, …), floating-point ones float32 and normalised, and labels (N,) int64."""
-        return self.train.load(self.calibration_indices)
+        """The calibration split: inputs (N, …) as of the search split, and classes (N,) int64 or None."""
+        return self._with_classes(self.calibration_indices)
+
+    def _with_classes(self, indices: Sequence[int]) -> tuple[Inputs, Tensor | None]:
+        inputs, labels = self.train.load(indices)
+        return inputs, labels if self.classes else None
+
+    def labels(self, count: int) -> Tensor | None:
+        """Labels (n, …) of the first `count` calibration samples, whatever they are; None where there are none."""
+        return self.train.load(self.calibration_indices[:count])[1]
 
     def unused(self, count: int) -> tuple[int, ...]:
         """Indices of at most `count` training samples of neither split, always the same ones."""
@@ -52,7 +60,7 @@ class Data:
         return tuple([index for index in order if index not in used][:count])
 
     def test_batches(self, batch_size: int = 256) -> Iterator[tuple[Inputs, Tensor | None]]:
-        """The test split in order, batch by batch.
+        """The test split in order, batch by batch: inputs (n, …) and labels (n, …), whatever they are, or None.
 
         Raises:
             InputError: there is no test split.

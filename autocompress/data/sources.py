@@ -22,7 +22,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, indices: Sequence[int]) -> tuple[Inputs, Tensor | None]:
-        """Inputs (N, …) and int64 labels (N,), or None, of the samples at the indices.
+        """Inputs (N, …) and labels (N, …), or None, of the samples at the indices; classes are int64 (N,).
 
         Floating-point inputs are float32 and normalised; whole numbers, such as tokens, stay what they are.
         """
@@ -56,7 +56,7 @@ class TensorSource:
     Attributes:
         inputs: (N, …) inputs as stored: uint8 pixels, floating-point numbers, or whole numbers such as tokens; or
             several such tensors.
-        labels: (N,) int64 labels, or None.
+        labels: (N,) int64 classes, or numbers (N, …) that a task compares outputs with; or None.
         normalization: normalization that is applied on loading.
 
     Raises:
@@ -81,7 +81,8 @@ class TensorSource:
         Args:
             inputs: (N, …) uint8, floating-point or whole numbers, N at least 1; or several such arrays, as a mapping
                 from the network's keyword arguments, or a tuple in the order in which it takes them.
-            labels: (N,) or (N, 1) integer labels from 0 on, or None.
+            labels: (N,) or (N, 1) integer labels from 0 on, or None; or numbers (N, …) that a task compares outputs
+                with, such as what a regression is after, or whole numbers at positions.
             normalization: normalization that is applied on loading.
             name: name of the data, for messages.
         """
@@ -194,12 +195,25 @@ def _check_finite(x: Tensor, rows: Sequence[int], name: str) -> None:
 
 
 def _labels(labels: Any, count: int, name: str) -> Tensor:
-    """Labels (count,) int64. Raises InputError where they are not that many integers from 0 on."""
+    """Labels: classes (count,) int64 from 0 on; or numbers (count, …) float32, or int64 at positions.
+
+    Raises InputError where they are something else.
+    """
     y = _tensor(labels, f"{name} labels")
+    if y.ndim < 1 or len(y) != count:
+        raise InputError(f"{name} must hold one label an input ({count}), got labels of shape {tuple(y.shape)}.")
+    if y.is_complex() or y.dtype == torch.bool:
+        raise InputError(f"{name} must hold labels of whole or floating-point numbers, got {y.dtype}.")
+    if y.is_floating_point():
+        _check_finite(y.reshape(count, -1), range(count), f"{name} labels")
+        return y.float()
     if y.shape == (count, 1):  # as Keras keeps them
         y = y[:, 0]
-    if y.shape != (count,):
-        raise InputError(f"{name} must hold one label an input ({count}), got labels of shape {tuple(y.shape)}.")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise InputError(f"{name} must hold integer labels, got {y.dtype}.")
+    if y.ndim > 1:
+        return y.long()
     return checked_labels(y.numpy(), name)  # PyTorch can't compare unsigned numbers of more than 8 bits
+
+
+def are_classes(labels: Tensor | None) -> bool:
+    """Whether labels (N, …) are one class a sample."""
+    return labels is not None and labels.ndim == 1 and not labels.is_floating_point()

@@ -70,7 +70,7 @@ class TrainingBatches:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             inputs = _shifted(inputs, generator)
             inputs = _flipped(inputs, generator) if self.augmentation == "shift+flip" else inputs
-        return inputs, labels
+        return inputs, labels if self.data.classes else None
 
 
 @dataclass(frozen=True)

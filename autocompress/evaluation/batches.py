@@ -9,15 +9,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from autocompress.borrowed import evaluating
 from autocompress.errors import InputError
 from autocompress.memory import memory_left
 from autocompress.samples import Inputs, call
+from autocompress.tasks.outputs import on_host, together
 
 BATCH = 256  # largest batch of `running`: that of a data's test batches
 
@@ -27,7 +29,7 @@ Note = Callable[[str], None]
 
 def run_in_batches(
     model: nn.Module, inputs: Inputs, batch_size: int, device: torch.device, note: Note | None = None
-) -> tuple[Tensor, int]:
+) -> tuple[Any, int]:
     """Run a model on samples; where the device's memory is too small for a batch, repeat on batches of half the size.
 
     Args:
@@ -38,7 +40,8 @@ def run_in_batches(
         note: function that is told once where batches had to become smaller. Default: nobody.
 
     Returns:
-        (N, classes) float32 outputs on the CPU, and the batch size that fitted: `batch_size`, or less.
+        float32 outputs of N samples on the CPU, and the batch size that fitted: `batch_size`, or less. Outputs are what
+        the network gives in its form: logits (N, classes), rows (N, P, K), or of a raw one whatever counts.
 
     Raises:
         InputError: the device's memory is too small for a single sample.
@@ -46,9 +49,7 @@ def run_in_batches(
     size = batch_size
     while True:
         try:
-            outputs = torch.cat(
-                [call(model, batch.to(device)).flatten(1).float().cpu() for batch in inputs.split(size)]
-            )
+            outputs = together([on_host(call(model, batch.to(device))) for batch in inputs.split(size)])
         except torch.OutOfMemoryError as error:
             if size == 1:
                 raise _no_room("one sample of `data`", device) from error
@@ -106,7 +107,7 @@ def free_memory(device: torch.device) -> None:
 @contextmanager
 def running(
     model: nn.Module, device: torch.device, note: Note | None = None, batch_size: int = BATCH
-) -> Iterator[Callable[[Inputs], Tensor]]:
+) -> Iterator[Callable[[Inputs], Any]]:
     """A model in eval mode on a device, without gradients.
 
     Args:
@@ -116,11 +117,11 @@ def running(
         batch_size: largest number of samples in a batch, at least 1.
 
     Yields:
-        Function from inputs (n, …), on any device, to outputs (n, classes), float32 on the CPU.
+        Function from inputs (n, …), on any device, to outputs (n, …), float32 on the CPU, as of `run_in_batches`.
     """
     there, size = placed(model, device), batch_size
 
-    def run(inputs: Inputs) -> Tensor:
+    def run(inputs: Inputs) -> Any:
         nonlocal size
         outputs, size = run_in_batches(there, inputs, size, device, note)
         return outputs

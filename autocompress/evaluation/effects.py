@@ -44,7 +44,7 @@ CLASSES_AROUND = 4  # classes whose derivatives are taken there: the 3 likeliest
 _PASSES_A_CLASS = 4  # forward passes that a class takes as long as, by the clock on ResNet-20 and ResNet-56
 
 Pooled = Callable[[int, Tensor], Tensor]
-"""From (number of the first sample, outputs (n, classes)) to log-probabilities (n, K)."""
+"""From (number of the first sample, logits (n, classes) or rows (n, P, C)) to log-probabilities (n, K)."""
 
 Progress = Callable[[int, int], None]
 
@@ -192,7 +192,7 @@ def _taken(
     belongs: dict[int, Tensor] = {}  # by first sample of a batch, (n, K) the derivative that serves each class
 
     def functions(first: int, outputs: Tensor) -> list[Tensor]:
-        kept, belongs[first] = _likeliest(pooled(first, outputs.flatten(1)), classes)
+        kept, belongs[first] = _likeliest(pooled(first, outputs), classes)
         return [of_class.sum() for of_class in kept.unbind(1)]
 
     asked = [_asked(layer, changes[layer.name]) for layer in menus.network.layers]

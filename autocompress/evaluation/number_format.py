@@ -153,7 +153,7 @@ def in_format(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Input
 def run(
     model: nn.Module, inputs: Inputs, batch_size: int, device: torch.device, note: Note | None = None
 ) -> tuple[Tensor, int]:
-    """(N, classes) float32 outputs on the CPU, and the batch size that fitted: `run_in_batches` of a network's copy.
+    """(N, classes) logits or (N, P, K) rows, float32 on the CPU, and the batch size that fitted: `run_in_batches` of a network's copy.
 
     Args:
         model: network that was `prepared`; what it keeps from a pass can't be trained with.
@@ -167,7 +167,7 @@ def run(
 
 
 def outputs_of(model: nn.Module, inputs: Inputs, device: torch.device = CPU, most: int = BATCHES[0]) -> Tensor:
-    """(N, classes) float32 outputs of a model in eval mode, in its own dtype.
+    """(N, classes) logits or (N, P, K) rows of a model in eval mode, float32, computed in its own dtype.
 
     Args:
         model: model to run; it is left where it is and in the mode that it was in.
@@ -179,7 +179,7 @@ def outputs_of(model: nn.Module, inputs: Inputs, device: torch.device = CPU, mos
         InputError: an output is NaN or infinite.
     """
     with running(model, device, batch_size=min(most, BATCHES[0])) as run_model:
-        outputs = run_model(inputs)
+        outputs: Tensor = run_model(inputs)
     if not torch.isfinite(outputs).all():
         raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
     return outputs

@@ -13,10 +13,11 @@ KEPT_CLASSES = 9  # classes of a sample; all others are one, so that a thousand 
 class Predictions:
     """The original's class probabilities on N samples, over K classes: its most likely ones, and all others as one.
 
-    Pooling classes never raises a divergence, and where there are at most `KEPT_CLASSES` + 1 it changes nothing.
+    Pooling classes never raises a divergence, and where there are at most `KEPT_CLASSES` + 1 it changes nothing. Where
+    a sample has many rows, one is drawn for it: their mean over the samples is that of all rows, without bias.
 
     Args:
-        outputs: (N, classes) logits of the original.
+        outputs: (N, classes) logits or (N, P, C) rows of the original.
 
     Attributes:
         probabilities: (N, K) float64 class probabilities, K = min(classes, 10); rows sum to 1. With more than 10
@@ -24,8 +25,13 @@ class Predictions:
     """
 
     def __init__(self, outputs: Tensor) -> None:
-        classes = outputs.shape[1]
-        self._order = outputs.argsort(1, descending=True) if classes > KEPT_CLASSES + 1 else None
+        generator = torch.Generator().manual_seed(0)
+        self._row = None
+        if outputs.ndim > 2:
+            self._row = torch.randint(outputs.shape[1], (len(outputs),), generator=generator)  # (N,)
+        drawn = self._drawn(0, outputs)
+        classes = drawn.shape[1]
+        self._order = drawn.argsort(1, descending=True) if classes > KEPT_CLASSES + 1 else None
         self._log_probabilities = self.pooled(0, outputs)
         self.probabilities: npt.NDArray[np.float64] = self._log_probabilities.exp().numpy()
 
@@ -33,7 +39,7 @@ class Predictions:
         """(N, K) float16 differences of log-probabilities, plan minus original.
 
         Args:
-            outputs: (N, classes) logits of the network with a plan's weights, on the same samples.
+            outputs: logits or rows of the network with a plan's weights, on the same samples.
         """
         change: npt.NDArray[np.float16] = (self.pooled(0, outputs) - self._log_probabilities).half().numpy()
         return change
@@ -43,12 +49,19 @@ class Predictions:
 
         Args:
             first: number of the first of these samples.
-            outputs: (n, classes) logits of a network on the samples `first` to `first + n - 1`.
+            outputs: logits or rows of a network on the samples `first` to `first + n - 1`.
         """
-        log_probabilities = outputs.double().log_softmax(1)
+        log_probabilities = self._drawn(first, outputs).double().log_softmax(1)
         if self._order is None:
             return log_probabilities
         order = self._order[first : first + len(outputs)].to(outputs.device)
         ordered = log_probabilities.gather(1, order)
         rest = ordered[:, KEPT_CLASSES:].logsumexp(1, keepdim=True)
         return torch.cat([ordered[:, :KEPT_CLASSES], rest], dim=1)
+
+    def _drawn(self, first: int, outputs: Tensor) -> Tensor:
+        """(n, C) logits: of many rows, each sample's drawn one."""
+        if self._row is None:
+            return outputs
+        row = self._row[first : first + len(outputs)].to(outputs.device)
+        return outputs[torch.arange(len(outputs), device=outputs.device), row]

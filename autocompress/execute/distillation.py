@@ -54,13 +54,15 @@ class Objective:
             raise InputError(f"`temperature` must be above 0, got {self.temperature}.")
 
     def predictions_loss(self, outputs: Tensor, teacher: Tensor, labels: Tensor | None) -> Tensor:
-        """The soft and the hard part of the loss, each the mean over N samples, times its weight.
+        """The soft and the hard part of the loss, each the mean over N samples and their rows, times its weight.
 
         Args:
-            outputs: (N, classes) logits of the compressed network.
-            teacher: (N, classes) logits of the original.
-            labels: (N,) int64 classes or (N, classes) probabilities; None only where `hard` is 0.
+            outputs: (N, classes) logits or (N, P, K) rows of the compressed network.
+            teacher: the same of the original.
+            labels: (N,) or (N, P) int64 classes, or probabilities in the form of the outputs; None only where `hard`
+                is 0.
         """
+        outputs, teacher = (each.flatten(0, -2) for each in (outputs, teacher))  # (rows, K)
         loss = outputs.new_zeros(())
         if self.soft:
             wanted = (teacher / self.temperature).log_softmax(1)
@@ -69,6 +71,7 @@ class Objective:
             loss = loss + self.soft * self.temperature**2 * divergence
         if self.hard:
             assert labels is not None, "checked when fine-tuning begins"
+            labels = labels.flatten() if not labels.is_floating_point() else labels.flatten(0, -2)
             loss = loss + self.hard * F.cross_entropy(outputs, labels)
         return loss
 

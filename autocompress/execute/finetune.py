@@ -299,15 +299,15 @@ class _Run:
         inputs = _in_format(inputs if blend is None else blend.of_inputs(inputs), self._device)
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
             with torch.no_grad():
-                wanted = call(self._teacher, inputs).flatten(1)
-            outputs = call(self._model, inputs).flatten(1)
+                wanted = call(self._teacher, inputs)
+            outputs = call(self._model, inputs)
         return self._distance(outputs.float(), wanted.float(), labels, blend) + self._penalty()
 
     def _distance(self, outputs: Tensor, wanted: Tensor, labels: Tensor | None, blend: Blend | None = None) -> Tensor:
-        """The loss without `l1`, the mean over the n samples that both networks ran last; outputs (n, classes)."""
+        """The loss without `l1`, the mean over the n samples that both networks ran last; outputs (n, …, K)."""
         objective = self._settings.objective
         if self._settings.labels == "teacher":
-            labels = wanted.argmax(1)
+            labels = wanted.argmax(-1)
         elif labels is not None:
             labels = labels.to(self._device)
             labels = labels if blend is None else blend(F.one_hot(labels, outputs.shape[1]).float())
@@ -331,7 +331,7 @@ class _Run:
         for start in range(0, len(inputs), self._settings.batch_size):
             batch = _in_format(inputs[start : start + self._settings.batch_size], self._device)
             expected = None if labels is None else labels[start : start + len(batch)]
-            outputs, wanted = (call(model, batch).flatten(1).float() for model in (self._model, self._teacher))
+            outputs, wanted = (call(model, batch).float() for model in (self._model, self._teacher))
             total += len(batch) * float(self._distance(outputs, wanted, expected))
             right += 0 if expected is None else int((outputs.argmax(1).cpu() == expected).sum())
         loss = total / len(inputs) + float(self._penalty())

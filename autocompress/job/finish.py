@@ -10,7 +10,7 @@ from typing import Any
 
 from autocompress.data import Data
 from autocompress.evaluation import measured_at_once
-from autocompress.evaluation.measure import Closeness, compare
+from autocompress.evaluation.measure import Closeness, closeness
 from autocompress.evaluation.number_format import CPU
 from autocompress.execute.compressed import Compressed, uncompressed
 from autocompress.execute.pipeline import Executed, Execution, execute
@@ -109,6 +109,7 @@ def finish(
         network=job.network,
         problem=job.problem,
         labeling=labeling,
+        metrics=verified.pytorch.metrics_by_name(),
         run_folder=path,
         executed=executed,
         verification=verified,
@@ -160,18 +161,18 @@ def verify_files(
     session = None if opened is None else opened.compressed
     batches = job.data.test_batches() if split == "test" else iter([job.data.search()])
     at_once, in_runtime = (measured_at_once(job.network, job.memory, each) for each in (job.device, CPU))
-    reference, pytorch, runtime, labels = outputs_on(
-        job.model, module, session, batches, job.device, watcher.note, at_once, in_runtime
+    reference, pytorch, runtime = outputs_on(
+        job.model, module, session, batches, job.device, watcher.note, at_once, in_runtime, job.reading
     )
     resources = finished_resources(job.network, plan, compressed.layers, len(contents[job.target.file_name]))
     checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(limits, resources)]
     found = None
     if opened is not None and runtime is not None:
-        found = runtime_outcome(opened.runtime, reference, pytorch, runtime, labels)
+        found = runtime_outcome(opened.runtime, reference, pytorch, runtime)
         checks.append(check_agreement(found))
         found = replace(found, seconds=latencies(opened.original, opened.compressed, job.inputs))
     sizes = {name: len(content) for name, content in contents.items()}
-    return Verification(tuple(checks), compare(reference, pytorch, labels), found, sizes, resources)
+    return Verification(tuple(checks), closeness(reference, pytorch), found, sizes, resources)
 
 
 @dataclass(frozen=True)

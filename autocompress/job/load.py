@@ -17,13 +17,16 @@ from autocompress.evaluation import torch_device
 from autocompress.evaluation.batches import placed, running
 from autocompress.job.memory import check_memory
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
-from autocompress.models import check_classes, gives_probabilities, has_random_weights, load_model
+from autocompress.job.outputs import read
+from autocompress.models import gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.network.interface import interfaced
 from autocompress.progress import Progress
 from autocompress.samples import ONE, Inputs, fields_of
 from autocompress.searchers.base import REWARDS
 from autocompress.targets import Target
+from autocompress.tasks import Reading
+from autocompress.tasks.metrics import find_metrics, missing_package
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Loaded:
         target: target that the result runs on.
         device: device that networks are run on; all that is held here lies on the CPU.
         network: layers, groups and costs that tracing found.
+        reading: how outputs are read: the task, fitted to the original.
         memory: most bytes that the process may hold in all; None: what it holds and 70 % of what is available.
     """
 
@@ -52,6 +56,7 @@ class Loaded:
     target: Target
     device: torch.device
     network: Network
+    reading: Reading
     memory: int | None
 
 
@@ -70,15 +75,29 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     module = placed(_load_model(asked.model, asked.config, data, watcher), torch.device("cpu"))
     _check_test_shape(data)
     inputs, _ = data.calibration()
-    module = interfaced(module, inputs)
-    check_classes(module, inputs[:2], data.classes)
+    reading = read(module, inputs, data, asked.config.task)
+    data = _tell_task(reading, data, watcher)
+    module = interfaced(module, inputs, reading.form)
     _check_device(module, inputs[:2], device)
     network = trace(module, inputs[:1])
     _tell_network(network, asked.config.model, data, watcher)
     folded = fold_batch_norms(module, network).cpu().float().eval()
     memory = asked.config.memory_bytes()
     check_memory(network, data, inputs[:1].nbytes, device, asked, watcher)
-    return Loaded(module, module, folded, folded, data, inputs, asked.target, device, network, memory)
+    return Loaded(module, module, folded, folded, data, inputs, asked.target, device, network, reading, memory)
+
+
+def _tell_task(reading: Reading, data: Data, watcher: Progress) -> Data:
+    """Tell which task was taken and why; the data without classes where the task is after something else."""
+    if reading.of_classes:
+        return data
+    because = f" ({reading.reason})" if reading.reason else ""
+    watcher.note(f"task: {reading.task.name}{because}; --task NAME names another")
+    metrics = find_metrics(reading.task.metrics)
+    if data.labels(1) is not None and (package := missing_package(metrics)):
+        names = ", ".join(metric.title for metric in metrics)
+        watcher.note(f"{names} need the package {package}: pip install 'autocompress[metrics]'; left out until then")
+    return dataclasses.replace(data, classes=())
 
 
 def _check_device(module: nn.Module, inputs: Inputs, device: torch.device) -> None:

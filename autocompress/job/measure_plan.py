@@ -31,9 +31,20 @@ def measure_plan(
     compressed = evaluator.stitched(labeling)
     batches = job.data.test_batches() if split == "test" else [job.data.search()]
     at_once = measured_at_once(job.network, job.memory, job.device)
-    measured = measure(job.model, compressed, batches, job.device, watcher.note, at_once)
+    measured = measure(job.model, compressed, batches, job.device, watcher.note, at_once, job.reading)
     resources = job.problem.resources(labeling)
     outcome = Outcome(measured.kl, measured.accuracy, measured.agreement, resources)
     original = Outcome(0.0, measured.original_accuracy, 1.0, dict(job.original))
     plan = job.menus.plan(labeling)
-    return Measurement(plan, plain(compressed), outcome, original, split, limits, job.network, job.problem, labeling)
+    return Measurement(
+        plan=plan,
+        model=plain(compressed),
+        outcome=outcome,
+        original_outcome=original,
+        split=split,
+        limits=limits,
+        network=job.network,
+        problem=job.problem,
+        labeling=labeling,
+        metrics=measured.metrics_by_name(),
+    )

@@ -51,6 +51,7 @@ def measurement_data(measured: Measurement) -> dict[str, Any]:
         "compressed": outcome_data(compressed),
         "fraction_of_original": fractions,
         "budget": {"limits": dict(measured.limits), "met": measured.meets_budget} if measured.limits else None,
+        "metrics": {name: {"original": a, "compressed": b} for name, (a, b) in measured.metrics.items()},
         "labels": label_summary(measured.problem, measured.labeling),
     }
 
@@ -97,6 +98,7 @@ def runtime_data(verified: Verification) -> dict[str, Any] | None:
         "name": found.runtime,
         "accuracy": None if math.isnan(found.closeness.accuracy) else found.closeness.accuracy,
         "kl": found.closeness.kl,
+        "metrics": dict(found.closeness.metrics),
         "agreement_with_pytorch": found.agreement,
         "difference_from_pytorch": found.difference,
         "median_seconds_by_batch": seconds,
@@ -109,7 +111,11 @@ def verification_data(verified: Verification) -> dict[str, Any]:
     return {
         "verified": verified.passed,
         "checks": [vars(check) for check in verified.checks],
-        "pytorch": {"accuracy": None if math.isnan(accuracy) else accuracy, "kl": verified.pytorch.kl},
+        "pytorch": {
+            "accuracy": None if math.isnan(accuracy) else accuracy,
+            "kl": verified.pytorch.kl,
+            "metrics": dict(verified.pytorch.metrics),
+        },
         "runtime": runtime_data(verified),
         "file_bytes": dict(verified.file_bytes),
         "resources": dict(verified.resources),

@@ -32,6 +32,8 @@ class Measurement:
         network: as traced.
         problem: the network's menus in numbers.
         labeling: the plan in indices into the menus.
+        metrics: (original, compressed) of the task's metrics by name; empty without labels, and for classes, which have
+            an accuracy.
     """
 
     plan: Plan
@@ -43,6 +45,7 @@ class Measurement:
     network: Network
     problem: Problem
     labeling: Labeling
+    metrics: Mapping[str, tuple[float, float]]
 
     @property
     def meets_budget(self) -> bool:

@@ -4,12 +4,15 @@ With log-probabilities l_k of K classes, p = exp(l), and independent random sign
 
     f = Σ_k ε_k √p_k l_k   has   E[∇f ∇fᵀ] = Σ_k p_k ∇l_k ∇l_kᵀ,
 
-the Fisher matrix of a sample (p and ε are held fixed in the derivative). A class drawn from p gives the same in
+the Fisher matrix of a sample (p and ε are held fixed in the derivative); with P rows of K classes each, f / √P has that
+of their mean. A class drawn from p gives the same in
 expectation; but where a network is sure, it almost always draws the likeliest class, whose gradient says next to
 nothing, and once in a while one whose gradient is huge. The signs look at all classes at once.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -24,12 +27,12 @@ def random_functions(outputs: Tensor, draws: int, generator: torch.Generator) ->
     """`draws` such functions, each summed over the samples: numbers to take gradients of.
 
     Args:
-        outputs: (N, …) logits, part of an autograd graph.
+        outputs: (N, K) logits or (N, P, K) rows, part of an autograd graph.
         draws: number of functions, at least 1.
         generator: generator of the signs, on the CPU.
     """
-    logs = outputs.flatten(1).float().log_softmax(1)  # (N, K)
-    roots = logs.detach().mul(0.5).exp()
+    logs = outputs.float().log_softmax(-1)
+    roots = logs.detach().mul(0.5).exp() / math.sqrt(logs[0, ..., 0].numel())
     signs = (torch.randint(0, 2, (draws, *logs.shape), generator=generator) * 2 - 1).to(roots)
     return [(each * roots * logs).sum() for each in signs]
 

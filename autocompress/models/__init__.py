@@ -5,7 +5,6 @@ from autocompress.models.digits_net import DigitsNet
 from autocompress.models.registry import (
     MODELS,
     Model,
-    check_classes,
     check_spec,
     gives_probabilities,
     has_random_weights,
@@ -18,7 +17,6 @@ __all__ = [
     "CifarResNet",
     "DigitsNet",
     "Model",
-    "check_classes",
     "check_spec",
     "gives_probabilities",
     "has_random_weights",

@@ -12,18 +12,15 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from autocompress.borrowed import evaluating
 from autocompress.data.callables import call, call_with
-from autocompress.errors import InputError, reason_of, unknown_name
+from autocompress.errors import InputError, unknown_name
 from autocompress.models.cifar_resnet import DEPTHS, CifarResNet
 from autocompress.models.digits_net import DIGITS_WEIGHTS, DigitsNet
 from autocompress.models.hugging_face import load_hugging_face
 from autocompress.models.weights import load_weights_, special_form
 from autocompress.registry import Registry
-from autocompress.samples import Inputs, fields_of
-from autocompress.samples import call as call_model
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,6 @@ MODELS: Registry[Model] = Registry(
 
 _LOADING = ("weights", "weights_backbone", "checkpoint_path", "cache_dir")  # arguments that download or unpickle
 ONNX = ".onnx"  # how the path of an ONNX file ends
-_UNFITTING = (RuntimeError, ValueError, TypeError, IndexError)  # raised on shapes and arguments that don't fit
 _CALLABLES = ("package.module:callable", "file.py:callable")
 
 
@@ -136,45 +132,6 @@ def gives_probabilities(model: nn.Module) -> bool:
         model: network, of which only those from ONNX files tell.
     """
     return bool(getattr(model, "gives_probabilities", False))
-
-
-def check_classes(model: nn.Module, example: Inputs, data_classes: Sequence[str]) -> None:
-    """Check that the network takes the data's inputs and has one output for each class.
-
-    Args:
-        model: network that is run in eval mode, and left as it was.
-        example: (N, …) normalised inputs of the data.
-        data_classes: class names of the data; without any, only the form of the output is checked.
-
-    Raises:
-        InputError: the network can't take the input, or gives anything but (N, number of classes), at least 2.
-    """
-    with evaluating(model):
-        try:
-            output = call_model(model, example)
-        except _UNFITTING as error:
-            raise InputError(
-                f"`model` must take inputs of shape {_shapes(example)} from `data`, got the error: {reason_of(error)}."
-            ) from error
-    shape = tuple(output.shape) if isinstance(output, Tensor) else None
-    if shape is None or len(shape) != 2 or shape[0] != len(example):
-        got = type(output).__name__ if shape is None else f"shape {shape}"
-        raise InputError(f"`model` must give logits of shape (N, classes), got {got} for N = {len(example)}.")
-    if shape[1] < 2:
-        raise InputError(
-            "`model` must have at least 2 outputs, got 1: networks are compared by class probabilities, of which a "
-            "single output has only 1; give it one output for each class."
-        )
-    if data_classes and shape[1] != len(data_classes):
-        raise InputError(
-            f"`model` must have one output for each of the {len(data_classes)} classes of `data`, got {shape[1]}."
-        )
-
-
-def _shapes(example: Inputs) -> str:
-    """Shapes of a sample's tensors, with their names where there are several."""
-    fields = fields_of(example)
-    return ", ".join(f"{field.name} {field.shape}" for field in fields) if len(fields) > 1 else str(fields[0].shape)
 
 
 def _own_weights(spec: str, weights: str | Path | None) -> str | Path | None:

@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 
 from autocompress.errors import ExportError
-from autocompress.network.interface import Interfaced
+from autocompress.network.interface import Interfaced, raw
 from autocompress.samples import Inputs, repeated, tensors_of
 
 LayerCalls = Mapping[fx.Node, str]  # names of layers by the node that calls them, in the order of the graph
@@ -37,7 +37,7 @@ def export_graph(model: nn.Module, sample: Inputs) -> fx.GraphModule:
     Raises:
         ExportError: torch.export can't follow the model, or only for one batch size.
     """
-    example = tensors_of(repeated(sample, 2))
+    model, example = raw(model), tensors_of(repeated(sample, 2))
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(model, example, dynamic_shapes=any_number_of_samples(model, len(example)))
@@ -93,14 +93,14 @@ def any_number_of_samples(model: nn.Module, tensors: int) -> Any:
 
 
 def _check_interface(graph: fx.GraphModule, tensors: int) -> None:
-    """Raise ExportError where the graph has not so many inputs and one output."""
+    """Raise ExportError where the graph has not so many inputs, or gives something that is no tensor."""
     inputs = sum(node.op == "placeholder" for node in graph.graph.nodes)
     result = graph.graph.output_node().args[0]
     results = list(result) if isinstance(result, tuple | list) else [result]
-    if inputs != tensors or len(results) != 1 or not isinstance(results[0], fx.Node):
+    if inputs != tensors or not results or not all(isinstance(each, fx.Node) for each in results):
         raise ExportError(
-            f"`model` must take {_count(tensors)} and give one, got {inputs} inputs and {len(results)} outputs; "
-            "wrap it in a module that picks one output."
+            f"`model` must take {_count(tensors)} and give tensors, got {inputs} inputs and {len(results)} outputs; "
+            "wrap it in a module that picks some."
         )
 
 

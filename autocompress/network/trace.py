@@ -19,6 +19,7 @@ from autocompress.network.costs import build_costs, fixed_operators
 from autocompress.network.flow import layers_behind
 from autocompress.network.folding import fold_norms, is_foldable
 from autocompress.network.groups import ChannelGroups, find_groups, is_depthwise
+from autocompress.network.interface import raw
 from autocompress.network.structure import EMBEDDING, Group, Layer, Network
 from autocompress.network.tape import BATCH, Call, Tape, record_tape
 from autocompress.network.verification import first_line
@@ -42,7 +43,7 @@ def trace(model: nn.Module, example: Inputs) -> Network:
     """
     sample = _checked_sample(model, example)
     with torch.random.fork_rng(devices=[]):
-        evaluated = copy.deepcopy(model).eval()
+        evaluated = copy.deepcopy(raw(model)).eval()  # how rows are made of outputs is nothing that a file holds
         tape = _run(evaluated, sample)
         calls = _calls_by_layer(tape)
         norm_of = _foldable_norms(evaluated, tape, calls)

@@ -13,6 +13,7 @@ from rich.table import Table
 from autocompress.budget import RESOURCES
 from autocompress.job.result_data import label_summary
 from autocompress.report.measured import measured_lines
+from autocompress.tasks.metrics import METRICS
 
 if TYPE_CHECKING:
     from autocompress.job.inspection import LayerReport
@@ -41,7 +42,11 @@ def print_measurement(console: Console, measured: Measurement) -> None:
     for column in ("", "original", "compressed", "compressed / original"):
         table.add_column(column, justify="left" if not column else "right")
     original, compressed = measured.original_outcome, measured.outcome
-    table.add_row("top-1 accuracy", _percent(original.accuracy), _percent(compressed.accuracy), "")
+    if not math.isnan(original.accuracy) or not measured.metrics:
+        table.add_row("top-1 accuracy", _percent(original.accuracy), _percent(compressed.accuracy), "")
+    for name, values in measured.metrics.items():
+        metric = METRICS.get(name)
+        table.add_row(metric.title if metric else name, *(_metric(name, value) for value in values), "")
     table.add_row("KL divergence from the original, nats", f"{original.kl:.4f}", f"{compressed.kl:.4f}", "")
     table.add_row("same top-1 answer as the original", _percent(original.agreement), _percent(compressed.agreement), "")
     for name in RESOURCES:
@@ -112,7 +117,12 @@ def _runtime_lines(verified: Verification) -> list[str]:
     found = verified.runtime
     if found is None:
         return ["the target's file was not run: the target has no runtime; what is measured is the network in PyTorch"]
-    accuracy = f"top-1 accuracy {_percent(found.closeness.accuracy)}, KL {found.closeness.kl:.4f} nats"
+    values = [
+        f"{METRICS[name].title if name in METRICS else name} {_metric(name, value)}"
+        for name, value in found.closeness.metrics.items()
+    ]
+    quality = values or [f"top-1 accuracy {_percent(found.closeness.accuracy)}"]
+    accuracy = ", ".join([*quality, f"KL {found.closeness.kl:.4f} nats"])
     agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
     lines = [f"in {found.runtime}: {accuracy}; {agreement}"]
     for batch, (original, compressed) in found.seconds.items():
@@ -223,6 +233,11 @@ def _error(errors: Mapping[Any, float], key: Any) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
+
+
+def _metric(name: str, value: float) -> str:
+    """A metric's value as tables show it; that of a metric from outside with four decimals."""
+    return METRICS[name].text(value) if name in METRICS else f"{value:.4f}"
 
 
 def _percent(value: float) -> str:

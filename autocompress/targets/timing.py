@@ -10,6 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from autocompress.samples import Inputs
+from autocompress.tasks.outputs import Outputs
 
 _WARM_UP = 3  # runs of every session that are not measured
 
@@ -17,8 +18,8 @@ _WARM_UP = 3  # runs of every session that are not measured
 class Session(Protocol):
     """A network that is loaded in a runtime."""
 
-    def run(self, inputs: Inputs) -> Tensor:
-        """(N, classes) float32 outputs of (N, …) `inputs`, any N."""
+    def run(self, inputs: Inputs) -> Tensor | Outputs:
+        """(N, …) float32 outputs of (N, …) `inputs`, any N: a tensor, or several in a tuple."""
         ...
 
 

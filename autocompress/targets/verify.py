@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.evaluation.batches import Note, running
-from autocompress.evaluation.measure import AT_ONCE, Closeness, compare
+from autocompress.evaluation.measure import AT_ONCE, CLASSES, Closeness, Seen, closeness, compare
 from autocompress.execute.compressed import LayerWeights
+from autocompress.network.interface import raw
 from autocompress.network.structure import Network
 from autocompress.plan import Label, Plan
 from autocompress.samples import Inputs, repeated
 from autocompress.targets.timing import Session, median_seconds
+from autocompress.tasks import Reading, together
 from autocompress_envs.problem import removed_weights
 from autocompress_envs.problem.tables import is_within
 
@@ -106,7 +108,8 @@ def outputs_on(
     note: Note | None = None,
     at_once: int = AT_ONCE,
     in_runtime: int = AT_ONCE,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    reading: Reading = CLASSES,
+) -> tuple[Seen, Seen, Seen | None]:
     """Outputs of the three networks, from one pass over the batches.
 
     Args:
@@ -118,47 +121,40 @@ def outputs_on(
         note: function that is told once where batches had to become smaller for the device's memory. Default: nobody.
         at_once: number of samples in a forward pass in PyTorch, at most, however large a batch is.
         in_runtime: number of samples that the file is given at once, at most.
+        reading: how outputs are read. Default: as logits of classes.
 
     Returns:
-        (N, classes) outputs of the original, of the compressed network and of the file (or None), and (N,) labels (or
-        None).
+        What is kept of the outputs of the original, of the compressed network, and of the file (or None).
     """
-    kept: list[list[Tensor]] = [[], [], [], []]
-    there = torch.device(device)
+    kept, there = [Seen(reading) for _ in range(3)], torch.device(device)
     with (
-        running(original, there, note, at_once) as run_original,
-        running(compressed, there, note, at_once) as run_compressed,
+        running(raw(original), there, note, at_once) as run_original,
+        running(raw(compressed), there, note, at_once) as run_compressed,
     ):
         for inputs, labels in batches:
-            kept[0].append(run_original(inputs))
-            kept[1].append(run_compressed(inputs))
+            kept[0].add(run_original(inputs), inputs, labels)
+            kept[1].add(run_compressed(inputs), inputs, labels)
             if session is not None:
-                kept[2].extend(session.run(part).flatten(1) for part in inputs.split(in_runtime))
-            if labels is not None:
-                kept[3].append(labels)
-    found = [torch.cat(parts) if parts else None for parts in kept]
-    assert found[0] is not None, "checked by the data"
-    assert found[1] is not None, "checked by the data"
-    return found[0], found[1], found[2], found[3]
+                parts = [session.run(part) for part in inputs.split(in_runtime)]
+                kept[2].add(together(parts), inputs, labels)
+    return kept[0], kept[1], kept[2] if session is not None else None
 
 
-def runtime_outcome(
-    name: str, reference: Tensor, pytorch: Tensor, runtime: Tensor, labels: Tensor | None
-) -> RuntimeOutcome:
+def runtime_outcome(name: str, reference: Seen, pytorch: Seen, runtime: Seen) -> RuntimeOutcome:
     """The file's outputs compared with the original's and with the compressed network's; `seconds` is left empty.
 
     Args:
         name: name of the runtime.
-        reference: (N, classes) outputs of the original in PyTorch.
-        pytorch: (N, classes) outputs of the compressed network in PyTorch.
-        runtime: (N, classes) outputs of the file.
-        labels: (N,) int64, or None.
+        reference: outputs of the original in PyTorch.
+        pytorch: outputs of the compressed network in PyTorch.
+        runtime: outputs of the file.
     """
+    expected, found = pytorch.rows(), runtime.rows()
     return RuntimeOutcome(
         runtime=name,
-        closeness=compare(reference, runtime, labels),
-        agreement=compare(pytorch, runtime, None).agreement,
-        difference=_relative_difference(pytorch.double(), runtime.double()),
+        closeness=closeness(reference, runtime),
+        agreement=compare(expected, found, None).agreement,
+        difference=_relative_difference(expected.double(), found.double()),
         seconds={},
     )
 
@@ -285,6 +281,6 @@ def check_agreement(outcome: RuntimeOutcome) -> Check:
 
 
 def _relative_difference(expected: Tensor, found: Tensor) -> float:
-    """Root mean square of `found - expected`, in standard deviations of `expected` over samples; both (N, classes)."""
+    """Root mean square of `found - expected`, in standard deviations of `expected` over samples; both (N, …)."""
     spread = (expected - expected.mean(0)).square().mean().sqrt().clamp(min=1e-12)
     return float((expected - found).square().mean().sqrt() / spread)

@@ -16,6 +16,7 @@ from autocompress.testing.menus import check_criterion, check_quantizer
 from autocompress.testing.searchers import check_agent, check_reward, check_searcher
 from autocompress.testing.sources import check_data, check_model
 from autocompress.testing.targets import check_target
+from autocompress.testing.tasks import check_task
 
 __all__ = [
     "ContractError",
@@ -27,4 +28,5 @@ __all__ = [
     "check_reward",
     "check_searcher",
     "check_target",
+    "check_task",
 ]

@@ -12,6 +12,7 @@ from autocompress.borrowed import evaluating
 from autocompress.data.registry import DATA_SOURCES, load_data, source_of_function
 from autocompress.models.registry import MODELS, Model, load_model
 from autocompress.network import trace
+from autocompress.network.interface import outputs_by_name
 from autocompress.samples import content, fields_of, tensors_of
 from autocompress.testing.contract import require
 
@@ -59,8 +60,8 @@ def check_data(load: Callable[..., Any], place: str = "", **arguments: Any) -> N
 def check_model(build: Callable[..., nn.Module], inputs: Tensor, **arguments: Any) -> None:
     """Check a network by building and tracing it as a search would.
 
-    It must be a module that takes `inputs` and returns logits (N, classes), finite and the same again; must have the
-    same weights whenever it is built; and must have at least one layer that can be labelled.
+    It must be a module that takes `inputs` and returns tensors (N, …) of numbers, such as logits (N, classes), finite
+    and the same again; must have the same weights whenever it is built; and must have at least one layer that can be labelled.
 
     Args:
         build: as for `autocompress.register_model`.
@@ -77,11 +78,12 @@ def check_model(build: Callable[..., nn.Module], inputs: Tensor, **arguments: An
     finally:
         MODELS.unregister(_NAME)
     with evaluating(model), evaluating(twin):
-        outputs, again, others = model(inputs), model(inputs), twin(inputs)
-    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-    is_logits = isinstance(outputs, Tensor) and outputs.ndim == 2 and len(outputs) == len(inputs)
-    require(is_logits, f"A network must return logits ({len(inputs)}, classes)", shape)
-    require(bool(torch.isfinite(outputs).all()), "Outputs must be finite", "NaN or infinity")
-    require(torch.equal(outputs, again), "Outputs must be the same for the same inputs in eval mode", "others")
-    require(torch.equal(outputs, others), "A network must have the same weights whenever it is built", "others")
+        outputs, again, others = (outputs_by_name(each, inputs) for each in (model, model, twin))
+    for name, output in outputs.items():
+        is_batch = output.ndim > 0 and len(output) == len(inputs)
+        require(is_batch, f"A network must return outputs ({len(inputs)}, …)", tuple(output.shape))
+        require(bool(torch.isfinite(output).all()), "Outputs must be finite", "NaN or infinity")
+        same, alike = (torch.equal(output, each[name]) for each in (again, others))
+        require(same, "Outputs must be the same for the same inputs in eval mode", "others")
+        require(alike, "A network must have the same weights whenever it is built", "others")
     trace(model, inputs)  # raises InputError where there is no layer to label

@@ -72,6 +72,12 @@ def check_target(target: Target) -> None:
             _check_outputs(target, content, lowered.graph, inputs)
 
 
+def _only(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    require(isinstance(outputs, Tensor), "A runtime must return the only output as a tensor", type(outputs).__name__)
+    assert isinstance(outputs, Tensor)
+    return outputs
+
+
 def _menus(target: Target, model: nn.Module, inputs: Tensor) -> Menus:
     settings = MenuSettings(weight_bits=target.weight_bits, activation_bits=target.activation_bits, sparsity_levels=4)
     network = trace(model, inputs[:1])
@@ -96,12 +102,12 @@ def _check_outputs(target: Target, content: bytes, graph: nn.Module, inputs: Ten
     session, name = target.runtime.open(content), target.runtime.name
     with torch.no_grad():
         expected = graph(inputs)
-    found = session.run(inputs)
+    found = _only(session.run(inputs))
     require(found.shape == expected.shape, f"{name} must return outputs {tuple(expected.shape)}", tuple(found.shape))
     difference = float((found - expected).square().mean().sqrt() / expected.std().clamp(min=1e-12))
     require(difference <= CLOSENESS, f"Outputs in {name} may differ by {CLOSENESS} of their spread", difference)
     agreement = float((found.argmax(1) == expected.argmax(1)).float().mean())
     require(agreement >= AGREEMENT, f"{name} must agree on {AGREEMENT:.0%} of the samples", f"{agreement:.1%}")
-    pieces = [session.run(inputs[a:b]) for a, b in itertools.pairwise((0, 1, 8, 64))]
+    pieces = [_only(session.run(inputs[a:b])) for a, b in itertools.pairwise((0, 1, 8, 64))]
     apart = float((torch.cat(pieces) - found).abs().max())
     require(apart <= CLOSENESS * float(expected.std()), "Outputs must not depend on the batch size", apart)

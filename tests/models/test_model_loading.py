@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from autocompress.errors import InputError
-from autocompress.models import check_classes, has_random_weights, load_model, load_weights_
+from autocompress.models import has_random_weights, load_model, load_weights_
 from autocompress.models.digits_net import DIGITS_WEIGHTS
 
 MODEL_SCRIPT = """
@@ -414,32 +414,3 @@ def test_unknown_model():
         "`model` must be one of FILE.onnx, digits, file.py:callable, hf:FOLDER, package.module:callable, resnet110, "
         "resnet20, resnet32, resnet44, resnet56, timm:NAME, torchvision:NAME, got 'resnet21'."
     )
-
-
-def test_check_classes_passes_and_leaves_the_modes():
-    model = load_model("digits")
-    model.train()
-    model.bn1.eval()
-    check_classes(model, torch.zeros(2, 1, 8, 8), [str(digit) for digit in range(10)])
-    check_classes(model, torch.zeros(2, 1, 8, 8), [])
-    assert model.training
-    assert not model.bn1.training
-    assert model.layer2[0].shortcut[1].training
-    assert model.bn1.num_batches_tracked.item() == 0
-
-
-@pytest.mark.parametrize(
-    ("model", "inputs", "expected"),
-    [
-        (nn.Linear(4, 3), (2, 4), "`model` must have one output for each of the 2 classes of `data`, got 3."),
-        (nn.Conv2d(1, 2, 1), (2, 1, 3, 3), "`model` must give logits of shape (N, classes), got shape (2, 2, 3, 3) for "
-         "N = 2."),
-        (nn.Flatten(0), (2, 4), "`model` must give logits of shape (N, classes), got shape (8,) for N = 2."),
-        (nn.LSTM(4, 2), (2, 4), "`model` must give logits of shape (N, classes), got tuple for N = 2."),
-        (nn.Linear(5, 2), (2, 4), "`model` must take inputs of shape (4,) from `data`, got the error: mat1 and mat2 "
-         "shapes cannot be multiplied (2x4 and 5x2)."),
-    ],
-)  # fmt: skip
-def test_check_classes_finds(model, inputs, expected):
-    assert message(check_classes, model, torch.zeros(inputs), ["cat", "dog"]) == expected
-    assert model.training

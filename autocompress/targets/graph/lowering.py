@@ -21,10 +21,12 @@ from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.menus.quantizers import code_range
 from autocompress.network.exported import LayerCalls, export_graph, layer_calls
+from autocompress.network.interface import output_names
 from autocompress.plan import Plan
 from autocompress.samples import Field, Inputs, cast, fields_of
 from autocompress.targets.graph.removed_branches import without_branches
 from autocompress.targets.graph.rounding_points import round_activation, round_layer_inputs_, round_tensors_
+from autocompress.tasks.outputs import ONLY
 
 __all__ = ["NAMES", "Lowered", "lower", "round_activation"]
 
@@ -77,20 +79,25 @@ class Lowered:
             - call_function of `round_activation(x, scale, zero, bits)`: x rounded to steps of `scale` and clamped to
               2^bits of them, (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero) * scale. In an integer file it is
               a quantization followed by a dequantization. A layer whose input is rounded reads such a node.
-            - one output: a node, alone or in a tuple of one.
+            - one output: a node, alone or in a tuple; or several nodes in a tuple.
         layers: finished weights by layer name, in the order of the network. The graph holds the same weight, as it
             runs, in float32 under `NAME.weight`, and the bias under `NAME.bias`. Of a removed branch's layers it holds
             at most the bias.
         plan: labels that the network was made by.
         inputs: form of every tensor that the network takes, in the order of the placeholders.
-        names: names of the only input and of the output in files that have such names.
+        names: names of the only input, and of the outputs, in files that have such names.
     """
 
     graph: fx.GraphModule
     layers: Mapping[str, LayerWeights]
     plan: Plan
     inputs: tuple[Field, ...]
-    names: tuple[str, str] = NAMES
+    names: tuple[str, ...] = NAMES
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+        return self.names[1:]
 
 
 def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowered:
@@ -124,15 +131,17 @@ def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowe
             round_layer_inputs_(graph.graph, calls, layers)
     graph.graph.lint()
     graph.recompile()
-    calculated, names = _as_run(graph, calls, layers), _names(compressed.model)
+    calculated, names = _as_run(graph, calls, layers), _names(compressed.model, graph.graph.output_node())
     return Lowered(graph, calculated, compressed.plan, fields_of(samples), names)
 
 
-def _names(model: nn.Module) -> tuple[str, str]:
-    """Names of the network's only input and output: its own where it comes from an ONNX file."""
-    own = (tuple(getattr(model, f"{what}_names", ())) for what in ("input", "output"))
-    first, second = (names[0] if len(names) == 1 else usual for names, usual in zip(own, NAMES, strict=True))
-    return first, second
+def _names(model: nn.Module, output: fx.Node) -> tuple[str, ...]:
+    """Names of the network's only input and of its outputs: its own where it comes from an ONNX file."""
+    own, names, given = tuple(getattr(model, "input_names", ())), output_names(model), output.args[0]
+    count = len(given) if isinstance(given, tuple | list) else 1
+    if count != len(names):
+        names = tuple(f"{ONLY}_{number}" for number in range(count))
+    return own[0] if len(own) == 1 else NAMES[0], *names
 
 
 def with_room_for_bias(layer: LayerWeights) -> LayerWeights:

@@ -38,7 +38,6 @@ from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
 
-OUTPUT = "output"  # name of the file's output
 OPSET = 21  # version of ONNX's operators: the first with INT4
 PLACEHOLDER = "autocompress_stored_"  # how the names of all placeholders begin; a scale's goes on with a number
 _QUIET_NAN = 0x7FC00000  # bits of a float32 NaN; its lowest 22 are free
@@ -155,12 +154,13 @@ def _rank(node: fx.Node) -> int:
 # --- through torch.onnx ----------------------------------------------------------------------------------------------
 
 
-def exported(module: fx.GraphModule, inputs: Sequence[Field]) -> ModelProto:
+def exported(module: fx.GraphModule, inputs: Sequence[Field], outputs: Sequence[str]) -> ModelProto:
     """The ONNX graph of a module from `with_placeholders`.
 
     Args:
         module: graph with placeholders.
         inputs: form of every tensor that it takes.
+        outputs: names of what it gives.
 
     Raises:
         ExportError: the network has an operator that ONNX doesn't.
@@ -179,7 +179,7 @@ def exported(module: fx.GraphModule, inputs: Sequence[Field]) -> ModelProto:
             written = torch.onnx.export(
                 program,
                 input_names=[field.name for field in inputs],
-                output_names=[OUTPUT],
+                output_names=list(outputs),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,

@@ -23,20 +23,21 @@ from autocompress.execute.compressed import LayerWeights
 from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.onnxruntime.biases import store_biases_
-from autocompress.targets.onnxruntime.exporter import OPSET, OUTPUT, exported, inline_constants_, with_placeholders
+from autocompress.targets.onnxruntime.exporter import OPSET, exported, inline_constants_, with_placeholders
 from autocompress.targets.onnxruntime.slim import slim_
 from autocompress.targets.onnxruntime.weights import store_weights_
 
+_OUTPUT = "autocompress_output_"  # how the names of outputs begin until they get their own
 BATCH = "batch"  # name of the batch axis of input and output
 IR_VERSION = 10  # of the file format: the first with INT4, as is opset 21 (`OPSET`)
 _INT2_OPSET, _INT2_IR_VERSION = 25, 13  # the first with INT2; from 21 to 25, operators only learned further types
 
 
 def write_onnx(lowered: Lowered) -> bytes:
-    """The network as an ONNX file: takes (batch, …) tensors, gives one tensor, any batch size.
+    """The network as an ONNX file: takes and gives (batch, …) tensors, any batch size.
 
-    Several inputs are called as `lowered.inputs` says. A single one is called `input`, and the output `output`; in a
-    network that comes from an ONNX file, as they are there.
+    Several inputs are called as `lowered.inputs` says. A single one is called `input`; in a network that comes from an
+    ONNX file, as it is there. Outputs are called as `lowered.outputs` says.
 
     Weights are INT2 (1 and 2 bits), INT4 (3 and 4), INT8 (5 to 8), float16 or float32. INT2 and INT4 are cast to INT8
     first: ONNX Runtime folds the cast when it loads the file, and then runs its integer kernels. A rounded
@@ -55,12 +56,13 @@ def write_onnx(lowered: Lowered) -> bytes:
     from onnx import TensorProto
 
     _check_activations(lowered.layers)
-    proto = exported(with_placeholders(lowered), lowered.inputs)
+    placeholders = [f"{_OUTPUT}{number}" for number in range(len(lowered.outputs))]
+    proto = exported(with_placeholders(lowered), lowered.inputs, placeholders)
     graph = proto.graph
     inline_constants_(graph)
     store_weights_(graph, list(lowered.layers.values()))
     store_biases_(graph)
-    slim_(proto, _final_names(lowered))
+    slim_(proto, _final_names(lowered) | dict(zip(placeholders, lowered.outputs, strict=True)))
     for value in itertools.chain(graph.input, graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     two_bits = any(tensor.data_type == TensorProto.INT2 for tensor in graph.initializer)
@@ -71,10 +73,8 @@ def write_onnx(lowered: Lowered) -> bytes:
 
 
 def _final_names(lowered: Lowered) -> dict[str, str]:
-    """Names of inputs and output in the file, by those that they have."""
-    first, output = lowered.names
-    inputs = {field.name: first if field.name == ONE else field.name for field in lowered.inputs}
-    return inputs | {OUTPUT: output}
+    """Names of inputs in the file, by those that they have."""
+    return {field.name: lowered.names[0] if field.name == ONE else field.name for field in lowered.inputs}
 
 
 def _check_activations(layers: Mapping[str, LayerWeights]) -> None:

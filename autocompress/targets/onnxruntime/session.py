@@ -13,6 +13,7 @@ from autocompress.errors import InputError
 from autocompress.network.verification import first_line
 from autocompress.onnx_runtime import inference_session, runtime
 from autocompress.samples import Inputs, Samples, cast, tensors_of
+from autocompress.tasks.outputs import Outputs
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
@@ -37,21 +38,22 @@ class OnnxSession:
     """A network that ONNX Runtime has loaded. Made by `open_session`.
 
     Args:
-        session: ONNX Runtime's session of a file with one output.
+        session: ONNX Runtime's session of a file.
     """
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._names = [each.name for each in session.get_inputs()]
 
-    def run(self, inputs: Inputs) -> Tensor:
-        """(N, …) float32 outputs of (N, …) `inputs`, any N."""
+    def run(self, inputs: Inputs) -> Tensor | Outputs:
+        """(N, …) float32 outputs of (N, …) `inputs`, any N: a tensor, or several in a tuple."""
         taken = tensors_of(cast(inputs.detach(), "cpu", torch.float32))
         names = inputs.names if isinstance(inputs, Samples) else self._names
         given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, taken, strict=True)}
         # A file has no input for a tensor that its network does not use.
-        (outputs,) = self._session.run(None, {name: given[name] for name in self._names})
-        return torch.from_numpy(outputs)
+        found = self._session.run(None, {name: given[name] for name in self._names})
+        outputs = tuple(map(torch.from_numpy, found))
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 def open_session(content: bytes | str | Path, threads: int = 1, *, optimized: Path | None = None) -> OnnxSession:

@@ -45,6 +45,7 @@ from autocompress.samples import ONE, Field, Inputs, call, zeros
 from autocompress.targets.graph.lowering import NAMES, Lowered
 from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
 from autocompress.targets.packed.stored_layers import layer_tensors, take_layer_
+from autocompress.tasks.outputs import as_tuple
 from autocompress_envs.problem import n_of_m
 
 FORMAT, VERSION = "autocompress", "1"
@@ -68,7 +69,7 @@ class PackedWeights:
         plan: labels that the network was made by.
         inputs: form of every tensor that the network takes.
         graph: graph as JSON (`graph_json`); None: only the original's class can run the weights.
-        names: names of input and output in files that have such names.
+        names: names of the only input, and of the outputs, in files that have such names.
     """
 
     layers: Mapping[str, LayerWeights]
@@ -76,7 +77,7 @@ class PackedWeights:
     plan: Plan
     inputs: tuple[Field, ...]
     graph: str | None
-    names: tuple[str, str] = NAMES
+    names: tuple[str, ...] = NAMES
 
     def example(self) -> Inputs:
         """One sample of zeros."""
@@ -196,7 +197,7 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
     taken = len(module.graph.find_nodes(op="placeholder"))
     if taken != len(weights.inputs):
         raise InputError(f"The graph must take the {len(weights.inputs)} tensors that the file names, got {taken}.")
-    _check_runs(module, weights.inputs)
+    _check_runs(module, weights.inputs, len(weights.names) - 1)
     return Lowered(module, weights.layers, weights.plan, weights.inputs, weights.names)
 
 
@@ -261,7 +262,7 @@ def _check_all_read(graph: fx.GraphModule, others: Mapping[str, Tensor]) -> None
         raise InputError(f"The file must hold the tensors of its layers and graph, got also {left[0]}.")
 
 
-def _check_runs(graph: fx.GraphModule, inputs: Sequence[Field]) -> None:
+def _check_runs(graph: fx.GraphModule, inputs: Sequence[Field], count: int) -> None:
     """Raise InputError where a graph can't compute: operators take arguments of other kinds, shapes and sizes."""
     size, limit = sum(field.nbytes for field in inputs), memory_limit(None)
     if size > limit:
@@ -274,8 +275,8 @@ def _check_runs(graph: fx.GraphModule, inputs: Sequence[Field]) -> None:
         raise InputError(
             f"The graph must run on a sample of shape {shapes}, got the error: {first_line(error)}"
         ) from error
-    if not isinstance(outputs, Tensor):
-        raise InputError(f"The graph must give a tensor, got {type(outputs).__name__}.")
+    if len(as_tuple(outputs)) != count:
+        raise InputError(f"The graph must give {count} tensors, as the file's names say, got {len(as_tuple(outputs))}.")
 
 
 def _unpacked(raw: bytes) -> PackedWeights:
@@ -319,12 +320,12 @@ def _input_from_json(entry: Any) -> Field:
     return Field(entry[0], _shape(entry[1], f"input {entry[0]}", 1), entry[2])
 
 
-def _names(content: Any) -> tuple[str, str]:
-    """Names of input and output from JSON. Raises InputError where they are not two different ones."""
-    if isinstance(content, list) and len(content) == 2 and all(isinstance(name, str) and name for name in content):
-        first, second = content
-        if first != second:
-            return first, second
+def _names(content: Any) -> tuple[str, ...]:
+    """Names of input and outputs from JSON. Raises InputError where they are not different ones, two at least."""
+    if isinstance(content, list) and len(content) >= 2 and all(isinstance(name, str) and name for name in content):
+        names = tuple(content)
+        if len(set(names)) == len(names):
+            return names
     raise InputError(f"The file must have different names for input and output, got {str(content)[:80]}.")
 
 

@@ -72,7 +72,7 @@ def graph_to_json(graph: fx.GraphModule) -> str:
 
     Args:
         graph: graph of placeholders, get_attr, call_function of operators, and one output: a tensor, alone or in a
-            tuple.
+            tuple, or several tensors in a tuple, which the JSON keeps as a list.
 
     Raises:
         ExportError: the graph holds something that a file may not hold; the message names it.
@@ -107,9 +107,10 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     for entry in content["nodes"]:
         reader.add(entry)
     output = reader.value(content.get("output"))
-    if not isinstance(output, fx.Node):
-        raise InputError(f"The graph must have a value as `output`, got {content.get('output')!r}.")
-    return reader.finish(output)
+    outputs = output if isinstance(output, list | tuple) else [output]
+    if not outputs or not all(isinstance(each, fx.Node) for each in outputs):
+        raise InputError(f"The graph must have values as `output`, got {content.get('output')!r}.")
+    return reader.finish(output if isinstance(output, fx.Node) else tuple(outputs))
 
 
 def parse_json(text: str, what: str) -> Any:
@@ -153,7 +154,7 @@ class _Writer:
         elif node.op == "call_function":
             self._call(node)
         elif node.op == "output":
-            self.output = self._encode(_only_value(node), "output")
+            self.output = self._encode(_given(node), "output")
         else:
             raise ExportError(f"A file can hold inputs and calls of ATen operators, got {node.op} {node.target}.")
 
@@ -188,13 +189,13 @@ class _Writer:
         return f"%{len(self._numbers) - self._numbers[node]}"
 
 
-def _only_value(node: fx.Node) -> Any:
-    """The node that the output stands for. Raises ExportError where there are several."""
+def _given(node: fx.Node) -> Any:
+    """The node that the output stands for, or several. Raises ExportError where it holds something else."""
     value: Any = node.args[0]
     while isinstance(value, tuple | list) and len(value) == 1:
         value = value[0]
-    if not isinstance(value, fx.Node):
-        raise ExportError(f"A file can hold a network with one output, got {value}.")
+    if not all(isinstance(each, fx.Node) for each in (value if isinstance(value, tuple | list) else [value])):
+        raise ExportError(f"A file can hold a network that gives tensors, got {value}.")
     return value
 
 
@@ -278,7 +279,7 @@ class _Reader:
             raise InputError("The graph must have arguments without mappings, got one.")
         return content
 
-    def finish(self, output: fx.Node) -> fx.GraphModule:
+    def finish(self, output: fx.Node | tuple[fx.Node, ...]) -> fx.GraphModule:
         self._graph.output(output)
         module = fx.GraphModule(self._root, self._graph)
         for name, tag in self._tags.items():
