@@ -153,7 +153,7 @@ def in_format(inputs: Inputs, device: torch.device, dtype: torch.dtype) -> Input
 def run(
     model: nn.Module, inputs: Inputs, batch_size: int, device: torch.device, note: Note | None = None
 ) -> tuple[Tensor, int]:
-    """(N, classes) logits or (N, P, K) rows, float32 on the CPU, and the batch size that fitted: `run_in_batches` of a network's copy.
+    """Logits (N, classes) or rows (N, P, K), float32 on the CPU, and the batch size that fitted (`run_in_batches`).
 
     Args:
         model: network that was `prepared`; what it keeps from a pass can't be trained with.

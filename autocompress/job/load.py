@@ -77,6 +77,7 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     inputs, _ = data.calibration()
     reading = read(module, inputs, data, asked.config.task)
     data = _tell_task(reading, data, watcher)
+    check_labels(asked, data)  # once more: those of the task may be no classes
     module = interfaced(module, inputs, reading.form)
     _check_device(module, inputs[:2], device)
     network = trace(module, inputs[:1])

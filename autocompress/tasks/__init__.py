@@ -4,8 +4,8 @@
     regression, detection                                   numbers
     embedding                                               directions
 
-A task turns outputs into rows of logits (`rows`), and all that lies above compares rows by one divergence, that of class
-probabilities. Labels only add metrics (`metrics`); no task needs them.
+A task turns outputs into rows of logits (`rows`), and all that lies above compares rows by one divergence, that of
+class probabilities. Labels only add metrics (`metrics`); no task needs them.
 """
 
 from autocompress.tasks.choice import choose

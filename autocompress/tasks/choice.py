@@ -25,11 +25,29 @@ def choose(seen: Seen, labels: Tensor | None) -> tuple[str, str]:
         if all(_is_named_vector(name) for name in seen.names):
             return "embedding", f"outputs {', '.join(seen.names)}"
         return "regression", f"{len(seen.outputs)} outputs, taken as numbers"
-    output, shape = seen.outputs[0], f"output {tuple(seen.outputs[0].shape[1:])}"
-    if labels is not None and labels.is_floating_point():
+    return _by_labels(seen, labels) or _by_shape(seen)
+
+
+def _by_labels(seen: Seen, labels: Tensor | None) -> tuple[str, str] | None:
+    """What labels tell of a network with one output; None where they tell nothing."""
+    output = seen.outputs[0]
+    if labels is None:
+        return None
+    if labels.is_floating_point():
         return "regression", "labels are not whole numbers"
-    if labels is not None and labels.ndim == 1 and output[0].numel() == 1 and int(labels.max()) < 2:
+    if labels.ndim == 1 and output[0].numel() == 1 and int(labels.max()) < 2:
         return "classification", "one logit, and labels 0 and 1"
+    positions, where = tuple(labels.shape[1:]), f"labels for every position of the output {tuple(output.shape[1:])}"
+    if positions and positions == tuple(output.shape[2:]):
+        return "segmentation", where
+    if positions and positions == tuple(output.shape[1:-1]):
+        return "token-classification", where
+    return None
+
+
+def _by_shape(seen: Seen) -> tuple[str, str]:
+    """What the name and the shape of the only output tell."""
+    output, shape = seen.outputs[0], f"output {tuple(seen.outputs[0].shape[1:])}"
     if output.ndim == 1 or output.shape[-1] == 1 or (output.ndim > 3 and output.shape[1] == 1):
         return "regression", f"{shape} of one number"
     if _is_vector(seen):
@@ -38,8 +56,6 @@ def choose(seen: Seen, labels: Tensor | None) -> tuple[str, str]:
         return "classification", f"{shape} of one row"
     if output.ndim == 3 and _has_tokens(seen):
         return "token-classification", f"{shape} for as many tokens"
-    if labels is not None and tuple(labels.shape[1:]) == tuple(output.shape[2:]):
-        return "segmentation", f"labels for every position of the {shape}"
     if output.ndim == 4 and seen.names[0] == "out":
         return "segmentation", f"{shape} named out"
     return "regression", f"{shape}, taken as numbers"

@@ -27,8 +27,8 @@ class Metric:
         title: name in tables.
         make: function from the number of classes (0: outputs are no classes) to an object with `update(predictions,
             labels)` and `compute()`, as those of torchmetrics are.
-        kind: what it compares: `classes`, whole numbers of any shape; `numbers`; `columns`, numbers (N, D) of which each
-            column counts by itself; `vectors`, along the last axis; or `boxes`.
+        kind: what it compares: `classes`, whole numbers of any shape; `numbers`; `columns`, numbers (N, D) of which
+            each column counts by itself; `vectors`, along the last axis; or `boxes`.
         is_share: whether values are in [0, 1] and shown in percent.
         larger_is_better: whether a larger value is better.
     """
@@ -108,7 +108,11 @@ class Meter:
 
     def __init__(self, metrics: Sequence[Metric], classes: int) -> None:
         self._metrics = {each: each.make(classes if each.kind == "classes" else 0) for each in metrics}
+        for metric, meter in self._metrics.items():
+            if metric.kind == "columns":
+                meter.set_dtype(torch.float64)
         self._classes = classes
+        self._units: tuple[Tensor, Tensor] | None = None  # of columns
 
     def update(self, predictions: Any, labels: Tensor) -> None:
         """Add a batch.
@@ -131,10 +135,20 @@ class Meter:
                 meter.update(given[known], labels[known])
             elif metric.kind == "vectors":
                 meter.update(*(each.float().reshape(-1, each.shape[-1]) for each in (given, labels)))
-            elif metric.kind == "columns" and labels.ndim == 2 and labels.shape[1] > 1:
-                meter.update(given.float(), labels.float())
+            elif metric.kind == "columns":
+                meter.update(*self._in_units(given, labels))
             else:
                 meter.update(*(each.float().reshape(-1) for each in (given, labels)))
+
+    def _in_units(self, given: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Both as (n, D) columns, or as one column, in units of the first labels: torchmetrics takes small ones for 0."""
+        width = labels.shape[1] if labels.ndim == 2 else 1
+        both = [each.double().reshape(-1, width) for each in (given, labels)]
+        if self._units is None:
+            spread = both[1].std(0, correction=0)
+            self._units = both[1].mean(0), torch.where(spread > 0, spread, torch.ones_like(spread))
+        first, second = ((each - self._units[0]) / self._units[1] for each in both)
+        return (first, second) if width > 1 else (first[:, 0], second[:, 0])
 
     def values(self) -> dict[str, float]:
         """Values by name."""

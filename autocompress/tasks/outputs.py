@@ -56,8 +56,8 @@ def named_outputs(result: Any, names: Sequence[str] = ()) -> dict[str, Tensor]:
         return {main[0]: found[main[0]]}
     if not found:
         raise InputError(
-            f"`model` must give a tensor of floating-point numbers, or several, got {type(result).__name__}; wrap it in "
-            "a module that returns such."
+            f"`model` must give a tensor of floating-point numbers, or several, got {type(result).__name__}; wrap it "
+            "in a module that returns such."
         )
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class Reading:
     """
 
     task: Task
-    form: OutputForm = OutputForm()
+    form: OutputForm = field(default_factory=OutputForm)
     reason: str = ""
 
     @property

@@ -50,9 +50,9 @@ class Seen:
         return names.index(_MASK) if _MASK in names else None
 
     def mask_of(self, output: int) -> int | None:
-        """The same, where it says which positions of an output (n, T, …) are valid."""
+        """The same, where it says which positions of an output (n, T, K) are valid."""
         mask, shape = self.mask, tuple(self.outputs[output].shape)
-        if mask is None or len(shape) < 3 or tuple(tensors_of(self.inputs)[mask].shape) != shape[:2]:
+        if mask is None or len(shape) != 3 or tuple(tensors_of(self.inputs)[mask].shape) != shape[:2]:
             return None
         return mask
 

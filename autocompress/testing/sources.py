@@ -61,7 +61,8 @@ def check_model(build: Callable[..., nn.Module], inputs: Tensor, **arguments: An
     """Check a network by building and tracing it as a search would.
 
     It must be a module that takes `inputs` and returns tensors (N, …) of numbers, such as logits (N, classes), finite
-    and the same again; must have the same weights whenever it is built; and must have at least one layer that can be labelled.
+    and the same again; must have the same weights whenever it is built; and must have at least one layer that can be
+    labelled.
 
     Args:
         build: as for `autocompress.register_model`.

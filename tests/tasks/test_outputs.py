@@ -127,6 +127,6 @@ def test_numbers_are_no_classes():
     with pytest.raises(InputError) as error:
         read(nn.Linear(4, 2), data.calibration()[0], data, "classification")
     assert str(error.value) == (
-        "`data` must hold one class a sample, whole numbers (N,), for the task classification, got float32 labels (2,); "
-        "name another --task."
+        "`data` must hold one class a sample, whole numbers (N,), for the task classification, got float32 labels "
+        "(2,); name another --task."
     )

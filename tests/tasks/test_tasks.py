@@ -102,11 +102,16 @@ def test_metrics_of_numbers_by_hand():
 
 
 def test_every_column_counts_by_itself():
-    labels = drawn(50, 2) * torch.tensor([1000.0, 1.0])
+    """Whatever their units: one is a million times as large as the other, and far from 0."""
+    labels = drawn(50, 2) * torch.tensor([1e3, 1e-3]) + torch.tensor([1e5, 0.1])
+    predicted = labels.clone()
+    predicted[:, 1] = 0.1
     found = meter(["r2"])
-    found.update(labels * torch.tensor([1.0, 0.0]), labels)
-    of_second = 1 - float(labels[:, 1].square().sum() / (labels[:, 1] - labels[:, 1].mean()).square().sum())
-    assert found.values()["r2"] == pytest.approx((1 + of_second) / 2, abs=1e-4)
+    for part in range(0, 50, 20):
+        found.update(predicted[part : part + 20], labels[part : part + 20])
+    second = labels[:, 1].double()
+    of_second = 1 - float((second - 0.1).square().sum() / (second - second.mean()).square().sum())
+    assert found.values()["r2"] == pytest.approx((1 + of_second) / 2, abs=1e-5)
 
 
 def test_boxes():
