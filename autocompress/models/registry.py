@@ -177,12 +177,14 @@ def _build(spec: str, arguments: dict[str, Any], num_classes: int | None) -> Any
 
 
 def _torchvision(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """The classification network of torchvision of that name, with random weights."""
+    """The network of torchvision of that name, with random weights: one that classifies or segments images."""
     models = _import_zoo("torchvision").models
-    names = models.list_models(module=models)  # classification only: the others take their backbone from the network
-    if name not in names:
-        raise _unknown_in_zoo("torchvision", name, names)
-    return _create("torchvision", name, partial(models.get_model, name, weights=None), arguments)
+    classifiers, segmenters = (models.list_models(module=each) for each in (models, models.segmentation))
+    if name not in classifiers + segmenters:
+        raise _unknown_in_zoo("torchvision", name, classifiers + segmenters)
+    # Segmenters would take the weights of their backbone from the network.
+    nothing: dict[str, None] = {"weights": None, **({"weights_backbone": None} if name in segmenters else {})}
+    return _create("torchvision", name, partial(models.get_model, name, **nothing), arguments)
 
 
 def _timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -141,7 +141,7 @@ class Meter:
                 meter.update(*(each.float().reshape(-1) for each in (given, labels)))
 
     def _in_units(self, given: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Both as (n, D) columns, or as one column, in units of the first labels: torchmetrics takes small ones for 0."""
+        """Both as (n, D) columns, or one, in units of the first labels: torchmetrics takes small numbers for 0."""
         width = labels.shape[1] if labels.ndim == 2 else 1
         both = [each.double().reshape(-1, width) for each in (given, labels)]
         if self._units is None:

@@ -161,12 +161,11 @@ class Numbers(_Held):
 
 def _directions(x: Tensor, mask: Tensor | None) -> Tensor:
     """(N, …, D) of length 1 along the last axis, over √M for M positions, padding left out."""
-    x = F.normalize(x, dim=-1)
+    unit: Tensor = F.normalize(x, dim=-1)
     if mask is None:
-        return x / x.shape[1:-1].numel() ** 0.5
-    valid = (mask != 0).to(x)[..., None]  # (N, T, 1)
-    weighted: Tensor = x * valid / valid.sum(1, keepdim=True).clamp(min=1).sqrt()
-    return weighted
+        return unit / unit.shape[1:-1].numel() ** 0.5
+    valid = (mask != 0).to(unit)[..., None]  # (N, T, 1)
+    return unit * valid / valid.sum(1, keepdim=True).clamp(min=1).sqrt()
 
 
 def numbers(outputs: Outputs, output: int) -> Numbers:

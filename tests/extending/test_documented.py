@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import autocompress
 from autocompress.extensions import AGENTS, CRITERIA, REWARDS, SEARCHERS, TARGETS
-from autocompress.testing import check_criterion, check_reward, check_searcher, check_target
+from autocompress.tasks import TASKS
+from autocompress.testing import check_criterion, check_reward, check_searcher, check_target, check_task
 
 ROOT = Path(__file__).parents[2]
 QUICK = {
@@ -26,7 +28,7 @@ def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site")
     text = (ROOT / "docs" / "extending.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     (folder / "my_compression.py").write_text("\n\n".join(blocks))
     metadata = folder / "my_compression-1.0.dist-info"
     metadata.mkdir()
@@ -45,7 +47,7 @@ def module(site):
         yield my_compression
     finally:
         sys.path.remove(str(site))
-        for registry in (CRITERIA, REWARDS, SEARCHERS, TARGETS, AGENTS):
+        for registry in (CRITERIA, REWARDS, SEARCHERS, TARGETS, AGENTS, TASKS):
             for name in registry.from_outside():
                 registry.unregister(name)
         sys.modules.pop("my_compression", None)
@@ -67,6 +69,8 @@ def test_the_documented_entries_pass_their_checks(module):
     check_searcher(module.random_weights)
     check_target(TARGETS["boxed"])
     check_target(TARGETS["layers-only"])
+    depths = 1 + torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    check_task(TASKS["depth"], [depths], torch.zeros(6, 3, 8, 8), depths * 1.1)
 
 
 def test_a_whole_search_with_all_of_them(module, cache, tmp_path):

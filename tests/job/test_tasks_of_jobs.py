@@ -110,7 +110,7 @@ def texts(count: int) -> dict[str, Tensor]:
 
 
 def searched(network, samples, labels_of, folder, **options):
-    """The job on 200 + 50 random samples; labels come from the network's own outputs. Returns (network, test, result)."""
+    """The job on 200 + 50 random samples, labels from the network's own outputs: (network, test, result)."""
     torch.manual_seed(0)
     model = network().eval()
     data = []

@@ -47,7 +47,7 @@ def test_many_numbers_are_a_few_sums_of_all_of_them():
 
 
 def test_numbers_that_hardly_move_do_not_weigh_without_bound():
-    """A constant up to rounding counts in units of its size; of many numbers, none counts 10 times as much as another."""
+    """A constant up to rounding counts in units of its size; of many numbers, none weighs without bound."""
     outputs = drawn(50, 2) * torch.tensor([1.0, 1e-6]) + torch.tensor([0.0, 5.0])
     moved = outputs + torch.tensor([0.0, 0.5])
     assert divergence(numbers((outputs,), 0), outputs, moved) == pytest.approx(0.01 / 4, rel=1e-3)

@@ -1,0 +1,107 @@
+"""FastestDet, a detector that comes as ONNX: the whole job without labels, and mean average precision before and after.
+
+python benchmarks/detector.py --model fastestdet.onnx --images coco-samples/images.parquet     # about 10 minutes
+
+The network gives a map (N, 85, 22, 22): an objectness, four numbers of a box, and the probabilities of 80 classes for
+each cell. The images are cut in two halves: one is searched and calibrated on, without labels; on the other, mAP at 0.5
+of the exported file in ONNX Runtime is compared with that of the original file on the same images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import resource
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+import autocompress
+from autocompress.targets.onnxruntime.session import open_session
+from autocompress.tasks import TASKS
+from autocompress.tasks.metrics import METRICS, Meter
+
+PIXELS, CELLS, MOST_BOXES = 352, 22, 100
+LEAST_SCORE, OVERLAP = 0.01, 0.45
+
+
+def samples(path: str) -> tuple[Tensor, Tensor]:
+    """Images (N, 3, 352, 352), BGR in [0, 1], and boxes (N, B, 5): corners in pixels and class, -1 for none."""
+    rows = pq.read_table(path).to_pylist()
+    boxes = torch.full((len(rows), max(len(row["boxes"]) for row in rows), 5), -1.0)
+    images = []
+    for number, row in enumerate(rows):
+        content = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+        image = Image.open(io.BytesIO(content)).convert("RGB").resize((PIXELS, PIXELS), Image.Resampling.BILINEAR)
+        images.append(torch.from_numpy(np.array(image)[:, :, ::-1].copy()).permute(2, 0, 1).float() / 255)
+        for place, box in enumerate(row["boxes"]):
+            kind, x, y, w, h = box.values() if isinstance(box, dict) else box
+            corners = [x - w / 2, y - h / 2, x + w / 2, y + h / 2]
+            boxes[number, place] = torch.tensor([*(PIXELS * each for each in corners), kind])
+    return torch.stack(images), boxes
+
+
+def decode(outputs: tuple[Tensor, ...]) -> list[dict[str, Tensor]]:
+    """Boxes of every image, as FastestDet's own code finds them, after non-maximum suppression by class."""
+    found = []
+    places = torch.arange(CELLS).float()
+    for output in outputs[0]:
+        probability, kind = output[5:].max(0)
+        scores = output[0] ** 0.6 * probability**0.4
+        x, y = output[1].tanh() + places[None, :], output[2].tanh() + places[:, None]
+        w, h = output[3].sigmoid() * CELLS, output[4].sigmoid() * CELLS
+        corners = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], -1).reshape(-1, 4) * (PIXELS / CELLS)
+        scores, kind = scores.flatten(), kind.flatten()
+        likely = scores > LEAST_SCORE
+        corners, scores, kind = corners[likely], scores[likely], kind[likely]
+        kept = batched_nms(corners, scores, kind, OVERLAP)[:MOST_BOXES]
+        found.append({"boxes": corners[kept], "scores": scores[kept], "labels": kind[kept]})
+    return found
+
+
+def precision(file: str | bytes, images: Tensor, boxes: Tensor) -> float:
+    """mAP at 0.5 of a file in ONNX Runtime, in [0, 1]."""
+    session, meter = open_session(file), Meter([METRICS["map50"]], 0)
+    for image, box in zip(images.split(1), boxes.split(1), strict=True):
+        outputs = session.run(image)
+        assert isinstance(outputs, Tensor)
+        meter.update(decode((outputs,)), box)
+    return meter.values()["map50"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="fastestdet.onnx")
+    parser.add_argument("--images", required=True, help="Parquet file with columns image and boxes")
+    parser.add_argument("--out", default="runs/detector")
+    parser.add_argument("--budget", default="size=0.25")
+    parser.add_argument("--episodes", type=int, default=40)
+    parser.add_argument("--task", default="detection", choices=list(TASKS))
+    options = parser.parse_args()
+    started = time.perf_counter()
+    images, boxes = samples(options.images)
+    half = len(images) // 2
+    result = autocompress.search(
+        options.model, ((images[:half], None), (images[half:], None)), options.budget, task=options.task,
+        episodes=options.episodes, out=options.out, force=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print(
+        f"size {100 * result.outcome.resources['size'] / result.original_outcome.resources['size']:.2f} %, divergence "
+        f"{result.outcome.kl:.4f}, verified: {result.verification.passed}, {seconds:.0f} s, peak {peak:.1f} GB"
+    )
+    compressed = Path(options.out, "model.onnx").read_bytes()
+    for name, chosen in {"held-out half": slice(half, None), "all images": slice(None)}.items():
+        before, after = (precision(file, images[chosen], boxes[chosen]) for file in (options.model, compressed))
+        print(f"mAP50 on the {name}: {100 * before:.2f} before, {100 * after:.2f} after")
+
+
+if __name__ == "__main__":
+    main()
