@@ -12,12 +12,15 @@ from autocompress.budget import RESOURCES
 from autocompress.config import Config, load_config
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import AUTO, DTYPES
+from autocompress.execute.compressed import Compressed
+from autocompress.execute.finetune import FineTuning, Tuned
+from autocompress.execute.own_training import Train, train_own
 from autocompress.execute.pipeline import Executed, Execution, original_weights, tune
 from autocompress.files import strict_json, write_atomically
 from autocompress.job.finish import finish, split_used, verify_files, write_outcome
 from autocompress.job.load import Loaded, load, load_splits
 from autocompress.job.options import DataLike, ModelLike, Request, fine_tuning, request
-from autocompress.job.prepare import prepare, tuning_dtype
+from autocompress.job.prepare import Job, prepare, tuning_dtype
 from autocompress.job.result_data import finished_data
 from autocompress.job.results import Finished
 from autocompress.job.trust import check_trusted, named_functions
@@ -34,6 +37,7 @@ from autocompress.targets.packed.file import load_packed, load_packed_weights, r
 from autocompress.targets.pt2.archive import write_pt2
 from autocompress.targets.target import TARGETS
 from autocompress.targets.verify import Check, Verification
+from autocompress_envs.problem import Labeling
 
 _ACCURACY_SLACK = 0.002  # by which an accuracy may miss the one that was written down: other machines round otherwise
 
@@ -43,6 +47,7 @@ def finetune(
     model: ModelLike | None = None,
     data: DataLike | None = None,
     *,
+    train: Train | None = None,
     trust: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -53,6 +58,8 @@ def finetune(
         run: folder of a finished run; its files are replaced when everything has gone well.
         model: original network, where the run was made with a module and not a spec string.
         data: data of the run, where the run was made with tensors and not a spec string.
+        train: function that trains in the place of ours: from (network, original, data) to the trained network, or None
+            where it trained in place; see `autocompress.execute.own_training`. Default: distillation from the original.
         trust: whether functions of somebody's own that the folder names may run; see `autocompress.job.trust`.
             Default: only those that you named in making the run, or name anew.
         progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
@@ -65,7 +72,7 @@ def finetune(
     path, watcher = Path(run), progress or Silent()
     _config_of(path, {})  # a folder that holds no run gets no lock
     with locked(path, "run", "finetune"):
-        return _finetune(path, model, data, options, watcher, trust)
+        return _finetune(path, model, data, options, watcher, trust, train)
 
 
 def _finetune(
@@ -75,6 +82,7 @@ def _finetune(
     options: Mapping[str, Any],
     watcher: Progress,
     trust: bool,
+    train: Train | None,
 ) -> Finished:
     """`finetune`, in a folder that this process alone writes."""
     asked, plan = _asked(path, model, data, options, trust=trust)
@@ -82,21 +90,39 @@ def _finetune(
     loaded = load(asked, load_splits(asked), watcher)
     config = asked.config
     tuning = fine_tuning(config, config.seed, has_labels=bool(loaded.data.classes))
-    if tuning is None:
+    if tuning is None and train is None:
         raise InputError("`epochs` must be above 0, got 0; pass --epochs 2.")
     job = prepare(loaded, asked.menus, config, watcher)
     labeling = job.menus.labeling(plan)
     compressed = restore(path / MODEL, job.model, job.network)
-    dtype = DTYPES[tuning_dtype(job, config)]
-    settings = Execution(0, tuning, config.device, dtype, path / CHECKPOINT, job.memory)
-    watcher.stage(f"fine-tuning: {tuning.epochs:g} epochs, learning from the original")
-    kept = original_weights(job.menus, labeling)
-    tuned = tune(compressed, job.teacher, job.data, settings, tuning, kept, watcher)
+    if train is not None:
+        watcher.stage("training: your own function")
+        tuned = train_own(compressed, job.model, job.data, train)
+    else:
+        assert tuning is not None, "checked above"
+        tuned = _distilled(compressed, job, labeling, tuning, config, path, watcher)
     executed = Executed(tuned.compressed, bool(before.get("recalibrated")), tuned)
     finished = finish(job, executed, labeling, _limits_of(before), path, watcher)
     write_outcome(path, {**before, **finished_data(finished)})
     _remove_stale(path, job.target.file_name, watcher)
     return finished
+
+
+def _distilled(
+    compressed: Compressed,
+    job: Job,
+    labeling: Labeling,
+    tuning: FineTuning,
+    config: Config,
+    path: Path,
+    watcher: Progress,
+) -> Tuned:
+    """Our own fine-tuning."""
+    dtype = DTYPES[tuning_dtype(job, config)]
+    settings = Execution(0, tuning, config.device, dtype, path / CHECKPOINT, job.memory)
+    watcher.stage(f"fine-tuning: {tuning.epochs:g} epochs, learning from the original")
+    kept = original_weights(job.menus, labeling)
+    return tune(compressed, job.teacher, job.data, settings, tuning, kept, watcher)
 
 
 def verify(

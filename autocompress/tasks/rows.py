@@ -171,13 +171,21 @@ def _directions(x: Tensor, mask: Tensor | None) -> Tensor:
 def numbers(outputs: Outputs, output: int) -> Numbers:
     """Rows of an output that holds numbers, each in units of its spread over the samples.
 
-    The divergence is ½ Δ² in these units, averaged over the numbers.
+    The divergence is ½ Δ² in these units, averaged over the numbers. In maps (N, C, H, W), numbers of a channel share a
+    spread.
 
     Raises:
         InputError: the numbers are the same for all samples.
     """
-    x = outputs[output].float().reshape(len(outputs[output]), -1)
-    spread = x.std(0, correction=0)  # (D,)
+    maps = outputs[output].float()
+    x = maps.reshape(len(maps), -1)
+    centre, spread = x.mean(0), x.std(0, correction=0)  # (D,)
+    if maps.ndim > 3:
+        by_channel = maps.transpose(0, 1).flatten(1)  # (C, N · positions)
+        positions = math.prod(maps.shape[2:])
+        centre, spread = (
+            each.repeat_interleave(positions) for each in (by_channel.mean(1), by_channel.std(1, correction=0))
+        )
     typical = spread.square().mean().sqrt()
     if not bool(typical > 0):
         raise InputError(
@@ -191,7 +199,7 @@ def numbers(outputs: Outputs, output: int) -> Numbers:
         scale = spread.clamp(min=float(_LEAST_SPREAD * typical))
     if signs is not None:
         signs = signs / len(chosen) ** 0.5
-    return _with_grid(Numbers(output, x.mean(0), scale, chosen, signs, torch.zeros(1)), outputs, ())
+    return _with_grid(Numbers(output, centre, scale, chosen, signs, torch.zeros(1)), outputs, ())
 
 
 def directions(outputs: Outputs, inputs: tuple[Tensor, ...], output: int, mask: int | None = None) -> Numbers:
