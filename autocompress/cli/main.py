@@ -266,7 +266,7 @@ def finetune(
         from autocompress.report.tables import print_finished
 
         config = make_config({"format": format, "quiet": quiet})
-        options = {name: value for name, value in given.items() if value is not None}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with watching_progress(config) as view:
             finished = api.finetune(run, model, data, trust=trust, progress=view, **options)
         emit(config, finished_data(finished), lambda console: print_finished(console, finished))

@@ -6,8 +6,8 @@
     autocompress.finetune("runs/mine", train=train)
 
 The function is handed a module of the original's class whose layers round in every forward pass
-(`rounding_aware`), so that gradients know of it, and trains it in place or gives back what it became. Rounding and zeros
-are taken from what the layers compute, so they hold whatever the function does.
+(`rounding_aware`), so that gradients know of it, and trains it in place or gives back what it became. Rounding and
+zeros are taken from what the layers compute, so they hold whatever the function does.
 """
 
 from __future__ import annotations

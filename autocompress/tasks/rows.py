@@ -163,7 +163,7 @@ def _directions(x: Tensor, mask: Tensor | None) -> Tensor:
     """(N, …, D) of length 1 along the last axis, over √M for M positions, padding left out."""
     unit: Tensor = F.normalize(x, dim=-1)
     if mask is None:
-        return unit / unit.shape[1:-1].numel() ** 0.5
+        return unit / math.sqrt(unit.shape[1:-1].numel())
     valid = (mask != 0).to(unit)[..., None]  # (N, T, 1)
     return unit * valid / valid.sum(1, keepdim=True).clamp(min=1).sqrt()
 

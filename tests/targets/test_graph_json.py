@@ -170,7 +170,7 @@ def test_devices_become_the_processor():
             lambda graph, x: (graph.call_function(aten.relu.default, (x,)), graph.placeholder("y")),
             "A file can hold inputs and calls of ATen operators, got placeholder y.",
         ),
-        (lambda graph, x: (x, x), "A file can hold a network with one output, got (x, x)."),
+        (lambda graph, x: (x, 3), "A file can hold a network that gives tensors, got (x, 3)."),
         (
             lambda graph, x: graph.call_function(aten.mul.Scalar, (x, 1j)),
             "A file can't hold an argument of aten.mul.Scalar: 1j of type complex.",
@@ -225,7 +225,7 @@ def test_functions_on_sizes_keep_their_names():
         ("{", "The graph must be JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)."),
         ('{"nodes": NaN}', "The graph must be JSON: NaN is no JSON."),
         ("[]", "The graph must be a mapping with a list `nodes`, got something else."),
-        (text_of(output=1), "The graph must have a value as `output`, got 1."),
+        (text_of(output=1), "The graph must have values as `output`, got 1."),
         (text_of("a"), "The graph must have nodes of a name, arguments and named arguments, got another."),
         (text_of(["aten.relu.default", ["%2"]]), "The graph must refer to values before, got '%2' at value 1."),
         (text_of(["aten.relu.default", ["%0"]]), "The graph must refer to values before, got '%0' at value 1."),
@@ -307,3 +307,13 @@ def test_texts_are_no_code():
 def test_deep_nesting_is_refused():
     with pytest.raises(InputError, match=r"^The graph must be JSON: it is nested too deeply"):
         graph_from_json("[" * 100_000, {})
+
+
+def test_two_outputs_come_back_in_their_order():
+    graph = graph_of(lambda graph, x: (graph.call_function(torch.ops.aten.relu.default, (x,)), x))
+    text = graph_to_json(graph)
+    assert '"output":["%1","%2"]' in text
+    x = torch.randn(3, 4)
+    first, second = graph_from_json(text, {})(x)
+    assert torch.equal(first, x.relu())
+    assert torch.equal(second, x)

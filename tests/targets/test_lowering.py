@@ -120,8 +120,6 @@ def compressed_without_layers(model):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (TwoOutputs(), r"`model` must take one tensor and give one, got 1 inputs and 2 outputs; "
-                       r"wrap it in a module that picks one output\."),
         (Branching(), r"`model` must be a network that torch\.export can follow: [^\n]*data-dependent[^\n]*"),
         (FixedBatch(), r"`model` must be a network that torch\.export can follow: [^\n]*"),
     ],
@@ -130,6 +128,14 @@ def test_network_that_is_no_graph_is_refused_in_one_line(model, message):
     with pytest.raises(ExportError, match=rf"\A{message}\Z") as caught:
         lower(compressed_without_layers(model), torch.randn(4, 3), integer=False)
     assert caught.value.exit_code == 1
+
+
+def test_two_outputs_have_numbers_for_names():
+    lowered = lower(compressed_without_layers(TwoOutputs()), torch.randn(4, 3), integer=False)
+    assert lowered.names == ("input", "output_0", "output_1")
+    assert lowered.outputs == ("output_0", "output_1")
+    x = torch.randn(5, 3)
+    assert [torch.equal(found, each) for found, each in zip(lowered.graph(x), (x + 1, x), strict=True)] == [True, True]
 
 
 def test_calibration_without_samples_is_refused():
