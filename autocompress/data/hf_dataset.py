@@ -145,7 +145,10 @@ def _table(folder: Path) -> pa.Table:
     names = [str(name) for name in named]
     if not names or any(Path(name).name != name for name in names):
         raise InputError(f"{folder / 'state.json'} must name the Arrow files beside it, got {names}.")
-    table = pa.concat_tables([_mapped(folder / name) for name in names])
+    try:
+        table = pa.concat_tables([_mapped(folder / name) for name in names])
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{folder} must hold files of the same columns, got others: {reason_of(error)}.") from error
     if not table.num_rows:
         raise InputError(f"{folder} must hold at least 1 row, got 0.")
     return table

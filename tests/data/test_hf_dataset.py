@@ -127,6 +127,13 @@ def test_what_is_no_saved_data_set(tmp_path, tokenizer):
     assert message(spec, data_args={"image": "sentence"}) == (
         f"{folder} column sentence must hold bytes or a struct with bytes, got string."
     )
+    (other,) = save(tmp_path / "other", {"sentence": [1]}).glob("*.arrow")
+    other.rename(folder / "other.arrow")
+    names = [{"filename": "data-00000-of-00001.arrow"}, {"filename": "other.arrow"}]
+    state = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(json.dumps({"_data_files": names}))
+    assert message(spec).startswith(f"{folder} must hold files of the same columns, got others: Schema at index 1 was")
+    (folder / "state.json").write_text(state)
     (folder / "data-00000-of-00001.arrow").write_bytes(b"no arrow stream at all")
     assert message(spec).startswith(f"`data` must be a readable Arrow file, got {folder}/data-00000-of-00001.arrow: ")
     (folder / "state.json").write_text('{"_data_files": [{"filename": "../other.arrow"}]}')
