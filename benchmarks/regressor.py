@@ -4,8 +4,7 @@ python benchmarks/regressor.py                      # about 5 minutes on one thr
 python benchmarks/regressor.py --kind LSTM --budget size=0.15
 
 A GRU of two layers reads 60 noisy samples of two added waves and tells both frequencies and the amplitude of the first.
-It is
-compressed with calibration only; 1,000 new waves are the test split.
+It is compressed with calibration only; 1,000 new waves are the test split.
 """
 
 from __future__ import annotations
@@ -82,11 +81,12 @@ def main() -> None:
         model, (train, waves(1000, 2)), options.budget, episodes=options.episodes, out=options.out, force=True
     )
     before, after = result.metrics["r2"]
+    in_runtime = result.verification.runtime.closeness.metrics["r2"]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(
         f"{options.kind}: trained in {seconds:.0f} s, R² {before:.4f}; at "
         f"{100 * result.outcome.resources['size'] / result.original_outcome.resources['size']:.2f} % of the bytes "
-        f"{after:.4f} in PyTorch, {result.verification.runtime.closeness.metrics['r2']:.4f} in ONNX Runtime, divergence "
+        f"{after:.4f} in PyTorch, {in_runtime:.4f} in ONNX Runtime, divergence "
         f"{result.outcome.kl:.5f}, verified: {result.verification.passed}, "
         f"{time.perf_counter() - started - seconds:.0f} s, peak {peak:.1f} GB"
     )

@@ -53,15 +53,23 @@ class NetworkOptions(Part):
     model_args: dict[str, Any] = _option({}, "Keyword arguments of the network, as YAML or JSON.")
     data: str | None = _option(
         None,
-        "Data: digits, parquet:FOLDER, imagefolder:FOLDER, npz:FILE, tsv|csv|jsonl|lines:FILE|FOLDER (texts), "
+        "Data: digits, parquet:FOLDER, imagefolder:FOLDER, audio:FOLDER, npz:FILE, hf-dataset:FOLDER, "
+        "tsv|csv|jsonl|lines:FILE|FOLDER (texts), prodigy:FILE|FOLDER, labelbox:FILE|FOLDER, "
         "package.module:callable or file.py:callable. "
         "Default: digits with the network digits.",
     )
     data_args: dict[str, Any] = _option(
-        {}, "Keyword arguments of a data callable, or columns of texts (text, label), as YAML or JSON."
+        {},
+        "Keyword arguments of a data callable, columns of a table (text or image, label), or features of sounds, as "
+        "YAML or JSON.",
     )
     tokenizer: Path | None = _option(None, "Folder with tokenizer.json, for texts.")
     max_tokens: int = _option(128, "Most tokens of a text; the rest is cut off.", ge=1)
+    audio_seconds: float | None = _option(
+        None,
+        "Length that sounds are padded with zeros or cut to. Default: that of the longest training file.",
+        gt=0,
+    )
     image_size: int | None = _option(None, "Edge in pixels that images are resized to.", ge=1)
     mean: tuple[float, ...] | None = _option(
         None, "Mean of every channel on [0, 1] pixels. Default: ImageNet's for RGB."

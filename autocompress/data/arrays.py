@@ -15,13 +15,13 @@ from autocompress.data.dataset import Data, Split, make_data
 from autocompress.data.labels import numbered_classes
 from autocompress.data.npz import read_npz
 from autocompress.data.pixels import Normalization
-from autocompress.data.sources import DatasetSource, Source, TensorSource, are_classes
+from autocompress.data.sources import DatasetSource, Source, Splits, TensorSource, are_classes
 from autocompress.errors import InputError
 
 DIGITS_TEST_SAMPLES = 360
 DIGITS_SPLIT_SEED = 0
+_PARTS = ("train", "test")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-_Sources = tuple[TensorSource, TensorSource, tuple[str, ...]]
 
 
 def digits_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -40,18 +40,18 @@ def digits_tensors() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x[DIGITS_TEST_SAMPLES:], y[DIGITS_TEST_SAMPLES:], x[:DIGITS_TEST_SAMPLES], y[:DIGITS_TEST_SAMPLES]
 
 
-def load_digits_sources(normalization: Normalization) -> _Sources:
+def load_digits_sources(normalization: Normalization) -> Splits:
     """Training and test source of the digits, and the names of the ten classes."""
     x_train, y_train, x_test, y_test = digits_tensors()
     train, test = TensorSource(x_train, y_train, normalization), TensorSource(x_test, y_test, normalization)
-    return train, test, tuple(str(digit) for digit in range(10))
+    return Splits(train, test, tuple(str(digit) for digit in range(10)))
 
 
-def load_npz(file: str, normalization: Normalization) -> _Sources:
+def load_npz(file: str, normalization: Normalization) -> Splits:
     """Training and test source of a NumPy archive, and the class names, which are the labels' numbers.
 
-    The archive holds the arrays x_train, y_train, x_test and y_test; images are (N, C, H, W), (N, H, W, C) or
-    (N, H, W).
+    The archive holds x_train; y_train and x_test, y_test where there are labels and a test split. Images are
+    (N, C, H, W), (N, H, W, C) or (N, H, W).
 
     Args:
         file: path of the archive.
@@ -61,20 +61,34 @@ def load_npz(file: str, normalization: Normalization) -> _Sources:
         InputError: the file is missing or damaged, an array is missing, empty, or of the wrong form.
     """
     arrays = _read_npz(Path(file))
-    names = {part: f"{file} {part}" for part in ("train", "test")}
-    train, test = (
-        TensorSource.from_arrays(_channels_first(arrays[f"x_{part}"]), arrays[f"y_{part}"], normalization, name)
+    names = {part: f"{file} {part}" for part in _PARTS if f"x_{part}" in arrays}
+    sources = {
+        part: TensorSource.from_arrays(
+            _channels_first(arrays[f"x_{part}"]), arrays.get(f"y_{part}"), normalization, name
+        )
         for part, name in names.items()
-    )
-    return train, test, _class_names({train: names["train"], test: names["test"]}, None)
+    }
+    classes = _class_names({source: names[part] for part, source in sources.items()}, None)
+    return Splits(sources["train"], sources.get("test"), classes)
 
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """The four arrays of an archive by name. Raises InputError where it can't be read or misses one."""
+    """The arrays of an archive by name.
+
+    Raises:
+        InputError: it can't be read, has no training inputs, or labels of a part of its inputs only.
+    """
     arrays = read_npz(path, _ARRAYS)
-    missing = [name for name in _ARRAYS if name not in arrays]
+    wanted = {f"x_{part}" for part in _PARTS if {f"x_{part}", f"y_{part}"} & set(arrays)} | {"x_train"}
+    if any(name.startswith("y_") for name in arrays):
+        wanted |= {name.replace("x_", "y_") for name in wanted}
+    missing = [name for name in _ARRAYS if name in wanted and name not in arrays]
     if missing:
-        raise InputError(f"`data` npz:FILE must hold {', '.join(_ARRAYS)}, got no {', '.join(missing)} in {path}.")
+        held = ", ".join(arrays) or "none of these"
+        raise InputError(
+            "`data` npz:FILE must hold x_train, with labels y_train, with a test split x_test and its labels y_test, "
+            f"got no {', '.join(missing)} beside {held} in {path}."
+        )
     return arrays
 
 

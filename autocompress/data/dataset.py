@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from autocompress.config import MOST_SEED
-from autocompress.data.sources import Source
+from autocompress.data.sources import Source, Splits
 from autocompress.errors import InputError
 from autocompress.samples import Inputs, content, tensors_of
 
@@ -28,6 +28,8 @@ class Data:
         search_indices: indices into `train` of the samples on which plans are compared.
         calibration_indices: indices into `train` of the samples on which menus are built; none is a search
             sample.
+        notes: what the user should know of how the data was read, a line each.
+        are_images: whether inputs (N, C, H, W) are images, which augmentation moves and mirrors; spectra are none.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Data:
     classes: tuple[str, ...]
     search_indices: tuple[int, ...]
     calibration_indices: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+    are_images: bool = True
 
     def search(self) -> tuple[Inputs, Tensor | None]:
         """The search split: inputs (N, …), normalised, numbers among them float32, and classes (N,) int64 or None."""
@@ -126,6 +130,12 @@ class Split:
         search = min(self.search_samples, count // 2)
         calibration = min(self.calibration_samples, count // 3)
         return tuple(order[:search]), tuple(order[count - calibration :])
+
+
+def data_of(name: str, splits: Splits, split: Split, *, are_images: bool = True) -> Data:
+    """As `make_data`, from what a source of data gives."""
+    made = make_data(name, splits.train, splits.test, splits.classes, split)
+    return replace(made, notes=splits.notes, are_images=are_images)
 
 
 def make_data(name: str, train: Source, test: Source | None, classes: Sequence[str], split: Split) -> Data:

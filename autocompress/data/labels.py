@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,3 +65,49 @@ def numbered_classes(labels: Sequence[tuple[Tensor, str]]) -> tuple[str, ...]:
 def _meaning(label: int) -> str:
     """What a number often means, and what to do then; empty for numbers without a meaning."""
     return ", which often marks a missing label; leave such samples out" if label in _MARKS else ""
+
+
+def named_labels(
+    labels: Mapping[str, Sequence[str | None]], places: Mapping[str, str], classes: Sequence[str] | None = None
+) -> tuple[tuple[str, ...], dict[str, Tensor | None]]:
+    """Class names, and (N,) int64 labels of every split; None where there are none.
+
+    Whole numbers stand for themselves; names are numbered in alphabetical order, or in that of `classes`.
+
+    Args:
+        labels: labels of every split, as they stand in files; None for samples without one.
+        places: name of the data of every split, for messages.
+        classes: class names in the order of the network's outputs, where somebody gives them.
+
+    Raises:
+        InputError: some samples have a label and others none, a number is out of range, or a name is in no class.
+    """
+    known = {label for part in labels.values() for label in part if label is not None}
+    if not known:
+        return (), dict.fromkeys(labels)
+    if not all(None not in part for part in labels.values()):
+        raise InputError("`data` must have labels in both splits or in none, got them in one.")
+    names = _names(known, classes)
+    counted = classes is None and all(label.isdecimal() for label in known)
+    numbers = {label: int(label) if counted else names.index(label) for label in known}
+    found: dict[str, Tensor | None] = {}
+    for part, values in labels.items():
+        numbered = torch.tensor([numbers[str(value)] for value in values])
+        found[part] = checked_labels(numbered.numpy(), places[part])
+    return names, found
+
+
+def _names(known: set[str], classes: Sequence[str] | None) -> tuple[str, ...]:
+    """Names of classes by their number; none where a label is too large a number for names up to it.
+
+    Raises:
+        InputError: a label is in none of the `classes` that are given.
+    """
+    if classes is not None:
+        unknown = sorted(known.difference(classes))
+        if unknown:
+            raise InputError(f"`classes` must name every label, got {', '.join(classes)} and the label {unknown[0]!r}.")
+        return tuple(classes)
+    if not all(label.isdecimal() for label in known):
+        return tuple(sorted(known))
+    return tuple(str(number) for number in range(max(map(int, known)) + 1)) if len(max(known, key=len)) < 7 else ()

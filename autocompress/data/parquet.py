@@ -1,10 +1,10 @@
-"""`parquet:FOLDER`: encoded images and labels in train.parquet and test.parquet."""
+"""`parquet:FOLDER`: encoded images or texts, and their labels, in train.parquet and test.parquet."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from autocompress.budget import format_bytes
-from autocompress.data.labels import checked_labels, numbered_classes
+from autocompress.data.columns import TableColumns, check_image_type, labels_of, texts_of
 from autocompress.data.pixels import ImageReader, Normalization, stack
+from autocompress.data.sources import Source, Splits
 from autocompress.errors import InputError, reason_of
 from autocompress.files import check_regular
 from autocompress.memory import memory_limit
@@ -37,23 +37,25 @@ class ParquetSource:
 
     Attributes:
         path: path of the file.
+        column: name of the column of images.
         reader: decoder of an image.
         normalization: normalization that is applied on loading.
-        labels: (N,) int64 label of every row.
+        labels: (N,) int64 label of every row, or None.
         starts: first row of every row group, and the number of rows at the end.
     """
 
     path: Path
+    column: str
     reader: ImageReader
     normalization: Normalization
-    labels: Tensor
+    labels: Tensor | None
     starts: tuple[int, ...]
     _kept: dict[int, pa.ChunkedArray] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return self.starts[-1]
 
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
         rows = np.asarray(indices, dtype=np.int64)
         encoded: dict[int, Any] = {}
         for group in np.unique(np.searchsorted(self.starts, rows, side="right") - 1).tolist():
@@ -66,12 +68,13 @@ class ParquetSource:
         with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter lock
             decoded = pool.map(lambda share: [self._decode(encoded, row, reader) for row in share.tolist()], shares)
             images = list(itertools.chain.from_iterable(decoded))
-        return self.normalization.apply(stack(images, str(self.path))), self.labels[torch.from_numpy(rows)]
+        labels = None if self.labels is None else self.labels[torch.from_numpy(rows)]
+        return self.normalization.apply(stack(images, str(self.path))), labels
 
     def _images(self, group: int) -> pa.ChunkedArray:
         """Encoded images of one row group; they are kept, as a shuffled batch reads from every group."""
         if group not in self._kept:
-            column = _read(self.path, lambda file: _images_of(file, group, self.path))
+            column = _read(self.path, lambda file: _images_of(file, group, self.path, self.column))
             if sum(kept.nbytes for kept in self._kept.values()) + column.nbytes > _KEPT_BYTES:
                 self._kept.clear()
             self._kept[group] = column
@@ -87,32 +90,76 @@ class ParquetSource:
 
 
 def load_parquet(
-    folder: str, reader: ImageReader, normalization: Normalization
-) -> tuple[ParquetSource, ParquetSource, tuple[str, ...]]:
-    """Sources of train.parquet and test.parquet, and the class names.
+    folder: str,
+    reader: ImageReader,
+    normalization: Normalization,
+    arguments: Mapping[str, Any],
+    texts: Callable[[Mapping[str, Sequence[str]], Mapping[str, Tensor | None]], Mapping[str, Source]],
+) -> Splits:
+    """Sources of train.parquet and, where there is one, test.parquet, and the class names.
 
-    The columns are `image` (encoded bytes, or a struct with `bytes`) and `label` (integer). Class names stand
-    in the schema metadata of train.parquet under `classes`, comma separated; without them the labels' numbers
-    are the names.
+    The columns are `image` (encoded bytes, or a struct with `bytes`) or `text`, and `label` (integers, or names of
+    classes), which may be missing. Class names stand in the schema metadata of train.parquet under `classes`, comma
+    separated; without them the labels' numbers are the names.
 
     Args:
         folder: path of the folder of both files.
         reader: decoder of an image.
         normalization: normalization that sources apply on loading.
+        arguments: names of other columns, by `image` or `text` and `label`.
+        texts: function from the texts and labels of every split to their sources.
 
     Raises:
         InputError: a file is missing, unreadable, empty, or has other columns or labels out of range.
     """
-    train, test = (_open(Path(folder) / f"{split}.parquet", reader, normalization) for split in ("train", "test"))
-    metadata = _read(train.path, lambda file: file.schema_arrow.metadata) or {}
-    if b"classes" in metadata:
-        classes = _class_names(metadata[b"classes"], train.path)
+    unknown = set(arguments) - {"image", "text", "label"}
+    if unknown:
+        raise InputError(f"`data_args` of parquet: must be image, text and label, got {min(unknown)}.")
+    paths = {part: path for part in ("train", "test") if (path := Path(folder) / f"{part}.parquet").exists()}
+    paths = {"train": Path(folder) / "train.parquet"} | paths
+    starts = {part: _starts(path) for part, path in paths.items()}
+    schema = _read(paths["train"], lambda file: file.schema_arrow)
+    columns = TableColumns.of(arguments, schema.names, str(paths["train"]))
+    for part, path in paths.items():
+        _check_columns(path, columns, starts[part][-1])
+    names = (schema.metadata or {}).get(b"classes")
+    classes, labels = _labels(paths, columns, None if names is None else _class_names(names, paths["train"]))
+    if columns.content == "text":
+        made = texts({part: _texts(path, columns.name) for part, path in paths.items()}, labels)
     else:
-        classes = numbered_classes([(source.labels, str(source.path)) for source in (train, test)])
-    for source in (train, test):
-        if _top(source) >= len(classes):
-            raise InputError(f"{source.path} must hold labels below {len(classes)} (its classes), got {_top(source)}.")
-    return train, test, classes
+        made = {
+            part: ParquetSource(path, columns.name, reader, normalization, labels[part], starts[part])
+            for part, path in paths.items()
+        }
+    return Splits(made["train"], made.get("test"), classes, columns.notes(arguments, str(paths["train"])))
+
+
+def _labels(
+    paths: Mapping[str, Path], columns: TableColumns, classes: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], Mapping[str, Tensor | None]]:
+    """Class names and labels of every split; without a column of labels, neither."""
+    if columns.label is None:
+        return (), dict.fromkeys(paths)
+    found = {
+        part: _read(path, lambda file: file.read(columns=[columns.label])).column(columns.label)
+        for part, path in paths.items()
+    }
+    return labels_of(found, {part: str(path) for part, path in paths.items()}, classes)
+
+
+def _texts(path: Path, name: str) -> list[str]:
+    """The texts of a file. Raises InputError, before it unpacks any, where they don't fit into memory."""
+    size, limit = _read(path, _unpacked_bytes), memory_limit(None)
+    if size > limit:
+        raise InputError(
+            f"{path} must fit into the {format_bytes(limit)} of memory that are left, got {format_bytes(size)} of rows."
+        )
+    return texts_of(_read(path, lambda file: file.read(columns=[name])).column(name), name, str(path))
+
+
+def _unpacked_bytes(file: pq.ParquetFile) -> int:
+    """Bytes of all columns once they are unpacked."""
+    return sum(file.metadata.row_group(group).total_byte_size for group in range(file.metadata.num_row_groups))
 
 
 def _class_names(names: bytes, path: Path) -> tuple[str, ...]:
@@ -125,23 +172,24 @@ def _class_names(names: bytes, path: Path) -> tuple[str, ...]:
         ) from error
 
 
-def _top(source: ParquetSource) -> int:
-    """The largest label of a source."""
-    return int(source.labels.max())
-
-
-def _open(path: Path, reader: ImageReader, normalization: Normalization) -> ParquetSource:
-    """The source of one file. Raises InputError where it is not as it has to be."""
-    counts, schema = _read(path, lambda file: (_group_sizes(file), file.schema_arrow))
-    missing = [name for name in ("image", "label") if name not in schema.names]
-    if missing:
-        raise InputError(f"{path} must have columns image and label, got {', '.join(schema.names)}.")
+def _starts(path: Path) -> tuple[int, ...]:
+    """The first row of every row group, and the number of rows. Raises InputError where there are none or too many."""
+    counts = _read(path, _group_sizes)
     if sum(counts) == 0:
         raise InputError(f"{path} must hold at least 1 row, got 0.")
-    _check_rows(path, sum(counts))
-    _check_image_type(path, schema.field("image").type)
-    starts = tuple(np.cumsum([0, *counts]).tolist())
-    return ParquetSource(path, reader, normalization, _read_labels(path), starts)
+    return tuple(np.cumsum([0, *counts]).tolist())
+
+
+def _check_columns(path: Path, columns: TableColumns, rows: int) -> None:
+    """Raise InputError where a file lacks a column, or its images or labels can't be read."""
+    schema = _read(path, lambda file: file.schema_arrow)
+    wanted = [columns.name, *([] if columns.label is None else [columns.label])]
+    if any(name not in schema.names for name in wanted):
+        raise InputError(f"{path} must have columns {' and '.join(wanted)}, got {', '.join(schema.names)}.")
+    if columns.label is not None:
+        _check_rows(path, rows)
+    if columns.content == "image":
+        check_image_type(schema.field(columns.name).type, columns.name, str(path))
 
 
 def _check_rows(path: Path, rows: int) -> None:
@@ -159,7 +207,7 @@ def _group_sizes(file: pq.ParquetFile) -> list[int]:
     return [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
 
 
-def _images_of(file: pq.ParquetFile, group: int, path: Path) -> pa.ChunkedArray:
+def _images_of(file: pq.ParquetFile, group: int, path: Path, name: str) -> pa.ChunkedArray:
     """The encoded images of a row group. Raises InputError, before it unpacks any, where they don't fit into memory."""
     size, limit = file.metadata.row_group(group).total_byte_size, memory_limit(None)
     if size > limit:
@@ -167,25 +215,7 @@ def _images_of(file: pq.ParquetFile, group: int, path: Path) -> pa.ChunkedArray:
             f"{path} must have row groups that fit into the {format_bytes(limit)} of memory that are left, got one of "
             f"{format_bytes(size)}; write the file with smaller ones."
         )
-    return file.read_row_group(group, columns=["image"]).column("image")
-
-
-def _check_image_type(path: Path, kind: pa.DataType) -> None:
-    """Raise InputError where the column of images holds neither bytes nor a struct with them."""
-    inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
-    if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
-        raise InputError(f"{path} column image must hold bytes or a struct with bytes, got {kind}.")
-
-
-def _read_labels(path: Path) -> Tensor:
-    """Labels (N,) int64 of all rows. Raises InputError where one is missing, negative or no integer."""
-    column = _read(path, lambda file: file.read(columns=["label"])).column("label")
-    if not pa.types.is_integer(column.type):
-        raise InputError(f"{path} column label must hold integers, got {column.type}.")
-    if column.null_count:
-        row = pc.index(column.is_null(), pa.scalar(True)).as_py()
-        raise InputError(f"{path} row {row} must have a label, got an empty cell.")
-    return checked_labels(column.to_numpy(), str(path))
+    return file.read_row_group(group, columns=[name]).column(name)
 
 
 def _read(path: Path, what: Callable[[pq.ParquetFile], Any]) -> Any:

@@ -30,6 +30,23 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Splits:
+    """What a source of data gives.
+
+    Attributes:
+        train: source of the training data.
+        test: source of the test split, or None.
+        classes: class names by label; empty where there are no labels.
+        notes: what the user should know of how the data was read, a line each.
+    """
+
+    train: Source
+    test: Source | None
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class View:
     """Inputs of some samples of a source, read where they are sliced: a thousand images need not be held at once.
 

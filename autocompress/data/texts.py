@@ -8,26 +8,21 @@ downloaded. All samples have the length of the longest text, at most `max_tokens
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from autocompress.data.labels import checked_labels
-from autocompress.data.pixels import Normalization
-from autocompress.data.sources import TensorSource
+from autocompress.data.labels import named_labels
+from autocompress.data.sources import Splits
+from autocompress.data.tokens import token_sources
 from autocompress.errors import InputError
 from autocompress.files import check_regular
-from autocompress.samples import Samples
 
-MAX_TOKENS = 128
-_TESTS = ("test", "dev", "validation", "valid")  # names of the test split's file; the first that is there counts
-_PADS = ("[PAD]", "<pad>", "<|endoftext|>")  # names of padding tokens, where the tokenizer's own file says nothing
+TESTS = ("test", "dev", "validation", "valid")
+"""Names of the test split, in files and tables; the first that is there counts."""
+
 _MOST_FIELD = 10_000_000  # characters of one field
 
 Row = tuple[str, str | None]
@@ -66,9 +61,7 @@ class Columns:
         return cls(text, label)
 
 
-def load_texts(
-    spec: str, tokenizer: Path | None, max_tokens: int, arguments: Mapping[str, Any]
-) -> tuple[TensorSource, TensorSource | None, tuple[str, ...]]:
+def load_texts(spec: str, tokenizer: Path | None, max_tokens: int, arguments: Mapping[str, Any]) -> Splits:
     """Training and test source of texts, and the class names.
 
     Args:
@@ -83,26 +76,34 @@ def load_texts(
     """
     kind, _, place = spec.partition(":")
     columns = Columns.of(arguments, spec)
-    files = _files(Path(place), kind, spec)
+    files = split_files(Path(place), kind, "txt" if kind == "lines" else kind)
     rows = {part: _rows(path, kind, columns) for part, path in files.items()}
     labels = {part: [label for _, label in found] for part, found in rows.items()}
-    classes, numbers = _classes(labels, files)
-    encoded = _encoded({part: [text for text, _ in found] for part, found in rows.items()}, tokenizer, max_tokens)
-    sources = {part: TensorSource(encoded[part], numbers[part], Normalization()) for part in files}
-    return sources["train"], sources.get("test"), classes
+    classes, numbers = named_labels(labels, {part: str(path) for part, path in files.items()})
+    texts = {part: [text for text, _ in found] for part, found in rows.items()}
+    sources = token_sources(texts, numbers, tokenizer, max_tokens)
+    return Splits(sources["train"], sources.get("test"), classes)
 
 
-def _files(place: Path, kind: str, spec: str) -> dict[str, Path]:
-    """The file of each split."""
-    ending = "txt" if kind == "lines" else kind
+def split_files(place: Path, kind: str, ending: str) -> dict[str, Path]:
+    """The file of each split, `train` and, where there is one, `test`.
+
+    Args:
+        place: a file, which is the training data, or a folder with files of the splits' names.
+        kind: part of the spec before the colon, for messages.
+        ending: ending of the files in a folder, without its dot.
+
+    Raises:
+        InputError: there is no such file or folder, or no training file in the folder.
+    """
     if not place.is_dir():
         if not place.exists():
             raise InputError(f"`data` {kind}:PLACE must be an existing file or folder, got {place}.")
         return {"train": place}
     train = place / f"train.{ending}"
     if not train.is_file():
-        raise InputError(f"`data` {spec} must be a folder with train.{ending}, got none there.")
-    tests = [path for name in _TESTS if (path := place / f"{name}.{ending}").is_file()]
+        raise InputError(f"`data` {kind}:{place} must be a folder with train.{ending}, got none there.")
+    tests = [path for name in TESTS if (path := place / f"{name}.{ending}").is_file()]
     return {"train": train} | ({"test": tests[0]} if tests else {})
 
 
@@ -118,8 +119,12 @@ def _rows(path: Path, kind: str, columns: Columns | None) -> list[Row]:
     return found
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines of a text file with their numbers from 1 on."""
+def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file that are not empty, with their numbers from 1 on.
+
+    Raises:
+        InputError: the file can't be read, or a line is not UTF-8.
+    """
     number = 0
     try:
         with path.open("rb") as file:
@@ -137,14 +142,14 @@ def _plain(path: Path, columns: Columns | None) -> Iterator[Row]:
     """Every line is a text."""
     if columns is not None:
         raise InputError("`data_args` must be left out with lines:, whose lines are texts alone.")
-    for _, line in _lines(path):
+    for _, line in text_lines(path):
         yield line, None
 
 
 def _table(path: Path, columns: Columns | None, **form: Any) -> Iterator[Row]:
     """Lines of fields."""
     csv.field_size_limit(_MOST_FIELD)
-    reader = csv.reader((line for _, line in _lines(path)), strict=True, **form)
+    reader = csv.reader((line for _, line in text_lines(path)), strict=True, **form)
     try:
         records = list(reader)
     except csv.Error as error:
@@ -185,7 +190,7 @@ def _place(column: str | int | None, header: Sequence[str], path: Path) -> int |
 def _objects(path: Path, columns: Columns | None) -> Iterator[Row]:
     """One JSON object a line."""
     wanted = columns or Columns("text", "label")
-    for number, line in _lines(path):
+    for number, line in text_lines(path):
         try:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -210,81 +215,3 @@ _READERS: Mapping[str, Callable[[Path, Columns | None], Iterator[Row]]] = {
     "jsonl": _objects,
     "lines": _plain,
 }
-
-
-def _classes(
-    labels: Mapping[str, Sequence[str | None]], files: Mapping[str, Path]
-) -> tuple[tuple[str, ...], dict[str, Tensor | None]]:
-    """Class names, and (N,) int64 labels of every split; None where there are none.
-
-    Whole numbers stand for themselves; names are numbered in alphabetical order.
-    """
-    known = {label for part in labels.values() for label in part if label is not None}
-    if not known:
-        return (), dict.fromkeys(labels)
-    if not all(None not in part for part in labels.values()):
-        raise InputError("`data` must have labels in both splits or in none, got them in one.")
-    if all(label.isdecimal() for label in known):
-        names = tuple(str(number) for number in range(max(map(int, known)) + 1)) if len(max(known, key=len)) < 7 else ()
-        numbers = {label: int(label) for label in known}
-    else:
-        names = tuple(sorted(known))
-        numbers = {label: number for number, label in enumerate(names)}
-    found: dict[str, Tensor | None] = {}
-    for part, values in labels.items():
-        numbered = torch.tensor([numbers[str(value)] for value in values])
-        found[part] = checked_labels(numbered.numpy(), str(files[part]))
-    return names, found
-
-
-def _encoded(texts: Mapping[str, Sequence[str]], tokenizer: Path | None, max_tokens: int) -> dict[str, Samples]:
-    """The texts of every split as token numbers and masks, all of one length."""
-    encode = _tokenizer(tokenizer, max_tokens)
-    encoded = encode(list(itertools.chain.from_iterable(texts.values())))
-    ids = torch.tensor([each.ids for each in encoded])
-    mask = torch.tensor([each.attention_mask for each in encoded])
-    found, start = {}, 0
-    for part, each in texts.items():
-        rows = slice(start, start := start + len(each))
-        found[part] = Samples((ids[rows], mask[rows]), ("input_ids", "attention_mask"))
-    return found
-
-
-def _tokenizer(place: Path | None, max_tokens: int) -> Callable[[list[str]], list[Any]]:
-    """Function from texts to their encodings. Raises InputError where there is no tokenizer that can be read."""
-    if place is None:
-        raise InputError("`tokenizer` must be given for texts, got none; pass --tokenizer FOLDER.")
-    try:
-        from tokenizers import Tokenizer  # type: ignore[import-not-found, unused-ignore]
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "`data` of texts needs the package tokenizers, got none; run pip install 'autocompress[text]'."
-        ) from error
-    path = place / "tokenizer.json" if place.is_dir() else place
-    if not path.is_file():
-        raise InputError(f"`tokenizer` must be a folder with tokenizer.json, got {place}.")
-    check_regular("`tokenizer`", path)
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"`tokenizer` must be a file of the library tokenizers, got {path}: {error}.") from error
-    pad = next(
-        (name for name in (_named_pad(path.parent), *_PADS) if name and tokenizer.token_to_id(name) is not None), None
-    )
-    if pad is None:
-        raise InputError(f"`tokenizer` must have a padding token, such as {_PADS[0]}, got none in {path}.")
-    tokenizer.enable_truncation(max_tokens)
-    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
-    encode: Callable[[list[str]], list[Any]] = tokenizer.encode_batch
-    return encode
-
-
-def _named_pad(folder: Path) -> str | None:
-    """The padding token that a tokenizer's configuration names."""
-    try:
-        content = json.loads((folder / "tokenizer_config.json").read_text())
-    except (OSError, ValueError, RecursionError):
-        return None
-    pad = content.get("pad_token") if isinstance(content, dict) else None
-    named = pad.get("content") if isinstance(pad, dict) else pad
-    return named if isinstance(named, str) else None

@@ -66,7 +66,7 @@ class TrainingBatches:
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.indices))
         chosen = order[position * self.batch_size : (position + 1) * self.batch_size]
         inputs, labels = self.data.train.load([self.indices[index] for index in chosen])
-        if self.augmentation != "none" and isinstance(inputs, Tensor) and inputs.ndim == 4:
+        if self.augmentation != "none" and self.data.are_images and isinstance(inputs, Tensor) and inputs.ndim == 4:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
             inputs = _shifted(inputs, generator)
             inputs = _flipped(inputs, generator) if self.augmentation == "shift+flip" else inputs

@@ -73,6 +73,8 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     """
     device = torch_device(asked.config.device)
     module = placed(_load_model(asked.model, asked.config, data, watcher), torch.device("cpu"))
+    for note in data.notes:
+        watcher.note(note)
     _check_test_shape(data)
     inputs, _ = data.calibration()
     reading = read(module, inputs, data, asked.config.task)
@@ -145,6 +147,7 @@ def _splits(data: DataLike | None, options: NetworkOptions) -> Data:
         data_args=options.data_args,
         tokenizer=options.tokenizer,
         max_tokens=options.max_tokens,
+        audio_seconds=options.audio_seconds,
         **cut,
     )
 

@@ -44,7 +44,7 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inp
     Raises:
         ExportError: the target can't hold the network.
     """
-    name = f"file-{target.name}-{__version__}-torch{torch.__version__}"  # other versions write other files
+    name = f"file2-{target.name}-{__version__}-torch{torch.__version__}"  # other versions write other files
     if target.name in TARGETS.from_outside():
         name += f"-{TARGETS.source_of(target.name)}"
     found = menus.store.tensors(name, lambda: {"bytes": torch.tensor(_measured(target, menus, folded, inputs))})

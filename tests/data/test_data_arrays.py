@@ -68,8 +68,14 @@ def test_npz_column_labels(tmp_path):
     ("changes", "expected"),
     [
         (
-            {"x_test": None, "y_test": None},
-            "`data` npz:FILE must hold x_train, y_train, x_test, y_test, got no x_test, y_test in {file}.",
+            {"x_test": None, "x_train": None},
+            "`data` npz:FILE must hold x_train, with labels y_train, with a test split x_test and its labels y_test, "
+            "got no x_train, x_test beside y_train, y_test in {file}.",
+        ),
+        (
+            {"y_test": None},
+            "`data` npz:FILE must hold x_train, with labels y_train, with a test split x_test and its labels y_test, "
+            "got no y_test beside x_train, y_train, x_test in {file}.",
         ),
         ({"y_train": LABELS[:5]}, "{file} train must hold one label an input (6), got labels of shape (5,)."),
         ({"y_train": LABELS / 2}, "{file} train must hold integer labels, got torch.float64."),

@@ -96,7 +96,10 @@ def test_parquet_truncated_and_empty_image(tmp_path, spec):
         ({"labels": [0, 1, None, 0, 1, 2]}, "{file} row 2 must have a label, got an empty cell."),
         ({"labels": [0, 1, 2, 0, -1, 2]}, "{file} must hold labels from 0 on, got -1 at 4, which often "
          "marks a missing label; leave such samples out."),
-        ({"labels": list("abcdef")}, "{file} column label must hold integers, got string."),
+        ({"labels": list("abcdef")}, "{file}, {test} must hold labels that are all integers or all texts, got string "
+         "and int64."),
+        ({"labels": [0.5] * 6}, "{file}, {test} must hold labels that are all integers or all texts, got double and "
+         "int64."),
         ({"classes": "cat,dog"}, "{file} must hold labels below 2 (its classes), got 2."),
         ({"images": ["a.png"] * 6}, "{file} column image must hold bytes or a struct with bytes, got string."),
         ({"images": pa.array([], pa.binary()), "labels": pa.array([], pa.int64())}, "{file} must hold at least 1 row, "
@@ -106,13 +109,17 @@ def test_parquet_truncated_and_empty_image(tmp_path, spec):
 )  # fmt: skip
 def test_parquet_with_wrong_content(tmp_path, spec, options, expected):
     write(tmp_path, **options)
-    assert message(load_data, spec) == expected.format(file=tmp_path / "train.parquet", spec=spec)
+    assert message(load_data, spec) == expected.format(
+        file=tmp_path / "train.parquet", test=tmp_path / "test.parquet", spec=spec
+    )
 
 
 def test_parquet_missing_damaged_and_of_other_columns(tmp_path, spec):
     file = tmp_path / "train.parquet"
     pq.write_table(pa.table({"picture": [b""], "label": [0]}), file)
-    assert message(load_data, spec) == f"{file} must have columns image and label, got picture, label."
+    assert message(load_data, spec) == (
+        f"{file} must have a column image or text, got picture, label; name one with --data-args '{{text: COLUMN}}'."
+    )
     file.write_bytes(b"garbage of some length")
     assert message(load_data, spec) == (
         f"`data` must be a readable Parquet file, got {file}: Parquet magic bytes not found in footer. "
@@ -174,15 +181,19 @@ def test_imagefolder_resizes_and_names_a_broken_image(tmp_path):
 
 def test_imagefolder_with_wrong_folders(tmp_path):
     spec = f"imagefolder:{tmp_path}"
-    assert message(load_data, spec) == (f"`data` imagefolder:FOLDER must hold a folder train, got none in {tmp_path}.")
+    assert message(load_data, spec) == (
+        f"{tmp_path} must hold at least 1 image (.bmp, .jpeg, .jpg, .png, .ppm, .tif, .tiff, .webp), got 0."
+    )
     (tmp_path / "train").mkdir()
     assert message(load_data, spec) == (
         f"`data` imagefolder:FOLDER must hold a folder test or val, got none in {tmp_path}."
     )
     (tmp_path / "val").mkdir()
-    assert message(load_data, spec) == f"{tmp_path}/train must hold one folder a class, got none."
-    (tmp_path / "train/cat").mkdir()
     (tmp_path / "val/dog").mkdir()
+    assert message(load_data, spec) == (
+        f"{tmp_path}/train must hold one folder a class, as {tmp_path}/val does, got none."
+    )
+    (tmp_path / "train/cat").mkdir()
     assert message(load_data, spec) == (f"{tmp_path}/val must hold the classes of {tmp_path}/train only, got also dog.")
     (tmp_path / "val/dog").rmdir()
     assert message(load_data, spec) == (

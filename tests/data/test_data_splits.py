@@ -115,10 +115,15 @@ def test_data_without_labels_or_test_split():
         ({"search_samples": 0}, "`search_samples` must be at least 1, got 0."),
         ({"calibration_samples": -3}, "`calibration_samples` must be at least 1, got -3."),
         ({"seed": -1}, "`seed` must be from 0 to 4294967295, got -1."),
-        ({"image_size": 8}, "`image_size` must be given with parquet: and imagefolder: only, got it with digits."),
+        (
+            {"image_size": 8},
+            "`image_size` must be given with parquet:, imagefolder:, hf-dataset:, prodigy: and labelbox: only, got it "
+            "with digits.",
+        ),
+        ({"audio_seconds": 1.5}, "`audio_seconds` must be given with audio: only, got it with digits."),
         (
             {"data_args": {"a": 1}},
-            "`data_args` must be given with a callable or a table of texts only, got a with digits.",
+            "`data_args` must be given with a callable, a table or sounds only, got a with digits.",
         ),
         ({"mean": [0.5]}, "`mean` and `std` must be given together, got (0.5,) and None."),
         (
@@ -135,9 +140,9 @@ def test_wrong_options(options, expected):
 @pytest.mark.parametrize("spec", ["digts", "", "digits:", "jpegs:/data/x"])
 def test_unknown_spec(spec):
     assert message(load_data, spec) == (
-        "`data` must be one of csv:FILE|FOLDER, digits, file.py:callable, imagefolder:FOLDER, jsonl:FILE|FOLDER, "
-        "lines:FILE|FOLDER, npz:FILE, package.module:callable, parquet:FOLDER, tsv:FILE|FOLDER, "
-        f"got {spec!r}."
+        "`data` must be one of audio:FOLDER, csv:FILE|FOLDER, digits, file.py:callable, hf-dataset:FOLDER, "
+        "imagefolder:FOLDER, jsonl:FILE|FOLDER, labelbox:FILE|FOLDER, lines:FILE|FOLDER, npz:FILE, "
+        f"package.module:callable, parquet:FOLDER, prodigy:FILE|FOLDER, tsv:FILE|FOLDER, got {spec!r}."
     )
 
 

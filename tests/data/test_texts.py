@@ -151,5 +151,6 @@ def test_tokenizers_that_are_none(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert message(spec, tokenizer=tmp_path).startswith("`tokenizer` must be a file of the library tokenizers, got ")
     assert message("digits", tokenizer=tokenizer) == (
-        "`tokenizer` must be given with tsv:, csv:, jsonl: and lines: only, got it with digits."
+        "`tokenizer` must be given with parquet:, hf-dataset:, tsv:, csv:, jsonl:, lines:, prodigy: and labelbox: "
+        "only, got it with digits."
     )

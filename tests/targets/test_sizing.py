@@ -100,6 +100,30 @@ def test_unfolded_norms_count_once(inputs):
     assert 0 <= counted.problem().resources(fewer)["size"] - len(smaller) < SLACK + 64
 
 
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("trained", [False, True])
+def test_equal_vectors_of_norms_hide_no_bytes(affine, trained):
+    """Norms of one width may have equal vectors, which a file could keep once; in other plans, widths differ."""
+    torch.manual_seed(0)
+    parts = [nn.Conv2d(1, 12, 3, padding=1)]
+    for _ in range(4):
+        parts += [nn.ReLU(), nn.BatchNorm2d(12, affine=affine), nn.Conv2d(12, 12, 3, padding=1)]
+    model = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)).eval()
+    if trained:
+        for norm in (part for part in model if isinstance(part, nn.BatchNorm2d)):
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    images = torch.randn(48, 1, 6, 6)
+    menus = small_menus(model, images)
+    target, folded, layers = TARGETS["onnxruntime"], fold_batch_norms(model, menus.network), len(menus.network.layers)
+    counted, _ = counted_on_file(target, menus, folded, images)
+    none = np.zeros(layers, np.int64)
+    for sparsities in (none, np.arange(layers) % 3, np.minimum(np.arange(layers) % 2, 1)):
+        labeling = Labeling(np.where(np.arange(layers) < layers - 1, sparsities, 0), none, none)
+        content = target.write(lower(from_menus(counted, labeling, folded), images, integer=True))
+        assert 0 <= counted.problem().resources(labeling)["size"] - len(content) < 64 + 8 * layers + 200
+
+
 def lowered(menus, labeling, folded, inputs):
     return lower(from_menus(menus, labeling, folded), inputs, integer=False)
 

@@ -34,6 +34,7 @@ from autocompress.network.verification import first_line
 from autocompress.samples import Field
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
+from autocompress.targets.onnxruntime.norms import write_norms_out_
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -92,11 +93,15 @@ def _(x: Tensor) -> Tensor:
 
 
 def with_placeholders(lowered: Lowered) -> fx.GraphModule:
-    """A copy of the graph with a placeholder for every weight below 32 bits, and every global mean as one operator."""
+    """A copy of the graph with a placeholder for every weight below 32 bits.
+
+    Every global mean is one operator there, and norms are written out (`norms`).
+    """
     from torch.fx.passes.shape_prop import ShapeProp
 
     module = fx.GraphModule(lowered.graph, copy.deepcopy(lowered.graph.graph))
     ShapeProp(module).propagate(*(field.zeros(2) for field in lowered.inputs))
+    write_norms_out_(module)
     numbers = {f"{name}.weight": number for number, name in enumerate(lowered.layers)}
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in numbers:

@@ -8,6 +8,7 @@ leaves about 300 bytes a layer.
 from __future__ import annotations
 
 import itertools
+import math
 import string
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,8 +26,8 @@ _IMPLIED = {"strides": 1, "dilations": 1, "pads": 0}
 def slim_(proto: ModelProto, names: Mapping[str, str]) -> None:
     """Make a file smaller that computes the same.
 
-    In this order: unused tensors go; equal tensors are kept once; descriptions and defaults go; input and output get
-    the names that they should have; every other name becomes one or two letters.
+    In this order: unused tensors go; equal tensors are kept once, but for vectors; descriptions and defaults go; input
+    and output get the names that they should have; every other name becomes one or two letters.
 
     Args:
         proto: network; it is changed.
@@ -48,7 +49,11 @@ def _drop_unused_(graph: GraphProto) -> None:
 
 
 def _share_initializers_(graph: GraphProto) -> None:
-    """Keep equal tensors once: layers with one weight, and the same scales and zeros over and over."""
+    """Keep equal tensors once: layers with one weight, and the same scales and zeros over and over.
+
+    Vectors of floats, a number a channel, are kept once a reader, since layers with equal ones have other widths in
+    other plans: the file of a network with all its channels must have the most bytes that no closed form counts.
+    """
     from onnx import TensorProto, numpy_helper
 
     first: dict[tuple[Any, ...], str] = {}  # by type, shape and bytes: the name of the tensor that is kept
@@ -64,6 +69,29 @@ def _share_initializers_(graph: GraphProto) -> None:
     graph.initializer.extend(kept)
     for node in all_nodes(graph):
         node.input[:] = [renamed.get(name, name) for name in node.input]
+    _part_vectors_(graph)
+
+
+def _part_vectors_(graph: GraphProto) -> None:
+    """Give every reader of a vector of floats its own copy; the scales of weights are one layer's anyway."""
+    from onnx import TensorProto
+
+    scales = {node.input[1] for node in all_nodes(graph) if node.op_type == "DequantizeLinear"}
+    vectors = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and 1 < math.prod(tensor.dims) == max(tensor.dims)
+    }
+    read: set[str] = set()
+    for node in all_nodes(graph):
+        for position, name in enumerate(node.input):
+            if name not in vectors or name in scales:
+                continue
+            if name in read:
+                copied = graph.initializer.add()
+                copied.CopyFrom(vectors[name])
+                copied.name = node.input[position] = f"{name}/{len(graph.initializer)}"
+            read.add(name)
 
 
 def _strip_(proto: ModelProto) -> None:
