@@ -72,8 +72,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """An integer of a module that counts a group's channels, such as `num_heads`.
+
+    Attributes:
+        module: name of the module.
+        name: name of the attribute.
+        per_channel: what it counts for every channel that is left.
+    """
+
+    module: str
+    name: str
+    per_channel: int
+
+
+@dataclass(frozen=True)
 class Group:
-    """Channels that must be removed together.
+    """Channels that must be removed together. Of attention, a channel is a whole head.
 
     Channel c of the group is, in every member, the rows or columns that stand in row c of the member's table.
 
@@ -87,6 +102,7 @@ class Group:
         norms: tables (n, r) int64 by module name: the channels of norms that are not folded into a layer.
         is_branch: whether the network can do without all of the channels, as the results of the layers that
             read them are only added to something else; so in a residual block.
+        scaled: integers of modules that change with the number of channels.
     """
 
     owner: str
@@ -95,6 +111,7 @@ class Group:
     consumers: Mapping[str, IntArray]
     norms: Mapping[str, IntArray] = field(default_factory=dict)
     is_branch: bool = False
+    scaled: tuple[Scaled, ...] = ()
 
 
 @dataclass(frozen=True)

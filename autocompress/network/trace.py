@@ -50,7 +50,7 @@ def trace(model: nn.Module, example: Inputs) -> Network:
         shared = _shared_layers(evaluated, calls)
         outputs = dict.fromkeys(layers_behind(tape, tape.outputs), "network output")
         with_width = [name for name in calls if not isinstance(evaluated.get_submodule(name), nn.Embedding)]
-        found = find_groups(folded, sample, with_width, outputs, shared)
+        found = find_groups(folded, sample, tape, with_width, outputs, shared)
     layers = tuple(_layer(evaluated, tape, name, calls[name], norm_of, found) for name in calls)
     unknown = Counter(call.operator for call in tape.calls if call.kind == "unknown")
     return Network(

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.evaluation.batches import placed
-from autocompress.evaluation.stitch import write_layer_
+from autocompress.evaluation.stitch import stand_in, write_layer_
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
 from autocompress.network.interface import interfaced
+from autocompress.network.slicing import scale_integers_
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
 from autocompress.run.names import MODEL
@@ -67,8 +68,11 @@ def restored(weights: PackedWeights, model: nn.Module, network: Network) -> Comp
     """
     check_network(weights, network)
     folded = fold_batch_norms(model, network).cpu().float().eval()
-    for name, layer in weights.layers.items():
-        _write_layer_(folded.get_submodule(name), name, layer)
+    for layer in network.layers:
+        _write_layer_(folded.get_submodule(layer.name), layer.name, weights.layers[layer.name], stand_in(network, layer))
+    for group in network.groups:
+        left = len(weights.layers[group.owner].values) // group.producers[group.owner].shape[1]
+        scale_integers_(folded, group, max(left, 1))
     _write_others_(folded, weights)
     return Compressed(folded, weights.layers, weights.plan)
 
@@ -91,14 +95,14 @@ def check_network(weights: PackedWeights, network: Network) -> None:
         )
 
 
-def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
+def _write_layer_(module: Any, name: str, layer: LayerWeights, unit: tuple[int, int]) -> None:
     """Give a module of the original the finished layer's weight and bias, and their shape."""
     shape, found = tuple(layer.values.shape), tuple(module.weight.shape)
     fits = len(shape) == len(found) and shape[2:] == found[2:] and all(map(int.__le__, shape, found))
     own_bias = getattr(module, "bias", None)
     if not fits or (layer.bias is None) != (own_bias is None):
         raise InputError(f"`model` must have room for {name}.weight of shape {shape} and its bias, got {found}.")
-    weight, bias = layer.as_run()
+    weight, bias = layer.as_run(unit)
     module.weight = nn.Parameter(weight, requires_grad=False)  # no longer tied to another layer's
     if own_bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
