@@ -49,7 +49,7 @@ def _can_go(tape: Tape, layers: Sequence[Layer], groups: Sequence[Group]) -> boo
     constants: set[int] = set()  # other values that no longer depend on the input
     terms: dict[int, Layer] = {}  # those constants that are a reader's own result, norm included, with the reader
     for call in tape.calls:
-        if call.module in producers or (gone.intersection(call.reads) and call.module not in readers):
+        if call.module not in readers and (call.module in producers or gone.intersection(call.reads)):
             gone.update(call.writes)
             continue
         fixed = constants.intersection(call.reads)
