@@ -20,6 +20,7 @@ from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.models import check_classes, gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.network.interface import interfaced
+from autocompress.network.separate_attention import separated
 from autocompress.progress import Progress
 from autocompress.samples import ONE, Inputs, fields_of
 from autocompress.searchers.base import REWARDS
@@ -70,7 +71,7 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     module = placed(_load_model(asked.model, asked.config, data, watcher), torch.device("cpu"))
     _check_test_shape(data)
     inputs, _ = data.calibration()
-    module = interfaced(module, inputs)
+    module = separated(interfaced(module, inputs), inputs[:2])
     check_classes(module, inputs[:2], data.classes)
     _check_device(module, inputs[:2], device)
     network = trace(module, inputs[:1])
