@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.menus import Menus
+from autocompress.menus.ties import label_places
 from autocompress.menus.variants import Variant
 from autocompress.network.slicing import scale_integers_
 from autocompress.network.structure import Layer, Network
@@ -69,13 +70,14 @@ def resolve(menus: Menus, labeling: Labeling) -> list[LayerChoice]:
     for group in menus.network.groups:
         level = int(labeling.sparsity[index[group.owner]]) if by_channel else 0
         kept.append(menus.kept_options(group)[level] if by_channel else group.width)
+    places = label_places(len(menus.network.layers), menus.leaders())
     return [
         LayerChoice(
             reads={read: kept[read] for read in menus.reads(layer)},
             writes=None if layer.writes is None else kept[layer.writes],
             sparsity=0.0 if by_channel else menus.sparsities(layer)[labeling.sparsity[position]],
-            weight_bits=int(labeling.weight_bits[position]),
-            activation_bits=int(labeling.activation_bits[position]),
+            weight_bits=int(labeling.weight_bits[places[position]]),
+            activation_bits=int(labeling.activation_bits[places[position]]),
         )
         for position, layer in enumerate(menus.network.layers)
     ]

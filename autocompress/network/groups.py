@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from autocompress.network.heads import Block, find_blocks
+from autocompress.network.heads import Block
 from autocompress.network.structure import Group, IntArray
-from autocompress.network.tape import LAYER_TYPES, NORM_TYPES, Tape
+from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
 from autocompress.network.verification import Verifier, first_line
 from autocompress.samples import Inputs, call
 
@@ -59,7 +59,7 @@ class _Draft:
 def find_groups(
     model: nn.Module,
     sample: Inputs,
-    tape: Tape,
+    blocks: Sequence[Block],
     layers: Sequence[str],
     fixed_outputs: Mapping[str, str],
     shared: Mapping[str, str],
@@ -69,15 +69,15 @@ def find_groups(
     Args:
         model: network in eval mode, with its batch norms folded; it is copied, not changed.
         sample: (1, ...) input.
-        tape: operators of one forward pass, before norms were folded.
+        blocks: blocks of the network (`find_blocks`).
         layers: names of the layers, in network order.
         fixed_outputs: reason why the output channels can't be removed, by layer name.
         shared: reason why neither output nor input channels can be removed, by layer name.
     """
-    blocks = find_blocks(model, tape, {name for name in layers if name in fixed_outputs or name in shared})
+    blocks = [block for block in blocks if block.readings]
     reader = _GraphReader(model, fixed_outputs, shared)
     failure = reader.build(sample)
-    in_attention = {name for block in blocks if block.has_heads for name in block.readings[0].producers}
+    in_attention = {name for block in blocks if block.has_heads for name in block.members}
     if failure:
         candidates, reasons = [], {name: fixed_outputs.get(name, shared.get(name, failure)) for name in layers}
     else:
@@ -92,7 +92,7 @@ def find_groups(
         if group.owner in more_faults:
             reasons |= dict.fromkeys(group.producers, more_faults[group.owner])
     written = {name for group in passed for name in group.producers}
-    left = [block for block in blocks if not block.has_heads and not written & block.readings[0].producers.keys()]
+    left = [block for block in blocks if not block.has_heads and not written & {*block.members}]
     passed, _ = _verified_blocks(verifier, left, passed)
     written = {name for group in passed for name in group.producers}
     passed.sort(key=lambda group: layers.index(group.owner))
@@ -117,14 +117,14 @@ def _verified_blocks(
             alone, why = verifier.verify([reading], passed)
             if not why:
                 passed, faults_of_others = verifier.verify([block.readings[number] for block in form[1:]], alone)
-                failed = [(block, faults_of_others.get(block.owner, "")) for block in form[1:]]
+                failed = [(block, faults_of_others.get(block.members[0], "")) for block in form[1:]]
                 break
             fault = fault or why[reading.owner]
         else:
             failed = [(block, fault) for block in form]
         for block, reason in failed:
             if reason:
-                faults |= dict.fromkeys(block.readings[0].producers, f"heads: {reason}")
+                faults |= dict.fromkeys(block.members, f"heads: {reason}")
     return passed, faults
 
 

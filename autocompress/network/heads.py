@@ -36,12 +36,12 @@ class Block:
     """Layers of which one alone reads all others.
 
     Attributes:
-        owner: name of the first producer in network order.
+        members: names of the layers that one reads, in network order.
         has_heads: whether products of activations stand between, as in attention.
-        readings: groups that it may be, the likeliest first; at most one is right.
+        readings: groups that it may be, the likeliest first; at most one is right, and there may be none.
     """
 
-    owner: str
+    members: tuple[str, ...]
     has_heads: bool
     readings: tuple[Group, ...]
 
@@ -87,10 +87,9 @@ def find_blocks(model: nn.Module, tape: Tape, barred: Iterable[str]) -> list[Blo
         alone = all(readers[layer] == {name} for layer in members)
         if members and alone and not closed & {*members} and _are_whole(modules, [*members, name]):
             readings = tuple(_readings(tape, modules, members, name, reach.products))
-            if readings:
-                blocks.append(Block(members[0], bool(reach.products), readings))
+            blocks.append(Block(tuple(members), bool(reach.products), readings))
     order = list(calls)
-    return sorted(blocks, key=lambda block: order.index(block.owner))
+    return sorted(blocks, key=lambda block: order.index(block.members[0]))
 
 
 def _reached(tape: Tape) -> dict[int, _Reach]:

@@ -35,6 +35,7 @@ class Layer:
             depthwise layer loses rows only, so it reads none.
         writes: index of the group that the layer's output channels belong to, or None.
         fixed_reason: reason why the output channels can't be removed; empty where they can.
+        tied_to: name of the layer whose bits it has, as runtimes run both as one (q, k and v; gate and up); or None.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Layer:
     reads: tuple[int, ...]
     writes: int | None
     fixed_reason: str = ""
+    tied_to: str | None = None
 
     @property
     def rows(self) -> int:
@@ -145,6 +147,11 @@ class Network:
     def layer_index(self) -> dict[str, int]:
         """Index of every layer by its name."""
         return {layer.name: index for index, layer in enumerate(self.layers)}
+
+    def leaders(self) -> dict[int, int]:
+        """Index of the layer that a layer is tied to, by the layer's own index; layers without ties are left out."""
+        index = self.layer_index()
+        return {index[layer.name]: index[layer.tied_to] for layer in self.layers if layer.tied_to is not None}
 
     @property
     def layer_macs(self) -> int:
