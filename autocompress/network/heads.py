@@ -177,21 +177,20 @@ def _layouts(rows: Mapping[str, int], inner: int, width: int) -> Iterator[dict[s
         inner: number of columns of the layer that reads them.
         width: number of channels.
     """
-    parts = {name: _parts(count, inner) for name, count in rows.items()}
-    split = all(size % width == 0 for sizes in parts.values() for size in sizes)
-    if split:
-        yield {name: _one_after_the_other(sizes, width) for name, sizes in parts.items()}
-    if any(len(sizes) > 1 for sizes in parts.values()) and all(count % width == 0 for count in rows.values()):
-        yield {name: np.arange(count).reshape(width, -1) for name, count in rows.items()}
+    by_layer = [{name: _parts(count, inner) for name, count in rows.items()}]
+    for name, count in rows.items():
+        if len(rows) == 1 and inner < count < 3 * inner and count % 2 == inner % 2:
+            by_layer.append({name: [inner, (count - inner) // 2, (count - inner) // 2]})  # fewer keys than queries
+    by_layer.append({name: [count] for name, count in rows.items()})
+    for number, parts in enumerate(by_layer):
+        fits = all(size % width == 0 for sizes in parts.values() for size in sizes)
+        if fits and parts not in by_layer[:number]:
+            yield {name: _one_after_the_other(sizes, width) for name, sizes in parts.items()}
 
 
 def _parts(count: int, inner: int) -> list[int]:
-    """Sizes of the layers that one of `count` rows may be made of."""
-    if count % inner == 0:
-        return [inner] * (count // inner)
-    if inner < count < 3 * inner and (count - inner) % 2 == 0:
-        return [inner, (count - inner) // 2, (count - inner) // 2]  # fewer keys and values than queries
-    return [count]
+    """Sizes of the equal layers that one of `count` rows may be made of."""
+    return [count] if count % inner else [inner] * (count // inner)
 
 
 def _one_after_the_other(sizes: Sequence[int], width: int) -> IntArray:
