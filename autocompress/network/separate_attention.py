@@ -97,7 +97,9 @@ class SeparateAttention(nn.Module):
         """What is added to the scores (N, heads, L, S), in a shape that is broadcast over them."""
         masks = []
         if attention is not None:
-            masks.append(attention if attention.ndim == 2 else attention.view(len(q), self.num_heads, *attention.shape[1:]))
+            masks.append(
+                attention if attention.ndim == 2 else attention.view(len(q), self.num_heads, *attention.shape[1:])
+            )
         if padding is not None:
             masks.append(padding[:, None, None])
         added = [_additive(mask, q.dtype) for mask in masks]

@@ -32,7 +32,9 @@ def check_length(runtime: str, graph: fx.GraphModule, session: Session, inputs: 
     if tokens < 2:
         return None
     if not takes_any_length(graph):
-        return Check("length", True, f"the file takes texts of exactly {tokens} tokens: no graph holds at other lengths")
+        return Check(
+            "length", True, f"the file takes texts of exactly {tokens} tokens: no graph holds at other lengths"
+        )
     given = shorter(inputs[:_COMPARED])
     with torch.no_grad():
         found = graph.cpu()(*tensors_of(given))

@@ -70,7 +70,9 @@ def restored(weights: PackedWeights, model: nn.Module, network: Network) -> Comp
     check_network(weights, network)
     folded = fold_batch_norms(model, network).cpu().float().eval()
     for layer in network.layers:
-        _write_layer_(folded.get_submodule(layer.name), layer.name, weights.layers[layer.name], stand_in(network, layer))
+        _write_layer_(
+            folded.get_submodule(layer.name), layer.name, weights.layers[layer.name], stand_in(network, layer)
+        )
     for group in network.groups:
         left = len(weights.layers[group.owner].values) // group.producers[group.owner].shape[1]
         scale_integers_(folded, group, max(left, 1))
@@ -111,13 +113,19 @@ def _write_layer_(module: Any, name: str, layer: LayerWeights, unit: tuple[int, 
 
 
 def _write_others_(model: nn.Module, weights: PackedWeights) -> None:
-    """Write the tensors that belong to no layer; norms shrink with the channels that they normalise."""
+    """Write the tensors that belong to no layer; norms shrink with the channels that they normalise.
+
+    A file with a graph has no tensor that the graph does not read, as the norm before a removed branch; and it has the
+    graph's own constants, which the model makes itself.
+    """
     expected = {name for name, _ in other_tensors(model, weights.layers)}
-    if expected != weights.others.keys():
+    if weights.graph is None and expected != weights.others.keys():
         raise InputError(
             f"`model` must have the tensors of the file, got a difference in {min(expected ^ weights.others.keys())}."
         )
     for name, tensor in weights.others.items():
+        if name not in expected:
+            continue
         parent, _, leaf = name.rpartition(".")
         module: Any = model.get_submodule(parent)
         found: Tensor = getattr(module, leaf)
