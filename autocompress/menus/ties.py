@@ -43,7 +43,7 @@ def _sum(leader: LayerNumbers, other: LayerNumbers) -> LayerNumbers:
 
 
 def _without_choice(layer: LayerNumbers) -> LayerNumbers:
-    """The layer with one label, of the fewest activation bits: a range in the file is counted where bits are below 32."""
+    """The layer with one label, of the fewest activation bits: where bits are below 32, a range in the file counts."""
     return replace(
         layer,
         weight_bits=layer.weight_bits[-1:],

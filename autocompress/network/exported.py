@@ -87,7 +87,7 @@ def _free_the_batch_axis_(graph: fx.Graph) -> None:
 
 def _is_size(node: fx.Node, axis: int) -> bool:
     """Whether the node is the size of a tensor's axis."""
-    return node.target is _ATEN.sym_size.int and node.args[1] == axis
+    return node.target is _ATEN.sym_size.int and bool(node.args[1] == axis)
 
 
 def takes_any_length(graph: fx.GraphModule) -> bool:

@@ -78,8 +78,9 @@ def find_groups(
     reader = _GraphReader(model, fixed_outputs, shared)
     failure = reader.build(sample)
     in_attention = {name for block in blocks if block.has_heads for name in block.members}
+    candidates: list[Group] = []
     if failure:
-        candidates, reasons = [], {name: fixed_outputs.get(name, shared.get(name, failure)) for name in layers}
+        reasons = {name: fixed_outputs.get(name, shared.get(name, failure)) for name in layers}
     else:
         candidates, reasons = _candidates(reader, [name for name in layers if name not in in_attention])
     del reader  # a large network is held in memory once less while copies are checked

@@ -222,7 +222,9 @@ def _scaled_integers(
     holders: Mapping[str, nn.Module], width: int, heads: int, widths: set[int]
 ) -> list[tuple[Scaled, ...]]:
     """Sets of integers that may have to change with the number of heads; the smallest set first."""
-    counts, likely, others = [], [], []
+    counts: list[Scaled] = []
+    likely: list[Scaled] = []
+    others: list[Scaled] = []
     for module, holder in holders.items():
         for name, value in _integers(holder).items():
             scaled = Scaled(module, name, value // width)
