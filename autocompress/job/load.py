@@ -20,7 +20,7 @@ from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.models import check_classes, gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.network.interface import interfaced
-from autocompress.network.separate_attention import separated
+from autocompress.network.separate_attention import separated, unseparated
 from autocompress.progress import Progress
 from autocompress.samples import ONE, Inputs, fields_of
 from autocompress.searchers.base import REWARDS
@@ -74,6 +74,8 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     module = separated(interfaced(module, inputs), inputs[:2])
     check_classes(module, inputs[:2], data.classes)
     _check_device(module, inputs[:2], device)
+    for name in unseparated(module):
+        watcher.note(f"nn.MultiheadAttention {name} keeps its matrices in 32 bits: only its plain form gets labels")
     network = trace(module, inputs[:1])
     _tell_network(network, asked.config.model, data, watcher)
     folded = fold_batch_norms(module, network).cpu().float().eval()

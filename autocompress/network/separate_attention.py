@@ -130,6 +130,11 @@ def separated(model: nn.Module, inputs: Inputs) -> nn.Module:
     return result if same else model
 
 
+def unseparated(model: nn.Module) -> list[str]:
+    """Names of the modules of `nn.MultiheadAttention` that a network still has."""
+    return [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+
+
 def _is_separable(module: nn.Module) -> bool:
     """Whether it is PyTorch's own module, without the extras that `SeparateAttention` lacks."""
     if type(module) is not nn.MultiheadAttention:

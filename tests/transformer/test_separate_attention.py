@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from autocompress.network.separate_attention import SeparateAttention, separated
+from autocompress.network.separate_attention import SeparateAttention, separated, unseparated
 
 
 def attention(**options: object) -> tuple[nn.MultiheadAttention, SeparateAttention]:
@@ -57,6 +57,7 @@ def test_networks_without_such_modules_and_those_with_extras_stay() -> None:
     for model in (nn.Linear(4, 3), Extra()):
         inputs = torch.randn(2, 4) if isinstance(model, nn.Linear) else torch.randn(2, 5, 16)
         assert separated(model, inputs) is model
+        assert unseparated(model) == ([] if isinstance(model, nn.Linear) else ["attention"])
 
 
 def test_the_given_network_is_not_changed() -> None:
