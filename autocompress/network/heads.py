@@ -17,7 +17,7 @@ own integers changed in that copy (`num_heads`, `all_head_size`); readings diffe
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -214,8 +214,8 @@ def _holders(modules: Mapping[str, nn.Module], members: Sequence[str], reader: s
 
 def _common(names: Sequence[str]) -> str:
     """Name of the innermost module that all of the modules are in."""
-    paths = [name.split(".")[:-1] for name in names]
-    return ".".join(os.path.commonprefix(paths))
+    steps = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    return ".".join(step[0] for step in itertools.takewhile(lambda step: len(set(step)) == 1, steps))
 
 
 def _scaled_integers(
