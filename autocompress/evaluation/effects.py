@@ -249,7 +249,7 @@ def _changes(menus: Menus, layer: Layer) -> list[_Change]:
     Rounding is a change from the original's weights. Pruning is a change from the unpruned weights of the most bits, so
     that the two add up; where pruned weights are not rounded beforehand, a change from the original's weights.
     """
-    row, activations = menus.network.layer_index()[layer.name], len(menus.settings.activation_bits)
+    row, activations = _label_row(menus, layer), len(menus.settings.activation_bits)
     source = menus.sources[layer.name]
     full = {read: menus.network.groups[read].width for read in menus.reads(layer)}
     bits = len(menus.settings.weight_bits)
@@ -279,7 +279,7 @@ def _changes_around(menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor
 
     One choice is changed at a time: the layer's bits, its own sparsity, or the channels of one group that it reads.
     """
-    row, activations = menus.network.layer_index()[layer.name], len(menus.settings.activation_bits)
+    row, activations = _label_row(menus, layer), len(menus.settings.activation_bits)
     changes = []
 
     def change(kept: Mapping[int, int], sparsity: float, bits: int) -> Tensor:
@@ -301,6 +301,12 @@ def _changes_around(menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor
             kept = {**choice.reads, read: counts[option]}
             add("pruning", owner, slice(option, option + 1), kept, choice.sparsity, choice.weight_bits)
     return changes
+
+
+def _label_row(menus: Menus, layer: Layer) -> int:
+    """The number of the layer whose label a layer has: its own, or that of the layer that it is tied to."""
+    index = menus.network.layer_index()[layer.name]
+    return menus.leaders().get(index, index)
 
 
 def _others(own: int, count: int) -> list[int]:

@@ -12,7 +12,7 @@ pruned network costs less to evaluate, too.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.menus import Menus
+from autocompress.menus.ties import label_places
 from autocompress.menus.variants import Variant
-from autocompress.network.structure import Layer
+from autocompress.network.slicing import scale_integers_
+from autocompress.network.structure import Layer, Network
 from autocompress_envs.problem import Labeling
 
 _READY_BYTES = 1_000_000_000  # bytes of weights that are kept ready in the evaluation dtype; beyond, all are dropped
@@ -68,13 +70,14 @@ def resolve(menus: Menus, labeling: Labeling) -> list[LayerChoice]:
     for group in menus.network.groups:
         level = int(labeling.sparsity[index[group.owner]]) if by_channel else 0
         kept.append(menus.kept_options(group)[level] if by_channel else group.width)
+    places = label_places(len(menus.network.layers), menus.leaders())
     return [
         LayerChoice(
             reads={read: kept[read] for read in menus.reads(layer)},
             writes=None if layer.writes is None else kept[layer.writes],
             sparsity=0.0 if by_channel else menus.sparsities(layer)[labeling.sparsity[position]],
-            weight_bits=int(labeling.weight_bits[position]),
-            activation_bits=int(labeling.activation_bits[position]),
+            weight_bits=int(labeling.weight_bits[places[position]]),
+            activation_bits=int(labeling.activation_bits[places[position]]),
         )
         for position, layer in enumerate(menus.network.layers)
     ]
@@ -122,6 +125,9 @@ class Stitcher:
             self._ranges[layer.name] = self._menus.ranges[layer.name][choice.activation_bits]
             write_layer_(self._modules[layer.name], weight, bias, layer.kind == "depthwise")
         self._write_norms_(choices)
+        index = self._menus.network.layer_index()
+        for group in self._menus.network.groups:
+            scale_integers_(self.model, group, max(choices[index[group.owner]].writes or 0, 1))
         return self.model
 
     def _weights(self, layer: Layer, choice: LayerChoice) -> tuple[Tensor, Tensor]:
@@ -139,7 +145,8 @@ class Stitcher:
 
     def _prepare(self, layer: Layer, variant: Variant, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The kept rows of a variant as the copy runs them."""
-        weight, bias = runnable(full_weight(layer, variant)[rows], variant.bias[rows])
+        unit = stand_in(self._menus.network, layer)
+        weight, bias = runnable(full_weight(layer, variant)[rows], variant.bias[rows], unit)
         weight = weight.to(self._device, self._dtype)
         if weight.ndim == 4:
             weight = weight.contiguous(memory_format=torch.channels_last)
@@ -186,8 +193,22 @@ def in_layer_shape(flat: Tensor, layer: Layer) -> Tensor:
     return flat.reshape(len(flat), flat.shape[1] // math.prod(kernel), *kernel)
 
 
-def runnable(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias as PyTorch can run them: where no channel is left, one channel of zeros stands in.
+def stand_in(network: Network, layer: Layer) -> tuple[int, int]:
+    """Output and input channels of the zeros that stand in for a removed branch: those of one channel of the group.
+
+    They are 1 and 1, but for heads of attention: then as many as one head has.
+
+    Args:
+        network: trace of the network.
+        layer: one of its layers.
+    """
+    rows = 1 if layer.writes is None else network.groups[layer.writes].producers[layer.name].shape[1]
+    columns = [network.groups[read].consumers[layer.name].shape[1] for read in layer.reads]
+    return rows, min(columns, default=1) // math.prod(layer.weight_shape[2:]) or 1
+
+
+def runnable(weight: Tensor, bias: Tensor, unit: Sequence[int] = (1, 1)) -> tuple[Tensor, Tensor]:
+    """Weight and bias as PyTorch can run them: where no channel is left, channels of zeros stand in.
 
     PyTorch has no convolution to or from nothing. The zeros compute what is left of a removed branch: the bias of the
     layers that read it.
@@ -195,10 +216,11 @@ def runnable(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         weight: (r, c, …), r or c possibly 0.
         bias: (r,).
+        unit: output and input channels of zeros that stand in where there are none (`stand_in`).
     """
     if weight.numel():
         return weight, bias
-    shape = [max(size, 1) for size in weight.shape]
+    shape = [size or place for size, place in zip(weight.shape, (*unit, *weight.shape[2:]), strict=False)]
     return weight.new_zeros(shape), bias if len(bias) else bias.new_zeros(shape[0])
 
 

@@ -11,7 +11,7 @@ Whoever changes one writes the other (`write_weights_`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,9 +75,13 @@ class LayerWeights:
             return self.values.float()
         return self.values * self.scale.view(-1, *[1] * (self.values.ndim - 1))
 
-    def as_run(self) -> tuple[Tensor, Tensor]:
-        """Weight and bias as PyTorch can run them (`runnable`); the bias is zeros where the layer has none."""
-        return runnable(self.weight(), torch.zeros(len(self.values)) if self.bias is None else self.bias)
+    def as_run(self, unit: Sequence[int] = (1, 1)) -> tuple[Tensor, Tensor]:
+        """Weight and bias as PyTorch can run them (`runnable`); the bias is zeros where the layer has none.
+
+        Args:
+            unit: output and input channels of zeros that stand in where the layer has none.
+        """
+        return runnable(self.weight(), torch.zeros(len(self.values)) if self.bias is None else self.bias, unit)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,8 +90,8 @@ class Compressed:
 
     Attributes:
         model: float32 module in eval mode: norms folded where a layer could take them, channels gone, the layers'
-            weights written in. It does not round activations; `rounded` does. A channel of zeros stands in for every
-            removed branch (`runnable`); files have none.
+            weights written in. It does not round activations; `rounded` does. A channel of zeros, or a head, stands in
+            for every removed branch (`runnable`); files have none.
         layers: finished weights by layer name, in the order of the network; exactly those that `model` has.
         plan: labels that the network was made by.
     """
@@ -178,7 +182,7 @@ def write_weights_(model: nn.Module, name: str, weights: LayerWeights) -> None:
         weights: finished weights of the layer.
     """
     module = model.get_submodule(name)
-    weight, bias = weights.as_run()
+    weight, bias = weights.as_run(module.get_parameter("weight").shape[:2])
     device = module.get_parameter("weight").device
     module.get_parameter("weight").data = weight.clone(memory_format=torch.contiguous_format).to(device)
     if weights.bias is not None:

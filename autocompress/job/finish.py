@@ -23,6 +23,7 @@ from autocompress.plan import Plan
 from autocompress.progress import Progress
 from autocompress.run.names import CHECKPOINT, MODEL, OUTCOME
 from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.lengths import check_length
 from autocompress.targets.target import TARGETS, lowered_for, target_file
 from autocompress.targets.timing import Session
 from autocompress.targets.verify import (
@@ -170,6 +171,10 @@ def verify_files(
     if opened is not None and runtime is not None:
         found = runtime_outcome(opened.runtime, reference, pytorch, runtime)
         checks.append(check_agreement(found))
+        if isinstance(compressed, Lowered) and (
+            check := check_length(opened.runtime, compressed.graph, opened.compressed, job.inputs)
+        ):
+            checks.append(check)
         found = replace(found, seconds=latencies(opened.original, opened.compressed, job.inputs))
     sizes = {name: len(content) for name, content in contents.items()}
     return Verification(tuple(checks), closeness(reference, pytorch), found, sizes, resources)

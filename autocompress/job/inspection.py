@@ -28,9 +28,11 @@ class LayerReport:
         parameters: number of weights, biases left out.
         macs: multiply-accumulates for one sample.
         group: index of the channel group that its output belongs to, or None.
-        labels: kinds of label that the layer may get, such as `sparsity, bits`.
+        labels: kinds of label that the layer may get, such as `sparsity, bits`; `as NAME` where it has the bits of
+            another layer, which runtimes run together with it.
         reason: why no sparsity may be chosen here; empty where one may.
-        bit_errors: expected loss (nats of KL divergence a sample) by weight bits, most bits first.
+        bit_errors: expected loss (nats of KL divergence a sample) by weight bits, most bits first, summed over the
+            layers that have the same; empty where the layer has the bits of another.
         sparsity_errors: the same by sparsity, at the most bits on offer, summed over all that read the channels.
     """
 
@@ -65,7 +67,8 @@ def report_layers(network: Network, problem: Problem) -> tuple[LayerReport, ...]
 
 def _report(network: Network, problem: Problem, index: int) -> LayerReport:
     layer, numbers = network.layers[index], problem.layers[index]
-    may_prune = len(numbers.sparsities) > 1
+    tied_to = layer.tied_to if problem.costs.granularity == "channel" else None
+    may_prune, own_bits = len(numbers.sparsities) > 1, "bits" if tied_to is None else f"as {tied_to}"
     return LayerReport(
         layer.name,
         layer.kind,
@@ -75,9 +78,9 @@ def _report(network: Network, problem: Problem, index: int) -> LayerReport:
         layer.parameters,
         layer.macs,
         layer.writes,
-        "sparsity, bits" if may_prune else "bits",
+        f"sparsity, {own_bits}" if may_prune else own_bits,
         "" if may_prune else _reason(network, layer),
-        bit_errors(numbers),
+        bit_errors(numbers) if tied_to is None else {},
         sparsity_errors(problem, index),
     )
 

@@ -21,6 +21,7 @@ from autocompress.job.outputs import read
 from autocompress.models import gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.network.interface import interfaced
+from autocompress.network.separate_attention import separated, unseparated
 from autocompress.progress import Progress
 from autocompress.samples import ONE, Inputs, fields_of
 from autocompress.searchers.base import REWARDS
@@ -80,8 +81,10 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     reading = read(module, inputs, data, asked.config.task)
     data = _tell_task(reading, data, watcher)
     check_labels(asked, data)  # once more: those of the task may be no classes
-    module = interfaced(module, inputs, reading.form)
+    module = separated(interfaced(module, inputs, reading.form), inputs[:2])
     _check_device(module, inputs[:2], device)
+    for name in unseparated(module):
+        watcher.note(f"nn.MultiheadAttention {name} keeps its matrices in 32 bits: only its plain form gets labels")
     network = trace(module, inputs[:1])
     _tell_network(network, asked.config.model, data, watcher)
     folded = fold_batch_norms(module, network).cpu().float().eval()

@@ -28,7 +28,7 @@ def label_summary(problem: Problem, labeling: Labeling) -> dict[str, Any]:
     kept, total = (_weights(problem, channels) for channels in (problem.kept(labeling), problem.costs.group_width))
     if problem.costs.granularity != "channel":
         kept = kept - removed_weights(kept, sparsity)
-    share = {int(width): float(kept[bits == width].sum() / kept.sum()) for width in sorted(set(bits))}
+    share = {int(width): float(kept[bits == width].sum() / kept.sum()) for width in sorted(set(bits[kept > 0]))}
     return {
         "removed": float(1 - kept.sum() / total.sum()),
         "mean_weight_bits": float((kept * bits).sum() / kept.sum()),

@@ -21,6 +21,7 @@ from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store
+from autocompress.menus.ties import label_places, tied
 from autocompress.menus.variants import LayerSource, Variant, channel_variants, sparse_variants
 from autocompress.network.structure import EMBEDDING, Group, Layer, Network
 from autocompress.plan import Label, Plan
@@ -59,6 +60,13 @@ class Menus:
     eager: bool
     judged: Mapping[str, Sequence[FloatArray]] | None = None
     device: str = "cpu"
+
+    def leaders(self) -> dict[int, int]:
+        """Index of the layer whose label a layer has, for layers that are tied to another (`Layer.tied_to`).
+
+        Single weights are removed layer by layer, so with the granularities `element` and `n:m` there are no ties.
+        """
+        return self.network.leaders() if self.settings.granularity == "channel" else {}
 
     def sparsities(self, layer: Layer) -> tuple[float, ...]:
         """Sparsities (S) that the layer's label may have, ascending, first 0; just 0 where it has no choice.
@@ -163,7 +171,7 @@ class Menus:
     def _problem(self) -> Problem:
         index = self.network.layer_index()
         layers = tuple(self._numbers(layer, index) for layer in self.network.layers)
-        return Problem(layers, replace(self.network.costs, granularity=self.settings.granularity))
+        return tied(Problem(layers, replace(self.network.costs, granularity=self.settings.granularity)), self.leaders())
 
     def _numbers(self, layer: Layer, index: Mapping[str, int]) -> LayerNumbers:
         """One layer's menu in numbers; `index` holds the index of every layer by its name.
@@ -264,11 +272,12 @@ class Menus:
     def plan(self, labeling: Labeling) -> Plan:
         """The plan that a labelling in indices into the menus stands for."""
         labels = {}
-        for index, layer in enumerate(self.network.layers):
+        places = label_places(len(self.network.layers), self.leaders())
+        for index, (layer, place) in enumerate(zip(self.network.layers, places, strict=True)):
             labels[layer.name] = Label(
                 self.sparsities(layer)[labeling.sparsity[index]],
-                self.settings.weight_bits[labeling.weight_bits[index]],
-                self._activation_bits(layer)[labeling.activation_bits[index]],
+                self.settings.weight_bits[labeling.weight_bits[place]],
+                self._activation_bits(layer)[labeling.activation_bits[place]],
             )
         return Plan(labels, self.settings.granularity, self.network.fingerprint)
 
@@ -277,10 +286,13 @@ class Menus:
 
         Raises:
             InputError: the plan is for another network or granularity, misses a layer, names an unknown one,
-                or holds a label that is not on the menu.
+                holds a label that is not on the menu, or tears a tie apart.
         """
         self._check_plan(plan)
         indices = [self._label_indices(layer, plan.labels[layer.name]) for layer in self.network.layers]
+        for index, leader in self.leaders().items():
+            self._check_tie(plan, index, leader)
+            indices[index] = (indices[index][0], 0, 0)
         sparsity, weight_bits, activation_bits = np.array(indices, dtype=np.int64).T
         return Labeling(sparsity, weight_bits, activation_bits)
 
@@ -301,6 +313,17 @@ class Menus:
             raise InputError(f"`plan` names layers that the network does not have: {', '.join(unknown)}.")
         if missing:
             raise InputError(f"`plan` must label every layer, these are missing: {', '.join(missing)}.")
+
+    def _check_tie(self, plan: Plan, index: int, leader: int) -> None:
+        """Raise InputError where a layer has not the bits of the one that it is tied to."""
+        name, first = self.network.layers[index].name, self.network.layers[leader].name
+        found, wanted = plan.labels[name], plan.labels[first]
+        for part in ("weight_bits", "activation_bits"):
+            if getattr(found, part) != getattr(wanted, part):
+                raise InputError(
+                    f"Layer {name}: `{part}` must be those of {first}, which runtimes run together with it: "
+                    f"{getattr(wanted, part)}, got {getattr(found, part)}."
+                )
 
     def _label_indices(self, layer: Layer, label: Label) -> tuple[int, int, int]:
         """Indices of a label's numbers in the layer's menu. Raises InputError where one is not offered."""

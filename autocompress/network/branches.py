@@ -35,41 +35,40 @@ def _can_go(tape: Tape, layers: Sequence[Layer], groups: Sequence[Group]) -> boo
 
     Without its inputs, a layer that reads a group puts out a constant, its bias. The network can do without
     the group where such constants are only ever added to something that still depends on the input; so they
-    are followed through the operators of the tape.
+    are followed through the operators of the tape. What is computed of the group's own channels, whatever else it
+    is computed of (as the scores of attention are of its mask), is gone with them.
 
-    Groups whose channels are several rows or input channels of a member, or that share a reader with another
-    group, are taken for no branches.
+    Groups with norms of their own, and those whose readers read other channels, too, are taken for no branches.
     """
     readers = {layer.name: layer for layer in layers for group in groups if layer.name in group.consumers}
     if not all(_is_simple(group, readers) for group in groups):
         return False
-    members = readers.keys() | {name for group in groups for name in group.producers}
+    producers = {name for group in groups for name in group.producers}
     norms = {layer.norm for layer in readers.values() if layer.norm is not None}
-    constants: set[int] = set()  # values that no longer depend on the input
+    gone: set[int] = set()  # values that have no channels left
+    constants: set[int] = set()  # other values that no longer depend on the input
     terms: dict[int, Layer] = {}  # those constants that are a reader's own result, norm included, with the reader
     for call in tape.calls:
+        if call.module not in readers and (call.module in producers or gone.intersection(call.reads)):
+            gone.update(call.writes)
+            continue
         fixed = constants.intersection(call.reads)
         if len(fixed) > 1 and fixed <= terms.keys() and fixed == set(call.reads):
             return False  # a sum of nothing but such constants: no operand is left to say how large it is
-        if call.module in members or (fixed and fixed == set(call.reads)):
+        if call.module in readers or (fixed and fixed == set(call.reads)):
             constants.update(call.writes)
             source = readers.get(call.module) or next((terms[value] for value in fixed if value in terms), None)
             if source is not None and (call.module in readers or call.module in norms or _is_whole(call, source)):
                 terms.update(dict.fromkeys(call.writes, source))
         elif fixed and not (fixed <= terms.keys() and _adds(tape, call)):
             return False
-    return not constants.intersection(tape.outputs)
+    return not (constants | gone).intersection(tape.outputs)
 
 
 def _is_simple(group: Group, readers: dict[str, Layer]) -> bool:
-    """Whether a channel is one row or one input channel of every member, and no reader reads others."""
-    own = [readers[name] for name in group.consumers]
-    one_input = all(
-        layer.fan_in == layer.weight_shape[1] * len(columns[0])
-        for layer, columns in zip(own, group.consumers.values(), strict=True)
-    )
-    one_row = all(rows.shape[1] == 1 for rows in group.producers.values())
-    return not group.norms and one_input and one_row and all(len(layer.reads) == 1 for layer in own)
+    """Whether the group has no norms of its own, and its readers read nothing else."""
+    own = [readers[name].fan_in == columns.size for name, columns in group.consumers.items()]
+    return not group.norms and all(own)
 
 
 def _is_whole(call: Call, source: Layer) -> bool:

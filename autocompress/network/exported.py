@@ -25,7 +25,7 @@ _WEIGHT_OF = dict.fromkeys([*_CONVOLUTIONS, _ATEN.linear.default], 1) | {_ATEN.e
 _EXPORT_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
 
-def export_graph(model: nn.Module, sample: Inputs) -> fx.GraphModule:
+def export_graph(model: nn.Module, sample: Inputs, *, any_length: bool = False) -> fx.GraphModule:
     """The graph of a model in eval mode, for any number of samples; it shares the model's parameters.
 
     Operators are functional, so that a node's value never changes after it was made.
@@ -33,14 +33,16 @@ def export_graph(model: nn.Module, sample: Inputs) -> fx.GraphModule:
     Args:
         model: network in the form of `network.interface`.
         sample: (1, …) input.
+        any_length: whether the graph takes texts of any number of tokens, too. Default: only of the sample's.
 
     Raises:
-        ExportError: torch.export can't follow the model, or only for one batch size.
+        ExportError: torch.export can't follow the model, or only for one batch size or one number of tokens.
     """
     model, example = raw(model), tensors_of(repeated(sample, 2))
+    free = free_axes(model, len(example), any_length=any_length)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.export.export(model, example, dynamic_shapes=any_number_of_samples(model, len(example)))
+            program = torch.export.export(model, example, dynamic_shapes=free)
             graph = program.run_decompositions({}).module()
     except _EXPORT_FAILURES as error:
         raise ExportError(
@@ -76,19 +78,33 @@ def _free_the_batch_axis_(graph: fx.Graph) -> None:
         if node.target in (_ATEN.view.default, _ATEN.reshape.default):
             sizes = list(node.args[1])
             unknown = [position for position, size in enumerate(sizes) if isinstance(size, fx.Node)]
+            samples = [position for position in unknown if _is_size(sizes[position], 0)]
+            unknown = samples or unknown  # numbers of tokens stay
             if len(unknown) == 1 and -1 not in sizes:
                 sizes[unknown[0]] = -1
                 node.update_arg(1, sizes)
 
 
-def any_number_of_samples(model: nn.Module, tensors: int) -> Any:
+def _is_size(node: fx.Node, axis: int) -> bool:
+    """Whether the node is the size of a tensor's axis."""
+    return node.target is _ATEN.sym_size.int and bool(node.args[1] == axis)
+
+
+def takes_any_length(graph: fx.GraphModule) -> bool:
+    """Whether a graph was exported for texts of any length: then it computes with their number of tokens."""
+    return any(_is_size(user, 1) for node in graph.graph.nodes if node.op == "placeholder" for user in node.users)
+
+
+def free_axes(model: nn.Module, tensors: int, *, any_length: bool = False) -> Any:
     """`dynamic_shapes` of torch.export for a network whose tensors all have the samples on their first axis.
 
     Args:
         model: network that is exported.
         tensors: number of tensors that it takes.
+        any_length: whether the second axis of all of them, that of tokens, may have any size, too. Default: no.
     """
-    by_sample = tuple({0: torch.export.Dim.DYNAMIC} for _ in range(tensors))
+    axes = (0, 1) if any_length else (0,)
+    by_sample = tuple(dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _ in range(tensors))
     return (by_sample,) if isinstance(model, Interfaced) else by_sample  # its forward takes them as `*tensors`
 
 

@@ -35,7 +35,7 @@ def fold_norms(model: nn.Module, norm_of: Mapping[str, str]) -> nn.Module:
     for layer, norm in norm_of.items():
         _absorb_(modules[layer], modules[norm])
         replacements[modules[norm]] = _rest_of(modules[norm])
-    _replace_(folded, replacements)
+    replace_modules_(folded, replacements)
     return folded
 
 
@@ -110,7 +110,7 @@ def _rest_of(norm: Any) -> nn.Module:
     return nn.Identity()
 
 
-def _replace_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+def replace_modules_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Swap modules wherever they are registered: one module may stand under several names."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):

@@ -1,4 +1,8 @@
-"""Channel groups, read off torch-pruning's dependency graph, and why other layers keep their widths."""
+"""Channel groups, read off torch-pruning's dependency graph and off the tape, and why other layers keep their widths.
+
+Heads of attention come first (`network.heads`), then what torch-pruning finds, then feed-forward blocks whose graph it
+can't read.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +20,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from autocompress.network.heads import Block
 from autocompress.network.structure import Group, IntArray
 from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
-from autocompress.network.verification import first_line, verify_groups
+from autocompress.network.verification import Verifier, first_line
 from autocompress.samples import Inputs, call
 
 
@@ -52,28 +57,76 @@ class _Draft:
 
 
 def find_groups(
-    model: nn.Module, sample: Inputs, layers: Sequence[str], fixed_outputs: Mapping[str, str], shared: Mapping[str, str]
+    model: nn.Module,
+    sample: Inputs,
+    blocks: Sequence[Block],
+    layers: Sequence[str],
+    fixed_outputs: Mapping[str, str],
+    shared: Mapping[str, str],
 ) -> ChannelGroups:
     """Channels that must be removed together; every group was checked by pruning a copy.
 
     Args:
         model: network in eval mode, with its batch norms folded; it is copied, not changed.
         sample: (1, ...) input.
+        blocks: blocks of the network (`find_blocks`).
         layers: names of the layers, in network order.
         fixed_outputs: reason why the output channels can't be removed, by layer name.
         shared: reason why neither output nor input channels can be removed, by layer name.
     """
+    blocks = [block for block in blocks if block.readings]
     reader = _GraphReader(model, fixed_outputs, shared)
     failure = reader.build(sample)
+    in_attention = {name for block in blocks if block.has_heads for name in block.members}
+    candidates: list[Group] = []
     if failure:
-        return ChannelGroups((), {name: fixed_outputs.get(name, shared.get(name, failure)) for name in layers})
-    candidates, reasons = _candidates(reader, layers)
+        reasons = {name: fixed_outputs.get(name, shared.get(name, failure)) for name in layers}
+    else:
+        candidates, reasons = _candidates(reader, [name for name in layers if name not in in_attention])
     del reader  # a large network is held in memory once less while copies are checked
-    passed, faults = verify_groups(model, sample, candidates)
-    for group in candidates:
-        if group.owner in faults:
-            reasons |= dict.fromkeys(group.producers, faults[group.owner])
-    return ChannelGroups(tuple(passed), reasons)
+    verifier = Verifier(model, sample)
+    passed, faults = _verified_blocks(verifier, [block for block in blocks if block.has_heads], [])
+    written = {name for group in passed for name in group.producers}
+    others = [group for group in candidates if not written & group.producers.keys()]
+    passed, more_faults = verifier.verify(others, passed)
+    for group in others:
+        if group.owner in more_faults:
+            reasons |= dict.fromkeys(group.producers, more_faults[group.owner])
+    written = {name for group in passed for name in group.producers}
+    left = [block for block in blocks if not block.has_heads and not written & {*block.members}]
+    passed, _ = _verified_blocks(verifier, left, passed)
+    written = {name for group in passed for name in group.producers}
+    passed.sort(key=lambda group: layers.index(group.owner))
+    reasons = faults | reasons
+    return ChannelGroups(tuple(passed), {name: reason for name, reason in reasons.items() if name not in written})
+
+
+def _verified_blocks(
+    verifier: Verifier, blocks: Sequence[Block], passed: list[Group]
+) -> tuple[list[Group], dict[str, str]]:
+    """`passed` with the groups that the blocks turn out to be, and by name of the layers of the others why they fail.
+
+    Of blocks that are written alike, only the first one tries all readings.
+    """
+    alike: dict[Any, list[Block]] = {}
+    for block in blocks:
+        alike.setdefault(block.form(), []).append(block)
+    faults: dict[str, str] = {}
+    for form in alike.values():
+        fault = ""
+        for number, reading in enumerate(form[0].readings):
+            alone, why = verifier.verify([reading], passed)
+            if not why:
+                passed, faults_of_others = verifier.verify([block.readings[number] for block in form[1:]], alone)
+                failed = [(block, faults_of_others.get(block.members[0], "")) for block in form[1:]]
+                break
+            fault = fault or why[reading.owner]
+        else:
+            failed = [(block, fault) for block in form]
+        for block, reason in failed:
+            if reason:
+                faults |= dict.fromkeys(block.members, f"heads: {reason}")
+    return passed, faults
 
 
 def _candidates(reader: _GraphReader, layers: Sequence[str]) -> tuple[list[Group], dict[str, str]]:

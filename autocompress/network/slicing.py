@@ -32,7 +32,21 @@ def remove_channels(model: nn.Module, removed: Removed) -> nn.Module:
         _drop_rows(modules[name], rows)
     for name, channels in _gather(removed, "norms").items():
         _drop_norm_channels(modules[name], channels)
+    for group, gone in removed:
+        scale_integers_(smaller, group, group.width - len(gone))
     return smaller
+
+
+def scale_integers_(model: nn.Module, group: Group, kept: int) -> None:
+    """Set the integers of modules that count a group's channels, such as `num_heads`, in place.
+
+    Args:
+        model: network that the group was traced from, or a smaller copy.
+        group: the group.
+        kept: number of channels that are left, at least 1.
+    """
+    for scaled in group.scaled:
+        setattr(model.get_submodule(scaled.module), scaled.name, kept * scaled.per_channel)
 
 
 def mask_channels(model: nn.Module, removed: Removed) -> nn.Module:

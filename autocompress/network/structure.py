@@ -35,6 +35,7 @@ class Layer:
             depthwise layer loses rows only, so it reads none.
         writes: index of the group that the layer's output channels belong to, or None.
         fixed_reason: reason why the output channels can't be removed; empty where they can.
+        tied_to: name of the layer whose bits it has, as runtimes run both as one (q, k and v; gate and up); or None.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Layer:
     reads: tuple[int, ...]
     writes: int | None
     fixed_reason: str = ""
+    tied_to: str | None = None
 
     @property
     def rows(self) -> int:
@@ -72,8 +74,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Scaled:
+    """An integer of a module that counts a group's channels, such as `num_heads`.
+
+    Attributes:
+        module: name of the module.
+        name: name of the attribute.
+        per_channel: what it counts for every channel that is left.
+    """
+
+    module: str
+    name: str
+    per_channel: int
+
+
+@dataclass(frozen=True)
 class Group:
-    """Channels that must be removed together.
+    """Channels that must be removed together. Of attention, a channel is a whole head.
 
     Channel c of the group is, in every member, the rows or columns that stand in row c of the member's table.
 
@@ -87,6 +104,7 @@ class Group:
         norms: tables (n, r) int64 by module name: the channels of norms that are not folded into a layer.
         is_branch: whether the network can do without all of the channels, as the results of the layers that
             read them are only added to something else; so in a residual block.
+        scaled: integers of modules that change with the number of channels.
     """
 
     owner: str
@@ -95,6 +113,7 @@ class Group:
     consumers: Mapping[str, IntArray]
     norms: Mapping[str, IntArray] = field(default_factory=dict)
     is_branch: bool = False
+    scaled: tuple[Scaled, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +147,11 @@ class Network:
     def layer_index(self) -> dict[str, int]:
         """Index of every layer by its name."""
         return {layer.name: index for index, layer in enumerate(self.layers)}
+
+    def leaders(self) -> dict[int, int]:
+        """Index of the layer that a layer is tied to, by the layer's own index; layers without ties are left out."""
+        index = self.layer_index()
+        return {index[layer.name]: index[layer.tied_to] for layer in self.layers if layer.tied_to is not None}
 
     @property
     def layer_macs(self) -> int:

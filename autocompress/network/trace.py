@@ -19,9 +19,11 @@ from autocompress.network.costs import build_costs, fixed_operators
 from autocompress.network.flow import layers_behind
 from autocompress.network.folding import fold_norms, is_foldable
 from autocompress.network.groups import ChannelGroups, find_groups, is_depthwise
+from autocompress.network.heads import find_blocks
 from autocompress.network.interface import raw
 from autocompress.network.structure import EMBEDDING, Group, Layer, Network
 from autocompress.network.tape import BATCH, Call, Tape, record_tape
+from autocompress.network.ties import with_ties
 from autocompress.network.verification import first_line
 from autocompress.samples import Inputs, fields_of, tensors_of
 
@@ -51,8 +53,10 @@ def trace(model: nn.Module, example: Inputs) -> Network:
         shared = _shared_layers(evaluated, calls)
         outputs = dict.fromkeys(layers_behind(tape, tape.outputs), "network output")
         with_width = [name for name in calls if not isinstance(evaluated.get_submodule(name), nn.Embedding)]
-        found = find_groups(folded, sample, with_width, outputs, shared)
+        blocks = find_blocks(folded, tape, {*outputs, *shared})
+        found = find_groups(folded, sample, blocks, with_width, outputs, shared)
     layers = tuple(_layer(evaluated, tape, name, calls[name], norm_of, found) for name in calls)
+    layers = with_ties(tape, layers, found.groups, blocks)
     unknown = Counter(call.operator for call in tape.calls if call.kind == "unknown")
     return Network(
         layers=layers,

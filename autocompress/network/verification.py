@@ -19,27 +19,35 @@ TOLERANCE = 1e-6  # of the largest output, in float64; rounding alone gives abou
 _SEED = 20240901
 
 
-def verify_groups(model: nn.Module, sample: Inputs, groups: Sequence[Group]) -> tuple[list[Group], dict[str, str]]:
-    """Groups whose channels can be removed independently, and why those of others can't.
+class Verifier:
+    """Checks groups on a copy of a network.
 
     Args:
         model: network in eval mode; it is copied, not changed.
         sample: (1, ...) input; where it is floating point, noise of its shape takes its place.
-        groups: groups that look prunable.
-
-    Returns:
-        The groups that hold up together, in the given order, and by owner of each other group why it fails.
     """
-    generator = torch.Generator(tensors_of(sample)[0].device).manual_seed(_SEED)
-    probe_input = _noise(sample, generator)
-    probe = _probe(model, probe_input, generator)
-    rng = np.random.default_rng(_SEED)
 
-    def fault_of(candidates: Sequence[Group]) -> str:
-        return _fault(probe, probe_input, [(group, _draw(group.width, rng)) for group in candidates])
+    def __init__(self, model: nn.Module, sample: Inputs) -> None:
+        generator = torch.Generator(tensors_of(sample)[0].device).manual_seed(_SEED)
+        self._input = _noise(sample, generator)
+        self._probe = _probe(model, self._input, generator)
+        self._rng = np.random.default_rng(_SEED)
 
-    passed, faults = _admit(fault_of, [], list(groups))
-    return passed, faults
+    def verify(self, groups: Sequence[Group], passed: Sequence[Group] = ()) -> tuple[list[Group], dict[str, str]]:
+        """Groups whose channels can be removed independently, and why those of others can't.
+
+        Args:
+            groups: groups that look prunable.
+            passed: groups that hold up together already.
+
+        Returns:
+            `passed` with the groups that hold up together with them, in the given order, and by owner of each other
+            group why it fails.
+        """
+        return _admit(self._fault_of, list(passed), list(groups))
+
+    def _fault_of(self, groups: Sequence[Group]) -> str:
+        return _fault(self._probe, self._input, [(group, _draw(group.width, self._rng)) for group in groups])
 
 
 def _noise(sample: Inputs, generator: torch.Generator) -> Inputs:

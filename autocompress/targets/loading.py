@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.evaluation.batches import placed
-from autocompress.evaluation.stitch import write_layer_
+from autocompress.evaluation.stitch import stand_in, write_layer_
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
 from autocompress.network.interface import interfaced
+from autocompress.network.separate_attention import separated
+from autocompress.network.slicing import scale_integers_
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
 from autocompress.run.names import MODEL
@@ -36,7 +38,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None or weights.graph is not None:
         return rebuilt(weights, file).graph
     example, model = weights.example(), placed(model, torch.device("cpu"))
-    model = interfaced(model, example)
+    model = separated(interfaced(model, example), example)
     return restored(weights, model, trace(model, example)).rounded()
 
 
@@ -67,8 +69,13 @@ def restored(weights: PackedWeights, model: nn.Module, network: Network) -> Comp
     """
     check_network(weights, network)
     folded = fold_batch_norms(model, network).cpu().float().eval()
-    for name, layer in weights.layers.items():
-        _write_layer_(folded.get_submodule(name), name, layer)
+    for layer in network.layers:
+        _write_layer_(
+            folded.get_submodule(layer.name), layer.name, weights.layers[layer.name], stand_in(network, layer)
+        )
+    for group in network.groups:
+        left = len(weights.layers[group.owner].values) // group.producers[group.owner].shape[1]
+        scale_integers_(folded, group, max(left, 1))
     _write_others_(folded, weights)
     return Compressed(folded, weights.layers, weights.plan)
 
@@ -91,14 +98,14 @@ def check_network(weights: PackedWeights, network: Network) -> None:
         )
 
 
-def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
+def _write_layer_(module: Any, name: str, layer: LayerWeights, unit: tuple[int, int]) -> None:
     """Give a module of the original the finished layer's weight and bias, and their shape."""
     shape, found = tuple(layer.values.shape), tuple(module.weight.shape)
     fits = len(shape) == len(found) and shape[2:] == found[2:] and all(map(int.__le__, shape, found))
     own_bias = getattr(module, "bias", None)
     if not fits or (layer.bias is None) != (own_bias is None):
         raise InputError(f"`model` must have room for {name}.weight of shape {shape} and its bias, got {found}.")
-    weight, bias = layer.as_run()
+    weight, bias = layer.as_run(unit)
     module.weight = nn.Parameter(weight, requires_grad=False)  # no longer tied to another layer's
     if own_bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
@@ -106,13 +113,19 @@ def _write_layer_(module: Any, name: str, layer: LayerWeights) -> None:
 
 
 def _write_others_(model: nn.Module, weights: PackedWeights) -> None:
-    """Write the tensors that belong to no layer; norms shrink with the channels that they normalise."""
+    """Write the tensors that belong to no layer; norms shrink with the channels that they normalise.
+
+    A file with a graph has no tensor that the graph does not read, as the norm before a removed branch; and it has the
+    graph's own constants, which the model makes itself.
+    """
     expected = {name for name, _ in other_tensors(model, weights.layers)}
-    if expected != weights.others.keys():
+    if weights.graph is None and expected != weights.others.keys():
         raise InputError(
             f"`model` must have the tensors of the file, got a difference in {min(expected ^ weights.others.keys())}."
         )
     for name, tensor in weights.others.items():
+        if name not in expected:
+            continue
         parent, _, leaf = name.rpartition(".")
         module: Any = model.get_submodule(parent)
         found: Tensor = getattr(module, leaf)

@@ -39,7 +39,7 @@ class Check:
     """One claim about the finished network, and whether it holds.
 
     Attributes:
-        name: name of the claim: `channels`, `levels`, `sparsity`, `budget` or `agreement`.
+        name: name of the claim: `channels`, `levels`, `sparsity`, `budget`, `agreement` or `length`.
         passed: whether the claim holds.
         detail: one line of what was found, with numbers; where the claim fails, also what was claimed.
     """

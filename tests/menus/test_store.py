@@ -405,7 +405,7 @@ def test_menus_of_this_format(granularity: str, quantizer: str) -> None:
     The new numbers are what the failing comparisons below print.
     """
     found = build(None, replace(SETTINGS, granularity=granularity, quantizer=quantizer))
-    assert store._FORMAT == 6
+    assert store._FORMAT == 7
     losses = [layer.errors.sum() for layer in found.problem().layers]
     np.testing.assert_allclose(losses, GOLDEN[granularity, quantizer], rtol=1e-3)
     if granularity == "channel":

@@ -42,7 +42,9 @@ def test_a_bert_is_traced_by_its_layers(folder):
     kinds = [layer.kind for layer in network.layers]
     assert (kinds.count("embedding"), kinds.count("linear")) == (1, 2 * 6 + 2)
     assert [group.owner for group in network.groups] == [
-        *(f"bert.encoder.layer.{number}.intermediate.dense" for number in range(2)), "bert.pooler.dense",
+        *(f"bert.encoder.layer.{number}.{part}" for number in range(2) for part in (
+            "attention.self.query", "intermediate.dense",
+        )), "bert.pooler.dense",
     ]  # fmt: skip
 
 

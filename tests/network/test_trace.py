@@ -175,9 +175,11 @@ def test_first_depthwise_layer_keeps_the_input_channels() -> None:
 def test_shufflenet_breaks_torch_pruning_and_is_traced() -> None:
     network = trace(torchvision.models.shufflenet_v2_x0_5(), torch.zeros(1, 3, 64, 64))
     assert len(network.layers) == 57
-    assert network.groups == ()
-    *others, last = network.layers
-    assert last.fixed_reason == "network output"
+    assert [(group.owner, group.width, list(group.consumers)) for group in network.groups] == [
+        ("conv5.0", 1024, ["fc"])  # which takes no graph of torch-pruning's to see
+    ]
+    *others, before, last = network.layers
+    assert (before.fixed_reason, last.fixed_reason) == ("", "network output")
     assert {layer.fixed_reason for layer in others} == {
         "torch-pruning can't read the graph: ZeroDivisionError: integer division or modulo by zero"
     }

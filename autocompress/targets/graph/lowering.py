@@ -3,7 +3,8 @@
 All files are written from this form, and it needs no class of the original. `lower` takes these steps:
 
 1. The network's weights get room for their biases where integer kernels run (`with_room_for_bias`).
-2. `torch.export` follows the network operator by operator (`network.exported`).
+2. `torch.export` follows the network operator by operator (`network.exported`), where it takes texts at any number
+   of tokens (`lengths`).
 3. Removed branches leave the graph (`removed_branches`).
 4. Roundings of activations enter it (`rounding_points`).
 """
@@ -24,6 +25,7 @@ from autocompress.network.exported import LayerCalls, export_graph, layer_calls
 from autocompress.network.interface import output_names
 from autocompress.plan import Plan
 from autocompress.samples import Field, Inputs, cast, fields_of
+from autocompress.targets.graph.lengths import exported_at_any_length
 from autocompress.targets.graph.removed_branches import without_branches
 from autocompress.targets.graph.rounding_points import round_activation, round_layer_inputs_, round_tensors_
 from autocompress.tasks.outputs import ONLY
@@ -68,7 +70,8 @@ class Lowered:
     [0.5, -4.0, 3.5]
 
     Attributes:
-        graph: module that takes (N, …) tensors with any N, as `inputs` says. The nodes of `graph.graph` are, each after
+        graph: module that takes (N, …) tensors with any N, as `inputs` says; where `takes_any_length` says so, texts
+            with any number of tokens, too. The nodes of `graph.graph` are, each after
             what it reads:
 
             - one placeholder for each tensor that the network takes.
@@ -122,7 +125,7 @@ def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowe
         if layer is not compressed.layers[name]:
             write_weights_(model, name, layer)
     samples = cast(calibration[:_MOST_SAMPLES], "cpu", torch.float32)
-    graph = export_graph(model, samples[:1])
+    graph = exported_at_any_length(model, samples) or export_graph(model, samples[:1])
     graph, calls = without_branches(graph, layer_calls(graph, model, layers), layers)
     with torch.no_grad():
         if integer:

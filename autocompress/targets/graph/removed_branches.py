@@ -2,7 +2,7 @@
 
 A plan may remove all channels of a residual branch. In `x + outer(relu(inner(x)))`, `inner` then writes nothing and
 `outer` reads nothing, so `outer` puts out its bias at every position, and the sum is `x + outer.bias`. The graph
-therefore loses both layers:
+therefore loses both layers, and all that stands between them, such as the heads of attention:
 
     x + outer(relu(inner(x)))   becomes   x + view(outer.bias, [-1, 1, 1]),   or   x   where `outer` has no bias.
 
@@ -45,7 +45,7 @@ def without_branches(
     for call, name in empty.items():
         if len(layers[name].values):
             _add_bias_only_(graph.graph, call)
-    graph.graph.eliminate_dead_code()
+    _eliminate_dead_code_(graph.graph)
     left = set(graph.graph.nodes)
     for call, name in empty.items():
         if call in left:
@@ -54,6 +54,16 @@ def without_branches(
             )
     smaller = fx.GraphModule(graph, graph.graph)
     return smaller, {call: name for call, name in calls.items() if call in left}
+
+
+def _eliminate_dead_code_(graph: fx.Graph) -> None:
+    """Remove what nobody reads.
+
+    torch.fx keeps operators that may draw random numbers, as attention with dropout does; here none of them draws any.
+    """
+    for node in reversed(graph.nodes):
+        if node.op not in ("placeholder", "output") and not node.users:
+            graph.erase_node(node)
 
 
 def _add_bias_only_(graph: fx.Graph, call: fx.Node) -> None:

@@ -29,7 +29,7 @@ from torch import Tensor, fx
 
 from autocompress.errors import ExportError
 from autocompress.execute.compressed import LayerWeights
-from autocompress.network.exported import any_number_of_samples
+from autocompress.network.exported import free_axes, takes_any_length
 from autocompress.network.verification import first_line
 from autocompress.samples import Field
 from autocompress.targets.graph.lowering import Lowered
@@ -177,7 +177,7 @@ def exported(module: fx.GraphModule, inputs: Sequence[Field], outputs: Sequence[
         torch.ops.autocompress.global_average.default: _average,
     }
     example = tuple(field.zeros(2) for field in inputs)
-    dynamic = any_number_of_samples(module, len(example))
+    dynamic = free_axes(module, len(example), any_length=takes_any_length(module))
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(module, example, dynamic_shapes=dynamic)

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 
 from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights
+from autocompress.network.exported import takes_any_length
 from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.onnxruntime.biases import store_biases_
@@ -29,12 +30,15 @@ from autocompress.targets.onnxruntime.weights import store_weights_
 
 _OUTPUT = "autocompress_output_"  # how the names of outputs begin until they get their own
 BATCH = "batch"  # name of the batch axis of input and output
+TOKENS = "tokens"  # name of the inputs' second axis where texts may have any length
 IR_VERSION = 10  # of the file format: the first with INT4, as is opset 21 (`OPSET`)
 _INT2_OPSET, _INT2_IR_VERSION = 25, 13  # the first with INT2; from 21 to 25, operators only learned further types
 
 
 def write_onnx(lowered: Lowered) -> bytes:
     """The network as an ONNX file: takes and gives (batch, …) tensors, any batch size.
+
+    A graph that takes texts of any length gives a file that does.
 
     Several inputs are called as `lowered.inputs` says. A single one is called `input`; in a network that comes from an
     ONNX file, as it is there. Outputs are called as `lowered.outputs` says.
@@ -65,6 +69,9 @@ def write_onnx(lowered: Lowered) -> bytes:
     slim_(proto, _final_names(lowered) | dict(zip(placeholders, lowered.outputs, strict=True)))
     for value in itertools.chain(graph.input, graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    if takes_any_length(lowered.graph):
+        for value in graph.input:
+            value.type.tensor_type.shape.dim[1].dim_param = TOKENS
     two_bits = any(tensor.data_type == TensorProto.INT2 for tensor in graph.initializer)
     proto.ir_version = _INT2_IR_VERSION if two_bits else IR_VERSION
     proto.opset_import[0].version = _INT2_OPSET if two_bits else OPSET

@@ -8,7 +8,7 @@ import io
 import torch
 from torch import fx
 
-from autocompress.network.exported import any_number_of_samples
+from autocompress.network.exported import free_axes, takes_any_length
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.graph.rounding_points import rounding_nodes
 
@@ -41,7 +41,8 @@ def write_pt2(lowered: Lowered) -> bytes:
     module.recompile()
     example = tuple(field.zeros(2) for field in lowered.inputs)
     with torch.no_grad():
-        program = torch.export.export(module, example, dynamic_shapes=any_number_of_samples(module, len(example)))
+        free = free_axes(module, len(example), any_length=takes_any_length(module))
+        program = torch.export.export(module, example, dynamic_shapes=free)
     archive = io.BytesIO()
     torch.export.save(program, archive)
     return archive.getvalue()
