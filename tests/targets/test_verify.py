@@ -10,6 +10,7 @@ import torch
 from lowering_toys import Prunable
 from torch import nn
 
+from autocompress.evaluation.measure import CLASSES, Seen
 from autocompress.execute.compressed import LayerWeights, from_menus
 from autocompress.menus import MenuSettings, build_menus
 from autocompress.network import fold_batch_norms, trace
@@ -36,6 +37,13 @@ from autocompress_envs.problem import Labeling
 
 NAMES = ["stem", "inner", "outer", "down", "head"]
 BITS = (4, 2, 4, 8, 4)
+
+
+def outputs(rows, labels=None):
+    """Outputs of a classifier, as verification keeps them."""
+    seen = Seen(CLASSES)
+    seen.add(rows, rows, labels)
+    return seen
 
 
 def finished(granularity="channel", weight_bits=BITS, sparsity=(1, 0, 0, 1, 0)):
@@ -200,14 +208,15 @@ def test_agreement_on_200_samples(wrong, passes, percent):
     """k wrong answers: 2 k of 400 outputs differ by 5, so the root mean square is sqrt(k / 8)."""
     pytorch = logits([0, 1] * 100)
     runtime = logits([1] * (wrong > 0) + [0] * (wrong == 0) + [0] * (wrong > 1) + [1] * (wrong < 2) + [0, 1] * 99)
-    outcome = runtime_outcome("ONNX Runtime", pytorch, pytorch, runtime, torch.tensor([0, 1] * 100))
+    labels = torch.tensor([0, 1] * 100)
+    outcome = runtime_outcome("ONNX Runtime", *(outputs(each, labels) for each in (pytorch, pytorch, runtime)))
     assert outcome.closeness.accuracy == outcome.agreement == 1 - wrong / 200
     assert outcome.difference == pytest.approx((wrong / 8) ** 0.5 / 2.5)
-    assert check_agreement(outcome) == Check(
-        "agreement",
-        passes,
+    found = check_agreement(outcome)
+    assert (found.name, found.passed) == ("agreement", passes)
+    assert found.detail.startswith(
         f"ONNX Runtime agrees with PyTorch on {100 - wrong / 2:.2f} % of the samples, outputs differ by {percent} % of "
-        "their spread; one of the two must hold: at least 99.5 %, at most 5 %",
+        "their spread; one of the two must hold: at least 99.5 %, at most 5 %"
     )
 
 
@@ -217,10 +226,28 @@ def test_near_ties_may_fall_the_other_way():
     pytorch[:20] = torch.tensor([2.51, 2.5])
     runtime = pytorch.clone()
     runtime[:20, 1] = 2.52
-    outcome = runtime_outcome("ONNX Runtime", pytorch, pytorch, runtime, None)
+    outcome = runtime_outcome("ONNX Runtime", *map(outputs, (pytorch, pytorch, runtime)))
     assert outcome.agreement == pytest.approx(0.9)
     assert outcome.difference == pytest.approx(0.02 * 0.05**0.5 / 2.5, rel=0.1)
     assert check_agreement(outcome).passed
+
+
+@pytest.mark.parametrize(
+    ("noise", "bias", "passes"),
+    [(0.3, 0.0, True), (0.7, 0.0, False), (0.3, 0.4, False)],
+    ids=["flips", "much", "wrong"],
+)
+def test_roundings_that_fall_the_other_way_in_a_network_that_compression_changed(noise, bias, passes):
+    """The file's own noise is small beside that of compression, and it is no farther from the original than PyTorch."""
+    generator = torch.Generator().manual_seed(0)
+    original, change, other = (torch.randn(2000, 6, generator=generator) for _ in range(3))
+    pytorch = original + change
+    runtime = pytorch + noise * other - noise**2 / 2 * change + bias * change  # as far from the original, but for bias
+    outcome = runtime_outcome("ONNX Runtime", *map(outputs, (original, pytorch, runtime)))
+    assert outcome.agreement < 0.95
+    assert outcome.difference > 0.15
+    assert outcome.of_compression == pytest.approx((noise**2 + (bias - noise**2 / 2) ** 2) ** 0.5, rel=0.05)
+    assert check_agreement(outcome).passed is passes
 
 
 def test_a_file_with_another_weight_disagrees(channels):
@@ -233,9 +260,9 @@ def test_a_file_with_another_weight_disagrees(channels):
     found = {}
     for name, written in (("honest", honest), ("tampered", tampered)):
         session = open_session(write_onnx(written))
-        reference, pytorch, runtime, labels = outputs_on(compressed.model, honest.graph, session, batches)
-        assert (len(reference), len(pytorch), len(runtime), labels) == (40, 40, 40, None)
-        found[name] = runtime_outcome("ONNX Runtime", reference, pytorch, runtime, labels)
+        seen = outputs_on(compressed.model, honest.graph, session, batches)
+        assert [len(each.rows()) for each in seen] == [40, 40, 40]
+        found[name] = runtime_outcome("ONNX Runtime", *seen)
     assert check_agreement(found["honest"]).passed
     assert not check_agreement(found["tampered"]).passed
     assert found["tampered"].difference > 1 > 0.05 > found["honest"].difference
@@ -252,8 +279,9 @@ def test_outputs_are_computed_in_parts_of_a_batch(channels, at_once, sizes):
     finally:
         handle.remove()
     assert seen == sizes
-    assert torch.equal(found[1], inputs.flatten(1))
-    assert (found[2], found[3].tolist()) == (None, answers.tolist())
+    assert torch.equal(found[1].rows(), inputs)
+    assert found[2] is None
+    assert torch.cat(found[0].labels).tolist() == answers.tolist()
 
 
 def test_the_file_is_given_parts_of_its_own_size(channels):
@@ -267,7 +295,7 @@ def test_the_file_is_given_parts_of_its_own_size(channels):
     seen = []
     found = outputs_on(compressed.model, compressed.model, Echo(), [(inputs[:20], None)], at_once=20, in_runtime=8)
     assert seen == [8, 8, 4]
-    assert torch.equal(found[2], inputs[:20].flatten(1))
+    assert torch.equal(found[2].rows(), inputs[:20])
 
 
 def replace_head(compressed, head):
@@ -298,10 +326,10 @@ def test_latencies_are_of_both_at_every_batch_size(monkeypatch):
 
 def test_failures_are_one_line_each(channels):
     _, compressed, _ = channels
-    closeness = runtime_outcome("x", logits([0]), logits([0]), logits([0]), None).closeness
+    closeness = runtime_outcome("x", *(outputs(logits([0])) for _ in range(3))).closeness
     checks = (Check("a", True, "fine"), Check("b", False, "3 of 2"), Check("c", False, "none"))
     verified = Verification(checks, closeness, None, {}, {})
     assert (verified.passed, verified.failures()) == (False, ["b: 3 of 2", "c: none"])
     assert replace(verified, checks=checks[:1]).passed
-    assert isinstance(RuntimeOutcome("x", closeness, 1.0, 0.0, {}).seconds, dict)
+    assert isinstance(RuntimeOutcome("x", closeness, 1.0, 0.0, 0.0, 0.0, {}).seconds, dict)
     assert Label(0.0, 2, 8) in compressed.plan.labels.values()
