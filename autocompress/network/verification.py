@@ -16,6 +16,7 @@ from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
 from autocompress.samples import Inputs, call, each_of, tensors_of
 
 TOLERANCE = 1e-6  # of the largest output, in float64; rounding alone gives about 1e-12
+_TOLERANCES = {torch.float64: TOLERANCE, torch.float32: 1e-3}  # float32 where a network makes such tensors itself
 _SEED = 20240901
 
 
@@ -28,10 +29,17 @@ class Verifier:
     """
 
     def __init__(self, model: nn.Module, sample: Inputs) -> None:
-        generator = torch.Generator(tensors_of(sample)[0].device).manual_seed(_SEED)
-        self._input = _noise(sample, generator)
-        self._probe = _probe(model, self._input, generator)
         self._rng = np.random.default_rng(_SEED)
+        try:
+            self._prepare(model, sample, torch.float64)
+        except RuntimeError:  # "expected scalar type Double but found Float"
+            self._prepare(model, sample, torch.float32)
+
+    def _prepare(self, model: nn.Module, sample: Inputs, dtype: torch.dtype) -> None:
+        generator = torch.Generator(tensors_of(sample)[0].device).manual_seed(_SEED)
+        self._input = _noise(sample, generator, dtype)
+        self._probe = _probe(model, self._input, generator, dtype)
+        self._tolerance = _TOLERANCES[dtype]
 
     def verify(self, groups: Sequence[Group], passed: Sequence[Group] = ()) -> tuple[list[Group], dict[str, str]]:
         """Groups whose channels can be removed independently, and why those of others can't.
@@ -47,16 +55,17 @@ class Verifier:
         return _admit(self._fault_of, list(passed), list(groups))
 
     def _fault_of(self, groups: Sequence[Group]) -> str:
-        return _fault(self._probe, self._input, [(group, _draw(group.width, self._rng)) for group in groups])
+        removed = [(group, _draw(group.width, self._rng)) for group in groups]
+        return _fault(self._probe, self._input, removed, self._tolerance)
 
 
-def _noise(sample: Inputs, generator: torch.Generator) -> Inputs:
-    """Noise in float64 in place of floating-point inputs; others, such as token numbers, as they are."""
+def _noise(sample: Inputs, generator: torch.Generator, dtype: torch.dtype) -> Inputs:
+    """Noise of a dtype in place of floating-point inputs; others, such as token numbers, as they are."""
 
     def drawn(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device=tensor.device)
+        return torch.randn(tensor.shape, generator=generator, dtype=dtype, device=tensor.device)
 
     return each_of(sample, drawn)
 
@@ -92,7 +101,7 @@ def _draw(width: int, rng: np.random.Generator) -> IntArray:
     return np.sort(rng.choice(width, count, replace=False)).astype(np.int64)
 
 
-def _fault(probe: nn.Module, sample: Inputs, removed: Removed) -> str:
+def _fault(probe: nn.Module, sample: Inputs, removed: Removed, tolerance: float) -> str:
     """Why removing the channels does not equal masking them; empty where it does."""
     try:
         masked = _run(mask_channels(probe, removed), sample)
@@ -103,7 +112,7 @@ def _fault(probe: nn.Module, sample: Inputs, removed: Removed) -> str:
     except Exception as error:
         return f"pruned copy fails to run: {first_line(error)}"
     same = len(masked) == len(smaller) and all(
-        a.shape == b.shape and bool((a - b).abs().max() <= TOLERANCE * a.abs().max())
+        a.shape == b.shape and bool((a - b).abs().max() <= tolerance * a.abs().max())
         for a, b in zip(masked, smaller, strict=False)
     )
     return "" if same else "pruned copy differs from the masked one"
@@ -121,13 +130,13 @@ def _run(model: nn.Module, sample: Inputs) -> list[Tensor]:
     return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()]
 
 
-def _probe(model: nn.Module, sample: Inputs, generator: torch.Generator) -> nn.Module:
-    """A float64 copy with random parameters in which every layer's output has about unit size.
+def _probe(model: nn.Module, sample: Inputs, generator: torch.Generator, dtype: torch.dtype) -> nn.Module:
+    """A copy in a dtype with random parameters in which every layer's output has about unit size.
 
     The structure is what is checked, so weights must not hide it: trained networks may have zero-initialised
     norms, tiny layer scales or dead channels, through which a wrong mask would not show.
     """
-    probe = copy.deepcopy(model).double()
+    probe = copy.deepcopy(model).to(dtype)
     with torch.no_grad():
         for module in probe.modules():
             _randomize_(module, generator)

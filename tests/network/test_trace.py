@@ -323,3 +323,23 @@ def test_groups_that_name_columns_which_a_layer_does_not_have() -> None:
 
     found = reasons(nn.Sequential(nn.Linear(4, 3), Sum(), nn.Linear(1, 2)), 4)
     assert found["0"].startswith("pruned copy fails to run: index ")
+
+
+class MakesFloats(nn.Module):
+    """Makes a float32 tensor itself, so that it runs in no other dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x):
+        places = torch.zeros(len(x), 4, 4, 2)  # float32 whatever x is
+        return self.second(nn.functional.grid_sample(self.first(x), places))
+
+
+def test_groups_of_a_network_that_runs_in_float32_only():
+    """In float64 it fails; in float32 its one group is found and checked."""
+    with pytest.raises(RuntimeError):
+        MakesFloats().double()(torch.zeros(1, 2, 8, 8).double())
+    network = trace(MakesFloats().eval(), torch.randn(1, 2, 8, 8))
+    assert [(group.owner, group.width) for group in network.groups] == [("first", 8)]
