@@ -196,11 +196,15 @@ def _pair(value: Any, name: str) -> tuple[Any, Any]:
 
 
 def _class_names(sources: Mapping[TensorSource, str], classes: Sequence[str] | None) -> tuple[str, ...]:
-    labelled = [
-        (source.labels, name)
-        for source, name in sources.items()
-        if source.labels is not None and are_classes(source.labels)
-    ]
+    given = [(source.labels, name) for source, name in sources.items() if source.labels is not None]
+    labelled = [(labels, name) for labels, name in given if are_classes(labels)]
+    if labelled and len(labelled) < len(given):
+        numbers = next((labels, name) for labels, name in given if not are_classes(labels))
+        dtype = str(numbers[0].dtype).removeprefix("torch.")
+        raise InputError(
+            f"{labelled[0][1]} and {numbers[1]} must hold labels of one kind, got classes and {dtype} numbers of shape "
+            f"{tuple(numbers[0].shape)}."
+        )
     if classes is None:
         return numbered_classes(labelled)
     top = max((int(labels.max()) for labels, _ in labelled), default=-1)

@@ -78,7 +78,9 @@ def test_npz_column_labels(tmp_path):
             "got no y_test beside x_train, y_train, x_test in {file}.",
         ),
         ({"y_train": LABELS[:5]}, "{file} train must hold one label an input (6), got labels of shape (5,)."),
-        ({"y_train": LABELS / 2}, "{file} train must hold integer labels, got torch.float64."),
+        ({"y_train": LABELS / 2}, "{file} test and {file} train must hold labels of one kind, got classes and float32 "
+         "numbers of shape (6,)."),
+        ({"y_train": LABELS > 0}, "{file} train must hold labels of whole or floating-point numbers, got torch.bool."),
         ({"y_train": LABELS - 1}, "{file} train must hold labels from 0 on, got -1 at 0, "
          "which often marks a missing label; leave such samples out."),
         ({"x_test": np.zeros((0, 3, 4, 4)), "y_test": LABELS[:0]}, "{file} test must hold inputs of shape (N, …) with "

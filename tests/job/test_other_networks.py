@@ -112,9 +112,8 @@ class ByKeyword(nn.Module):
             "`model` must hand its layers their input by position, got it by keyword at first; write self.first(x).",
         ),
         (
-            nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1)),
-            "`model` must have at least 2 outputs, got 1: networks are compared by class probabilities, of which a "
-            "single output has only 1; give it one output for each class.",
+            nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 1), nn.Threshold(1e9, 1.0)),
+            "`model` must give numbers that differ between the samples, got 1 for all 20.",
         ),
     ],
 )
