@@ -20,6 +20,7 @@ from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.models import check_classes, gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.network.interface import interfaced
+from autocompress.network.layered import layered
 from autocompress.progress import Progress
 from autocompress.samples import ONE, Inputs, fields_of
 from autocompress.searchers.base import REWARDS
@@ -70,7 +71,7 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     module = placed(_load_model(asked.model, asked.config, data, watcher), torch.device("cpu"))
     _check_test_shape(data)
     inputs, _ = data.calibration()
-    module = interfaced(module, inputs)
+    module = interfaced(layered(module), inputs)
     check_classes(module, inputs[:2], data.classes)
     _check_device(module, inputs[:2], device)
     network = trace(module, inputs[:1])
@@ -172,6 +173,8 @@ def _tell_network(network: Network, name: str, data: Data, watcher: Progress) ->
     )
     for operator, calls in network.unknown_operators.items():
         watcher.note(f"operator {operator} ({calls} calls) is in no cost table; its cost counts as 0")
+    for module, reason in network.shared_weights.items():
+        watcher.note(f"{module} stays in float32: {reason}")
 
 
 def _check_test_shape(data: Data) -> None:

@@ -18,9 +18,15 @@ from autocompress.samples import Inputs, repeated, tensors_of
 LayerCalls = Mapping[fx.Node, str]  # names of layers by the node that calls them, in the order of the graph
 
 _ATEN = torch.ops.aten
-_CONVOLUTIONS = (_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding)
-_WEIGHT_OF = dict.fromkeys([*_CONVOLUTIONS, _ATEN.linear.default], 1) | {_ATEN.embedding.default: 0}
+_CONVOLUTIONS = (
+    *(_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding),
+    *(_ATEN.conv3d.default, _ATEN.conv3d.padding),
+)
+TRANSPOSED = (_ATEN.conv_transpose1d.default, _ATEN.conv_transpose2d.input, _ATEN.conv_transpose3d.input)
+RECURRENT = (_ATEN.gru.input, _ATEN.lstm.input, _ATEN.rnn_tanh.input, _ATEN.rnn_relu.input)
+_WEIGHT_OF = dict.fromkeys([*_CONVOLUTIONS, *TRANSPOSED, _ATEN.linear.default], 1) | {_ATEN.embedding.default: 0}
 """Position of the weight among the arguments of each operator that layers run."""
+_REORDERED = (_ATEN.transpose.int, _ATEN.view.default, _ATEN.unflatten.int, _ATEN.flatten.using_ints)
 # What torch.export raises where a network's Python can't be followed; all its own errors are kinds of these.
 _EXPORT_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
@@ -111,6 +117,8 @@ def _count(tensors: int) -> str:
 def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) -> LayerCalls:
     """The layer that each node of the graph runs, in the order of the graph; other nodes are left out.
 
+    A recurrent operator runs many layers; the first of them stands for all.
+
     Args:
         graph: graph of the model.
         model: model with the same parameters.
@@ -123,15 +131,26 @@ def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) 
     for name in layers:
         owners.setdefault(id(model.get_parameter(f"{name}.weight")), []).append(name)
     calls: dict[fx.Node, str] = {}
+    found: set[str] = set()
     for node in graph.graph.nodes:
-        weight = node.args[_WEIGHT_OF[node.target]] if node.target in _WEIGHT_OF else None
-        if weight is not None and weight.op == "get_attr":
-            names = owners.get(id(model.get_parameter(str(weight.target))), [])
-            if names:
-                calls[node] = names[0] if len(names) == 1 else _module_of(node, names)
-    if missing := [name for name in layers if name not in calls.values()]:
+        names = [name for weight in _weights(node) for name in owners.get(id(model.get_parameter(weight)), [])]
+        found.update(names)
+        if names:
+            is_one = len(names) == 1 or node.target in RECURRENT
+            calls[node] = names[0] if is_one else _module_of(node, names)
+    if missing := [name for name in layers if name not in found]:
         raise ExportError(f"`model` must run its layers as modules, got no call of {missing[0]} in the exported graph.")
     return calls
+
+
+def _weights(node: fx.Node) -> list[str]:
+    """Names of the parameters that a node multiplies by, if it is an operator of layers."""
+    if node.target in RECURRENT:
+        return [str(each.target) for each in node.args[2] if each.op == "get_attr"]  # type: ignore[union-attr]
+    weight: Any = node.args[_WEIGHT_OF[node.target]] if node.target in _WEIGHT_OF else None
+    while weight is not None and node.target in TRANSPOSED and weight.target in _REORDERED:
+        weight = weight.args[0]
+    return [str(weight.target)] if weight is not None and weight.op == "get_attr" else []
 
 
 def _module_of(node: fx.Node, names: list[str]) -> str:

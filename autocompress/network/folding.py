@@ -35,7 +35,7 @@ def fold_norms(model: nn.Module, norm_of: Mapping[str, str]) -> nn.Module:
     for layer, norm in norm_of.items():
         _absorb_(modules[layer], modules[norm])
         replacements[modules[norm]] = _rest_of(modules[norm])
-    _replace_(folded, replacements)
+    replace_(folded, replacements)
     return folded
 
 
@@ -78,7 +78,7 @@ def _put_(layer: Any, norm: Any, source: Any) -> None:
 def is_foldable(norm: nn.Module) -> bool:
     """Whether a norm in eval mode is a fixed scale and shift, and all else that it does is known."""
     has_statistics = getattr(norm, "running_mean", None) is not None
-    return has_statistics and (type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or _has_activation(norm))
+    return has_statistics and (type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or _has_activation(norm))
 
 
 def _has_activation(norm: nn.Module) -> bool:
@@ -110,7 +110,7 @@ def _rest_of(norm: Any) -> nn.Module:
     return nn.Identity()
 
 
-def _replace_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
+def replace_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Swap modules wherever they are registered: one module may stand under several names."""
     for parent in list(model.modules()):
         for name, child in list(parent._modules.items()):

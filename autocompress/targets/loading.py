@@ -15,6 +15,7 @@ from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
 from autocompress.network.interface import interfaced
+from autocompress.network.layered import layered
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
 from autocompress.run.names import MODEL
@@ -36,7 +37,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None or weights.graph is not None:
         return rebuilt(weights, file).graph
     example, model = weights.example(), placed(model, torch.device("cpu"))
-    model = interfaced(model, example)
+    model = interfaced(layered(model), example)
     return restored(weights, model, trace(model, example)).rounded()
 
 

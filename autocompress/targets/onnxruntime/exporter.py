@@ -34,6 +34,7 @@ from autocompress.network.verification import first_line
 from autocompress.samples import Field
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
+from autocompress.targets.onnxruntime.recurrent import long_short_to_onnx, recurrence_to_onnx, replace_recurrent_
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -99,6 +100,14 @@ def with_placeholders(lowered: Lowered) -> fx.GraphModule:
     module = fx.GraphModule(lowered.graph, copy.deepcopy(lowered.graph.graph))
     ShapeProp(module).propagate(*(field.zeros(2) for field in lowered.inputs))
     numbers = {f"{name}.weight": number for number, name in enumerate(lowered.layers)}
+
+    def stored_matrix(weight: fx.Node) -> fx.Node | None:
+        name = str(weight.target)
+        layer = lowered.layers.get(name.removesuffix(".weight"))
+        return None if layer is None or layer.bits == 32 else _stored(module, layer, numbers[name])
+
+    replace_recurrent_(module, stored_matrix)
+    module.graph.eliminate_dead_code()
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in numbers:
             layer = lowered.layers[str(node.target).removesuffix(".weight")]
@@ -113,12 +122,22 @@ def with_placeholders(lowered: Lowered) -> fx.GraphModule:
     return module
 
 
-def _replace_weight_(module: fx.GraphModule, node: fx.Node, layer: LayerWeights, number: int) -> None:
+def _stored(module: fx.GraphModule, layer: LayerWeights, number: int) -> fx.Node:
+    """A node that stands for a layer's weight, where the graph inserts nodes now."""
+    return module.graph.call_function(torch.ops.autocompress.stored_weight.default, _parts(module, layer, number))
+
+
+def _parts(module: fx.GraphModule, layer: LayerWeights, number: int) -> tuple[fx.Node, fx.Node]:
+    """Nodes of the placeholders for a layer's codes and scale, where the graph inserts nodes now."""
     codes, scale = f"{PLACEHOLDER}codes_{number}", f"{PLACEHOLDER}{number}"
     module.register_buffer(codes, torch.zeros(layer.values.shape, dtype=torch.int8))
     module.register_buffer(scale, _numbered_nans(len(layer.values), number))
+    return module.graph.get_attr(codes), module.graph.get_attr(scale)
+
+
+def _replace_weight_(module: fx.GraphModule, node: fx.Node, layer: LayerWeights, number: int) -> None:
     with module.graph.inserting_before(node):
-        parts = (module.graph.get_attr(codes), module.graph.get_attr(scale))
+        parts = _parts(module, layer, number)
     for user in [user for user in node.users if user.target is _ATEN.embedding.default]:
         with module.graph.inserting_before(user):
             looked_up = module.graph.call_function(torch.ops.autocompress.stored_lookup.default, (*parts, user.args[1]))
@@ -126,7 +145,7 @@ def _replace_weight_(module: fx.GraphModule, node: fx.Node, layer: LayerWeights,
         module.graph.erase_node(user)
     if not node.users:
         # Two tables' codes must not be merged: what looks them up would be merged too.
-        module.get_buffer(codes).flatten()[:2] = torch.tensor(divmod(number, 100), dtype=torch.int8)
+        module.get_buffer(str(parts[0].target)).flatten()[:2] = torch.tensor(divmod(number, 100), dtype=torch.int8)
         return
     with module.graph.inserting_before(node):
         stored = module.graph.call_function(torch.ops.autocompress.stored_weight.default, parts)
@@ -170,6 +189,8 @@ def exported(module: fx.GraphModule, inputs: Sequence[Field]) -> ModelProto:
         torch.ops.autocompress.stored_weight.default: _weight,
         torch.ops.autocompress.stored_lookup.default: _lookup,
         torch.ops.autocompress.global_average.default: _average,
+        torch.ops.autocompress.recurrence.default: recurrence_to_onnx,
+        torch.ops.autocompress.long_short.default: long_short_to_onnx,
     }
     example = tuple(field.zeros(2) for field in inputs)
     dynamic = any_number_of_samples(module, len(example))
