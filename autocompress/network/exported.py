@@ -26,7 +26,10 @@ TRANSPOSED = (_ATEN.conv_transpose1d.default, _ATEN.conv_transpose2d.input, _ATE
 RECURRENT = (_ATEN.gru.input, _ATEN.lstm.input, _ATEN.rnn_tanh.input, _ATEN.rnn_relu.input)
 _WEIGHT_OF = dict.fromkeys([*_CONVOLUTIONS, *TRANSPOSED, _ATEN.linear.default], 1) | {_ATEN.embedding.default: 0}
 """Position of the weight among the arguments of each operator that layers run."""
-_REORDERED = (_ATEN.transpose.int, _ATEN.view.default, _ATEN.unflatten.int, _ATEN.flatten.using_ints)
+_REORDERED = (
+    *(_ATEN.transpose.int, _ATEN.view.default, _ATEN.reshape.default, _ATEN._unsafe_view.default),
+    *(_ATEN.unflatten.int, _ATEN.flatten.using_ints, _ATEN.clone.default, _ATEN.contiguous.default),
+)
 # What torch.export raises where a network's Python can't be followed; all its own errors are kinds of these.
 _EXPORT_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
