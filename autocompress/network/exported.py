@@ -63,8 +63,42 @@ def export_graph(model: nn.Module, sample: Inputs) -> fx.GraphModule:
     _free_the_batch_axis_(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
+    _name_once_(graph, model)
     plain = fx.GraphModule(graph, graph.graph)  # the exported one refuses eval() and train()
     return plain.requires_grad_(False)
+
+
+def _name_once_(graph: fx.GraphModule, model: nn.Module) -> None:
+    """Let everything that reads a parameter of several names read it under the model's first one."""
+    own = list(model.named_parameters(remove_duplicate=False))
+    if len(own) == len(list(model.named_parameters())):
+        return
+    firsts: dict[int, str] = {}
+    for name, parameter in own:
+        firsts.setdefault(id(parameter), name)
+    first_of = {name: firsts[id(parameter)] for name, parameter in own}
+    nodes: dict[str, fx.Node] = {}
+    for node in list(graph.graph.find_nodes(op="get_attr")):
+        name = first_of.get(str(node.target), str(node.target))
+        if name in nodes:
+            node.replace_all_uses_with(nodes[name])
+            graph.graph.erase_node(node)
+            continue
+        nodes[name] = node
+        if node.target != name:
+            _register_(graph, name, graph.get_parameter(str(node.target)))
+            node.target = name
+
+
+def _register_(graph: fx.GraphModule, name: str, parameter: nn.Parameter) -> None:
+    """Give a graph's module a parameter of that name, and the modules on the way to it."""
+    *parents, leaf = name.split(".")
+    module: nn.Module = graph
+    for part in parents:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    module.register_parameter(leaf, parameter)
 
 
 @contextmanager
@@ -130,17 +164,15 @@ def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) 
     Raises:
         ExportError: a layer is not run as a module.
     """
-    owners: dict[int, list[str]] = {}
-    for name in layers:
-        owners.setdefault(id(model.get_parameter(f"{name}.weight")), []).append(name)
+    owners = {id(model.get_parameter(f"{name}.weight")): name for name in layers}
     calls: dict[fx.Node, str] = {}
     found: set[str] = set()
     for node in graph.graph.nodes:
-        names = [name for weight in _weights(node) for name in owners.get(id(model.get_parameter(weight)), [])]
+        parameters = [id(model.get_parameter(weight)) for weight in _weights(node)]
+        names = [owners[parameter] for parameter in parameters if parameter in owners]
         found.update(names)
         if names:
-            is_one = len(names) == 1 or node.target in RECURRENT
-            calls[node] = names[0] if is_one else _module_of(node, names)
+            calls[node] = names[0]
     if missing := [name for name in layers if name not in found]:
         raise ExportError(f"`model` must run its layers as modules, got no call of {missing[0]} in the exported graph.")
     return calls
@@ -154,16 +186,6 @@ def _weights(node: fx.Node) -> list[str]:
     while weight is not None and node.target in TRANSPOSED and weight.target in _REORDERED:
         weight = weight.args[0]
     return [str(weight.target)] if weight is not None and weight.op == "get_attr" else []
-
-
-def _module_of(node: fx.Node, names: list[str]) -> str:
-    """Name of the layer that made the call, of several that share a weight."""
-    path = str(list(node.meta["nn_module_stack"].values())[-1][0]).partition("@")[0]
-    if path not in names:
-        raise ExportError(
-            f"`model` must run its layers as modules, got {node.target} in {path} with {names[0]}.weight."
-        )
-    return path
 
 
 def _kind_and_first_line(error: BaseException) -> str:

@@ -60,7 +60,12 @@ def _replacement(module: Any) -> nn.Module:
         made = with_rows_first(module)
     else:
         made = _linear(module)
-    for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs"):
+    for hooks in (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs",
+    ):
         setattr(made, hooks, getattr(module, hooks))
     return made
 

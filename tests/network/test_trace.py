@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.network import trace
+from autocompress.network.costs import header_bytes
 from autocompress.samples import Field
 
 
@@ -155,14 +156,18 @@ def test_a_forward_pass_with_hard_coded_widths_is_fixed() -> None:
     assert found["b"] == ""
 
 
-def test_tied_weights_are_fixed() -> None:
+def test_tied_weights_are_no_layers_and_stored_once() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model[2].weight = model[0].weight
-    assert reasons(model, 4) == {
-        "0": "shares its weight with another layer",
-        "2": "shares its weight with another layer",
-        "4": "network output",
-    }
+    network = trace(model, torch.zeros(1, 4))
+    assert [layer.name for layer in network.layers] == ["4"]
+    assert network.shared_weights == {"0": "its weight is also that of 2", "2": "its weight is also that of 0"}
+    assert network.fixed_operators == {"aten.addmm": 32}
+    original = network.costs.resources(network.costs.group_width, np.array([32]), np.array([32]))
+    names = header_bytes({"4.weight": (2, 4), "4.weight_scale": (2,), "4.input_range": (2,), "4.bias": (2,)} | {
+        "0.weight": (4, 4), "0.bias": (4,), "2.bias": (4,)})
+    assert int(original["size"]) == names + 4 * (16 + 4 + 4) + 4 * (8 + 2)
+    assert int(original["macs"]) == 32 + 8
 
 
 def test_first_depthwise_layer_keeps_the_input_channels() -> None:

@@ -1,8 +1,8 @@
 """Recurrent operators as ONNX has them: one node for each layer, gates in ONNX's order, directions stacked.
 
-PyTorch's operator runs several layers with matrices whose rows are its gates: r, z, n of a GRU and i, f, g, o of an LSTM.
-ONNX's GRU and LSTM run one layer, their gates are z, r, h and i, o, f, c, and the matrices of both directions are one
-tensor. So the rows of every stored matrix, with their scales, are put into ONNX's order before the file is written; the
+PyTorch's operator runs several layers with matrices whose rows are its gates: r, z, n of a GRU and i, f, g, o of an
+LSTM. ONNX's GRU and LSTM run one layer, their gates are z, r, h and i, o, f, c, and the matrices of both directions are
+one tensor. So the rows of every stored matrix, with their scales, are put into ONNX's order before the file is written; the
 matrices stay tensors of their own there, as each has its own bits, and are stacked when the file runs.
 """
 
@@ -139,7 +139,14 @@ class _Operator:
         if all(state.target is _ATEN.zeros.default for state in states):
             states = ()
         return cls(
-            node.target, x, states, parameters, bool(has_biases), layers, 1 + bool(bidirectional), bool(batch_first)  # type: ignore[arg-type]
+            node.target,
+            x,
+            states,
+            parameters,
+            bool(has_biases),
+            layers,
+            1 + bool(bidirectional),
+            bool(batch_first),  # type: ignore[arg-type]
         )
 
     def of_layer(self, layer: int) -> list[Sequence[fx.Node]]:
