@@ -114,10 +114,10 @@ def recalibrate(
 
 
 def _is_fitted(layer: Layer) -> bool:
-    """Whether a layer is fitted anew: none of very many inputs, and no table, as what it reads is never disturbed.
+    """Whether a layer is fitted anew: none of very many inputs, no table, as what it reads is never disturbed.
 
-    Nor a part of a recurrent operator, inside of which nothing is followed, nor a convolution that is transposed or goes
-    along three axes, whose columns are not drawn.
+    Nor is a part of a recurrent operator, inside of which nothing is followed, nor a convolution that is transposed or
+    goes along three axes, whose columns are not drawn.
     """
     is_followed = layer.kind not in (EMBEDDING, RECURRENT, TRANSPOSED) and len(layer.weight_shape) <= _MOST_AXES
     return layer.fan_in <= MOST_INPUTS and is_followed

@@ -316,7 +316,7 @@ class Menus:
         )
 
     def _activation_bits(self, layer: Layer) -> tuple[int, ...]:
-        """Bit-widths of the layer's input, one for each on offer; tokens, and what recurrent operators read, are never rounded."""
+        """Bit-widths of the layer's input, one for each on offer; 32 where none is rounded."""
         bits = self.settings.activation_bits
         return (32,) * len(bits) if layer.reads_unrounded else bits
 

@@ -1,8 +1,8 @@
 """Recurrent layers whose matrices are linear layers of their own: GRU, LSTM and the plain RNN.
 
 PyTorch runs `nn.GRU` and its kin as one operator, whose matrices nobody can listen to. `Recurrent` has the same
-parameters, but in linear layers that are called as the parameters were: `weight_ih_l0` multiplies the inputs of layer 0,
-`weight_hh_l0` its hidden states, `…_reverse` those of the backward direction. It runs in two ways (`written_out`):
+parameters, but in linear layers that are called as the parameters were: `weight_ih_l0` multiplies the inputs of layer
+0, `weight_hh_l0` its hidden states, `…_reverse` those of the backward direction. It runs in two ways (`written_out`):
 as PyTorch's operator, or step by step, where each linear layer is called on what its matrix really reads.
 
 With gi = W_ih x_t + b_ih and gh = W_hh h + b_hh a step is, as PyTorch's documentation has it (σ: sigmoid, ∘: product of
@@ -114,6 +114,7 @@ class Recurrent(nn.Module):
                 flat += [each.weight for each in pair]  # type: ignore[misc]
                 flat += [each.bias for each in pair if self.bias]  # type: ignore[misc]
         hx = list(states) if self.mode == "LSTM" else states[0]
+        input = input.contiguous()  # torch.export would take strides of some inputs for a fixed number of samples
         found: tuple[Tensor, ...] = _OPERATORS[self.mode](
             input, hx, flat, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional,
             self.batch_first,

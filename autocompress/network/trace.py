@@ -94,8 +94,8 @@ def _run(model: nn.Module, sample: Inputs) -> Tape:
         raise InputError(f"`example` must fit the model's input, got shape {shapes}: {first_line(error)}") from error
     if not any(call.kind == "layer" for call in tape.calls):
         raise InputError(
-            "`model` must run at least one convolution, Linear, Embedding, GRU, LSTM or RNN on `example`, with a weight "
-            "of its own, got none."
+            "`model` must run at least one convolution, Linear, Embedding, GRU, LSTM or RNN on `example`, with a "
+            "weight of its own, got none."
         )
     return tape
 

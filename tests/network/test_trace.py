@@ -164,8 +164,10 @@ def test_tied_weights_are_no_layers_and_stored_once() -> None:
     assert network.shared_weights == {"0": "its weight is also that of 2", "2": "its weight is also that of 0"}
     assert network.fixed_operators == {"aten.addmm": 32}
     original = network.costs.resources(network.costs.group_width, np.array([32]), np.array([32]))
-    names = header_bytes({"4.weight": (2, 4), "4.weight_scale": (2,), "4.input_range": (2,), "4.bias": (2,)} | {
-        "0.weight": (4, 4), "0.bias": (4,), "2.bias": (4,)})
+    names = header_bytes(
+        {"4.weight": (2, 4), "4.weight_scale": (2,), "4.input_range": (2,), "4.bias": (2,)}
+        | {"0.weight": (4, 4), "0.bias": (4,), "2.bias": (4,)}
+    )
     assert int(original["size"]) == names + 4 * (16 + 4 + 4) + 4 * (8 + 2)
     assert int(original["macs"]) == 32 + 8
 
@@ -312,7 +314,10 @@ def test_wrong_input() -> None:
         trace(chain(), torch.zeros(4))
     with pytest.raises(InputError, match=r"`example` must fit the model's input, got shape \(1, 3, 4, 4\): .*channels"):
         trace(chain(), torch.zeros(1, 3, 4, 4))
-    message = "`model` must run at least one Conv1d, Conv2d, Linear or Embedding layer on `example`, got none."
+    message = (
+        "`model` must run at least one convolution, Linear, Embedding, GRU, LSTM or RNN on `example`, with a weight of "
+        "its own, got none."
+    )
     with pytest.raises(InputError, match=re.escape(message)):
         trace(nn.ReLU(), x)
 

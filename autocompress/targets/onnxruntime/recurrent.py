@@ -2,8 +2,8 @@
 
 PyTorch's operator runs several layers with matrices whose rows are its gates: r, z, n of a GRU and i, f, g, o of an
 LSTM. ONNX's GRU and LSTM run one layer, their gates are z, r, h and i, o, f, c, and the matrices of both directions are
-one tensor. So the rows of every stored matrix, with their scales, are put into ONNX's order before the file is written; the
-matrices stay tensors of their own there, as each has its own bits, and are stacked when the file runs.
+one tensor. So the rows of every stored matrix, with their scales, are put into ONNX's order before the file is written.
+The matrices stay tensors of their own there, as each has its own bits, and are stacked when the file runs.
 """
 
 from __future__ import annotations
