@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +55,8 @@ def _drawn_columns(x: Tensor, window: Window, drawn: Tensor) -> Tensor:
     x = x[:, :, None] if x.ndim == 3 else x  # (N, C, H, W) or (N, C, D, H, W)
     around = _padding_by_axis(window)
     sizes = _output_sizes([size + sum(zeros) for size, zeros in zip(x.shape[2:], around, strict=True)], window)
-    sample, corner = drawn, []  # the sample of each position, and where its window begins along each axis
+    sample = drawn  # of each position, in the end
+    corner: list[Tensor] = []  # where its window begins along each axis
     for size, stride, (before, _) in reversed(list(zip(sizes, window.stride, around, strict=True))):
         corner.insert(0, sample % size * stride - before)
         sample = sample // size
@@ -65,7 +67,8 @@ def _drawn_columns(x: Tensor, window: Window, drawn: Tensor) -> Tensor:
         for axis, index in enumerate(at, 2):
             inside &= (index >= 0) & (index < x.shape[axis])
         held = [index.clamp(0, x.shape[axis] - 1) for axis, index in enumerate(at, 2)]
-        seen = x[(sample, slice(None), *held)]  # (M, C)
+        where: tuple[Any, ...] = (sample, slice(None), *held)
+        seen = x[where]  # (M, C)
         part.copy_((seen * inside[:, None]).unflatten(1, (window.groups, -1)).transpose(0, 1))
     return columns
 

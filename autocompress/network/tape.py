@@ -107,7 +107,7 @@ def record_tape(model: nn.Module, sample: Inputs) -> Tape:
     """
     mode = _recorded(model, sample, _tied(model))
     if mode.used_elsewhere:
-        mode = _recorded(model, sample, mode.used_elsewhere | mode.shared)
+        mode = _recorded(model, sample, {**mode.shared, **mode.used_elsewhere})
     return mode.finish()
 
 

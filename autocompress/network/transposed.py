@@ -35,7 +35,7 @@ class TransposedConv:
 
     output_padding: tuple[int, ...]
 
-    def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         """Output (N, outputs, …).
 
         Args:
@@ -49,12 +49,14 @@ class TransposedConv:
         )
         if not runs_as_convolutions():
             weight = transposed_weight(own.weight, own.groups)
-            return _TRANSPOSED[axes](
+            output: Tensor = _TRANSPOSED[axes](
                 input, weight, own.bias, own.stride, own.padding, tuple(behind), own.groups, own.dilation
             )
+            return output
         spatial = tuple(range(2, axes + 2))
         spread = _spread(input, own.stride, _around(own, tuple(behind))).flip(spatial)
-        return _CONVOLUTIONS[axes](spread, own.weight, own.bias, 1, 0, own.dilation, own.groups).flip(spatial)
+        turned: Tensor = _CONVOLUTIONS[axes](spread, own.weight, own.bias, 1, 0, own.dilation, own.groups)
+        return turned.flip(spatial)
 
 
 class TransposedConv1d(TransposedConv, nn.Conv1d):
@@ -92,7 +94,8 @@ def transposed_weight(weight: Tensor, groups: int) -> Tensor:
     """(inputs, outputs / groups, …) of (outputs, inputs / groups, …), and the other way round."""
     if groups == 1:
         return weight.transpose(0, 1)
-    return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    by_group: Tensor = weight.unflatten(0, (groups, -1))
+    return by_group.transpose(1, 2).flatten(0, 1)
 
 
 def _around(module: Any, behind: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from effects_toys import Case, agree, case, changed, evaluator, less
-from evaluation_toys import Tied, masked, menus_of, original_labels, outputs, random_labels
+from evaluation_toys import masked, menus_of, original_labels, outputs, random_labels
 from torch import nn
 
 from autocompress.evaluation.effects import NEAR, Effects, effects_around, first_order_effects
 from autocompress.evaluation.predictions import Predictions
-from autocompress.network import fold_batch_norms
 from autocompress_envs import Labeling
 
 MODULE = "autocompress.evaluation.effects"

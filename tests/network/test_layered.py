@@ -1,4 +1,4 @@
-"""Modules that `layered` replaces: transposed convolutions, Conv1D of Hugging Face, modules with the same parameters."""
+"""What `layered` replaces: transposed convolutions, Conv1D of Hugging Face, modules with the same parameters."""
 
 import pytest
 import torch

@@ -23,6 +23,7 @@ from autocompress.plan import Label, Plan
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.openvino.ir import run_openvino, write_openvino
 from autocompress.targets.packed.file import load_packed, pack
 from autocompress.targets.pt2.archive import write_pt2
 
@@ -156,6 +157,27 @@ def test_transposed_convolutions(axes: int, groups: int, bits: tuple[int, ...], 
         assert "Transpose" not in operators
     if bits == (8,):
         assert stored_types(file, axes + 2) == {TensorProto.INT8: 3}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_layers_in_openvino(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 4)
+    made = rounded(Sequences(kind, False, bidirectional=True, num_layers=2), x, (8, 4, 2))
+    path, _ = write_openvino(write_onnx(lower(made, x, integer=True)), tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(run_openvino(path, x), made.model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_transposed_convolutions_in_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 5, 5)
+    made = rounded(spatial(2, 2), x, (8, 4, 2))
+    path, _ = write_openvino(write_onnx(lower(made, x, integer=True)), tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(run_openvino(path, x), made.model(x), atol=1e-5, rtol=1e-4)
 
 
 class Tied(nn.Module):

@@ -134,20 +134,12 @@ class _Operator:
 
     @classmethod
     def of(cls, node: fx.Node) -> _Operator:
-        x, first, parameters, has_biases, layers, _, _, bidirectional, batch_first = node.args
-        states: Any = (first,) if isinstance(first, fx.Node) else tuple(first)  # type: ignore[arg-type]
+        args: Any = node.args
+        x, first, parameters, has_biases, layers, _, _, bidirectional, batch_first = args
+        states = (first,) if isinstance(first, fx.Node) else tuple(first)
         if all(state.target is _ATEN.zeros.default for state in states):
             states = ()
-        return cls(
-            node.target,
-            x,
-            states,
-            parameters,
-            bool(has_biases),
-            layers,
-            1 + bool(bidirectional),
-            bool(batch_first),  # type: ignore[arg-type]
-        )
+        return cls(node.target, x, states, parameters, has_biases, layers, 1 + bidirectional, batch_first)
 
     def of_layer(self, layer: int) -> list[Sequence[fx.Node]]:
         """The parameters of every direction of a layer: two matrices, and two biases where there are any."""
