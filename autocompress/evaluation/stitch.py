@@ -258,7 +258,7 @@ class InputRounding:
 
 
 def untie_(module: Any) -> None:
-    """Give a module parameters of its own: layers that share theirs may get different labels.
+    """Give a module parameters of its own: layers may share their biases, and get different ones.
 
     Args:
         module: layer whose parameters are copied into new `nn.Parameter`s.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
+from autocompress.network.recurrent import Recurrent
 
 _FEATURES = 4  # layers whose outputs are matched, at most
 
@@ -120,7 +121,8 @@ def matched_layers(original: nn.Module, compressed: nn.Module, layers: Sequence[
     same = [
         name
         for name in layers[:-1]
-        if len(original.get_submodule(name).get_parameter("weight"))
+        if not isinstance(original.get_submodule(name.rpartition(".")[0]), Recurrent)  # whose layers never run alone
+        and len(original.get_submodule(name).get_parameter("weight"))
         == len(compressed.get_submodule(name).get_parameter("weight"))
     ]
     count = min(_FEATURES, len(same))

@@ -79,7 +79,7 @@ class Site:
     @property
     def is_linear(self) -> bool:
         """Whether channels are the last axis of the layer's input and output; else they are the second."""
-        return self.layer.kind == "linear"
+        return self.layer.has_channels_last
 
     @cached_property
     def window(self) -> Window | None:

@@ -34,13 +34,14 @@ from autocompress.menus.activations import ActivationRange
 from autocompress.menus.calibration import MOST_INPUTS, largest_moment
 from autocompress.menus.menus import Menus
 from autocompress.network.exported import export_graph, layer_calls
-from autocompress.network.structure import EMBEDDING, Layer, Network
+from autocompress.network.structure import EMBEDDING, RECURRENT, TRANSPOSED, Layer, Network
 from autocompress.samples import Inputs
 from autocompress_envs.problem import Labeling
 
 _BYTES_PER_ENTRY = 100  # a fit holds about a dozen copies of H in double precision at its peak
 _BYTES_PER_ENTRY_OF_SUMS = 60  # the sums of all folds in double precision, on the device that the networks run on
 _MOST_VALUES = 2_000_000_000  # bytes of the values that are held: more samples of early layers would say little new
+_MOST_AXES = 4  # of the weight of a layer that is fitted
 _COPIES_OF_COLUMNS = 6  # of the drawn columns: gathered, rounded, cut into folds, centered
 
 
@@ -113,8 +114,13 @@ def recalibrate(
 
 
 def _is_fitted(layer: Layer) -> bool:
-    """Whether a layer is fitted anew: none of very many inputs, and no table, as what it reads is never disturbed."""
-    return layer.fan_in <= MOST_INPUTS and layer.kind != EMBEDDING
+    """Whether a layer is fitted anew: none of very many inputs, no table, as what it reads is never disturbed.
+
+    Nor is a part of a recurrent operator, inside of which nothing is followed, nor a convolution that is transposed or
+    goes along three axes, whose columns are not drawn.
+    """
+    is_followed = layer.kind not in (EMBEDDING, RECURRENT, TRANSPOSED) and len(layer.weight_shape) <= _MOST_AXES
+    return layer.fan_in <= MOST_INPUTS and is_followed
 
 
 def fitting_bytes(network: Network, device: torch.device | None = None) -> int:

@@ -21,6 +21,7 @@ from autocompress.job.outputs import read
 from autocompress.models import gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.network.interface import interfaced
+from autocompress.network.layered import layered
 from autocompress.network.separate_attention import separated, unseparated
 from autocompress.progress import Progress
 from autocompress.samples import ONE, Inputs, fields_of
@@ -78,6 +79,7 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
         watcher.note(note)
     _check_test_shape(data)
     inputs, _ = data.calibration()
+    module = layered(module)
     reading = read(module, inputs, data, asked.config.task)
     data = _tell_task(reading, data, watcher)
     check_labels(asked, data)  # once more: those of the task may be no classes
@@ -198,6 +200,8 @@ def _tell_network(network: Network, name: str, data: Data, watcher: Progress) ->
     )
     for operator, calls in network.unknown_operators.items():
         watcher.note(f"operator {operator} ({calls} calls) is in no cost table; its cost counts as 0")
+    for module, reason in network.shared_weights.items():
+        watcher.note(f"{module} stays in float32: {reason}")
 
 
 def _check_test_shape(data: Data) -> None:

@@ -25,7 +25,7 @@ from autocompress.menus.statistics import Statistics
 from autocompress.menus.store import Store, content_key
 from autocompress.menus.variants import LayerSource
 from autocompress.network.folding import fold_batch_norms
-from autocompress.network.structure import EMBEDDING, Group, Layer, Network
+from autocompress.network.structure import Group, Layer, Network
 from autocompress.samples import Inputs
 from autocompress_envs.problem import FloatArray
 
@@ -175,8 +175,8 @@ def _consumers(
 
 
 def _ranges(layer: Layer, found: Statistics, settings: MenuSettings) -> list[ActivationRange | None]:
-    """A range for each activation bit-width on offer; None for 32 bits, and for the tokens that an embedding reads."""
-    if layer.kind == EMBEDDING:
+    """A range for each activation bit-width on offer; None for 32 bits, and where none is rounded."""
+    if layer.reads_unrounded:
         return [None] * len(settings.activation_bits)
     return [None if bits == 32 else calibrate_range(found.input_sample, bits) for bits in settings.activation_bits]
 

@@ -186,7 +186,7 @@ class _Collector:
         columns = extended_columns(x, call.window, self._drawn(count, self.columns_a_sample * len(x), x.device))
         product = columns.square().sum(1, keepdim=True) if self.is_diagonal else gram(columns)
         self.of_block += product * (count / columns.shape[1])  # (g, d + 1, d + 1), or its diagonal
-        axis = -1 if self.layer.kind == "linear" else 1
+        axis = -1 if self.layer.has_channels_last else 1
         pixels = self._drawn(x.numel() // x.shape[axis], self.columns_a_sample * len(x), x.device)
         taken = at_positions(x, axis, pixels)  # (M, channels)
         self.activation += taken.abs().sum(0)
@@ -198,7 +198,7 @@ class _Collector:
 
     def _see_gradient(self, gradient: Tensor) -> None:
         """Add a batch's gradients at the layer's outputs: (N, rows, …), (N, …, rows) of a linear layer."""
-        axis = -1 if self.layer.kind == "linear" else 1
+        axis = -1 if self.layer.has_channels_last else 1
         count = gradient.numel() // gradient.shape[axis]
         drawn = self._drawn(count, self.gradients_a_sample * len(gradient), gradient.device)
         taken = at_positions(gradient, axis, drawn).float()  # (M, rows)

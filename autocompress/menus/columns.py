@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,27 +36,39 @@ def extended_columns(x: Tensor, window: Window | None, drawn: Tensor | None = No
     if drawn is not None:
         return _drawn_columns(x, window, drawn)
     x = _channels_behind(x, window)
-    height, width = _output_size(x.shape[1], x.shape[2], window)
-    columns = _empty_columns(x, len(x) * height * width, window)
-    for part, top, left in _parts(columns, window):
-        bottom, right = top + (height - 1) * window.stride[0] + 1, left + (width - 1) * window.stride[1] + 1
-        seen = x[:, top : bottom : window.stride[0], left : right : window.stride[1]]  # the pixel that each reads
-        part.copy_(seen.flatten(0, 2).unflatten(1, (window.groups, -1)).transpose(0, 1))
+    sizes = _output_sizes(x.shape[1:-1], window)
+    columns = _empty_columns(x, len(x) * math.prod(sizes), window)
+    for part, place in _parts(columns, window):
+        seen = x[(slice(None), *_read_at(place, sizes, window))]  # the pixel that each position reads
+        part.copy_(seen.flatten(0, -2).unflatten(1, (window.groups, -1)).transpose(0, 1))
     return columns
+
+
+def _read_at(place: tuple[int, ...], sizes: tuple[int, ...], window: Window) -> tuple[slice, ...]:
+    """What a place in the kernel reads of the padded input at all output positions, along each axis."""
+    axes = zip(place, sizes, window.stride, strict=True)
+    return tuple(slice(first, first + (size - 1) * stride + 1, stride) for first, size, stride in axes)
 
 
 def _drawn_columns(x: Tensor, window: Window, drawn: Tensor) -> Tensor:
     """The columns at drawn positions alone: nothing else of a large map is copied."""
-    x = x[:, :, None] if x.ndim == 3 else x  # (N, C, H, W)
-    before_w, after_w, before_h, after_h = (*window.padding, 0, 0)[:4]
-    height, width = _output_size(x.shape[2] + before_h + after_h, x.shape[3] + before_w + after_w, window)
-    sample, place = drawn // (height * width), drawn % (height * width)
-    row, column = place // width * window.stride[0] - before_h, place % width * window.stride[1] - before_w
+    x = x[:, :, None] if x.ndim == 3 else x  # (N, C, H, W) or (N, C, D, H, W)
+    around = _padding_by_axis(window)
+    sizes = _output_sizes([size + sum(zeros) for size, zeros in zip(x.shape[2:], around, strict=True)], window)
+    sample = drawn  # of each position, in the end
+    corner: list[Tensor] = []  # where its window begins along each axis
+    for size, stride, (before, _) in reversed(list(zip(sizes, window.stride, around, strict=True))):
+        corner.insert(0, sample % size * stride - before)
+        sample = sample // size
     columns = _empty_columns(x.movedim(1, -1), len(drawn), window)
-    for part, top, left in _parts(columns, window):
-        at_row, at_column = row + top, column + left
-        inside = (at_row >= 0) & (at_row < x.shape[2]) & (at_column >= 0) & (at_column < x.shape[3])  # else padding
-        seen = x[sample, :, at_row.clamp(0, x.shape[2] - 1), at_column.clamp(0, x.shape[3] - 1)]  # (M, C)
+    for part, place in _parts(columns, window):
+        at = [begin + offset for begin, offset in zip(corner, place, strict=True)]
+        inside = torch.ones_like(drawn, dtype=torch.bool)  # else padding
+        for axis, index in enumerate(at, 2):
+            inside &= (index >= 0) & (index < x.shape[axis])
+        held = [index.clamp(0, x.shape[axis] - 1) for axis, index in enumerate(at, 2)]
+        where: tuple[Any, ...] = (sample, slice(None), *held)
+        seen = x[where]  # (M, C)
         part.copy_((seen * inside[:, None]).unflatten(1, (window.groups, -1)).transpose(0, 1))
     return columns
 
@@ -62,18 +76,22 @@ def _drawn_columns(x: Tensor, window: Window, drawn: Tensor) -> Tensor:
 def _empty_columns(x: Tensor, count: int, window: Window) -> Tensor:
     """(g, M, d + 1) columns to be filled, with the 1 for the bias; x has its channels last."""
     per_group = x.shape[-1] // window.groups
-    columns = x.new_empty(window.groups, count, window.kernel[0] * window.kernel[1] * per_group + 1)
+    columns = x.new_empty(window.groups, count, math.prod(window.kernel) * per_group + 1)
     columns[..., -1] = 1
     return columns
 
 
-def _parts(columns: Tensor, window: Window) -> Iterator[tuple[Tensor, int, int]]:
-    """The part (g, M, channels of a group) of each kernel position, and how far down and right it reads."""
-    per_group = (columns.shape[-1] - 1) // (window.kernel[0] * window.kernel[1])
-    places = itertools.product(range(window.kernel[0]), range(window.kernel[1]))
-    for position, (row, column) in enumerate(places):
-        part = columns[..., position * per_group : (position + 1) * per_group]
-        yield part, row * window.dilation[0], column * window.dilation[1]
+def _parts(columns: Tensor, window: Window) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """The part (g, M, channels of a group) of each kernel position, and how far along each axis it reads."""
+    per_group = (columns.shape[-1] - 1) // math.prod(window.kernel)
+    for position, place in enumerate(_places(window)):
+        yield columns[..., position * per_group : (position + 1) * per_group], place
+
+
+def _places(window: Window) -> Iterator[tuple[int, ...]]:
+    """How far along each axis every kernel position reads, the last axis fastest."""
+    ranges = (range(0, size * step, step) for size, step in zip(window.kernel, window.dilation, strict=True))
+    return itertools.product(*ranges)
 
 
 def at_positions(x: Tensor, axis: int, drawn: Tensor | None) -> Tensor:
@@ -97,24 +115,27 @@ def count_positions(x: Tensor, window: Window | None) -> int:
     """Number of output positions of all samples that a layer has for the inputs (N, …) of its operator."""
     if window is None:
         return x[..., 0].numel()
-    before_w, after_w, before_h, after_h = (*window.padding, 0, 0)[:4]
-    rows = x.shape[2] if x.ndim == 4 else 1
-    height, width = _output_size(rows + before_h + after_h, x.shape[-1] + before_w + after_w, window)
-    return len(x) * height * width
+    spatial = x.shape[2:] if x.ndim > 3 else (1, x.shape[-1])
+    padded = [size + sum(zeros) for size, zeros in zip(spatial, _padding_by_axis(window), strict=True)]
+    return len(x) * math.prod(_output_sizes(padded, window))
+
+
+def _padding_by_axis(window: Window) -> list[tuple[int, int]]:
+    """Zeros (before, after) each axis, the first axis first."""
+    flat = (*window.padding, *[0] * (2 * len(window.kernel) - len(window.padding)))
+    return list(zip(flat[::2], flat[1::2], strict=True))[::-1]
 
 
 def _channels_behind(x: Tensor, window: Window) -> Tensor:
-    """(N, H, W, C) the padded input (N, C, H, W) or (N, C, W) of a convolution."""
+    """(N, H, W, C) the padded input (N, C, H, W) or (N, C, W) of a convolution; (N, D, H, W, C) along three axes."""
     x = F.pad(x, window.padding)
-    return (x[:, :, None] if x.ndim == 3 else x).permute(0, 2, 3, 1).contiguous()
+    return (x[:, :, None] if x.ndim == 3 else x).movedim(1, -1).contiguous()
 
 
-def _output_size(height: int, width: int, window: Window) -> tuple[int, int]:
-    """Height and width of a convolution's output, from those of its padded input."""
-    (kernel_h, kernel_w), (stride_h, stride_w), (dilation_h, dilation_w) = window.kernel, window.stride, window.dilation
-    return (height - dilation_h * (kernel_h - 1) - 1) // stride_h + 1, (
-        width - dilation_w * (kernel_w - 1) - 1
-    ) // stride_w + 1
+def _output_sizes(padded: Sequence[int], window: Window) -> tuple[int, ...]:
+    """Sizes of a convolution's output along each axis, from those of its padded input."""
+    axes = zip(padded, window.kernel, window.stride, window.dilation, strict=True)
+    return tuple((size - dilation * (kernel - 1) - 1) // stride + 1 for size, kernel, stride, dilation in axes)
 
 
 def unfolded(x: Tensor, window: Window) -> Tensor:
@@ -123,23 +144,21 @@ def unfolded(x: Tensor, window: Window) -> Tensor:
     As `F.unfold`, but for any padding. Whole runs of positions are copied, which suits layers of few channels a group.
 
     Args:
-        x: (N, C, H, W) or (N, C, W) inputs of the operator.
+        x: (N, C, H, W), (N, C, W) or (N, C, D, H, W) inputs of the operator.
         window: window of the convolution.
     """
     x = F.pad(x, window.padding)
     x = x[:, :, None] if x.ndim == 3 else x
-    height, width = _output_size(x.shape[2], x.shape[3], window)
-    windows = x.new_empty(*x.shape[:2], window.kernel[0] * window.kernel[1], height, width)
-    for position, (row, column) in enumerate(itertools.product(range(window.kernel[0]), range(window.kernel[1]))):
-        top, left = row * window.dilation[0], column * window.dilation[1]
-        bottom, right = top + (height - 1) * window.stride[0] + 1, left + (width - 1) * window.stride[1] + 1
-        windows[:, :, position] = x[:, :, top : bottom : window.stride[0], left : right : window.stride[1]]
+    sizes = _output_sizes(x.shape[2:], window)
+    windows = x.new_empty(*x.shape[:2], math.prod(window.kernel), *sizes)
+    for position, place in enumerate(_places(window)):
+        windows[:, :, position] = x[(slice(None), slice(None), *_read_at(place, sizes, window))]
     return windows.flatten(3).flatten(1, 2)
 
 
 def weight_order(layer: Layer) -> Tensor:
     """Place (d + 1,) of every column of the flattened weight, bias last, among `extended_columns`."""
-    if layer.kind == "linear":
+    if layer.has_channels_last:
         return torch.arange(layer.fan_in + 1)
     per_group = layer.weight_shape[1]
     order = torch.arange(layer.fan_in).view(-1, per_group).T.flatten()

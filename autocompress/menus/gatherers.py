@@ -195,5 +195,5 @@ class OfRoundings(ResponseSums):
 
 def _by_position(gradient: Tensor, layer: Layer, samples: int, groups: int) -> Tensor:
     """(g, n, r, T) a gradient at a layer's output: (n, rows, …), or (n, …, rows) of a linear layer."""
-    last = gradient if layer.kind == "linear" else gradient.movedim(1, -1)
+    last = gradient if layer.has_channels_last else gradient.movedim(1, -1)
     return last.reshape(samples, -1, groups, layer.rows // groups).permute(2, 0, 3, 1)

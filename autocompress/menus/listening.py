@@ -1,7 +1,8 @@
 """Listening to a network: every call of the operators that multiply by its layers' weights.
 
 At the operator, not at the module: a module may pad its input first, as `padding_mode="circular"` and subclasses of
-Conv2d do.
+Conv2d do. Fused operators are written out meanwhile (`network.written_out`): every step of a recurrent layer is a call
+of each of its matrices, and a transposed convolution is a convolution.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from autocompress.network.written_out import as_convolutions, step_by_step
+
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution sees at each output position. Sizes are (height, width); those of Conv1d are (1, width).
+    """What a convolution sees at each output position.
+
+    Sizes are (height, width), or (depth, height, width) of a Conv3d; those of a Conv1d are (1, width).
 
     Attributes:
         kernel: size of the kernel.
@@ -31,16 +36,17 @@ class Window:
         groups: groups of channels that are convolved apart.
     """
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    dilation: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
     padding: tuple[int, ...]
     groups: int
 
     @property
     def is_single(self) -> bool:
         """Whether every output position sees one input position of all channels, and every one of them."""
-        return self.kernel == self.stride == (1, 1) and not any(self.padding) and self.groups == 1
+        is_pointwise = all(size == 1 for size in (*self.kernel, *self.stride))
+        return is_pointwise and not any(self.padding) and self.groups == 1
 
     @classmethod
     def of(
@@ -51,13 +57,13 @@ class Window:
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> Window:
-        """The window of a call of `F.conv1d` or `F.conv2d` with these arguments."""
+        """The window of a call of `F.conv1d`, `F.conv2d` or `F.conv3d` with these arguments."""
         axes = weight.ndim - 2
         kernel = tuple(weight.shape[2:])
         strides, dilations = (_sizes(sizes, axes) for sizes in (stride, dilation))
         sides = _sides(kernel, padding, dilations)
         flat = tuple(itertools.chain.from_iterable(reversed(sides)))
-        return cls(_two(kernel), _two(strides), _two(dilations), flat, groups)
+        return cls(_two_at_least(kernel), _two_at_least(strides), _two_at_least(dilations), flat, groups)
 
 
 def window_of_module(module: nn.Module) -> Window | None:
@@ -73,9 +79,9 @@ def _sizes(sizes: int | Sequence[int], axes: int) -> tuple[int, ...]:
     return given * axes if len(given) == 1 else given
 
 
-def _two(sizes: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) of sizes along one axis or two."""
-    return (1, sizes[0]) if len(sizes) == 1 else (sizes[0], sizes[1])
+def _two_at_least(sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """(1, width) of a size along one axis; sizes along more axes as they are."""
+    return (1, *sizes) if len(sizes) == 1 else sizes
 
 
 def _sides(
@@ -140,7 +146,7 @@ class Listening(TorchFunctionMode):
             for name in self._names:
                 handles.append(self._modules[name].register_forward_pre_hook(partial(self._begin, name)))
                 handles.append(self._modules[name].register_forward_hook(self._end))
-            with self:
+            with self, step_by_step(), as_convolutions():
                 yield
         finally:
             for handle in handles:
@@ -182,7 +188,7 @@ def _linear(input: Any, weight: Any, bias: Any = None) -> None:
 def _convolution(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: Any = 1
 ) -> None:
-    """The arguments of `F.conv1d` and `F.conv2d`, by name."""
+    """The arguments of `F.conv1d`, `F.conv2d` and `F.conv3d`, by name."""
 
 
 def _embedding(
@@ -196,6 +202,7 @@ _OPERATORS: dict[Any, Callable[..., None]] = {
     F.linear: _linear,
     F.conv1d: _convolution,
     F.conv2d: _convolution,
+    F.conv3d: _convolution,
     F.embedding: _embedding,
 }
 """What a layer's forward pass calls, as PyTorch's own modules and their subclasses do."""

@@ -23,7 +23,7 @@ from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store
 from autocompress.menus.ties import label_places, tied
 from autocompress.menus.variants import LayerSource, Variant, channel_variants, sparse_variants
-from autocompress.network.structure import EMBEDDING, Group, Layer, Network
+from autocompress.network.structure import Group, Layer, Network
 from autocompress.plan import Label, Plan
 from autocompress_envs.problem import FloatArray, Labeling, LayerNumbers, Problem, n_of_m
 
@@ -74,7 +74,7 @@ class Menus:
         They are exact: where a group of 10 channels loses an eighth, rounded down to 1 channel, the sparsity
         is 0.1.
         """
-        if layer.kind == EMBEDDING:
+        if layer.reads_unrounded:
             return (0.0,)
         if self.settings.granularity == "channel":
             group = self.owned_group(layer)
@@ -192,7 +192,7 @@ class Menus:
             kept=np.array([] if group is None else self.kept_options(group), dtype=np.int64),
             group=None if group is None else layer.writes,
             weight_bits=np.array(self.settings.weight_bits),
-            activation_bits=np.array(self.settings.activation_bits),
+            activation_bits=np.array(self._activation_bits(layer)),
             source=owners[0] if owners else own_source,
             errors=tables[0][:, :, None] + self.range_errors[layer.name],  # (S, B, A)
             extra_sources=tuple(
@@ -339,9 +339,9 @@ class Menus:
         )
 
     def _activation_bits(self, layer: Layer) -> tuple[int, ...]:
-        """Bit-widths of the layer's input, one for each on offer; tokens are never rounded."""
+        """Bit-widths of the layer's input, one for each on offer; 32 where none is rounded."""
         bits = self.settings.activation_bits
-        return (32,) * len(bits) if layer.kind == EMBEDDING else bits
+        return (32,) * len(bits) if layer.reads_unrounded else bits
 
 
 def _position(layer: Layer, name: str, bits: int, choices: Sequence[int]) -> int:

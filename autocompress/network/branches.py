@@ -73,7 +73,7 @@ def _is_simple(group: Group, readers: dict[str, Layer]) -> bool:
 
 def _is_whole(call: Call, source: Layer) -> bool:
     """Whether the call is part of the layer itself: a linear layer on tokens is a product between views."""
-    return call.kind == "view" and source.kind == "linear"
+    return call.kind == "view" and source.has_channels_last
 
 
 def _adds(tape: Tape, call: Call) -> bool:

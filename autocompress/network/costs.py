@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch import nn
 
 from autocompress.network.flow import folded_storages, layers_ahead, moments
-from autocompress.network.structure import EMBEDDING, Group, Layer
+from autocompress.network.structure import Group, Layer
 from autocompress.network.tape import BATCH, Tape, first_values
 from autocompress_envs.problem import CostModel
 
@@ -54,7 +54,7 @@ def build_costs(
         fan_in_coef=fan_in_coef,
         out_const=rows - out_coef @ width,
         out_coef=out_coef,
-        positions=np.array([0 if layer.kind == EMBEDDING else layer.positions for layer in layers], np.int64),
+        positions=np.array([layer.macs_a_weight for layer in layers], np.int64),
         has_bias=np.array([layer.has_bias for layer in layers], bool),
         fixed_bytes=fixed_bytes,
         fixed_bytes_coef=fixed_bytes_coef,
@@ -118,12 +118,16 @@ def _stored(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _other_tensors(model: nn.Module, layers: set[str]) -> dict[str, tuple[int, ...]]:
     """Shapes by name of the parameters and buffers that belong to no layer."""
-    return {
-        f"{prefix}.{name}" if prefix else name: shape
-        for prefix, module in model.named_modules()
-        if prefix not in layers
-        for name, shape in _stored(module).items()
-    }
+    found: dict[str, tuple[int, ...]] = {}
+    seen: set[int] = set()  # parameters that several modules have are stored once
+    for prefix, module in model.named_modules():
+        own = {} if prefix in layers else _stored(module)
+        for name, shape in own.items():
+            key = id(getattr(module, name))
+            if key not in seen:
+                seen.add(key)
+                found[f"{prefix}.{name}" if prefix else name] = shape
+    return found
 
 
 def _layer_tensors(layers: Sequence[Layer]) -> dict[str, tuple[int, ...]]:

@@ -18,9 +18,18 @@ from autocompress.samples import Inputs, repeated, tensors_of
 LayerCalls = Mapping[fx.Node, str]  # names of layers by the node that calls them, in the order of the graph
 
 _ATEN = torch.ops.aten
-_CONVOLUTIONS = (_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding)
-_WEIGHT_OF = dict.fromkeys([*_CONVOLUTIONS, _ATEN.linear.default], 1) | {_ATEN.embedding.default: 0}
+_CONVOLUTIONS = (
+    *(_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding),
+    *(_ATEN.conv3d.default, _ATEN.conv3d.padding),
+)
+TRANSPOSED = (_ATEN.conv_transpose1d.default, _ATEN.conv_transpose2d.input, _ATEN.conv_transpose3d.input)
+RECURRENT = (_ATEN.gru.input, _ATEN.lstm.input, _ATEN.rnn_tanh.input, _ATEN.rnn_relu.input)
+_WEIGHT_OF = dict.fromkeys([*_CONVOLUTIONS, *TRANSPOSED, _ATEN.linear.default], 1) | {_ATEN.embedding.default: 0}
 """Position of the weight among the arguments of each operator that layers run."""
+_REORDERED = (
+    *(_ATEN.transpose.int, _ATEN.view.default, _ATEN.reshape.default, _ATEN._unsafe_view.default),
+    *(_ATEN.unflatten.int, _ATEN.flatten.using_ints, _ATEN.clone.default, _ATEN.contiguous.default),
+)
 # What torch.export raises where a network's Python can't be followed; all its own errors are kinds of these.
 _EXPORT_FAILURES = (RuntimeError, TypeError, ValueError, AttributeError, KeyError, IndexError, AssertionError)
 
@@ -56,8 +65,42 @@ def export_graph(model: nn.Module, sample: Inputs, *, any_length: bool = False) 
     _free_the_batch_axis_(graph.graph)
     graph.graph.eliminate_dead_code()
     graph.delete_all_unused_submodules()
+    _name_once_(graph, model)
     plain = fx.GraphModule(graph, graph.graph)  # the exported one refuses eval() and train()
     return plain.requires_grad_(False)
+
+
+def _name_once_(graph: fx.GraphModule, model: nn.Module) -> None:
+    """Let everything that reads a parameter of several names read it under the model's first one."""
+    own = list(model.named_parameters(remove_duplicate=False))
+    if len(own) == len(list(model.named_parameters())):
+        return
+    firsts: dict[int, str] = {}
+    for name, parameter in own:
+        firsts.setdefault(id(parameter), name)
+    first_of = {name: firsts[id(parameter)] for name, parameter in own}
+    nodes: dict[str, fx.Node] = {}
+    for node in list(graph.graph.find_nodes(op="get_attr")):
+        name = first_of.get(str(node.target), str(node.target))
+        if name in nodes:
+            node.replace_all_uses_with(nodes[name])
+            graph.graph.erase_node(node)
+            continue
+        nodes[name] = node
+        if node.target != name:
+            _register_(graph, name, graph.get_parameter(str(node.target)))
+            node.target = name
+
+
+def _register_(graph: fx.GraphModule, name: str, parameter: nn.Parameter) -> None:
+    """Give a graph's module a parameter of that name, and the modules on the way to it."""
+    *parents, leaf = name.split(".")
+    module: nn.Module = graph
+    for part in parents:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    module.register_parameter(leaf, parameter)
 
 
 @contextmanager
@@ -127,6 +170,8 @@ def _count(tensors: int) -> str:
 def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) -> LayerCalls:
     """The layer that each node of the graph runs, in the order of the graph; other nodes are left out.
 
+    A recurrent operator runs many layers; the first of them stands for all.
+
     Args:
         graph: graph of the model.
         model: model with the same parameters.
@@ -135,29 +180,28 @@ def layer_calls(graph: fx.GraphModule, model: nn.Module, layers: Iterable[str]) 
     Raises:
         ExportError: a layer is not run as a module.
     """
-    owners: dict[int, list[str]] = {}
-    for name in layers:
-        owners.setdefault(id(model.get_parameter(f"{name}.weight")), []).append(name)
+    owners = {id(model.get_parameter(f"{name}.weight")): name for name in layers}
     calls: dict[fx.Node, str] = {}
+    found: set[str] = set()
     for node in graph.graph.nodes:
-        weight = node.args[_WEIGHT_OF[node.target]] if node.target in _WEIGHT_OF else None
-        if weight is not None and weight.op == "get_attr":
-            names = owners.get(id(model.get_parameter(str(weight.target))), [])
-            if names:
-                calls[node] = names[0] if len(names) == 1 else _module_of(node, names)
-    if missing := [name for name in layers if name not in calls.values()]:
+        parameters = [id(model.get_parameter(weight)) for weight in _weights(node)]
+        names = [owners[parameter] for parameter in parameters if parameter in owners]
+        found.update(names)
+        if names:
+            calls[node] = names[0]
+    if missing := [name for name in layers if name not in found]:
         raise ExportError(f"`model` must run its layers as modules, got no call of {missing[0]} in the exported graph.")
     return calls
 
 
-def _module_of(node: fx.Node, names: list[str]) -> str:
-    """Name of the layer that made the call, of several that share a weight."""
-    path = str(list(node.meta["nn_module_stack"].values())[-1][0]).partition("@")[0]
-    if path not in names:
-        raise ExportError(
-            f"`model` must run its layers as modules, got {node.target} in {path} with {names[0]}.weight."
-        )
-    return path
+def _weights(node: fx.Node) -> list[str]:
+    """Names of the parameters that a node multiplies by, if it is an operator of layers."""
+    if node.target in RECURRENT:
+        return [str(each.target) for each in node.args[2] if each.op == "get_attr"]  # type: ignore[union-attr]
+    weight: Any = node.args[_WEIGHT_OF[node.target]] if node.target in _WEIGHT_OF else None
+    while weight is not None and node.target in TRANSPOSED and weight.target in _REORDERED:
+        weight = weight.args[0]
+    return [str(weight.target)] if weight is not None and weight.op == "get_attr" else []
 
 
 def _kind_and_first_line(error: BaseException) -> str:

@@ -78,7 +78,7 @@ def _put_(layer: Any, norm: Any, source: Any) -> None:
 def is_foldable(norm: nn.Module) -> bool:
     """Whether a norm in eval mode is a fixed scale and shift, and all else that it does is known."""
     has_statistics = getattr(norm, "running_mean", None) is not None
-    return has_statistics and (type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d) or _has_activation(norm))
+    return has_statistics and (type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or _has_activation(norm))
 
 
 def _has_activation(norm: nn.Module) -> bool:

@@ -23,7 +23,9 @@ from torch import nn
 from autocompress.network.heads import Block
 from autocompress.network.structure import Group, IntArray
 from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
+from autocompress.network.transposed import TransposedConv
 from autocompress.network.verification import Verifier, first_line
+from autocompress.network.written_out import as_convolutions
 from autocompress.samples import Inputs, call
 
 
@@ -168,7 +170,7 @@ class _GraphReader:
     def build(self, sample: Inputs) -> str:
         """Build the graph; returns why that failed, empty where it worked."""
         try:
-            with warnings.catch_warnings(), torch.enable_grad():
+            with warnings.catch_warnings(), torch.enable_grad(), as_convolutions():
                 warnings.simplefilter("ignore")
                 self._graph.build_dependency(self._model, sample, forward_fn=call, verbose=False)
         # torch-pruning fails on graphs it can't read with whatever its code runs into (TypeError, IndexError,
@@ -262,9 +264,9 @@ def _without_timm() -> Iterator[None]:
 
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether each output channel of a convolution reads just the input channel of the same index."""
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d) or layer.groups == 1:
+    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or isinstance(layer, TransposedConv):
         return False
-    return bool(layer.groups == layer.in_channels == layer.out_channels)
+    return bool(layer.groups > 1 and layer.groups == layer.in_channels == layer.out_channels)
 
 
 def _unreadable(error: Exception) -> str:

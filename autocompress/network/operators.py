@@ -13,6 +13,7 @@ MATMULS = frozenset(
         "_convolution",
         "conv1d",
         "conv2d",
+        "conv3d",
         "linear",
         "matmul",
         "addmm",

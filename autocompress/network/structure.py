@@ -13,7 +13,10 @@ from autocompress_envs.problem import CostModel
 
 IntArray = npt.NDArray[np.int64]
 
+LINEAR = "linear"
 EMBEDDING = "embedding"  # kind of a layer that looks rows of its weight up, one for each token
+RECURRENT = "recurrent"  # kind of a matrix of a GRU, LSTM or RNN: a linear layer that is a part of one operator
+TRANSPOSED = "transposed"  # kind of a transposed convolution
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,11 @@ class Layer:
 
     Attributes:
         name: name of the module, as in `named_modules()`.
-        kind: `conv`, `depthwise`, `linear` or `embedding`: a table whose rows are looked up.
-        weight_shape: shape of the PyTorch weight.
+        kind: `conv`, `depthwise`, `transposed` (a transposed convolution), `linear`, `recurrent` (a matrix of a GRU,
+            LSTM or RNN) or `embedding` (a table whose rows are looked up).
+        weight_shape: shape of the weight, output channels first.
         groups: number of the convolution's groups; 1 for linear layers.
-        positions: output positions per sample over all calls, which is the number of multiply-accumulates a
-            weight; of an embedding the rows that are looked up.
+        positions: output positions per sample over all calls; of an embedding the rows that are looked up.
         input_shape: shape of the first call's input, without the batch axis.
         output_shape: shape of the first call's output, without the batch axis.
         norm: name of the batch norm that can be folded into the layer, as it alone reads the output; or None.
@@ -36,6 +39,7 @@ class Layer:
         writes: index of the group that the layer's output channels belong to, or None.
         fixed_reason: reason why the output channels can't be removed; empty where they can.
         tied_to: name of the layer whose bits it has, as runtimes run both as one (q, k and v; gate and up); or None.
+        input_positions: input positions per sample over all calls of a transposed convolution; else 0.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Layer:
     writes: int | None
     fixed_reason: str = ""
     tied_to: str | None = None
+    input_positions: int = 0
 
     @property
     def rows(self) -> int:
@@ -68,9 +73,29 @@ class Layer:
         return self.rows * self.fan_in
 
     @property
+    def macs_a_weight(self) -> int:
+        """Multiply-accumulates of each weight for one sample: one at each output position.
+
+        In a transposed convolution it is one at each input position; looking rows up takes none.
+        """
+        if self.kind == EMBEDDING:
+            return 0
+        return self.input_positions if self.kind == TRANSPOSED else self.positions
+
+    @property
     def macs(self) -> int:
-        """Multiply-accumulates for one sample; looking rows up takes none."""
-        return 0 if self.kind == EMBEDDING else self.parameters * self.positions
+        """Multiply-accumulates for one sample."""
+        return self.parameters * self.macs_a_weight
+
+    @property
+    def has_channels_last(self) -> bool:
+        """Whether channels are the last axis of input and output; else they are the second."""
+        return self.kind in (LINEAR, RECURRENT)
+
+    @property
+    def reads_unrounded(self) -> bool:
+        """Whether the input is never rounded: tokens, and what recurrent operators read, which run in floats."""
+        return self.kind in (EMBEDDING, RECURRENT)
 
 
 @dataclass(frozen=True)
@@ -133,6 +158,8 @@ class Network:
         inputs: form of every tensor that the network takes.
         fixed_operators: multiply-accumulates a sample by name of the operators that multiply by no layer's
             weight, such as the products of attention; they count in full whatever the labels.
+        shared_weights: names of the modules that are no layers because others use their weight too, each with a reason;
+            these weights stay as they are, in float32.
     """
 
     layers: tuple[Layer, ...]
@@ -143,6 +170,7 @@ class Network:
     unknown_operators: Mapping[str, int]
     inputs: tuple[Field, ...]
     fixed_operators: Mapping[str, int] = field(default_factory=dict)
+    shared_weights: Mapping[str, str] = field(default_factory=dict)
 
     def layer_index(self) -> dict[str, int]:
         """Index of every layer by its name."""

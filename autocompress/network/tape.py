@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,11 +19,12 @@ from autocompress.borrowed import unfused_attention
 from autocompress.errors import InputError
 from autocompress.network.channels import Channels, follow, written_by_layer
 from autocompress.network.operators import is_free, is_lookup, is_matmul, multiply_accumulates
+from autocompress.network.transposed import TransposedConv
 from autocompress.samples import Inputs, call, repeated, tensors_of
 
-LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Linear)
+LAYER_TYPES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 LABELLED_TYPES = (*LAYER_TYPES, nn.Embedding)  # those with a width of their own, and tables, whose rows are looked up
-NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d)
+NORM_TYPES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 BATCH = 2  # samples of the forward pass; with 2 of them, the batch axis shows
 
 
@@ -77,6 +78,7 @@ class Tape:
         first_row: number of each layer's first output channel in `Channels.sources`, by the layer's name.
         inputs: indices of the values that the network takes.
         outputs: indices of the values that the network returns.
+        shared: names of the modules whose weight others use too, each with why it is no layer.
         computation: digest of what is computed, 16 hex digits: every operator with its constants, such as a
             padding or an epsilon, the names of the parameters and buffers that it reads, and the content of
             other tensors. The values of parameters and of saved buffers don't count.
@@ -89,6 +91,7 @@ class Tape:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     computation: str
+    shared: Mapping[str, str] = field(default_factory=dict)
 
     def storages(self, values: Sequence[int]) -> set[int]:
         """The storages that the values lie in."""
@@ -102,12 +105,40 @@ def record_tape(model: nn.Module, sample: Inputs) -> Tape:
         model: network that runs; its own forward pass may change it, so hand in a copy.
         sample: (1, ...) one sample; it is repeated to a batch of `BATCH`.
     """
+    mode = _recorded(model, sample, _tied(model))
+    if mode.used_elsewhere:
+        mode = _recorded(model, sample, {**mode.shared, **mode.used_elsewhere})
+    return mode.finish()
+
+
+def _recorded(model: nn.Module, sample: Inputs, shared: Mapping[str, str]) -> _TapeMode:
+    """The mode that has seen one run, in which the modules that share their weight were no layers."""
     batch = repeated(sample, BATCH)
-    mode = _TapeMode(model)
+    mode = _TapeMode(model, shared)
     given = tuple(map(mode.add_input, tensors_of(batch)))
     with mode.watch_modules(), unfused_attention(), torch.no_grad(), mode:
         result = call(model, batch)
-    return mode.finish(given, _tensors(result))
+    mode.given, mode.results = given, _tensors(result)
+    return mode
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """By name of every module that has its weight in common with another one: which.
+
+    One label for both would need one calibration of both, as a table's rows are looked up by one and multiplied by the
+    other.
+    """
+    users: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if isinstance(module, LABELLED_TYPES) and weight is not None:
+            users.setdefault(weight.data_ptr(), []).append(name)
+    return {
+        name: f"its weight is also that of {', '.join(each for each in names if each != name)}"
+        for names in users.values()
+        if len(names) > 1
+        for name in names
+    }
 
 
 class _TapeMode(TorchDispatchMode):
@@ -116,8 +147,12 @@ class _TapeMode(TorchDispatchMode):
     It keeps every tensor alive, so that the identities of tensors and storages stay unique.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, shared: Mapping[str, str]) -> None:
         super().__init__()
+        self.shared = shared
+        self.used_elsewhere: dict[str, str] = {}
+        self.given: tuple[int, ...] = ()
+        self.results: list[Tensor] = []
         watched = (*LABELLED_TYPES, *NORM_TYPES)
         self._modules = {name: module for name, module in model.named_modules() if isinstance(module, watched)}
         self._running: list[str] = []
@@ -129,6 +164,11 @@ class _TapeMode(TorchDispatchMode):
         self._first_row: dict[str, int] = {}
         self._next_row = 0
         self._alive: list[Tensor] = []
+        self._owners = {
+            _storage_key(module.weight): name
+            for name, module in self._modules.items()
+            if isinstance(module, LABELLED_TYPES) and name not in shared
+        }
         saved = model.state_dict(keep_vars=True)
         self._saved = {_storage_key(tensor): name for name, tensor in reversed(saved.items())}
         self._computation = hashlib.sha256()
@@ -161,17 +201,18 @@ class _TapeMode(TorchDispatchMode):
     def _leave(self, *_: Any) -> None:
         self._running.pop()
 
-    def finish(self, given: tuple[int, ...], outputs: Sequence[Tensor]) -> Tape:
+    def finish(self) -> Tape:
         """The tape, with the values of the inputs and the tensors that the network returned."""
-        known = [self._value(tensor) for tensor in outputs if self._is_known(tensor)]
+        known = [self._value(tensor) for tensor in self.results if self._is_known(tensor)]
         return Tape(
             tuple(self._calls),
             tuple(self._values),
             tuple(self._storage_elements),
             self._first_row,
-            given,
+            self.given,
             tuple(known),
             self._computation.hexdigest()[:16],
+            self.shared,
         )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -222,17 +263,27 @@ class _TapeMode(TorchDispatchMode):
             return "layer", module
         if is_matmul(func):
             # A layer is a module whose own weight, unchanged, is what its operator multiplies by.
-            return ("layer", module) if module and self._multiplies_weight(module, given) else ("unknown", "")
+            if module and self._multiplies_weight(module, given):
+                return "layer", module
+            self._note_owners(given)
+            return "unknown", ""
         if "batch_norm" in str(func) and module and isinstance(self._modules[module], NORM_TYPES):
             return "norm", module
         return ("other" if is_free(func) else "unknown"), ""
 
     def _multiplies_weight(self, module: str, given: list[Tensor]) -> bool:
         """Whether the module is a layer whose stored weight is among the operator's arguments."""
-        if not isinstance(self._modules[module], LABELLED_TYPES):
+        if not isinstance(self._modules[module], LABELLED_TYPES) or module in self.shared:
             return False
+        if isinstance(self._modules[module], TransposedConv):  # its operator's only one, in another order
+            return True
         weight = _storage_key(self._modules[module].weight)
         return any(_storage_key(tensor) == weight for tensor in given)
+
+    def _note_owners(self, given: list[Tensor]) -> None:
+        """Note the modules whose weight an operator outside them multiplies by."""
+        owners = (self._owners.get(_storage_key(tensor)) for tensor in given)
+        self.used_elsewhere |= {name: "its weight is also used outside it" for name in owners if name is not None}
 
     def _rows_from(self, layer: str) -> int:
         """Number of the layer's first output channel, counted in the order in which layers first run."""

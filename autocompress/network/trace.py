@@ -6,8 +6,9 @@ import copy
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,13 @@ from autocompress.network.folding import fold_norms, is_foldable
 from autocompress.network.groups import ChannelGroups, find_groups, is_depthwise
 from autocompress.network.heads import find_blocks
 from autocompress.network.interface import raw
-from autocompress.network.structure import EMBEDDING, Group, Layer, Network
-from autocompress.network.tape import BATCH, Call, Tape, record_tape
+from autocompress.network.recurrent import Recurrent
+from autocompress.network.structure import EMBEDDING, LINEAR, RECURRENT, TRANSPOSED, Group, Layer, Network
+from autocompress.network.tape import BATCH, Call, Tape, Value, record_tape
 from autocompress.network.ties import with_ties
+from autocompress.network.transposed import TransposedConv
 from autocompress.network.verification import first_line
+from autocompress.network.written_out import step_by_step
 from autocompress.samples import Inputs, fields_of, tensors_of
 
 
@@ -44,17 +48,17 @@ def trace(model: nn.Module, example: Inputs) -> Network:
             layers.
     """
     sample = _checked_sample(model, example)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), step_by_step():
         evaluated = copy.deepcopy(raw(model)).eval()  # how rows are made of outputs is nothing that a file holds
         tape = _run(evaluated, sample)
         calls = _calls_by_layer(tape)
         norm_of = _foldable_norms(evaluated, tape, calls)
         folded = fold_norms(evaluated, norm_of)
-        shared = _shared_layers(evaluated, calls)
-        outputs = dict.fromkeys(layers_behind(tape, tape.outputs), "network output")
+        shared = _shared_layers(calls)
+        fixed = _recurrent(evaluated, calls) | dict.fromkeys(layers_behind(tape, tape.outputs), "network output")
         with_width = [name for name in calls if not isinstance(evaluated.get_submodule(name), nn.Embedding)]
-        blocks = find_blocks(folded, tape, {*outputs, *shared})
-        found = find_groups(folded, sample, blocks, with_width, outputs, shared)
+        blocks = find_blocks(folded, tape, {*fixed, *shared})
+        found = find_groups(folded, sample, blocks, with_width, fixed, shared)
     layers = tuple(_layer(evaluated, tape, name, calls[name], norm_of, found) for name in calls)
     layers = with_ties(tape, layers, found.groups, blocks)
     unknown = Counter(call.operator for call in tape.calls if call.kind == "unknown")
@@ -67,6 +71,7 @@ def trace(model: nn.Module, example: Inputs) -> Network:
         unknown_operators=dict(unknown),
         inputs=fields_of(sample),
         fixed_operators=fixed_operators(tape),
+        shared_weights=tape.shared,
     )
 
 
@@ -94,7 +99,8 @@ def _run(model: nn.Module, sample: Inputs) -> Tape:
         raise InputError(f"`example` must fit the model's input, got shape {shapes}: {first_line(error)}") from error
     if not any(call.kind == "layer" for call in tape.calls):
         raise InputError(
-            "`model` must run at least one Conv1d, Conv2d, Linear or Embedding layer on `example`, got none."
+            "`model` must run at least one convolution, Linear, Embedding, GRU, LSTM or RNN on `example`, with a "
+            "weight of its own, got none."
         )
     return tape
 
@@ -116,7 +122,7 @@ def _foldable_norms(model: nn.Module, tape: Tape, calls: Mapping[str, list[Call]
             touching[storage].append(call)
     runs = Counter(call.module for call in tape.calls)
     returned = tape.storages(tape.outputs)
-    shared = _shared_layers(model, calls)
+    shared = _shared_layers(calls)
     norms: dict[str, str] = {}
     for name, (call, *_) in calls.items():
         (result,) = call.writes
@@ -132,14 +138,18 @@ def _foldable_norms(model: nn.Module, tape: Tape, calls: Mapping[str, list[Call]
     return norms
 
 
-def _shared_layers(model: nn.Module, calls: Mapping[str, list[Call]]) -> dict[str, str]:
-    """By name of each layer that runs several times, or shares its weight with another one: that reason."""
-    users = Counter(id(_weight(model, name)) for name in calls)
-    reasons = {name: "runs more than once" for name, runs in calls.items() if len(runs) > 1}
-    for name in calls:
-        if users[id(_weight(model, name))] > 1:
-            reasons[name] = "shares its weight with another layer"
-    return reasons
+def _shared_layers(calls: Mapping[str, list[Call]]) -> dict[str, str]:
+    """By name of each layer that runs several times: that reason."""
+    return {name: "runs more than once" for name, runs in calls.items() if len(runs) > 1}
+
+
+def _recurrent(model: nn.Module, calls: Iterable[str]) -> dict[str, str]:
+    """By name of each matrix of a GRU, LSTM or RNN: why its rows stay."""
+    return {name: "gates of a recurrent layer" for name in calls if _is_recurrent(model, name)}
+
+
+def _is_recurrent(model: nn.Module, name: str) -> bool:
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), Recurrent)
 
 
 def _weight(model: nn.Module, layer: str) -> Tensor:
@@ -163,19 +173,19 @@ def _layer(
     found: ChannelGroups,
 ) -> Layer:
     """One layer, from its calls on the tape and the groups that were found."""
-    module = model.get_submodule(name)
+    module: Any = model.get_submodule(name)
     weight_shape = tuple(_weight(model, name).shape)
     results = [tape.values[call.writes[0]] for call in calls]
     width = weight_shape[1] if isinstance(module, nn.Embedding) else weight_shape[0]
-    positions = sum(int(np.prod(value.shape, dtype=np.int64)) for value in results) // (BATCH * width)
-    kind = _kind(module)
+    kind = RECURRENT if _is_recurrent(model, name) else _kind(module)
+    given = [tape.values[call.reads[0]] for call in calls]
     member = _membership(found.groups, name)
     return Layer(
         name=name,
         kind=kind,
         weight_shape=weight_shape,
         groups=getattr(module, "groups", 1),
-        positions=positions,
+        positions=_positions(results, width),
         input_shape=_input_shape(tape, calls[0]),
         output_shape=results[0].shape[1:],
         norm=norm_of.get(name),
@@ -183,14 +193,22 @@ def _layer(
         reads=member.reads,
         writes=member.writes,
         fixed_reason="" if member.writes is not None else found.fixed_reasons.get(name, "a table's width stays"),
+        input_positions=_positions(given, module.in_channels) if kind == TRANSPOSED else 0,
     )
 
 
+def _positions(values: Iterable[Value], width: int) -> int:
+    """Positions of one sample in values of so many channels."""
+    return sum(int(np.prod(value.shape, dtype=np.int64)) for value in values) // (BATCH * width)
+
+
 def _kind(module: nn.Module) -> str:
-    """Kind of a layer, as in `Layer.kind`."""
+    """Kind of a layer, as in `Layer.kind`, but that of a recurrent layer's matrix."""
     if isinstance(module, nn.Embedding):
         return EMBEDDING
-    return "linear" if isinstance(module, nn.Linear) else "depthwise" if is_depthwise(module) else "conv"
+    if isinstance(module, TransposedConv):
+        return TRANSPOSED
+    return LINEAR if isinstance(module, nn.Linear) else "depthwise" if is_depthwise(module) else "conv"
 
 
 def _membership(groups: tuple[Group, ...], name: str) -> _Membership:

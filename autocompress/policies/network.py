@@ -27,6 +27,8 @@ _NEAREST: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "linear": ("conv", "depthwise"),
         "conv": ("depthwise", "linear"),
         "embedding": ("linear", "conv", "depthwise"),
+        "recurrent": ("linear", "conv", "depthwise"),
+        "transposed": ("conv", "depthwise", "linear"),
     }
 )
 

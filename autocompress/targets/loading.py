@@ -15,6 +15,7 @@ from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
 from autocompress.network.interface import interfaced
+from autocompress.network.layered import layered
 from autocompress.network.separate_attention import separated
 from autocompress.network.slicing import scale_integers_
 from autocompress.network.structure import Network
@@ -38,7 +39,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None or weights.graph is not None:
         return rebuilt(weights, file).graph
     example, model = weights.example(), placed(model, torch.device("cpu"))
-    model = separated(interfaced(model, example), example)
+    model = separated(interfaced(layered(model), example), example)
     return restored(weights, model, trace(model, example)).rounded()
 
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from effects_toys import Case, agree, case, changed, evaluator, less
-from evaluation_toys import Tied, masked, menus_of, original_labels, outputs, random_labels
+from evaluation_toys import masked, menus_of, original_labels, outputs, random_labels
 from torch import nn
 
 from autocompress.evaluation.effects import NEAR, Effects, effects_around, first_order_effects
 from autocompress.evaluation.predictions import Predictions
-from autocompress.network import fold_batch_norms
 from autocompress_envs import Labeling
 
 MODULE = "autocompress.evaluation.effects"
@@ -130,26 +129,6 @@ def test_the_network_and_the_plan_stay_as_they_are() -> None:
     assert not any(each.requires_grad or each.grad is not None for each in folded.parameters())
     assert plan.key() == labels
     assert torch.equal(torch.get_rng_state(), random_state)
-
-
-def test_layers_that_share_a_weight_get_labels_of_their_own() -> None:
-    """As if they held two equal ones."""
-    torch.manual_seed(1)
-    tied, x = Tied().eval().requires_grad_(False), torch.randn(24, 6)
-    apart = copy.deepcopy(tied)
-    apart.second.weight = nn.Parameter(tied.first.weight.clone(), requires_grad=False)
-    found = []
-    for model in (tied, apart):
-        menus = menus_of(model, x, granularity="element", weight_bits=(2, 4, 8), activation_bits=(32,))
-        predictions, plan = Predictions(outputs(model, x)), original_labels(menus.problem())
-        plan.weight_bits[:], plan.sparsity[:] = (0, 2, 1), (0, 2, 1)
-        folded = fold_batch_norms(model, menus.network).requires_grad_(False)
-        far = first_order_effects(folded, menus, x, predictions.pooled)
-        found.append(effects_around(folded, menus, plan, x, predictions.pooled, far))
-        assert (folded.first.weight is folded.second.weight) == (model is tied)
-    assert np.array_equal(found[0].pruning, found[1].pruning)
-    assert np.array_equal(found[0].rounding, found[1].rounding)
-    assert np.abs(found[0].rounding).max((1, 2, 3)).min() > 0.01
 
 
 def test_passes_by_hand() -> None:

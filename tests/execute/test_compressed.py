@@ -106,14 +106,15 @@ def test_uncompressed_is_the_original():
     }
 
 
-def test_layers_with_one_weight_get_their_own():
+def test_a_weight_in_common_stays():
     model, x = network("tied")
     assert isinstance(model, Tied)
     menus = menus_of(model, x, sparsity_levels=1)
-    made = from_menus(menus, labels(menus, 0.0, 32, 32, second=(0.0, 3, 32)), fold_batch_norms(model, menus.network))
-    torch.testing.assert_close(made.model.first.weight, model.first.weight)
-    assert len(made.model.second.weight[0].unique()) <= 8
-    assert not torch.equal(made.model.second.weight, made.model.first.weight)
+    made = from_menus(menus, labels(menus, 0.0, 3, 32), fold_batch_norms(model, menus.network))
+    assert list(made.layers) == ["head"]
+    assert len(made.model.head.weight[0].unique()) <= 8
+    assert made.model.first.weight is made.model.second.weight
+    assert torch.equal(made.model.first.weight, model.first.weight)
 
 
 def test_weight_by_hand():

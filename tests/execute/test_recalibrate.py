@@ -237,17 +237,6 @@ def test_it_changes_nothing_that_it_was_given():
     assert not any(module.training for module in fitted.model.modules())
 
 
-def test_layers_with_a_weight_in_common_are_fitted_one_by_one():
-    model, x = network("tied")
-    menus = menus_of(model, x)
-    labeling = labels(menus, 0.0, 3, 32)
-    made = from_menus(menus, labeling, model)
-    fitted = recalibrate(made, model, menus, labeling, x)
-    before, after = ((outputs(each.rounded(), x) - outputs(model, x)).norm() for each in (made, fitted))
-    assert after < 0.9 * before
-    assert not torch.equal(fitted.layers["first"].values, fitted.layers["second"].values)
-
-
 def test_a_layer_that_runs_twice_keeps_its_weights():
     model, x = network("twice")
     menus = menus_of(model, x)

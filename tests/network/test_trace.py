@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.network import trace
+from autocompress.network.costs import header_bytes
 from autocompress.samples import Field
 
 
@@ -155,14 +156,20 @@ def test_a_forward_pass_with_hard_coded_widths_is_fixed() -> None:
     assert found["b"] == ""
 
 
-def test_tied_weights_are_fixed() -> None:
+def test_tied_weights_are_no_layers_and_stored_once() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model[2].weight = model[0].weight
-    assert reasons(model, 4) == {
-        "0": "shares its weight with another layer",
-        "2": "shares its weight with another layer",
-        "4": "network output",
-    }
+    network = trace(model, torch.zeros(1, 4))
+    assert [layer.name for layer in network.layers] == ["4"]
+    assert network.shared_weights == {"0": "its weight is also that of 2", "2": "its weight is also that of 0"}
+    assert network.fixed_operators == {"aten.addmm": 32}
+    original = network.costs.resources(network.costs.group_width, np.array([32]), np.array([32]))
+    names = header_bytes(
+        {"4.weight": (2, 4), "4.weight_scale": (2,), "4.input_range": (2,), "4.bias": (2,)}
+        | {"0.weight": (4, 4), "0.bias": (4,), "2.bias": (4,)}
+    )
+    assert int(original["size"]) == names + 4 * (16 + 4 + 4) + 4 * (8 + 2)
+    assert int(original["macs"]) == 32 + 8
 
 
 def test_first_depthwise_layer_keeps_the_input_channels() -> None:
@@ -309,7 +316,10 @@ def test_wrong_input() -> None:
         trace(chain(), torch.zeros(4))
     with pytest.raises(InputError, match=r"`example` must fit the model's input, got shape \(1, 3, 4, 4\): .*channels"):
         trace(chain(), torch.zeros(1, 3, 4, 4))
-    message = "`model` must run at least one Conv1d, Conv2d, Linear or Embedding layer on `example`, got none."
+    message = (
+        "`model` must run at least one convolution, Linear, Embedding, GRU, LSTM or RNN on `example`, with a weight of "
+        "its own, got none."
+    )
     with pytest.raises(InputError, match=re.escape(message)):
         trace(nn.ReLU(), x)
 

@@ -77,8 +77,10 @@ class Lowered:
             - one placeholder for each tensor that the network takes.
             - get_attr: a parameter or buffer under the original's name (`layer1.0.conv1.weight`).
             - call_function of a functional ATen operator (`torch.ops.aten.conv2d.default`): it changes no tensor.
-              Arguments are nodes, numbers, and lists of them. A layer is a linear, conv1d or conv2d whose second
-              argument is the get_attr of its weight.
+              Arguments are nodes, numbers, and lists of them. A layer is a linear or convolution whose second argument
+              is the get_attr of its weight, or in a transposed convolution a reordering of it, or an embedding, whose
+              first argument it is. `gru.input`, `lstm.input`, `rnn_tanh.input` and `rnn_relu.input` run several layers:
+              their third argument is the list of all matrices and biases.
             - call_function of `round_activation(x, scale, zero, bits)`: x rounded to steps of `scale` and clamped to
               2^bits of them, (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero) * scale. In an integer file it is
               a quantization followed by a dequantization. A layer whose input is rounded reads such a node.

@@ -35,6 +35,7 @@ from autocompress.samples import Field
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
 from autocompress.targets.onnxruntime.norms import write_norms_out_
+from autocompress.targets.onnxruntime.recurrent import long_short_to_onnx, recurrence_to_onnx, replace_recurrent_
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -103,6 +104,14 @@ def with_placeholders(lowered: Lowered) -> fx.GraphModule:
     ShapeProp(module).propagate(*(field.zeros(2) for field in lowered.inputs))
     write_norms_out_(module)
     numbers = {f"{name}.weight": number for number, name in enumerate(lowered.layers)}
+
+    def stored_matrix(weight: fx.Node) -> fx.Node | None:
+        name = str(weight.target)
+        layer = lowered.layers.get(name.removesuffix(".weight"))
+        return None if layer is None or layer.bits == 32 else _stored(module, layer, numbers[name])
+
+    replace_recurrent_(module, stored_matrix)
+    module.graph.eliminate_dead_code()
     for node in list(module.graph.nodes):
         if node.op == "get_attr" and node.target in numbers:
             layer = lowered.layers[str(node.target).removesuffix(".weight")]
@@ -117,12 +126,22 @@ def with_placeholders(lowered: Lowered) -> fx.GraphModule:
     return module
 
 
-def _replace_weight_(module: fx.GraphModule, node: fx.Node, layer: LayerWeights, number: int) -> None:
+def _stored(module: fx.GraphModule, layer: LayerWeights, number: int) -> fx.Node:
+    """A node that stands for a layer's weight, where the graph inserts nodes now."""
+    return module.graph.call_function(torch.ops.autocompress.stored_weight.default, _parts(module, layer, number))
+
+
+def _parts(module: fx.GraphModule, layer: LayerWeights, number: int) -> tuple[fx.Node, fx.Node]:
+    """Nodes of the placeholders for a layer's codes and scale, where the graph inserts nodes now."""
     codes, scale = f"{PLACEHOLDER}codes_{number}", f"{PLACEHOLDER}{number}"
     module.register_buffer(codes, torch.zeros(layer.values.shape, dtype=torch.int8))
     module.register_buffer(scale, _numbered_nans(len(layer.values), number))
+    return module.graph.get_attr(codes), module.graph.get_attr(scale)
+
+
+def _replace_weight_(module: fx.GraphModule, node: fx.Node, layer: LayerWeights, number: int) -> None:
     with module.graph.inserting_before(node):
-        parts = (module.graph.get_attr(codes), module.graph.get_attr(scale))
+        parts = _parts(module, layer, number)
     for user in [user for user in node.users if user.target is _ATEN.embedding.default]:
         with module.graph.inserting_before(user):
             looked_up = module.graph.call_function(torch.ops.autocompress.stored_lookup.default, (*parts, user.args[1]))
@@ -130,7 +149,7 @@ def _replace_weight_(module: fx.GraphModule, node: fx.Node, layer: LayerWeights,
         module.graph.erase_node(user)
     if not node.users:
         # Two tables' codes must not be merged: what looks them up would be merged too.
-        module.get_buffer(codes).flatten()[:2] = torch.tensor(divmod(number, 100), dtype=torch.int8)
+        module.get_buffer(str(parts[0].target)).flatten()[:2] = torch.tensor(divmod(number, 100), dtype=torch.int8)
         return
     with module.graph.inserting_before(node):
         stored = module.graph.call_function(torch.ops.autocompress.stored_weight.default, parts)
@@ -175,6 +194,8 @@ def exported(module: fx.GraphModule, inputs: Sequence[Field], outputs: Sequence[
         torch.ops.autocompress.stored_weight.default: _weight,
         torch.ops.autocompress.stored_lookup.default: _lookup,
         torch.ops.autocompress.global_average.default: _average,
+        torch.ops.autocompress.recurrence.default: recurrence_to_onnx,
+        torch.ops.autocompress.long_short.default: long_short_to_onnx,
     }
     example = tuple(field.zeros(2) for field in inputs)
     dynamic = free_axes(module, len(example), any_length=takes_any_length(module))

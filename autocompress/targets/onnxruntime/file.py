@@ -25,6 +25,7 @@ from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.onnxruntime.biases import store_biases_
 from autocompress.targets.onnxruntime.exporter import OPSET, exported, inline_constants_, with_placeholders
+from autocompress.targets.onnxruntime.recurrent import with_gates_in_order
 from autocompress.targets.onnxruntime.slim import slim_
 from autocompress.targets.onnxruntime.weights import store_weights_
 
@@ -64,7 +65,7 @@ def write_onnx(lowered: Lowered) -> bytes:
     proto = exported(with_placeholders(lowered), lowered.inputs, placeholders)
     graph = proto.graph
     inline_constants_(graph)
-    store_weights_(graph, list(lowered.layers.values()))
+    store_weights_(graph, list(with_gates_in_order(lowered.graph.graph, lowered.layers).values()))
     store_biases_(graph)
     slim_(proto, _final_names(lowered) | dict(zip(placeholders, lowered.outputs, strict=True)))
     for value in itertools.chain(graph.input, graph.output):

@@ -32,7 +32,7 @@ def store_weights_(graph: GraphProto, layers: list[LayerWeights]) -> None:
         if node.op_type == "DequantizeLinear" and node.input[1].startswith(PLACEHOLDER):
             number = int(node.input[1].removeprefix(PLACEHOLDER))
             readers = [reader for reader in graph.node if node.output[0] in reader.input]
-            turn = bool(readers) and all(reader.op_type == "Transpose" for reader in readers)
+            turn = _common_order(readers)
             turned |= {reader.output[0]: node.output[0] for reader in readers if turn}
             with_zero = any(reader.op_type == "Gemm" for reader in readers)
             nodes += _weight_nodes(graph, layers[number], node.output[0], turn, with_zero)
@@ -44,6 +44,12 @@ def store_weights_(graph: GraphProto, layers: list[LayerWeights]) -> None:
     assert not any(name.startswith(PLACEHOLDER) for name in dequantized), "every weight has its content"
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _common_order(readers: list[NodeProto]) -> tuple[int, ...]:
+    """The order of axes that all readers put a weight in; empty where they do not, or not all the same."""
+    orders = {tuple(reader.attribute[0].ints) if reader.op_type == "Transpose" else () for reader in readers}
+    return orders.pop() if len(orders) == 1 else ()
 
 
 def _store_tables_(graph: GraphProto, layers: list[LayerWeights]) -> None:
@@ -99,7 +105,9 @@ def _maker(graph: GraphProto, name: str) -> NodeProto:
     return maker
 
 
-def _weight_nodes(graph: GraphProto, layer: LayerWeights, output: str, turn: bool, with_zero: bool) -> list[NodeProto]:
+def _weight_nodes(
+    graph: GraphProto, layer: LayerWeights, output: str, turn: tuple[int, ...], with_zero: bool
+) -> list[NodeProto]:
     """The nodes that make the float32 weight `output` of stored tensors, which are added to the graph.
 
     Float16: Cast. INT8: DequantizeLinear(codes, scale). INT4 and INT2: Cast to INT8, then DequantizeLinear.
@@ -108,15 +116,14 @@ def _weight_nodes(graph: GraphProto, layer: LayerWeights, output: str, turn: boo
         graph: graph that the tensors are added to.
         layer: weights to store.
         output: name of the weight.
-        turn: whether a matrix is stored transposed, so that nothing transposes it at run time; its rows are then
-            axis 1.
+        turn: order of axes that the weight is stored in, so that nothing transposes it at run time; empty: its own.
         with_zero: whether to add zero points, all 0: the integer kernel of Gemm is only found with them, all others
             are found without.
     """
     from onnx import TensorProto, helper, numpy_helper
 
     values = layer.values.numpy()
-    values = np.ascontiguousarray(values.T) if turn else values
+    values = np.ascontiguousarray(values.transpose(turn)) if turn else values
     if layer.scale is None:
         graph.initializer.append(numpy_helper.from_array(values.astype(np.float16), f"{output}_half"))
         return [helper.make_node("Cast", [f"{output}_half"], [output], to=TensorProto.FLOAT)]
@@ -128,7 +135,7 @@ def _weight_nodes(graph: GraphProto, layer: LayerWeights, output: str, turn: boo
     if with_zero:
         inputs.append(f"{output}_zero")
         graph.initializer.append(numpy_helper.from_array(np.zeros(len(layer.scale), np.int8), inputs[2]))
-    nodes = [helper.make_node("DequantizeLinear", inputs, [output], axis=int(turn))]
+    nodes = [helper.make_node("DequantizeLinear", inputs, [output], axis=turn.index(0) if turn else 0)]
     if dequantized != stored.name:
         nodes.insert(0, helper.make_node("Cast", [stored.name], [dequantized], to=TensorProto.INT8))
     return nodes

@@ -125,10 +125,13 @@ def other_tensors(model: nn.Module, layers: Collection[str]) -> Iterator[tuple[s
         model: model whose state is looked through.
         layers: names of the layers.
     """
-    for name, tensor in model.state_dict().items():
+    seen: set[int] = set()  # a parameter of several names is stored under the first
+    for name, tensor in model.state_dict(keep_vars=True).items():
         module, _, leaf = name.rpartition(".")
-        if module not in layers and leaf != "num_batches_tracked":
-            yield name, tensor
+        is_new = id(tensor) not in seen
+        seen.add(id(tensor))
+        if is_new and module not in layers and leaf != "num_batches_tracked":
+            yield name, tensor.detach()
 
 
 def load_packed(path: str | Path) -> Lowered:
