@@ -214,6 +214,10 @@ def exported(module: fx.GraphModule, inputs: Sequence[Field], outputs: Sequence[
             )
     except torch.onnx.OnnxExporterError as error:
         raise ExportError(f"`model` must have operators that ONNX has, got {_operator(error)}.") from error
+    except _optimizer_failure() as error:  # its passes rewrite graphs of thousands of nodes, and some fail
+        raise ExportError(
+            f"`model` must be a network that ONNX's optimizer can rewrite, got the error: {_innermost(error)}"
+        ) from error
     assert written is not None
     proto: ModelProto = written.model_proto
     assert not proto.functions, "the exporter inlines its functions"
@@ -256,11 +260,27 @@ def _average(x: Any) -> Any:
 
 def _operator(error: BaseException) -> str:
     """The operator that an exporter's error is about, else what its innermost cause says."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    found = re.search(r"op='([\w.]+)'", f"{error} {cause}")
-    return found[1] if found else first_line(cause)  # type: ignore[arg-type]
+    found = re.search(r"op='([\w.]+)'", f"{error} {_cause(error)}")
+    return found[1] if found else _innermost(error)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The first of the errors that led to this one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _innermost(error: BaseException) -> str:
+    """What the innermost cause of an error says, in one line."""
+    return first_line(_cause(error))  # type: ignore[arg-type]
+
+
+def _optimizer_failure() -> type[Exception]:
+    """What the optimizer's passes raise."""
+    from onnx_ir.passes import PassError
+
+    return PassError
 
 
 @contextmanager
