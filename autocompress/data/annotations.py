@@ -11,17 +11,15 @@ import base64
 import binascii
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from autocompress.data.imagefolder import ImageSource
 from autocompress.data.labels import named_labels
 from autocompress.data.pixels import ImageReader, Normalization
-from autocompress.data.sources import Source, Splits
+from autocompress.data.sources import Splits, TextSources
 from autocompress.data.texts import split_files, text_lines
 from autocompress.errors import InputError, shown
 from autocompress.files import check_regular
@@ -56,7 +54,7 @@ def load_annotations(
     reader: ImageReader,
     normalization: Normalization,
     arguments: Mapping[str, Any],
-    texts: Callable[[Mapping[str, Sequence[str]], Mapping[str, Tensor | None]], Mapping[str, Source]],
+    texts: TextSources,
 ) -> Splits:
     """Training and test source of annotations, and the class names.
 

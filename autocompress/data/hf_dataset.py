@@ -9,7 +9,7 @@ FOLDER/train/data-00000-of-00001.arrow  rows, as an Arrow stream
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from autocompress.data.columns import TableColumns, check_image_type, labels_of, texts_of
 from autocompress.data.pixels import ImageReader, Normalization, stack
-from autocompress.data.sources import Source, Splits
+from autocompress.data.sources import Source, Splits, TextSources
 from autocompress.data.texts import TESTS
 from autocompress.errors import InputError, reason_of
 from autocompress.files import check_regular
@@ -73,7 +73,7 @@ def load_hf_dataset(
     reader: ImageReader,
     normalization: Normalization,
     arguments: Mapping[str, Any],
-    texts: Callable[[Mapping[str, Sequence[str]], Mapping[str, Tensor | None]], Mapping[str, Source]],
+    texts: TextSources,
 ) -> Splits:
     """Training and test source of a saved data set, and the class names.
 

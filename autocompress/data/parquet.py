@@ -19,7 +19,7 @@ from torch import Tensor
 from autocompress.budget import format_bytes
 from autocompress.data.columns import TableColumns, check_image_type, labels_of, texts_of
 from autocompress.data.pixels import ImageReader, Normalization, stack
-from autocompress.data.sources import Source, Splits
+from autocompress.data.sources import Splits, TextSources
 from autocompress.errors import InputError, reason_of
 from autocompress.files import check_regular
 from autocompress.memory import memory_limit
@@ -94,7 +94,7 @@ def load_parquet(
     reader: ImageReader,
     normalization: Normalization,
     arguments: Mapping[str, Any],
-    texts: Callable[[Mapping[str, Sequence[str]], Mapping[str, Tensor | None]], Mapping[str, Source]],
+    texts: TextSources,
 ) -> Splits:
     """Sources of train.parquet and, where there is one, test.parquet, and the class names.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +27,10 @@ class Source(Protocol):
         Floating-point inputs are float32 and normalised; whole numbers, such as tokens, stay what they are.
         """
         ...
+
+
+TextSources = Callable[[Mapping[str, Sequence[str]], Mapping[str, Tensor | None]], Mapping[str, Source]]
+"""From the texts and the labels of every split to the split's source of tokens."""
 
 
 @dataclass(frozen=True, eq=False)
