@@ -73,6 +73,7 @@ def one(name: str, options: argparse.Namespace) -> None:
     # At most a third of the training samples calibrate.
     images = torch.randn(3 * options.samples, 3, options.pixels, options.pixels)
     labels = torch.randint(1000, (len(images),))
+    labels[-1] = 999  # the number of classes is that of the largest
     data = from_tensors(
         (images, labels),
         (images[:64], labels[:64]),
