@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.job.outputs import read
 from autocompress.models import gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
+from autocompress.network.groups import UNREADABLE
 from autocompress.network.interface import interfaced
 from autocompress.network.layered import layered
 from autocompress.network.separate_attention import separated, unseparated
@@ -202,6 +204,20 @@ def _tell_network(network: Network, name: str, data: Data, watcher: Progress) ->
         watcher.note(f"operator {operator} ({calls} calls) is in no cost table; its cost counts as 0")
     for module, reason in network.shared_weights.items():
         watcher.note(f"{module} stays in float32: {reason}")
+    _tell_unread(network, watcher)
+
+
+def _tell_unread(network: Network, watcher: Progress) -> None:
+    """Note which layers have no channel groups because torch-pruning can't read the network, and why."""
+    unread: dict[str, list[str]] = defaultdict(list)
+    for layer in network.layers:
+        if layer.fixed_reason.startswith(UNREADABLE):
+            unread[layer.fixed_reason].append(layer.name)
+    for reason, names in unread.items():
+        layers = ", ".join(names[:3]) + (f" and {len(names) - 3} more layers" if len(names) > 3 else "")
+        watcher.note(
+            f"channel groups are not offered for {layers}, which keep their widths and get bits only: {reason}"
+        )
 
 
 def _check_test_shape(data: Data) -> None:

@@ -7,12 +7,9 @@ can't read.
 from __future__ import annotations
 
 import copy
-import importlib
-import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from autocompress.network.dependency_graph import TooManySteps, bounded_search, torch_pruning
 from autocompress.network.heads import Block
 from autocompress.network.structure import Group, IntArray
 from autocompress.network.tape import LAYER_TYPES, NORM_TYPES
@@ -27,6 +25,8 @@ from autocompress.network.transposed import TransposedConv
 from autocompress.network.verification import Verifier, first_line
 from autocompress.network.written_out import as_convolutions
 from autocompress.samples import Inputs, call
+
+UNREADABLE = "torch-pruning can't read the graph"  # how a reason begins that is no property of the network
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class _GraphReader:
         self._modules = dict(self._model.named_modules())
         self._fixed_outputs = fixed_outputs
         self._shared = shared
-        self._graph = _torch_pruning().DependencyGraph()
+        self._graph = torch_pruning().DependencyGraph()
 
     def build(self, sample: Inputs) -> str:
         """Build the graph; returns why that failed, empty where it worked."""
@@ -186,7 +186,9 @@ class _GraphReader:
         draft.producers[owner] = np.arange(draft.width)[:, None]
         try:
             pruner = self._graph.get_pruner_of_module(layer)
-            items = list(self._graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(draft.width))))
+            with warnings.catch_warnings(), bounded_search():
+                warnings.simplefilter("ignore")
+                items = list(self._graph.get_pruning_group(layer, pruner.prune_out_channels, list(range(draft.width))))
         except Exception as error:  # as in `build`
             draft.reason = self._fixed_outputs.get(owner, _unreadable(error))
             return draft
@@ -239,29 +241,6 @@ class _GraphReader:
         return ""
 
 
-def _torch_pruning() -> Any:
-    """The package torch-pruning, imported when the first graph is read."""
-    with _without_timm():
-        return importlib.import_module("torch_pruning")
-
-
-@contextmanager
-def _without_timm() -> Iterator[None]:
-    """Imports inside find no timm, unless it is imported already; `sys.modules` is as before afterwards.
-
-    torch-pruning imports timm where it is installed, and with it torchvision and torch._dynamo: two seconds,
-    only for its counter of operations, which is not used here. The dependency graph knows nothing of timm.
-    """
-    if "timm" in sys.modules:
-        yield
-        return
-    sys.modules["timm"] = None  # type: ignore[assignment]  # `import timm` then raises ModuleNotFoundError
-    try:
-        yield
-    finally:
-        del sys.modules["timm"]
-
-
 def is_depthwise(layer: nn.Module) -> bool:
     """Whether each output channel of a convolution reads just the input channel of the same index."""
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or isinstance(layer, TransposedConv):
@@ -270,7 +249,8 @@ def is_depthwise(layer: nn.Module) -> bool:
 
 
 def _unreadable(error: Exception) -> str:
-    return f"torch-pruning can't read the graph: {type(error).__name__}: {first_line(error)}"
+    said = first_line(error) if isinstance(error, TooManySteps) else f"{type(error).__name__}: {first_line(error)}"
+    return f"{UNREADABLE}: {said}"
 
 
 def _by_channel(indices: Iterable[int], roots: Iterable[int | None], width: int) -> IntArray:

@@ -68,6 +68,11 @@ class Layer:
         return int(np.prod(self.weight_shape[1:], dtype=np.int64))
 
     @property
+    def width(self) -> int:
+        """Number of values that the layer gives at one position: its rows, or of an embedding its columns."""
+        return self.weight_shape[1] if self.kind == EMBEDDING else self.weight_shape[0]
+
+    @property
     def parameters(self) -> int:
         """Number of weights, without the bias."""
         return self.rows * self.fan_in

@@ -1,11 +1,16 @@
 """The whole job on networks with layers behind operators of several results, or beside layers of other kinds."""
 
+from functools import partial
+
 import pytest
 import torch
+from run_toys import Watcher
 from torch import Tensor, nn
 
 import autocompress
 from autocompress import InputError
+from autocompress.network import groups
+from autocompress.network.dependency_graph import bounded_search
 
 QUICK = {
     "method": "solver", "budget": "size=0.9", "dtype": "float32", "search_samples": 64, "calibration_samples": 64,
@@ -122,3 +127,18 @@ def test_what_is_refused_in_one_line(model, message, tmp_path):
         autocompress.search(model, (torch.randn(60, 8), None), out=tmp_path / "run", cache=tmp_path, **QUICK)
     assert str(error.value) == message
     assert not (tmp_path / "run").exists()
+
+
+def test_layers_whose_groups_can_not_be_read_are_named_and_the_job_goes_on(monkeypatch, tmp_path):
+    """As with a windowed attention, whose reshapes torch-pruning multiplies: here a bound that a flattening exceeds."""
+    monkeypatch.setattr(groups, "bounded_search", partial(bounded_search, 200))
+    layers = [nn.Conv2d(3, 5, 1), nn.ReLU(), nn.Conv2d(5, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)]
+    data, watcher = (torch.randn(200, 3, 8, 8), None), Watcher()
+    made = {"out": tmp_path / "run", "cache": tmp_path / "cache", "progress": watcher}
+    result = autocompress.search(nn.Sequential(*layers).eval(), data, **made, **{**QUICK, "budget": "size=0.7"})
+    assert [note for note in watcher.notes if note.startswith("channel groups")] == [
+        "channel groups are not offered for 2, which keep their widths and get bits only: torch-pruning can't read the "
+        "graph: it ties more than 200 channels to one layer's, which are misread reshapes"
+    ]
+    assert result.verification.passed, result.verification.failures()
+    assert result.plan.labels["2"].sparsity == 0
