@@ -8,13 +8,14 @@ All else (graph, names, header, tensors of no layer) is measured on one file, th
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from autocompress.execute.compressed import Compressed, from_menus, uncompressed
+from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, uncompressed, write_weights_
 from autocompress.menus.menus import Menus
 from autocompress.samples import Inputs
 from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
@@ -30,10 +31,10 @@ _SLACK, _SLACK_A_LAYER = 64, 8
 def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -> tuple[Menus, int]:
     """The menus with `size` counted on the target's file, and the bytes of the original's float32 file.
 
-    Files are really written: the original's, and those with the most overhead. In these no channel is gone, and every
-    layer has its fewest bits; where 16 or 32 bits are on offer, there is one more file at each of these, because
-    floating-point weights are stored in another form. What such a file has at most besides the closed form is the
-    overhead of every plan.
+    Files are really written: the original's, and those with the most overhead. In these no channel is gone, every layer
+    has its fewest bits, and no two layers share a tensor (`_all_different`); where 16 or 32 bits are on offer, there is
+    one more file at each of these, because floating-point weights are stored in another form. What such a file has at
+    most besides the closed form is the overhead of every plan.
 
     Args:
         target: target whose file counts.
@@ -44,7 +45,7 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inp
     Raises:
         ExportError: the target can't hold the network.
     """
-    name = f"file-{target.name}-{__version__}-torch{torch.__version__}"  # other versions write other files
+    name = f"longest-{target.name}-{__version__}-torch{torch.__version__}"  # other versions write other files
     if target.name in TARGETS.from_outside():
         name += f"-{TARGETS.source_of(target.name)}"
     found = menus.store.tensors(name, lambda: {"bytes": torch.tensor(_measured(target, menus, folded, inputs))})
@@ -65,9 +66,33 @@ def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -
     bits = menus.settings.weight_bits
     overheads = []
     for position in [0, *(position for position in range(1, len(bits)) if bits[position] >= 16)]:
-        made = from_menus(menus, Labeling(none, none + position, none), folded)
+        made = _all_different(from_menus(menus, Labeling(none, none + position, none), folded))
         overheads.append(len(_file(target, made, inputs)) - _closed_form(menus.network.costs, made))
     return max(overheads), len(original)
+
+
+def _all_different(compressed: Compressed) -> Compressed:
+    """The same network with weights that are in no layer those of another.
+
+    Files hold equal tensors once: the biases of layers that never learned one are all zero, and tied layers of equal
+    labels have the same codes. Another plan's labels make them differ, and its file longer than the closed form says.
+    """
+    model, layers = copy.deepcopy(compressed.model), dict(compressed.layers)
+    for number, (name, layer) in enumerate(layers.items()):
+        layers[name] = replace(
+            layer,
+            values=layer.values.flatten().roll(number).view_as(layer.values),
+            scale=None if layer.scale is None else layer.scale * (1 + number / 1_024),
+            bias=None if layer.bias is None else layer.bias + (number + 1) * _step(layer),
+        )
+        write_weights_(model, name, layers[name])
+    return Compressed(model, layers, compressed.plan)
+
+
+def _step(layer: LayerWeights) -> Tensor:
+    """(rows,) what a bias may move by, whatever the layer's range: the step of integer kernels, or as little."""
+    scale = torch.full((len(layer.values),), 1e-6) if layer.scale is None else layer.scale
+    return scale if layer.input_range is None else scale * layer.input_range.scale
 
 
 def _file(target: Target, compressed: Compressed, inputs: Inputs) -> bytes:
