@@ -102,6 +102,7 @@ def one(name: str, options: argparse.Namespace) -> None:
         "seconds": time.perf_counter() - started,
         "own_seconds": time.process_time(),
         "peak_gb": _peak_gb(),
+        "failures": [] if result.verification is None else result.verification.failures(),
         "stages": stages.seconds,
     }
     if torch.cuda.is_available():
@@ -138,7 +139,8 @@ def main() -> None:
             f"{name}: {row['layers']} layers, {row['groups']} groups, size {100 * row['size']:.2f} %, "
             f"KL {row['kl']:.4f}, {row['seconds']:.0f} s ({row['own_seconds']:.0f} s of its own), "
             f"peak {row['peak_gb']:.1f} GB{gpu}; "
-            + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in longest),
+            + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in longest)
+            + "".join(f"; FAILED {failure}" for failure in row["failures"]),
             flush=True,
         )
 

@@ -11,7 +11,7 @@ from torch import nn
 from autocompress.execute.compressed import from_menus, uncompressed
 from autocompress.menus import MenuSettings, build_menus
 from autocompress.network import fold_batch_norms, trace
-from autocompress.targets import counted_on_file
+from autocompress.targets import counted_on_file, sizing
 from autocompress.targets.graph.lowering import lower
 from autocompress.targets.target import TARGETS
 from autocompress_envs.problem import Labeling
@@ -94,7 +94,7 @@ def test_unfolded_norms_count_once(inputs):
     counted, _ = counted_on_file(TARGETS["packed"], menus, folded, inputs)
     lowest = Labeling(*[np.zeros(2, np.int64)] * 3)
     content = TARGETS["packed"].write(lowered(counted, lowest, folded, inputs))
-    assert counted.problem().resources(lowest)["size"] == len(content) + SLACK
+    assert 0 <= len(content) + SLACK - counted.problem().resources(lowest)["size"] <= 8  # of the compressed graph
     fewer = Labeling(np.array([1, 0]), np.zeros(2, np.int64), np.zeros(2, np.int64))
     smaller = TARGETS["packed"].write(lowered(counted, fewer, folded, inputs))
     assert 0 <= counted.problem().resources(fewer)["size"] - len(smaller) < SLACK + 64
@@ -154,3 +154,24 @@ def test_floating_point_layers_have_their_own_overhead(bits, inputs):
         labeling = Labeling(none, none + position, none + inputs_at)
         content = target.write(lower(from_menus(menus, labeling, folded), inputs, integer=True))
         assert len(content) + 64 + 6 * 8 <= counted.problem().resources(labeling)["size"]
+
+
+def test_layers_that_share_tensors_are_counted_apart(inputs):
+    """Equal tensors are held once. EfficientNet-B0 that never learned has zeros for biases, which a plan makes unequal:
+    its file took 15,952 bytes more than the budget. Here four equal layers without anything in their biases."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[part for _ in range(4) for part in (nn.Linear(4, 4), nn.ReLU())][:-1]).eval()
+    menus = small_menus(model, inputs)
+    folded = fold_batch_norms(model, menus.network)
+    none = np.zeros(4, np.int64)
+    made = from_menus(menus, Labeling(none, none, none), folded)
+    first = next(iter(made.layers.values()))
+    equal = replace(first, values=torch.arange(-8, 8, dtype=torch.int8).view(4, 4), bias=torch.zeros(4))
+    alike = replace(made, layers=dict.fromkeys(made.layers, equal))
+    apart = sizing._all_different(alike)
+    for field in ("values", "scale", "bias"):
+        tensors = [getattr(layer, field) for layer in apart.layers.values()]
+        assert not any(torch.equal(one, other) for one, other in itertools.combinations(tensors, 2)), field
+    for name, layer in apart.layers.items():
+        assert torch.equal(apart.model.get_parameter(f"{name}.weight"), layer.weight())
+        assert torch.equal(apart.model.get_parameter(f"{name}.bias"), layer.bias)
