@@ -39,6 +39,7 @@ _OF_BASE = (
 _OF_METHODS = (_OF_BASE | _METHOD_ONLY) - {
     "model",
     "weights",
+    "task",  # which says what divergences are
     "model_args",
     "data",
     "data_args",

@@ -144,6 +144,12 @@ def test_unknown_options_name_those_that_a_comparison_has():
         make_suite({**SMALL, "methods": [{"method": "rl", "depth": 3}]})
 
 
+def test_methods_share_the_task_that_divergences_come_from():
+    assert make_suite({**SMALL, "base": {"task": "regression"}}).configs["solver"].task == "regression"
+    with pytest.raises(InputError, match=r"^`task` must stand in `base`, got it in the method rl\.$"):
+        make_suite({**SMALL, "methods": [{"method": "rl", "task": "regression"}]})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -14,9 +14,9 @@ from autocompress.policy_training.evaluation import Score, evaluate_policy, summ
 from autocompress.searchers.model_based.first_order import predicted_best_plan
 
 ALLOWED = (
-    "activation_bits, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, granularity, "
-    "image_size, jobs, max_tokens, mean, memory, model, model_args, quantizer, remove_branches, search_samples, seed, "
-    "sparsity_levels, std, target, tokenizer, weight_bits, weights"
+    "activation_bits, audio_seconds, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, "
+    "granularity, image_size, jobs, max_tokens, mean, memory, model, model_args, quantizer, remove_branches, "
+    "search_samples, seed, sparsity_levels, std, target, task, tokenizer, weight_bits, weights"
 )
 QUICK = {"model": "digits", "search_samples": 64, "calibration_samples": 64, "sparsity_levels": 4, "dtype": "float32",
          "target": "packed"}  # fmt: skip
