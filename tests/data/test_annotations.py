@@ -1,28 +1,12 @@
 """Annotations of Prodigy and Labelbox: what counts, what is left out, and what is refused."""
 
 import base64
-import io
 import json
 
 import pytest
-from PIL import Image
+from data_toys import PLAIN, message, png, saved_tokenizer
 
 from autocompress.data import load_data
-from autocompress.errors import InputError
-
-PLAIN = {"mean": [0, 0, 0], "std": [1, 1, 1]}
-
-
-def message(spec, **options):
-    with pytest.raises(InputError) as error:
-        load_data(spec, **options)
-    return str(error.value)
-
-
-def png(value):
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, 0, 255)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def written(path, lines):
@@ -32,15 +16,7 @@ def written(path, lines):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra text")
-    words = ["[PAD]", "[UNK]", "good", "bad", "film"]
-    made = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
-    )
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made.save(str(folder / "tokenizer.json"))
-    return folder
+    return saved_tokenizer(tmp_path_factory.mktemp("tokenizer"), "good", "bad", "film")
 
 
 OPTIONS = [{"id": name, "text": name.title()} for name in ("pos", "neg", "mixed")]

@@ -5,18 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from data_toys import message
 
 from autocompress.data import load_data
 from autocompress.data.spectra import AudioFeatures, Spectra
 from autocompress.errors import InputError
 
 RATE = 800
-
-
-def message(spec, **options):
-    with pytest.raises(InputError) as error:
-        load_data(spec, **options)
-    return str(error.value)
 
 
 def tone(hertz, seconds=0.1, rate=RATE):

@@ -1,29 +1,19 @@
 """Data sets as `datasets` saves them (their layout of version 5.2), and Parquet files with texts and other columns."""
 
-import io
 import json
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from data_toys import PLAIN, message, png, saved_tokenizer
 
 from autocompress.data import load_data
 from autocompress.errors import InputError
 
-PLAIN = {"mean": [0, 0, 0], "std": [1, 1, 1]}
 
-
-def message(spec, **options):
-    with pytest.raises(InputError) as error:
-        load_data(spec, **options)
-    return str(error.value)
-
-
-def png(value):
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 4), (value, 0, 255)).save(buffer, "PNG")
-    return {"bytes": buffer.getvalue(), "path": None}
+def cell(value):
+    """An image as `datasets` stores it."""
+    return {"bytes": png(value), "path": None}
 
 
 def save(folder, columns, features=None, files=1):
@@ -48,15 +38,7 @@ def save_splits(root, **splits):
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra text")
-    words = ["[PAD]", "[UNK]", "good", "bad", "film"]
-    made = tokenizers.Tokenizer(
-        tokenizers.models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
-    )
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made.save(str(folder / "tokenizer.json"))
-    return folder
+    return saved_tokenizer(tmp_path_factory.mktemp("tokenizer"), "good", "bad", "film")
 
 
 TEXTS = {"sentence": ["good film", "bad", "bad film", "good"], "label": [1, 0, 0, 1]}
@@ -64,7 +46,7 @@ NAMED = {"label": {"names": ["neg", "pos", "mixed"], "_type": "ClassLabel"}}
 
 
 def test_images_of_one_split_in_two_files(tmp_path):
-    folder = save(tmp_path / "set", {"image": [png(value) for value in range(5)], "label": [0, 1, 0, 1, 2]}, NAMED, 2)
+    folder = save(tmp_path / "set", {"image": [cell(value) for value in range(5)], "label": [0, 1, 0, 1, 2]}, NAMED, 2)
     data = load_data(f"hf-dataset:{folder}", **PLAIN)
     inputs, labels = data.train.load([4, 0, 3])
     assert (inputs[:, 0, 0, 0] * 255).round().tolist() == [4, 0, 3]
@@ -89,7 +71,7 @@ def test_texts_with_names_of_columns_and_splits(tmp_path, tokenizer):
 
 
 def test_labels_are_texts_or_missing(tmp_path):
-    images = [png(value) for value in range(4)]
+    images = [cell(value) for value in range(4)]
     named = load_data(f"hf-dataset:{save(tmp_path / 'a', {'image': images, 'label': ['dog', 'cat', 'dog', 'eel']})}")
     assert (named.classes, named.train.labels.tolist()) == (("cat", "dog", "eel"), [1, 0, 1, 2])
     folder = save(tmp_path / "b", {"image": images, "kind": [0, 1, 0, 1]})
@@ -181,7 +163,7 @@ def test_parquet_texts(tmp_path, tokenizer):
 
 
 def test_parquet_images_without_labels_or_a_test_split(tmp_path):
-    pq.write_table(pa.table({"photo": [png(value) for value in range(4)]}), tmp_path / "train.parquet")
+    pq.write_table(pa.table({"photo": [cell(value) for value in range(4)]}), tmp_path / "train.parquet")
     data = load_data(f"parquet:{tmp_path}", data_args={"image": "photo", "label": None}, **PLAIN)
     inputs, labels = data.train.load([3, 1])
     assert (inputs[:, 0, 0, 0] * 255).round().tolist() == [3, 1]

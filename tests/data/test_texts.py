@@ -4,13 +4,12 @@ import json
 
 import pytest
 import torch
+from data_toys import message, saved_tokenizer
 
 from autocompress.data import load_data
-from autocompress.errors import InputError
 
-tokenizers = pytest.importorskip("tokenizers", reason="needs the extra text")
+pytest.importorskip("tokenizers", reason="needs the extra text")
 
-WORDS = ["[PAD]", "[UNK]", "good", "bad", "very", "film", "a"]
 ROWS = [
     ("a good film", "1"),
     ("bad", "0"),
@@ -24,12 +23,7 @@ ROWS = [
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     """Folder of a tokenizer that cuts at spaces."""
-    model = tokenizers.models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="[UNK]")
-    made = tokenizers.Tokenizer(model)
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    folder = tmp_path_factory.mktemp("tokenizer")
-    made.save(str(folder / "tokenizer.json"))
-    return folder
+    return saved_tokenizer(tmp_path_factory.mktemp("tokenizer"), "good", "bad", "very", "film", "a")
 
 
 def written(folder, kind, rows, header=None):
@@ -45,12 +39,6 @@ def written(folder, kind, rows, header=None):
         text = "\n".join([*([header] if header else []), *map(lines, part)])
         (folder / f"{name}.{'txt' if kind == 'lines' else kind}").write_text(text + "\n")
     return f"{kind}:{folder}"
-
-
-def message(spec, **options):
-    with pytest.raises(InputError) as error:
-        load_data(spec, **options)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("kind", ["tsv", "csv", "jsonl"])
