@@ -21,7 +21,7 @@ class TableColumns:
     """Where a table has its samples.
 
     Attributes:
-        content: what the samples are.
+        content: kind of the samples.
         name: name of the samples' column.
         label: name of the labels' column, or None.
     """
@@ -70,6 +70,11 @@ def check_image_type(kind: pa.DataType, name: str, where: str) -> None:
     inner = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
         raise InputError(f"{where} column {name} must hold bytes or a struct with bytes, got {kind}.")
+
+
+def encoded_image(cell: Any) -> Any:
+    """Encoded bytes of a cell that holds bytes, or a struct with them; None where it is empty."""
+    return cell.get("bytes") if isinstance(cell, dict) else cell
 
 
 def texts_of(column: pa.ChunkedArray, name: str, where: str) -> list[str]:

@@ -28,7 +28,7 @@ class Data:
         search_indices: indices into `train` of the samples on which plans are compared.
         calibration_indices: indices into `train` of the samples on which menus are built; none is a search
             sample.
-        notes: what the user should know of how the data was read, a line each.
+        notes: lines for the user on how the data was read.
         are_images: whether inputs (N, C, H, W) are images, which augmentation moves and mirrors; spectra are none.
     """
 
@@ -52,10 +52,6 @@ class Data:
     def _with_classes(self, indices: Sequence[int]) -> tuple[Inputs, Tensor | None]:
         inputs, labels = self.train.load(indices)
         return inputs, labels if self.classes else None
-
-    def labels(self, count: int) -> Tensor | None:
-        """Labels (n, …) of the first `count` calibration samples, whatever they are; None where there are none."""
-        return self.train.load(self.calibration_indices[:count])[1]
 
     def unused(self, count: int) -> tuple[int, ...]:
         """Indices of at most `count` training samples of neither split, always the same ones."""

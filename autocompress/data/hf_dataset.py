@@ -9,19 +9,18 @@ FOLDER/train/data-00000-of-00001.arrow  rows, as an Arrow stream
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from torch import Tensor
 
-from autocompress.data.columns import TableColumns, check_image_type, labels_of, texts_of
-from autocompress.data.pixels import ImageReader, Normalization, stack
+from autocompress.data.columns import TableColumns, check_image_type, encoded_image, labels_of, texts_of
+from autocompress.data.imagefolder import ImageSource
+from autocompress.data.pixels import ImageReader, Normalization
 from autocompress.data.sources import Source, Splits, TextSources
 from autocompress.data.texts import TESTS
 from autocompress.errors import InputError, reason_of
@@ -31,41 +30,16 @@ _ARGUMENTS = ("image", "text", "label", "train", "test")
 
 
 @dataclass(frozen=True, eq=False)
-class ArrowImageSource:
-    """Encoded images in a column of an Arrow table, which are decoded on demand.
+class ArrowImageSource(ImageSource):
+    """Encoded images in a column of an Arrow table, which holds bytes or structs with bytes; `name` is the table's."""
 
-    Attributes:
-        column: encoded images, bytes or structs with bytes.
-        labels: (N,) int64 label of every row, or None.
-        reader: decoder of an image.
-        normalization: normalization that is applied on loading.
-        name: name of the table, for messages.
-    """
-
-    column: pa.ChunkedArray
-    labels: Tensor | None
-    reader: ImageReader
-    normalization: Normalization
-    name: str
-
-    def __len__(self) -> int:
-        return len(self.column)
-
-    def load(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        reader = self.reader.for_batch(max(1, len(indices)))
-        rows = [int(index) for index in indices]
-        with ThreadPoolExecutor() as pool:  # Pillow decodes without holding the interpreter lock
-            images = list(pool.map(lambda row: self._read(row, reader), rows))
-        labels = None if self.labels is None else self.labels[torch.tensor(rows)]
-        return self.normalization.apply(stack(images, self.name)), labels
-
-    def _read(self, row: int, reader: ImageReader) -> Tensor:
+    def _read(self, index: int, reader: ImageReader) -> Tensor:
         """Pixels (3, H, W) uint8 of one row. Raises InputError where there is no image or a broken one."""
-        image = self.column[row].as_py()
-        content = image.get("bytes") if isinstance(image, dict) else image
+        cells: Any = self.images
+        content = encoded_image(cells[index].as_py())
         if content is None:
-            raise InputError(f"{self.name} row {row} must hold an image's bytes, got none; save the data set anew.")
-        return reader.read(content, f"{self.name} row {row}")
+            raise InputError(f"{self.name} row {index} must hold an image's bytes, got none; save the data set anew.")
+        return reader.read(content, f"{self.name} row {index}")
 
 
 def load_hf_dataset(

@@ -30,7 +30,7 @@ class ImageSource:
         name: name of the source, for messages.
     """
 
-    images: tuple[Path | bytes, ...]
+    images: Sequence[Path | bytes]
     labels: Tensor | None
     reader: ImageReader
     normalization: Normalization

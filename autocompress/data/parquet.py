@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from autocompress.budget import format_bytes
-from autocompress.data.columns import TableColumns, check_image_type, labels_of, texts_of
+from autocompress.data.columns import TableColumns, check_image_type, encoded_image, labels_of, texts_of
 from autocompress.data.pixels import ImageReader, Normalization, stack
 from autocompress.data.sources import Splits, TextSources
 from autocompress.errors import InputError, reason_of
@@ -82,8 +82,7 @@ class ParquetSource:
 
     def _decode(self, encoded: dict[int, Any], row: int, reader: ImageReader) -> Tensor:
         """Pixels (3, H, W) uint8 of one row. Raises InputError where there is no image or a broken one."""
-        image = encoded[row]
-        content = image.get("bytes") if isinstance(image, dict) else image
+        content = encoded_image(encoded[row])
         if content is None:
             raise InputError(f"{self.path} row {row} must be a readable image, got an empty cell.")
         return reader.read(content, f"{self.path} row {row}")

@@ -41,7 +41,7 @@ class Splits:
         train: source of the training data.
         test: source of the test split, or None.
         classes: class names by label; empty where there are no labels.
-        notes: what the user should know of how the data was read, a line each.
+        notes: lines for the user on how the data was read.
     """
 
     train: Source

@@ -102,7 +102,7 @@ class Spectra:
     """The features of waveforms of one sample rate.
 
     Args:
-        features: which features.
+        features: kind of the features.
         rate: samples a second.
 
     Raises:

@@ -60,7 +60,7 @@ def measure(
     device: torch.device | str = "cpu",
     note: Note | None = None,
     at_once: int = AT_ONCE,
-    reading: Reading | None = None,
+    reading: Reading = CLASSES,
 ) -> Closeness:
     """Run two networks on the same samples, in eval mode, and compare their outputs.
 
@@ -79,9 +79,9 @@ def measure(
     Raises:
         InputError: there are no samples, or outputs are not finite.
     """
-    there, reading = torch.device(device), reading or CLASSES
+    there = torch.device(device)
     models = [raw(each) for each in (original, compressed)]
-    seen = [Seen(reading) for _ in models]
+    seen = [Kept(reading) for _ in models]
     with running(models[0], there, note, at_once) as reference, running(models[1], there, note, at_once) as measured:
         for inputs, labels in batches:
             for run, each in zip((reference, measured), seen, strict=True):
@@ -91,7 +91,7 @@ def measure(
     return closeness(*seen)
 
 
-class Seen:
+class Kept:
     """What is kept of a network's outputs, batch by batch: rows, and the task's metrics where there are labels.
 
     Args:
@@ -129,7 +129,7 @@ class Seen:
         return {} if self._meter is None else self._meter.values()
 
 
-def closeness(original: Seen, compressed: Seen) -> Closeness:
+def closeness(original: Kept, compressed: Kept) -> Closeness:
     """How close one network's outputs are to the other's on the same samples."""
     labels = torch.cat(original.labels) if original.labels else None
     found = compare(original.rows(), compressed.rows(), labels)

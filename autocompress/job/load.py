@@ -80,10 +80,10 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     for note in data.notes:
         watcher.note(note)
     _check_test_shape(data)
-    inputs, _ = data.calibration()
+    inputs, labels = data.train.load(data.calibration_indices)
     module = layered(module)
-    reading = read(module, inputs, data, asked.config.task)
-    data = _tell_task(reading, data, watcher)
+    reading = read(module, inputs, labels, data.classes, asked.config.task)
+    data = _tell_task(reading, data, labels is not None, watcher)
     check_labels(asked, data)  # once more: those of the task may be no classes
     module = separated(interfaced(module, inputs, reading.form), inputs[:2])
     _check_device(module, inputs[:2], device)
@@ -97,14 +97,14 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     return Loaded(module, module, folded, folded, data, inputs, asked.target, device, network, reading, memory)
 
 
-def _tell_task(reading: Reading, data: Data, watcher: Progress) -> Data:
+def _tell_task(reading: Reading, data: Data, has_labels: bool, watcher: Progress) -> Data:
     """Tell which task was taken and why; the data without classes where the task is after something else."""
     if reading.of_classes:
         return data
     because = f" ({reading.reason})" if reading.reason else ""
     watcher.note(f"task: {reading.task.name}{because}; --task NAME names another")
     metrics = find_metrics(reading.task.metrics)
-    if data.labels(1) is not None and (package := missing_package(metrics)):
+    if has_labels and (package := missing_package(metrics)):
         names = ", ".join(metric.title for metric in metrics)
         watcher.note(f"{names} need the package {package}: pip install 'autocompress[metrics]'; left out until then")
     return dataclasses.replace(data, classes=())

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.borrowed import evaluating
-from autocompress.data import Data
 from autocompress.errors import InputError, reason_of
 from autocompress.network.interface import outputs_by_name
 from autocompress.samples import Inputs, fields_of
@@ -21,27 +20,28 @@ _AT_ONCE = 8
 _UNFITTING = (RuntimeError, ValueError, TypeError, IndexError)  # raised on shapes and arguments that don't fit
 
 
-def read(model: nn.Module, inputs: Inputs, data: Data, task: str) -> Reading:
+def read(model: nn.Module, inputs: Inputs, labels: Tensor | None, classes: Sequence[str], task: str) -> Reading:
     """How the outputs of a network are read.
 
     Args:
         model: network on the CPU; it is run in eval mode, and left as it was.
         inputs: (N, …) calibration samples.
-        data: the data that they are of.
+        labels: labels (N, …) of the samples, whatever they are; None where the data has none.
+        classes: class names of the data; empty where labels are not one class a sample.
         task: name of the task, or `auto`.
 
     Raises:
         InputError: an unknown task, a network that can't take the inputs or whose outputs the task is not for, or
             labels that don't fit the task.
     """
-    seen, labels = _seen(model, inputs[:_LOOKED_AT]), data.labels(_FITTED_ON)
+    seen = _seen(model, inputs[:_LOOKED_AT])
     name, reason = choose(seen, labels) if task == AUTO else (task, "")
     if name != "classification":
         size = sum(each[0].nbytes for each in seen.outputs)
         seen = _seen(model, inputs[: max(_LOOKED_AT, min(_FITTED_ON, _FITTED_BYTES // size))])
     reading = read_as(name, seen, reason)
     if reading.of_classes:
-        _check_classes(seen, labels, data.classes)
+        _check_classes(seen, labels, classes)
     return reading
 
 

@@ -110,6 +110,13 @@ def _rest_of(norm: Any) -> nn.Module:
     return nn.Identity()
 
 
+def linear_of(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear layer of these very parameters, (rows, columns) and (rows,)."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
+    return layer
+
+
 def replace_modules_(model: nn.Module, replacements: Mapping[nn.Module, nn.Module]) -> None:
     """Swap modules wherever they are registered: one module may stand under several names."""
     for parent in list(model.modules()):

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from autocompress.network.folding import replace_modules_
+from autocompress.network.folding import linear_of, replace_modules_
 from autocompress.network.recurrent import RECURRENT_TYPES, Recurrent
 from autocompress.network.tape import LABELLED_TYPES
 from autocompress.network.transposed import TRANSPOSED_TYPES, with_rows_first
@@ -72,11 +72,8 @@ def _replacement(module: Any) -> nn.Module:
 
 def _linear(module: Any) -> nn.Module:
     """The linear layer of a Conv1D, whose weight is (inputs, outputs)."""
-    inputs, outputs = module.weight.shape
-    made = nn.Linear(inputs, outputs, device="meta")
-    made.weight = nn.Parameter(module.weight.detach().T.contiguous(), module.weight.requires_grad)
-    made.bias, made.training = module.bias, module.training
-    return made
+    weight = nn.Parameter(module.weight.detach().T.contiguous(), module.weight.requires_grad)
+    return linear_of(weight, module.bias).train(module.training)
 
 
 def _twins(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:

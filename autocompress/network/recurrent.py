@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
+from autocompress.network.folding import linear_of
 from autocompress.network.written_out import runs_step_by_step
 
 RECURRENT_TYPES = (nn.GRU, nn.LSTM, nn.RNN)
@@ -52,7 +53,7 @@ class Recurrent(nn.Module):
         self.training = original.training
         for name in self._matrices():
             bias = getattr(original, name.replace("weight", "bias")) if original.bias else None
-            self.add_module(name, _linear(getattr(original, name), bias))
+            self.add_module(name, linear_of(getattr(original, name), bias))
 
     def _matrices(self) -> list[str]:
         """Names of the linear layers, in the order of PyTorch's parameters."""
@@ -146,13 +147,6 @@ class Recurrent(nn.Module):
             state = cell(given, hidden(state[0]), state)
             outputs.append(state[0])
         return torch.stack(outputs[::-1] if backward else outputs, 1), state
-
-
-def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
-    """A linear layer of these very parameters."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.weight, layer.bias = weight, bias  # type: ignore[assignment]
-    return layer
 
 
 def _gru(given: Tensor, hidden: Tensor, state: State) -> State:

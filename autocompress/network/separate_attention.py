@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocompress.borrowed import evaluating
-from autocompress.network.folding import replace_modules_
+from autocompress.network.folding import linear_of, replace_modules_
+from autocompress.network.verification import REORDERED_SUMS, are_close
 from autocompress.samples import Inputs, call
 from autocompress.tasks.outputs import named_outputs
-
-_TOLERANCE = 1e-4  # of the largest output: the same sums in another order
 
 
 class SeparateAttention(nn.Module):
@@ -124,12 +123,8 @@ def separated(model: nn.Module, inputs: Inputs) -> nn.Module:
         if isinstance(module, nn.TransformerEncoder):
             module.use_nested_tensor = False  # which is for the one operator, too
     with evaluating(model), evaluating(result):
-        ours, theirs = named_outputs(call(result, inputs)), named_outputs(call(model, inputs))
-    return result if all(_is_close(ours[name], theirs[name]) for name in theirs) else model
-
-
-def _is_close(ours: Tensor, theirs: Tensor) -> bool:
-    return torch.allclose(ours, theirs, rtol=0, atol=_TOLERANCE * float(theirs.abs().max()))
+        ours, theirs = (list(named_outputs(call(each, inputs)).values()) for each in (result, model))
+    return result if are_close(theirs, ours, REORDERED_SUMS) else model
 
 
 def unseparated(model: nn.Module) -> list[str]:
@@ -150,11 +145,11 @@ def _replacement(module: Any) -> SeparateAttention:
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer with copies of the weight (rows, columns) and the bias (rows,)."""
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-    if bias is not None:
-        layer.bias = nn.Parameter(bias.detach().clone(), weight.requires_grad)
-    return layer
+
+    def copied(tensor: Tensor) -> nn.Parameter:
+        return nn.Parameter(tensor.detach().clone(), weight.requires_grad)
+
+    return linear_of(copied(weight), None if bias is None else copied(bias))
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

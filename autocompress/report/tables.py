@@ -45,8 +45,7 @@ def print_measurement(console: Console, measured: Measurement) -> None:
     if not math.isnan(original.accuracy) or not measured.metrics:
         table.add_row("top-1 accuracy", _percent(original.accuracy), _percent(compressed.accuracy), "")
     for name, values in measured.metrics.items():
-        metric = METRICS.get(name)
-        table.add_row(metric.title if metric else name, *(_metric(name, value) for value in values), "")
+        table.add_row(_title(name), *(_metric(name, value) for value in values), "")
     table.add_row("KL divergence from the original, nats", f"{original.kl:.4f}", f"{compressed.kl:.4f}", "")
     table.add_row("same top-1 answer as the original", _percent(original.agreement), _percent(compressed.agreement), "")
     for name in RESOURCES:
@@ -117,10 +116,7 @@ def _runtime_lines(verified: Verification) -> list[str]:
     found = verified.runtime
     if found is None:
         return ["the target's file was not run: the target has no runtime; what is measured is the network in PyTorch"]
-    values = [
-        f"{METRICS[name].title if name in METRICS else name} {_metric(name, value)}"
-        for name, value in found.closeness.metrics.items()
-    ]
+    values = [f"{_title(name)} {_metric(name, value)}" for name, value in found.closeness.metrics.items()]
     quality = values or [f"top-1 accuracy {_percent(found.closeness.accuracy)}"]
     accuracy = ", ".join([*quality, f"KL {found.closeness.kl:.4f} nats"])
     agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
@@ -233,6 +229,11 @@ def _error(errors: Mapping[Any, float], key: Any) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
+
+
+def _title(name: str) -> str:
+    """A metric's name in tables; that of a metric from outside as it is."""
+    return METRICS[name].title if name in METRICS else name
 
 
 def _metric(name: str, value: float) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx
 
-from autocompress.evaluation.measure import CLASSES, Seen
+from autocompress.evaluation.measure import CLASSES, Kept
 from autocompress.network.exported import takes_any_length
 from autocompress.samples import Inputs, tensors_of
 from autocompress.targets.graph.lengths import shorter, tokens_of
@@ -18,9 +18,9 @@ from autocompress.tasks.outputs import Outputs, as_tuple
 _COMPARED = 200  # samples
 
 
-def _flat(outputs: Tensor | Outputs, inputs: Inputs) -> Seen:
+def _flat(outputs: Tensor | Outputs, inputs: Inputs) -> Kept:
     """All outputs, one row a sample: positions that rows are drawn from are those of the full length."""
-    seen = Seen(CLASSES)
+    seen = Kept(CLASSES)
     seen.add(torch.cat([each.flatten(1) for each in as_tuple(outputs)], 1), inputs, None)
     return seen
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.evaluation.batches import Note, running
-from autocompress.evaluation.measure import AT_ONCE, CLASSES, Closeness, Seen, closeness, compare
+from autocompress.evaluation.measure import AT_ONCE, CLASSES, Closeness, Kept, closeness, compare
 from autocompress.execute.compressed import LayerWeights
 from autocompress.network.interface import raw
 from autocompress.network.structure import Network
@@ -118,7 +118,7 @@ def outputs_on(
     at_once: int = AT_ONCE,
     in_runtime: int = AT_ONCE,
     reading: Reading = CLASSES,
-) -> tuple[Seen, Seen, Seen | None]:
+) -> tuple[Kept, Kept, Kept | None]:
     """Outputs of the three networks, from one pass over the batches.
 
     Args:
@@ -135,7 +135,7 @@ def outputs_on(
     Returns:
         What is kept of the outputs of the original, of the compressed network, and of the file (or None).
     """
-    kept, there = [Seen(reading) for _ in range(3)], torch.device(device)
+    kept, there = [Kept(reading) for _ in range(3)], torch.device(device)
     with (
         running(raw(original), there, note, at_once) as run_original,
         running(raw(compressed), there, note, at_once) as run_compressed,
@@ -149,7 +149,7 @@ def outputs_on(
     return kept[0], kept[1], kept[2] if session is not None else None
 
 
-def runtime_outcome(name: str, reference: Seen, pytorch: Seen, runtime: Seen) -> RuntimeOutcome:
+def runtime_outcome(name: str, reference: Kept, pytorch: Kept, runtime: Kept) -> RuntimeOutcome:
     """The file's outputs compared with the original's and with the compressed network's; `seconds` is left empty.
 
     Args:
@@ -166,7 +166,7 @@ def runtime_outcome(name: str, reference: Seen, pytorch: Seen, runtime: Seen) ->
         agreement=compare(expected, found, None).agreement,
         difference=difference,
         of_compression=difference / own if own else math.inf,
-        pytorch_kl=closeness(reference, pytorch).kl,
+        pytorch_kl=compare(reference.rows(), expected, None).kl,
         seconds={},
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Reading:
     form: OutputForm = field(default_factory=OutputForm)
     reason: str = ""
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[Metric, ...]:
         """Metrics that are taken where there are labels; none where a package that they need is missing."""
         found = find_metrics(self.task.metrics)

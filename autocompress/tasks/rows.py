@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -234,7 +234,7 @@ def _with_grid(rows: Numbers, outputs: Outputs, inputs: tuple[Tensor, ...]) -> N
     low = max(-_FARTHEST, math.floor(float(found.min())) - _TAIL)
     high = min(_FARTHEST, math.ceil(float(found.max())) + _TAIL)
     grid = torch.arange(min(low, high - 1), max(low + 1, high) + 1, dtype=torch.float32)
-    return Numbers(rows.output, rows.centre, rows.scale, rows.chosen, rows.signs, grid, rows.directions, rows.mask)
+    return replace(rows, grid=grid)
 
 
 @dataclass(frozen=True, eq=False)

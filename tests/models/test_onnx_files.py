@@ -11,7 +11,6 @@ from onnx import helper, numpy_helper
 from onnx_graphs import graph, node, numbers, saved, whole
 from torch import nn
 
-from autocompress.data import from_tensors
 from autocompress.errors import InputError
 from autocompress.job.outputs import read
 from autocompress.models import load_model
@@ -215,7 +214,7 @@ def test_two_inputs_go_through_load_model_but_are_no_classifier(tmp_path):
     network = load_model(path)
     assert network.input_names == ("x", "z")
     assert torch.equal(network(torch.ones(2, 3), torch.ones(2, 3)), torch.full((2, 3), 2.0))
-    assert message(read, network, torch.ones(2, 3), from_tensors((torch.ones(4, 3), None)), "auto") == (
+    assert message(read, network, torch.ones(2, 3), None, (), "auto") == (
         "`model` must take inputs of shape (3,) from `data`, got the error: it takes 2 inputs (x, z), got 1."
     )
 
@@ -305,7 +304,7 @@ def test_a_batch_that_can_not_be_freed_is_said(tmp_path):
     path = saved(tmp_path / "net.onnx", [node("Softmax", "x", "y", axis=0)], {"x": (4, 3)}, ["y"])
     network = load_onnx(path)
     assert network.fixed_batch == 4
-    assert message(read, network, torch.ones(2, 3), from_tensors((torch.ones(4, 3), None)), "auto") == (
+    assert message(read, network, torch.ones(2, 3), None, (), "auto") == (
         "`model` must take inputs of shape (3,) from `data`, got the error: it takes 4 samples at once, as its ONNX "
         "file says, got 2; export it with an open batch axis."
     )

@@ -10,7 +10,7 @@ import torch
 from lowering_toys import Prunable
 from torch import nn
 
-from autocompress.evaluation.measure import CLASSES, Seen
+from autocompress.evaluation.measure import CLASSES, Kept
 from autocompress.execute.compressed import LayerWeights, from_menus
 from autocompress.menus import MenuSettings, build_menus
 from autocompress.network import fold_batch_norms, trace
@@ -41,7 +41,7 @@ BITS = (4, 2, 4, 8, 4)
 
 def outputs(rows, labels=None):
     """Outputs of a classifier, as verification keeps them."""
-    seen = Seen(CLASSES)
+    seen = Kept(CLASSES)
     seen.add(rows, rows, labels)
     return seen
 

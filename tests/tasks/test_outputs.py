@@ -85,7 +85,7 @@ def test_reading_leaves_the_modes():
     model.train()
     model.bn1.eval()
     data = from_tensors((torch.zeros(4, 1, 8, 8), torch.arange(4)), classes=[str(digit) for digit in range(10)])
-    assert read(model, data.calibration()[0], data, "auto").task.name == "classification"
+    assert read(model, *data.train.load(data.calibration_indices), data.classes, "auto").task.name == "classification"
     assert model.training
     assert not model.bn1.training
     assert model.layer2[0].shortcut[1].training
@@ -117,7 +117,7 @@ def test_reading_leaves_the_modes():
 def test_what_does_not_fit_is_refused(model, inputs, task, expected):
     data = from_tensors((torch.zeros(6, *inputs), torch.tensor([0, 1] * 3)), classes=["cat", "dog"])
     with pytest.raises(InputError) as error:
-        read(model, data.calibration()[0], data, task)
+        read(model, *data.train.load(data.calibration_indices), data.classes, task)
     assert str(error.value) == expected
     assert model.training
 
@@ -125,7 +125,7 @@ def test_what_does_not_fit_is_refused(model, inputs, task, expected):
 def test_numbers_are_no_classes():
     data = from_tensors((torch.zeros(6, 4), torch.rand(6)))
     with pytest.raises(InputError) as error:
-        read(nn.Linear(4, 2), data.calibration()[0], data, "classification")
+        read(nn.Linear(4, 2), *data.train.load(data.calibration_indices), data.classes, "classification")
     assert str(error.value) == (
         "`data` must hold one class a sample, whole numbers (N,), for the task classification, got float32 labels "
         "(2,); name another --task."

@@ -7,15 +7,15 @@ padding wherever texts are shorter.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from autocompress.errors import ExportError
 from autocompress.network.exported import export_graph
 from autocompress.network.interface import raw
+from autocompress.network.verification import REORDERED_SUMS, are_close
 from autocompress.samples import Inputs, Samples, fields_of, tensors_of
 from autocompress.tasks.outputs import as_tuple, named_outputs
 
-_TOLERANCE = 1e-4  # of the largest output: the same sums in another order
 _COMPARED = 2  # samples
 
 
@@ -39,11 +39,7 @@ def exported_at_any_length(model: nn.Module, samples: Inputs) -> fx.GraphModule 
     given = tensors_of(shorter(samples[:_COMPARED]))
     with torch.no_grad():
         found, wanted = as_tuple(graph(*given)), tuple(named_outputs(raw(model)(*given)).values())
-    return graph if all(map(_is_close, found, wanted)) else None
-
-
-def _is_close(found: Tensor, wanted: Tensor) -> bool:
-    return found.shape == wanted.shape and bool((found - wanted).abs().max() <= _TOLERANCE * wanted.abs().max())
+    return graph if are_close(wanted, found, REORDERED_SUMS) else None
 
 
 def tokens_of(inputs: Inputs) -> int:
