@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from autocompress.data.imagefolder import ImageSource
 from autocompress.data.labels import named_labels
 from autocompress.data.pixels import ImageReader, Normalization
 from autocompress.data.sources import Splits, TextSources
-from autocompress.data.texts import split_files, text_lines
+from autocompress.data.texts import json_lines, split_files
 from autocompress.errors import InputError, shown
 from autocompress.files import check_regular
 
@@ -120,12 +119,7 @@ def _read(path: Path, kind: str, question: str | None) -> list[Annotation]:
     """The annotations of a file. Those without a label are left out where others have one."""
     check_regular("`data`", path)
     found = []
-    for number, line in text_lines(path):
-        where = f"line {number} of {path}"
-        try:
-            content = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"`data` must be JSON objects, one a line, got {where}.") from error
+    for where, content in json_lines(path):
         if not isinstance(content, dict):
             raise InputError(f"`data` must be JSON objects, one a line, got {where}.")
         found.append(_prodigy(content, where) if kind == "prodigy" else _labelbox(content, question, where))

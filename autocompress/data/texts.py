@@ -187,21 +187,26 @@ def _place(column: str | int | None, header: Sequence[str], path: Path) -> int |
     return header.index(column)
 
 
-def _objects(path: Path, columns: Columns | None) -> Iterator[Row]:
-    """One JSON object a line."""
-    wanted = columns or Columns("text", "label")
+def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """Place and JSON value of every line of a file, such as `line 3 of FILE`. Raises InputError where a line is none."""
     for number, line in text_lines(path):
+        where = f"line {number} of {path}"
         try:
             content = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"`data` must be JSON objects, one a line, got line {number} of {path}.") from error
+            raise InputError(f"`data` must be JSON objects, one a line, got {where}.") from error
+        yield where, content
+
+
+def _objects(path: Path, columns: Columns | None) -> Iterator[Row]:
+    """One JSON object a line."""
+    wanted = columns or Columns("text", "label")
+    for where, content in json_lines(path):
         if not isinstance(content, dict) or not isinstance(content.get(str(wanted.text)), str):
-            raise InputError(
-                f"`data` must have a text {wanted.text!r} in every line, got none in line {number} of {path}."
-            )
+            raise InputError(f"`data` must have a text {wanted.text!r} in every line, got none in {where}.")
         label = content.get(str(wanted.label)) if wanted.label is not None else None
         if columns is not None and columns.label is not None and label is None:
-            raise InputError(f"`data` must have {columns.label!r} in every line, got none in line {number} of {path}.")
+            raise InputError(f"`data` must have {columns.label!r} in every line, got none in {where}.")
         yield content[str(wanted.text)], None if label is None else str(label)
 
 
