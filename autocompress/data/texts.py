@@ -188,7 +188,7 @@ def _place(column: str | int | None, header: Sequence[str], path: Path) -> int |
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """Place and JSON value of every line of a file, such as `line 3 of FILE`. Raises InputError where a line is none."""
+    """Place, such as `line 3 of FILE`, and JSON value of every line. Raises InputError where a line is no JSON."""
     for number, line in text_lines(path):
         where = f"line {number} of {path}"
         try:

@@ -22,9 +22,8 @@ from autocompress.job.outputs import read
 from autocompress.models import gives_probabilities, has_random_weights, load_model
 from autocompress.network import Network, fold_batch_norms, trace
 from autocompress.network.groups import UNREADABLE
-from autocompress.network.interface import interfaced
-from autocompress.network.layered import layered
-from autocompress.network.separate_attention import separated, unseparated
+from autocompress.network.layered import with_layers
+from autocompress.network.separate_attention import unseparated
 from autocompress.progress import Progress
 from autocompress.samples import ONE, Inputs, fields_of
 from autocompress.searchers.base import REWARDS
@@ -81,11 +80,10 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
         watcher.note(note)
     _check_test_shape(data)
     inputs, labels = data.train.load(data.calibration_indices)
-    module = layered(module)
     reading = read(module, inputs, labels, data.classes, asked.config.task)
     data = _tell_task(reading, data, labels is not None, watcher)
     check_labels(asked, data)  # once more: those of the task may be no classes
-    module = separated(interfaced(module, inputs, reading.form), inputs[:2])
+    module = with_layers(module, inputs, reading.form)
     _check_device(module, inputs[:2], device)
     for name in unseparated(module):
         watcher.note(f"nn.MultiheadAttention {name} keeps its matrices in 32 bits: only its plain form gets labels")

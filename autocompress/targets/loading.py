@@ -14,9 +14,7 @@ from autocompress.evaluation.stitch import stand_in, write_layer_
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
-from autocompress.network.interface import interfaced
-from autocompress.network.layered import layered
-from autocompress.network.separate_attention import separated
+from autocompress.network.layered import with_layers
 from autocompress.network.slicing import scale_integers_
 from autocompress.network.structure import Network
 from autocompress.network.trace import trace
@@ -39,7 +37,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     if model is None or weights.graph is not None:
         return rebuilt(weights, file).graph
     example, model = weights.example(), placed(model, torch.device("cpu"))
-    model = separated(interfaced(layered(model), example), example)
+    model = with_layers(model, example)
     return restored(weights, model, trace(model, example)).rounded()
 
 
