@@ -1,4 +1,4 @@
-"""The commands `autocompress policy …`: show, measure and import policies."""
+"""The commands `autocompress policy …`: show and measure policies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 policy_app = typer.Typer(
-    help="Show, measure and import policies, which write plans for networks that they were not trained on.",
+    help="Show and measure policies, which write plans for networks that they were not trained on.",
     no_args_is_help=True,
 )
 
@@ -28,30 +28,6 @@ Where = Annotated[
         help="The policy: default (shipped with the package), its folder or one of its two files.",
         show_default=False,
     ),
-]
-Source = Annotated[
-    Path,
-    typer.Argument(
-        metavar="FILE",
-        help="Zip file of an agent of Stable-Baselines3: PPO or A2C with MlpPolicy, trained in the price environment.",
-        show_default=False,
-    ),
-]
-Out = Annotated[
-    Path,
-    typer.Option(
-        metavar="FOLDER", help="Folder that the policy is written into; it must not hold one.", show_default=False
-    ),
-]
-PriceScale = Annotated[
-    str,
-    typer.Option(
-        metavar="X", help="The price_scale of the environment that the agent was trained in, above 0 and below 20."
-    ),
-]
-Trust = Annotated[
-    bool,
-    typer.Option("--trust", help="Confirm that you trust the file: reading it can run code that it holds. Required."),
 ]
 On = Annotated[
     Path,
@@ -65,8 +41,8 @@ Episodes = Annotated[
     str,
     typer.Option(
         metavar="N",
-        help="Evaluations of a search that begins with the policy, for every network and budget; 0: only the policy's "
-        "own plans are measured.",
+        help="Numbers of evaluations such as 10,40: for each, every network and every budget, a search without the "
+        "policy and one with it are run; 0: only plans without an evaluation are measured.",
     ),
 ]
 Seed = Annotated[str, typer.Option(metavar="N", help="Seed of these searches.")]
@@ -82,35 +58,25 @@ def show(where: Where, format: Format = "table") -> None:
         emit_policy(where, format)
 
 
-@policy_app.command(name="import")
-def import_(
-    file: Source, out: Out, price_scale: PriceScale = "2.0", trust: Trust = False, format: Format = "table"
-) -> None:
-    """Turn an agent of Stable-Baselines3 into a policy; its file can hold code, so --trust is required."""
-    with reported():
-        make_config({"format": format})
-        from autocompress.policies.stable_baselines import import_stable_baselines
-
-        import_stable_baselines(file, out, _number("price_scale", price_scale), trust=trust)
-        emit_policy(out, format)
-
-
 @policy_app.command(name="eval")
 def eval_(
     where: Where, on: On, episodes: Episodes = "0", seed: Seed = "0", format: Format = "table", quiet: Quiet = False
 ) -> None:
-    """Measure a policy's plans on the networks of a file, without a search and with one of --episodes."""
+    """Measure a policy on the networks of a file, beside the solver, uniform labels and a search without it."""
     with reported():
-        shown = make_config({"format": format, "quiet": quiet, "episodes": episodes, "seed": seed})
+        shown, counts = make_config({"format": format, "quiet": quiet, "seed": seed}), _counts(episodes)
         from autocompress.comparison.results import or_none
         from autocompress.policies.files import load_policy
         from autocompress.policy_training.evaluation import evaluate_policy, summarised
 
         saved = load_policy(where)
         with watching_progress(shown) as view:
-            scores = evaluate_policy(saved, on, episodes=shown.episodes, seed=shown.seed, progress=view)
-        summary = {name: or_none(value) for name, value in vars(summarised(scores)).items()}
-        rows = [{name: or_none(value) for name, value in vars(score).items()} for score in scores]
+            scores = evaluate_policy(saved, on, episodes=counts, seed=shown.seed, progress=view)
+        summary = [
+            {name: or_none(value) if isinstance(value, float) else value for name, value in vars(each).items()}
+            for each in summarised(scores, counts)
+        ]
+        rows = [{**vars(score), "kl": {name: or_none(value) for name, value in score.kl.items()}} for score in scores]
         data = {"policy": saved.name, "summary": summary, "scores": rows}
         emit(shown, data, lambda console: _print_scores(console, data))
 
@@ -118,33 +84,25 @@ def eval_(
 def _print_scores(console: Console, data: Mapping[str, Any]) -> None:
     from rich.table import Table
 
+    writers = list(data["scores"][0]["kl"])
     table = Table(
         title=f"KL divergence from the original in nats, on the search split; policy {data['policy']}",
         title_justify="left",
     )
-    columns = ("solver's plan", "policy's plan", "policy / solver", "search with the policy", "search / solver")
-    for column in ("network", "budget", *columns):
-        table.add_column(column, justify="right" if column in columns else "left")
+    for column in ("network", "budget", *writers):
+        table.add_column(column, justify="right" if column in writers else "left")
     for row in data["scores"]:
-        few = row["few_shot_kl"]
-        cells = [f"{row['solver_kl']:.4f}", f"{row['policy_kl']:.4f}", _ratio(row["policy_kl"], row["solver_kl"])]
-        cells += ["", ""] if few is None else [f"{few:.4f}", _ratio(few, row["solver_kl"])]
+        cells = ["" if row["kl"][name] is None else f"{row['kl'][name]:.4f}" for name in writers]
         table.add_row(row["network"], row["budget"], *cells)
     console.print(table)
-    summary = data["summary"]
-    lines = [
-        f"policy / solver: {summary['zero_shot']:.3f} (geometric mean); "
-        f"the policy's plan is better in {100 * summary['better']:.0f} % of the rows"
-    ]
-    if summary["few_shot"] is not None:
-        lines.append(f"search / solver: {summary['few_shot']:.3f} (geometric mean)")
-    for line in lines:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def _ratio(first: float, second: float) -> str:
-    """The quotient as text; empty for a divisor of 0."""
-    return f"{first / second:.3f}" if second else ""
+    for each in data["summary"]:
+        if each["rows"]:
+            line = (
+                f"{each['writer']} / {each['beside']}: {each['ratio']:.3f} (geometric mean, 95 % interval "
+                f"{each['low']:.3f} to {each['high']:.3f}); better in {100 * each['better']:.0f} % of "
+                f"{each['rows']} rows"
+            )
+            console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 def emit_policy(where: str | Path, format: str) -> None:
@@ -159,24 +117,24 @@ def emit_policy(where: str | Path, format: str) -> None:
     emit(config, data, lambda console: _print(console, data))
 
 
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"`{name}` must be a number, got {text!r}.") from None
+def _counts(text: str) -> tuple[int, ...]:
+    """Numbers of evaluations, from a text such as 10,40; 0 and nothing mean none."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise InputError(f"`episodes` must be whole numbers such as 10,40, got {text!r}.")
+    return tuple(count for count in dict.fromkeys(map(int, parts)) if count)
 
 
 def _policy_data(where: str | Path) -> dict[str, Any]:
     """A policy's name, size, versions and training record as JSON data."""
     from autocompress.policies.files import ACTION_VERSION, load_policy, policy_files
-    from autocompress_envs.observation import OBSERVATION_VERSION
+    from autocompress_envs.labeling.observation import OBSERVATION_VERSION
 
     saved = load_policy(where)
     files = policy_files(where)
     return {
         "name": saved.name,
         "folder": str(files[0].parent),
-        "network": saved.policy.network,
         "members": len(saved.policy.members),
         "width": saved.policy.width,
         "parameters": sum(parameter.numel() for parameter in saved.policy.parameters()),

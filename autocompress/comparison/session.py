@@ -32,7 +32,7 @@ from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.options import SearchRequest, search_request
 from autocompress.job.prepare import Job, build_evaluator, feasible_limits, made_on, prepare
 from autocompress.job.search import original_accuracy, policy_digest
-from autocompress.policies.use import policy_plan
+from autocompress.policies.use import policy_says
 from autocompress.progress import Progress, Silent, Step
 from autocompress.samples import Inputs, content
 from autocompress.searchers.base import Evaluated, Task
@@ -279,14 +279,18 @@ def _task(prepared: Prepared, shared: SharedEvaluations, asked: SearchRequest, l
     """The problem and limits of a cell's search, its evaluations, and what else its method needs."""
     problem, policy = prepared.job.problem, asked.policy
     needs_outputs = asked.searcher.wants_outputs(asked.settings)
+    evaluator = prepared.evaluator
+    effects = evaluator.effects() if needs_outputs and policy is not None else None
+    says = policy_says(policy, problem, limits, evaluator.probabilities, effects, Silent()) if policy else None
     return Task(
         problem,
         dict(limits),
         shared.whole if needs_outputs else shared.numbers,
         prepared.original_accuracy() if asked.compares_with_original else math.nan,
-        prepared.evaluator.probabilities if needs_outputs else None,
-        None if policy is None else policy_plan(policy, problem, limits, Silent()).prices,
-        prepared.evaluator.effects if needs_outputs else None,
+        evaluator.probabilities if needs_outputs else None,
+        None if says is None else says.prices,
+        None if says is None else says.copy,
+        evaluator.effects if needs_outputs else None,
     )
 
 

@@ -187,8 +187,9 @@ class SearchOptions(Part):
         "releq.",
     )
     agent: str = _option(
-        "model-based",
-        "Agent of the method rl: model-based (learns how plans change the network's outputs, and plans in that model); "
+        "labeling",
+        "Agent of the method rl: labeling (a policy labels layer after layer in the environment; a model of the "
+        "outputs learns from every plan, and plans on); model-based (the same without the environment); "
         "ppo, a2c, ddpg, td3, sac or maskable-ppo (with discrete actions); agents that learn offsets from the prices "
         "that an explorer proposes: anchored-ppo, anchored-td3, posterior-ppo or posterior-td3.",
     )
@@ -198,9 +199,9 @@ class SearchOptions(Part):
         "folder written by train-policy. Default: default, for agents that act by prices.",
     )
     action: str = _option(
-        "price",
-        "What the agent decides at a layer: price (how much the layer's expected loss weighs), label, or discrete "
-        "(one label by its number).",
+        "auto",
+        "What an agent of Stable-Baselines3 decides at a layer: price (how much the layer's expected loss weighs), "
+        "label, or discrete (one label by its number); auto: the first of these that it takes.",
     )
     reward: str = _option(
         "kl",

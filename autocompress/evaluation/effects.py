@@ -37,7 +37,8 @@ from autocompress.menus.menus import Menus
 from autocompress.menus.responses import responses
 from autocompress.network.structure import Layer
 from autocompress.samples import Inputs
-from autocompress_envs.problem import IntArray, Labeling
+from autocompress_envs.labeling.sketch import Sketch
+from autocompress_envs.problem import FloatArray, IntArray, Labeling
 
 NEAR = 2  # positions on the menu, to either side of a plan's label, for which effects around it are computed
 CLASSES_AROUND = 4  # classes whose derivatives are taken there: the 3 likeliest of every sample, and all others as one
@@ -70,6 +71,14 @@ class Effects:
     def samples(self) -> int:
         """N, the number of samples."""
         return int(self.pruning.shape[2])
+
+    def sketch(self, probabilities: FloatArray) -> Sketch:
+        """The effects in few dimensions, as the environment shows them.
+
+        Args:
+            probabilities: (N, K) predictions of the original, on these samples first.
+        """
+        return Sketch.of(self.pruning, self.rounding, probabilities[: self.samples])
 
     def first(self, count: int) -> Effects:
         """The effects on the first `count` samples alone."""

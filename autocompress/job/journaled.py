@@ -112,6 +112,7 @@ class JournaledEvaluation:
                 evaluated.is_best,
                 round(self._seconds, 4),
                 checksum,
+                evaluated.steps or None,
             )
         )
         if evaluated.is_best:

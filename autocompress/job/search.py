@@ -18,7 +18,7 @@ from autocompress.job.prepare import Job, tell_damaged
 from autocompress.job.select import Candidates, select
 from autocompress.models.weights import weights_bytes
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import effects_with_progress, policy_plan, zero_shot_plan
+from autocompress.policies.use import PolicySays, effects_with_progress, policy_says, zero_shot_plan
 from autocompress.progress import Progress
 from autocompress.run.folder import RunFolder
 from autocompress.run.names import PLAN, POLICY, POLICY_WEIGHTS, SHIFTS, TENSORBOARD
@@ -27,7 +27,7 @@ from autocompress.searchers.base import Evaluated, SearchResult, Task
 from autocompress.searchers.search import run_search
 from autocompress.searchers.simple_plans import simple_plans
 from autocompress.version import versions
-from autocompress_envs.problem import FloatArray, Labeling, Outcome
+from autocompress_envs.problem import Labeling, Outcome
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def find(
         labeling = zero_shot_plan(asked.policy, job.problem, limits, evaluator, watcher)
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         return Found(labeling, None, 0, "the policy decided alone")
-    prices = None if asked.policy is None else policy_plan(asked.policy, job.problem, limits, watcher).prices
-    found, candidates = _searched(job, evaluator, asked, prices, limits, folder, watcher)
+    says = _asked_policy(job, evaluator, asked, limits, watcher)
+    found, candidates = _searched(job, evaluator, asked, says, limits, folder, watcher)
     tell_damaged(job.menus.store, watcher)  # effects are kept beside the menus
     selection = select(job, evaluator, asked, candidates, limits, watcher)
     best = selection.chosen
@@ -87,7 +87,7 @@ def _searched(
     job: Job,
     evaluator: Evaluator,
     asked: SearchRequest,
-    prices: FloatArray | None,
+    says: PolicySays | None,
     limits: Mapping[str, int],
     folder: RunFolder,
     watcher: Progress,
@@ -113,12 +113,23 @@ def _searched(
             journaled.evaluate,
             original_accuracy(job) if asked.compares_with_original else math.nan,
             evaluator.probabilities,
-            prices,
-            effects=lambda around: effects_with_progress(evaluator, watcher, around),
+            None if says is None else says.prices,
+            None if says is None else says.copy,
+            lambda around: effects_with_progress(evaluator, watcher, around),
         )
         log = folder.path / TENSORBOARD
         found = run_search(task, asked.settings, method=asked.searcher, observe=observe, tensorboard=log)
     return found, candidates
+
+
+def _asked_policy(
+    job: Job, evaluator: Evaluator, asked: SearchRequest, limits: Mapping[str, int], watcher: Progress
+) -> PolicySays | None:
+    """What the policy says of the network, also by first-order effects where the agent uses them; None without one."""
+    if asked.policy is None:
+        return None
+    effects = effects_with_progress(evaluator, watcher) if asked.searcher.wants_outputs(asked.settings) else None
+    return policy_says(asked.policy, job.problem, limits, evaluator.probabilities, effects, watcher)
 
 
 def policy_digest(policy: SavedPolicy | None) -> dict[str, Any]:

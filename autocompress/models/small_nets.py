@@ -1,7 +1,8 @@
-"""Small image networks of four families, which train from scratch in minutes; policies are trained on them.
+"""Small image networks of five families, which train from scratch in minutes; policies are trained on them.
 
-He et al. 2016 (residual), Simonyan & Zisserman 2015 (plain), Sandler et al. 2018 (inverted residuals with
-depthwise convolutions), Tolstikhin et al. 2021 (MLP-Mixer); all much narrower than published.
+He et al. 2016 (residual), Simonyan & Zisserman 2015 (plain), Sandler et al. 2018 (inverted residuals with depthwise
+convolutions), Hu et al. 2018 (the same with squeeze-and-excitation), Tolstikhin et al. 2021 (MLP-Mixer); all much
+narrower than published. `small_sequences` has transformers, and networks for speech.
 """
 
 from __future__ import annotations
@@ -77,19 +78,38 @@ class SmallVgg(nn.Module):
         return logits
 
 
+class SqueezeExcite(nn.Module):
+    """Weights of the channels from their means (Hu et al. 2018).
+
+    Args:
+        channels: channels of the input.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, max(4, channels // 4), 1)
+        self.expand = nn.Conv2d(max(4, channels // 4), channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, channels, H, W) of (N, channels, H, W)."""
+        weights: Tensor = self.expand(F.relu(self.reduce(F.adaptive_avg_pool2d(x, 1))))
+        return x * weights.sigmoid()
+
+
 class InvertedResidual(nn.Module):
     """A 1x1 convolution that widens, a 3x3 one that filters every channel, and a 1x1 one that narrows."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int, excite: bool = False) -> None:
         super().__init__()
         inner = inputs * expansion
         self.expand = _convolution(inputs, inner, 1)
         self.filter = _convolution(inner, inner, 3, stride, groups=inner)
+        self.excite = SqueezeExcite(inner) if excite else nn.Identity()
         self.project = _convolution(inner, outputs, 1)
         self.adds = inputs == outputs and stride == 1
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.project(F.relu(self.filter(F.relu(self.expand(x)))))
+        out: Tensor = self.project(self.excite(F.relu(self.filter(F.relu(self.expand(x))))))
         return x + out if self.adds else out
 
 
@@ -103,6 +123,7 @@ class SmallMobileNet(nn.Module):
         stride: stride of the first convolution.
         channels: channels of the input.
         num_classes: width of the output.
+        excite: whether every block weighs its channels by squeeze-and-excitation. Default: false.
     """
 
     def __init__(
@@ -113,6 +134,7 @@ class SmallMobileNet(nn.Module):
         stride: int = 2,
         channels: int = 3,
         num_classes: int = 10,
+        excite: bool = False,
     ):
         super().__init__()
         self.stem = _convolution(channels, width, 3, stride)
@@ -120,7 +142,7 @@ class SmallMobileNet(nn.Module):
         for stage, count in enumerate(blocks):
             outputs = width << stage
             for block in range(count):
-                stages.append(InvertedResidual(inputs, outputs, 2 if stage and not block else 1, expansion))
+                stages.append(InvertedResidual(inputs, outputs, 2 if stage and not block else 1, expansion, excite))
                 inputs = outputs
         self.blocks = nn.Sequential(*stages)
         self.head = _convolution(inputs, 2 * inputs, 1)

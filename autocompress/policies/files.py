@@ -1,7 +1,7 @@
 """A policy on disk: its weights as safetensors, all else as JSON, and nothing that could run code.
 
-`policy.json` holds the version of the format, the network's shape, the versions of observation and action,
-the layer kinds that the policy was trained on, the SHA-256 checksum of the weights and the training record.
+`policy.json` holds the versions of the format, of the environment's observation and of its action, the network's
+shape, the layer kinds that the policy was trained on, the SHA-256 checksum of the weights and the training record.
 It is written last: if the process is killed between the two files, the checksum does not fit the weights, and
 the policy is refused.
 """
@@ -23,14 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from autocompress.errors import InputError, reason_of, unknown_name
+from autocompress.errors import InputError, reason_of
 from autocompress.files import strict_json, write_atomically
-from autocompress.policies.network import HEADS, NETWORKS, PricePolicy
+from autocompress.policies.network import HEADS, LabelPolicy
 from autocompress.run.names import POLICY, POLICY_WEIGHTS
-from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
+from autocompress_envs.labeling.observation import KINDS, OBSERVATION_VERSION
 
-FORMAT = 1
-ACTION_VERSION = 1  # two log prices a layer: of pruning the group that it owns, and of rounding it
+FORMAT = 2  # format 1 held log prices for version 0 of the environment
+ACTION_VERSION = 2  # the position of a label on the layer's menu; version 1 was two log prices
 DEFAULT = "default"  # name of the policy that is shipped with the package
 MOST_BYTES = 16 * 2**20  # largest size of either file
 MOST_MEMBERS, MOST_WIDTH = 64, 512
@@ -38,7 +38,6 @@ MOST_MEMBERS, MOST_WIDTH = 64, 512
 _SHIPPED = Path(__file__).parent / DEFAULT
 _VERSIONS = {"format": FORMAT, "observation_version": OBSERVATION_VERSION, "action_version": ACTION_VERSION}
 _FIELDS = {
-    "network": (str, "text"),
     "members": (int, "a whole number"),
     "width": (int, "a whole number"),
     "kinds": (list, "a list"),
@@ -59,12 +58,12 @@ class SavedPolicy:
         name: `default` for the shipped policy, else the name of its folder.
     """
 
-    policy: PricePolicy
+    policy: LabelPolicy
     record: Mapping[str, Any]
     name: str
 
 
-def save_policy(folder: Path, policy: PricePolicy, record: Mapping[str, Any]) -> None:
+def save_policy(folder: Path, policy: LabelPolicy, record: Mapping[str, Any]) -> None:
     """Write a policy into `folder`, and replace one that is already there.
 
     Args:
@@ -79,14 +78,13 @@ def save_policy(folder: Path, policy: PricePolicy, record: Mapping[str, Any]) ->
             `kinds`.
     """
     members = len(policy.members)
-    _check_shape(policy.network, members, policy.width)
+    _check_shape(members, policy.width)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     check_numbers(state)
     _check_kinds(record.get("kinds"))
     weights = save(state)
     content = {
         **_VERSIONS,
-        "network": policy.network,
         "members": members,
         "width": policy.width,
         "kinds": record["kinds"],
@@ -146,8 +144,8 @@ def policy_files(where: str | Path) -> tuple[Path, Path]:
     path = _SHIPPED if where == DEFAULT else Path(where)
     if path.suffix.lower() == ".zip":
         raise InputError(
-            f"`policy` must be a folder with {POLICY_WEIGHTS} and {POLICY}, got {path}; "
-            f"turn a Stable-Baselines3 file into one with `autocompress policy import {path} --out FOLDER --trust`."
+            f"`policy` must be a folder with {POLICY_WEIGHTS} and {POLICY}, got {path}; write an agent of "
+            "Stable-Baselines3 as such a folder with `save_policy` (see docs/policies.md)."
         )
     if not path.exists():
         raise InputError(f"`policy` must be {DEFAULT} or an existing folder or file, got {path}.")
@@ -199,7 +197,7 @@ def _content(raw: bytes) -> dict[str, Any]:
     for name, (kind, what) in _FIELDS.items():
         if type(content.get(name)) is not kind:
             raise InputError(f"`{name}` must be {what}, got {_shown_field(content, name)}.")
-    _check_shape(content["network"], content["members"], content["width"])
+    _check_shape(content["members"], content["width"])
     _check_kinds(content["kinds"])
     return content
 
@@ -226,13 +224,13 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
-def _policy(content: Mapping[str, Any], raw: bytes) -> PricePolicy:
+def _policy(content: Mapping[str, Any], raw: bytes) -> LabelPolicy:
     try:
         found = dict(safetensors.deserialize(raw))
     except SafetensorError as error:
         raise InputError(f"The file must be a safetensors file, got: {reason_of(error)}.") from error
     with torch.device("meta"):  # shapes are compared before anything as large as they say is made
-        policy = PricePolicy(content["network"], content["members"], content["width"])
+        policy = LabelPolicy(content["members"], content["width"])
     expected = policy.state_dict()
     _check_tensors(expected, found)
     state = {
@@ -263,19 +261,18 @@ def check_numbers(state: Mapping[str, Tensor]) -> None:
     for name, tensor in state.items():
         if not bool(torch.isfinite(tensor).all()):
             raise InputError(f"The tensor {name} must be finite, got NaN or infinity.")
-    least = float(state["deviation"].min())
-    if least <= 0.0:
-        raise InputError(f"The tensor deviation must be above 0, got {least:g}.")
+    for name in sorted(name for name in state if name.startswith("deviation_")):
+        least = float(state[name].min())
+        if least <= 0.0:
+            raise InputError(f"The tensor {name} must be above 0, got {least:g}.")
 
 
-def _check_shape(network: str, members: int, width: int) -> None:
-    if network not in NETWORKS:
-        raise unknown_name("network", network, NETWORKS)
+def _check_shape(members: int, width: int) -> None:
     for name, value, most in (("members", members, MOST_MEMBERS), ("width", width, MOST_WIDTH)):
         if not 1 <= value <= most:
             raise InputError(f"`{name}` must be from 1 to {most}, got {_shown(value)}.")
-    if network == "sequence" and width % HEADS:
-        raise InputError(f"`width` of a sequence network must be a multiple of {HEADS}, got {width}.")
+    if width % HEADS:
+        raise InputError(f"`width` must be a multiple of {HEADS}, got {width}.")
 
 
 def _check_kinds(kinds: Any) -> None:

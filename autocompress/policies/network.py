@@ -1,184 +1,140 @@
-"""The policy: a network that maps the observations of all layers to log prices, in one forward pass.
+"""The policy: a network that scores the labels on the next layer's menu, given all layers, their labels and the
+budgets.
 
-A price says how much more (or less) than its expected loss a layer's pruning, or its rounding, hurts the
-whole network. The Lagrangian solver of the environment turns prices and a budget into a plan.
+Its input is the observation of the environment's version 1, so any number of layers, labels and budgets will do:
+
+    layers (T, 36) ── linear ── 2 x self-attention over the layers ──┬── the next layer's row, the mean of the layers
+                                                                     that │   have a label, the mean of those that have
+                                                                     none context (24,)
+                                                                     ──────────────────────────────────────────────────
+                                                                     state options (O, 26) ── linear ── (+ state) ──
+                                                                     perceptron ── scores;  state ── value;  every
+                                                                     layer's row ── log prices
+
+A score is added to the solver's own (`base`: the expected divergence and what the costs are worth), so a policy that
+has learned nothing labels by the solver's multiplier. The value is the return that is still to come. Log prices say how
+much more a layer's pruning, or its rounding, hurts the whole network than its expected loss says; the planner uses
+them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from autocompress.searchers.prices import PRICE_LIMIT
-from autocompress_envs.observation import HIGH, KINDS, Observer
-from autocompress_envs.problem import FloatArray, Labeling, Problem
-from autocompress_envs.solver import Solver
+from autocompress_envs.labeling.observation import CONTEXT_NAMES, LAYER_NAMES, OPTION_NAMES
 
-WIDTH = 32
+WIDTH = 64
 HEADS = 4
-_NEAREST: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "depthwise": ("conv", "linear"),
-        "linear": ("conv", "depthwise"),
-        "conv": ("depthwise", "linear"),
-        "embedding": ("linear", "conv", "depthwise"),
-        "recurrent": ("linear", "conv", "depthwise"),
-        "transposed": ("conv", "depthwise", "linear"),
-    }
-)
-
-
-class LayerNetwork(nn.Module):
-    """A perceptron that sees one layer at a time.
-
-    So it can also choose the environment's `price` actions step by step.
-
-    Args:
-        width: number of units of both hidden layers.
-    """
-
-    def __init__(self, width: int = WIDTH) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(len(HIGH), width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
-        self.head = _silent_head(width)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Log prices (..., 2) for normalised observations (..., F)."""
-        prices: Tensor = self.head(self.body(observations))
-        return prices
-
-
-class SequenceNetwork(nn.Module):
-    """Self-attention over all layers of the network (Vaswani et al. 2017), between two linear layers.
-
-    Args:
-        width: number of features of the attention block; a multiple of `HEADS`.
-    """
-
-    def __init__(self, width: int = WIDTH) -> None:
-        super().__init__()
-        self.embed = nn.Linear(len(HIGH), width)
-        self.attend = nn.TransformerEncoderLayer(width, HEADS, 2 * width, dropout=0.0, batch_first=True)
-        self.head = _silent_head(width)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Log prices (B, L, 2) for normalised observations (B, L, F) of all layers."""
-        prices: Tensor = self.head(self.attend(self.embed(observations)))
-        return prices
-
-
-def _silent_head(width: int) -> nn.Linear:
-    """A last layer whose weights are 0, so that an untrained policy gives the solver's plan."""
-    head = nn.Linear(width, 2)
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
-    return head
-
-
-NETWORKS: Mapping[str, type[LayerNetwork] | type[SequenceNetwork]] = MappingProxyType(
-    {"layer": LayerNetwork, "sequence": SequenceNetwork}
-)
-
-
-class PricePolicy(nn.Module):
-    """Log prices from observations: the mean over members that were trained from different initial weights.
-
-    A log price is the natural logarithm of the factor by which a choice hurts the whole network more (or
-    less) than its expected loss says.
-
-    Args:
-        network: name of the members' architecture, one of `NETWORKS`.
-        members: number of members, at least 1.
-        width: width of a member's inner layers.
-        seed: seed of the members' initial weights.
-
-    Attributes:
-        mean: (F,) mean of every feature over the observations that the policy was trained on.
-        deviation: (F,) standard deviation of every feature over these observations, above 0.
-        members: the member networks.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, network: str = "layer", members: int = 1, width: int = WIDTH, seed: int = 0) -> None:
-        super().__init__()
-        self.network, self.width = network, width
-        self.register_buffer("mean", torch.zeros(len(HIGH)))
-        self.register_buffer("deviation", torch.ones(len(HIGH)))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            self.members = nn.ModuleList(NETWORKS[network](width) for _ in range(members))
-
-    def each(self, observations: Tensor) -> Tensor:
-        """Every member's log prices (M, B, L, 2), not clipped, for observations (B, L, F)."""
-        normalised = (observations - self.mean) / self.deviation
-        return torch.stack([member(normalised) for member in self.members])
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """Log prices (B, L, 2), each in [-PRICE_LIMIT, PRICE_LIMIT], for observations (B, L, F)."""
-        return self.each(observations).mean(0).clamp(-PRICE_LIMIT, PRICE_LIMIT)
-
-
-def observations_of(solver: Solver, reference: Labeling, known: Sequence[str] = KINDS) -> FloatArray:
-    """Observations (L, F) of all layers, as in an episode of `price` actions, with previous actions of 0.
-
-    Args:
-        solver: solver of the problem under its limits.
-        reference: plan of the solver at log prices of 0.
-        known: kinds of layer that the policy was trained on; layers of another kind are shown as the nearest
-            of these.
-    """
-    observer, nothing = Observer(solver, reference), np.zeros(3)
-    count = solver.tables.layer_count
-    seen: FloatArray = np.stack([observer.observe(layer, reference, nothing).vector() for layer in range(count)])
-    for kind, stand_in in nearest_kinds(solver.problem, known).items():
-        rows = [layer.kind == kind for layer in solver.problem.layers]
-        seen[rows, : len(KINDS)] = [name == stand_in for name in KINDS]
-    return seen
-
-
-def nearest_kinds(problem: Problem, known: Sequence[str]) -> dict[str, str]:
-    """The nearest known kind for every unknown kind of layer of the problem; empty if `known` is empty."""
-    kinds = sorted({layer.kind for layer in problem.layers} - set(known))
-    order = {kind: _NEAREST.get(kind, KINDS) for kind in kinds}
-    return {kind: next(near for near in order[kind] if near in known) for kind in kinds if known}
+DEPTH = 2
+_SIZES = {"layers": len(LAYER_NAMES), "options": len(OPTION_NAMES), "context": len(CONTEXT_NAMES)}
+_PRESENT, _NEXT, _LABELLED = (LAYER_NAMES.index(f"is_{name}") for name in ("present", "next", "labelled"))
 
 
 @dataclass(frozen=True)
-class PolicyPlan:
-    """What a policy decides for one network and budget.
+class Scores:
+    """What a policy says of B observations.
 
     Attributes:
-        prices: (L, 2) log prices of every layer: of pruning the group that it owns, and of rounding it.
-        labeling: plan that the solver makes of these prices; it meets the budget.
+        logits: (B, O) scores of the options, natural logarithms of unnormalised probabilities.
+        values: (B,) returns still to come, in decades of divergence.
+        prices: (B, T, 2) log prices of pruning and rounding of every layer, in [-PRICE_LIMIT, PRICE_LIMIT].
     """
 
-    prices: FloatArray
-    labeling: Labeling
+    logits: Tensor
+    values: Tensor
+    prices: Tensor
 
 
-def plan_in_one_pass(
-    policy: PricePolicy, problem: Problem, limits: Mapping[str, int], known: Sequence[str] = KINDS
-) -> PolicyPlan:
-    """The policy's plan by one forward pass over all layers; no plan is evaluated.
+class LabelNetwork(nn.Module):
+    """One member of a policy.
 
     Args:
-        policy: policy that sets the prices.
-        problem: the network in numbers.
-        limits: absolute upper bounds by resource.
-        known: kinds of layer that the policy was trained on.
-
-    Raises:
-        InfeasibleBudgetError: no plan meets the limits.
+        width: features inside, a multiple of `HEADS`.
     """
-    solver = Solver(problem, limits)
-    observations = observations_of(solver, solver.solve(), known)
-    with torch.inference_mode():
-        prices: FloatArray = policy(torch.from_numpy(observations).float()[None])[0].double().numpy()
-    return PolicyPlan(prices, solver.solve(*np.exp(prices).T))
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__()
+        self.layers = nn.Linear(_SIZES["layers"], width)
+        block = nn.TransformerEncoderLayer(width, HEADS, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
+        self.attend = nn.TransformerEncoder(block, DEPTH, norm=nn.LayerNorm(width), enable_nested_tensor=False)
+        self.context = nn.Linear(_SIZES["context"], width)
+        self.state = nn.Sequential(nn.Linear(4 * width, width), nn.GELU(), nn.Linear(width, width))
+        self.options = nn.Linear(_SIZES["options"], width)
+        self.score = nn.Sequential(nn.GELU(), nn.Linear(width, width), nn.GELU(), _silent(width, 1))
+        self.value = nn.Sequential(nn.GELU(), _silent(width, 1))
+        self.price = _silent(width, 2)
+        self.sharpness = nn.Parameter(torch.zeros(()))  # natural logarithm of the factor on the solver's own scores
+
+    def forward(self, observed: Mapping[str, Tensor]) -> Scores:
+        """The scores of normalised observations.
+
+        Args:
+            observed: `layers` (B, T, 36), `options` (B, O, 26), `context` (B, 24) and `base` (B, O) as the environment
+                gives them but normalised, and `flags` (B, T, 3): whether a layer is there, is next, has a label.
+        """
+        present, following, labelled = observed["flags"].unbind(2)
+        rows = self.attend(self.layers(observed["layers"]), src_key_padding_mask=present < 0.5)  # (B, T, W)
+        summaries = [_mean(rows, following), _mean(rows, labelled), _mean(rows, present - labelled)]
+        state = self.state(torch.cat([*summaries, self.context(observed["context"])], 1))  # (B, W)
+        scores = self.score(self.options(observed["options"]) + state[:, None])[..., 0]  # (B, O)
+        prices = self.price(rows).clamp(-PRICE_LIMIT, PRICE_LIMIT)
+        return Scores(self.sharpness.exp() * observed["base"] + scores, self.value(state)[:, 0], prices)
+
+
+class LabelPolicy(nn.Module):
+    """Mean over members that were trained from different initial weights.
+
+    Args:
+        members: number of members, at least 1.
+        width: features inside a member.
+        seed: seed of the members' initial weights.
+
+    Attributes:
+        members: the member networks.
+        mean, deviation: by part of the observation, (F,) mean and standard deviation of every column over the
+            observations that the policy was trained on; deviations are above 0.
+    """
+
+    def __init__(self, members: int = 1, width: int = WIDTH, seed: int = 0) -> None:
+        super().__init__()
+        self.width = width
+        for part, size in _SIZES.items():
+            self.register_buffer(f"mean_{part}", torch.zeros(size))
+            self.register_buffer(f"deviation_{part}", torch.ones(size))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.members = nn.ModuleList(LabelNetwork(width) for _ in range(members))
+
+    def each(self, observed: Mapping[str, Tensor]) -> list[Scores]:
+        """What every member says of observations as the environment gives them, with a leading batch axis."""
+        normalised = {
+            part: (observed[part] - self.get_buffer(f"mean_{part}")) / self.get_buffer(f"deviation_{part}")
+            for part in _SIZES
+        }
+        flags = observed["layers"][..., [_PRESENT, _NEXT, _LABELLED]]
+        return [member({**normalised, "flags": flags, "base": observed["base"]}) for member in self.members]
+
+    def forward(self, observed: Mapping[str, Tensor]) -> Scores:
+        """The members' mean scores of observations as the environment gives them, with a leading batch axis."""
+        said = self.each(observed)
+        logits = torch.stack([scores.logits for scores in said]).mean(0)
+        values = torch.stack([scores.values for scores in said]).mean(0)
+        return Scores(logits, values, torch.stack([scores.prices for scores in said]).mean(0))
+
+
+def _mean(rows: Tensor, weights: Tensor) -> Tensor:
+    """(B, W) means of rows (B, T, W) that have the weight 1 in weights (B, T); zeros where none has."""
+    return torch.einsum("btw,bt->bw", rows, weights) / weights.sum(1, keepdim=True).clamp_min(1.0)
+
+
+def _silent(width: int, outputs: int) -> nn.Linear:
+    """A last layer whose weights are 0, so that it says nothing before it has learned."""
+    layer = nn.Linear(width, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,28 +1,32 @@
-"""Which policy a search begins with, and the plan that it writes there.
+"""Which policy a search begins with, and what it says of a network before any evaluation.
 
-`chosen_policy` finds the policy of the options. `policy_plan` asks it for prices and the plan that follows
-from them; searches begin from these prices. `zero_shot_plan` adds the first-order effects: with `--episodes
-0` that plan is the result.
+`chosen_policy` finds the policy of the options. `PolicySays` asks it for prices, for the copy that labels layers in a
+search, and for the plan that is the result with `--episodes 0`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
 
 from autocompress.config import SearchOptions
 from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator
 from autocompress.evaluation.effects import Effects
 from autocompress.policies.files import DEFAULT, SavedPolicy, load_policy
-from autocompress.policies.network import PolicyPlan, nearest_kinds, plan_in_one_pass
+from autocompress.policies.labeling import PolicyInSearch, forecast_environment, nearest_kinds
 from autocompress.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
-from autocompress.searchers.base import SearchSettings
-from autocompress.searchers.model_based.first_order import SAMPLES, predicted_best_plan
+from autocompress.searchers.base import LabelingPolicy, SearchSettings
+from autocompress.searchers.model_based.first_order import SAMPLES, FirstOrderModel, predicted_best_plan
+from autocompress.searchers.model_based.planning import Planner
 from autocompress.searchers.search import Searcher
-from autocompress_envs.problem import Labeling, Problem
+from autocompress_envs.problem import FloatArray, Labeling, Problem
 
 NONE = "none"
+_DRAWS = 16  # plans that the policy draws without an evaluation, beside its likeliest one
 
 
 def chosen_policy(options: SearchOptions, settings: SearchSettings, searcher: Searcher) -> SavedPolicy | None:
@@ -45,7 +49,8 @@ def chosen_policy(options: SearchOptions, settings: SearchSettings, searcher: Se
     if named != NONE and not able:
         raise InputError(
             f"`policy` must be left out or none with the method {options.method}, agent {options.agent} and action "
-            f"{options.action}, got {named}: only agents that act by prices around an explorer's begin with one."
+            f"{options.action}, got {named}: only the agents labeling and model-based, and agents that act by prices "
+            "around an explorer's, begin with one."
         )
     if named == NONE and not options.episodes:
         how = "pass --policy default" if able else "only agents that begin with a policy need none"
@@ -53,23 +58,88 @@ def chosen_policy(options: SearchOptions, settings: SearchSettings, searcher: Se
     return None if named == NONE else load_policy(named)
 
 
+@dataclass(frozen=True)
+class PolicySays:
+    """What a policy says of one network under one budget, before any evaluation.
+
+    Attributes:
+        prices: (L, 2) log prices of pruning and of rounding every layer.
+        copy: function that gives a fresh copy of the policy that labels layers and may learn.
+    """
+
+    prices: FloatArray
+    copy: Callable[[], LabelingPolicy]
+
+
+def policy_says(
+    saved: SavedPolicy,
+    problem: Problem,
+    limits: Mapping[str, int],
+    probabilities: FloatArray,
+    effects: Effects | None,
+    watcher: Progress,
+) -> PolicySays:
+    """What a policy says of a network under a budget.
+
+    Args:
+        saved: policy that is asked.
+        problem: the network in numbers.
+        limits: absolute upper bounds by resource.
+        probabilities: (N, K) predictions of the original.
+        effects: first-order effects of all labels around the original, on the first of the same samples; None for
+            unknown ones.
+        watcher: observer that is told of layers of a kind that the policy was not trained on.
+
+    Raises:
+        InfeasibleBudgetError: no plan meets the limits.
+    """
+    known = saved.record.get("kinds", [])
+    for kind, stand_in in nearest_kinds(problem, known).items():
+        count = sum(layer.kind == kind for layer in problem.layers)
+        watcher.note(f"the policy was not trained on {kind} layers; it takes the {count} here for {stand_in} layers")
+    env = forecast_environment(problem, limits, None if effects is None else effects.sketch(probabilities))
+    prices = PolicyInSearch(saved.policy, problem, known).prices(env)
+    return PolicySays(prices, lambda: PolicyInSearch(saved.policy, problem, known))
+
+
 def zero_shot_plan(
-    saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], evaluator: Evaluator, watcher: Progress
+    saved: SavedPolicy,
+    problem: Problem,
+    limits: Mapping[str, int],
+    evaluator: Evaluator,
+    watcher: Progress,
+    *,
+    descends: bool = True,
 ) -> Labeling:
     """The plan that a policy leads to without any evaluation of a plan.
 
-    It is the predicted best plan under the policy's prices and the network's first-order effects.
+    The policy labels the layers in the environment once by its likeliest labels, and draws `_DRAWS` further plans. The
+    one that first-order effects and the policy's prices expect to lose least is where a descent in that same model
+    begins.
 
     Args:
-        saved: policy that sets the prices.
+        saved: policy that labels.
         problem: the network in numbers.
         limits: absolute upper bounds by resource.
         evaluator: evaluator of the network, which takes the first-order effects.
         watcher: observer that is told of unknown layer kinds and of the effects.
+        descends: whether a descent follows; else the likeliest labels are the plan. Default: true.
     """
-    found = policy_plan(saved, problem, limits, watcher)
     effects = effects_with_progress(evaluator, watcher, samples=SAMPLES)
-    return predicted_best_plan(problem, limits, evaluator.probabilities, effects, found.prices)
+    probabilities = evaluator.probabilities
+    says = policy_says(saved, problem, limits, probabilities, effects, watcher)
+    env = forecast_environment(problem, limits, effects.sketch(probabilities))
+    policy = says.copy()
+    plans = policy.plans([env], None)
+    if not descends:
+        return plans[0]
+    plans += policy.plans([env.twin() for _ in range(_DRAWS)], np.random.default_rng(0))
+    plans.append(predicted_best_plan(problem, limits, probabilities, effects, says.prices))
+    model = FirstOrderModel(problem, probabilities, effects, says.prices)
+    codes = np.stack([model.encoding.encode(plan) for plan in plans])
+    best = codes[int(model.predict(codes)[0].argmin())]
+    met = np.concatenate([best[None], Planner(problem, limits, model).descend(best)])
+    return model.encoding.decode(met[int(model.predict(met)[0].argmin())])
 
 
 def effects_with_progress(
@@ -90,22 +160,3 @@ def effects_with_progress(
     else:
         watcher.stage("first-order effects around the best plan: what labels next to its own do to the outputs")
     return evaluator.effects(around, samples, lambda done, total: watcher.advance(done, total, "first-order effects"))
-
-
-def policy_plan(saved: SavedPolicy, problem: Problem, limits: Mapping[str, int], watcher: Progress) -> PolicyPlan:
-    """The prices of a policy and the plan that follows from them, by one forward pass over all layers.
-
-    Args:
-        saved: policy that sets the prices.
-        problem: the network in numbers.
-        limits: absolute upper bounds by resource.
-        watcher: observer that is told of layers of a kind that the policy was not trained on.
-
-    Raises:
-        InfeasibleBudgetError: no plan meets the limits.
-    """
-    seen = saved.record.get("kinds", [])
-    for kind, stand_in in nearest_kinds(problem, seen).items():
-        count = sum(layer.kind == kind for layer in problem.layers)
-        watcher.note(f"the policy was not trained on {kind} layers; it takes the {count} here for {stand_in} layers")
-    return plan_in_one_pass(saved.policy, problem, limits, seen)

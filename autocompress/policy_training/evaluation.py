@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,71 +17,93 @@ from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator
 from autocompress.files import read_yaml
 from autocompress.job.load import load, load_splits
-from autocompress.job.options import SearchRequest, search_request
+from autocompress.job.options import search_request
 from autocompress.job.prepare import Job, build_evaluator, feasible_limits, prepare
 from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import policy_plan, zero_shot_plan
+from autocompress.policies.use import effects_with_progress, policy_says, zero_shot_plan
 from autocompress.progress import Progress, Silent
-from autocompress.searchers.base import Task
+from autocompress.searchers.base import SearchSettings, Task
+from autocompress.searchers.model_based.first_order import SAMPLES, predicted_best_plan
 from autocompress.searchers.search import run_search
-from autocompress_envs.problem import FloatArray
+from autocompress.searchers.solvers.baselines import uniform_frontier_by_values
 from autocompress_envs.solver import Solver
 
 _OF_NETWORKS = frozenset(names_of(NetworkOptions, MenuOptions, MachineOptions))
 _SMALLEST_KL = 1e-6  # nats: plans below it are as good as the original, and the ratio of two of them is noise
+_RESAMPLES = 2000  # of a bootstrap interval
 
 
 @dataclass(frozen=True)
 class Score:
-    """Quality of a policy's plans on one network under one budget, all measured on the search split.
+    """Quality of plans on one network under one budget, all measured on the search split.
 
     Attributes:
         network: network as the option `model` names it.
         budget: budget in its normal form, such as `size=10%`.
-        solver_kl: KL divergence of the solver's plan from the original, in nats; that plan needs no
-            evaluation either.
-        policy_kl: KL divergence of the policy's zero-shot plan, in nats.
-        few_shot_kl: KL divergence of the best plan of a search that begins with the policy, in nats; NaN
-            without such a search.
-        solver_accuracy: accuracy of the solver's plan, in [0, 1]; NaN without labels.
-        policy_accuracy: accuracy of the policy's zero-shot plan, in [0, 1]; NaN without labels.
+        kl: KL divergence from the original in nats, by what wrote the plan (`WRITERS`, and `search_writers`).
     """
 
     network: str
     budget: str
-    solver_kl: float
-    policy_kl: float
-    few_shot_kl: float
-    solver_accuracy: float
-    policy_accuracy: float
+    kl: Mapping[str, float]
+
+
+WRITERS: Mapping[str, str] = MappingProxyType(
+    {
+        "solver": "the Lagrangian solver's plan",
+        "uniform": "the best plan with the same labels everywhere; NaN where none fits",
+        "effects": "the best plan by first-order effects alone, no policy",
+        "policy": "the policy's likeliest labels alone, no planning",
+        "both": "the policy's zero-shot plan: its labels, its draws and a descent by first-order effects",
+    }
+)
+"""What writes plans without an evaluation, by name."""
+
+
+def search_writers(episodes: int) -> tuple[str, str]:
+    """Names of a search of so many evaluations, without and with the policy."""
+    return f"search {episodes}", f"search {episodes} with the policy"
 
 
 @dataclass(frozen=True)
-class Summary:
-    """Summary of the scores of one policy.
+class Comparison:
+    """One writer of plans beside another, over all scores in which both have a plan.
 
     Attributes:
-        zero_shot: geometric mean of `policy_kl / solver_kl`; below 1, the policy is better than the solver.
-        better: share of the scores with `policy_kl < solver_kl`, in [0, 1].
-        few_shot: geometric mean of `few_shot_kl / solver_kl`; NaN without searches.
+        writer: name of the writer.
+        beside: name of the writer that it is compared with.
+        ratio: geometric mean of its KL divided by the other's; below 1, it is better.
+        low: lower bound of the ratio's 95 % bootstrap interval over scores.
+        high: upper bound.
+        better: share of the scores in which its KL is lower, in [0, 1].
+        rows: number of scores.
     """
 
-    zero_shot: float
+    writer: str
+    beside: str
+    ratio: float
+    low: float
+    high: float
     better: float
-    few_shot: float
+    rows: int
 
 
 def evaluate_policy(
-    saved: SavedPolicy, on: str | Path, *, episodes: int = 0, seed: int = 0, progress: Progress | None = None
+    saved: SavedPolicy,
+    on: str | Path,
+    *,
+    episodes: Sequence[int] = (),
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> list[Score]:
-    """Measure a policy on the networks of a file.
+    """Measure a policy on the networks of a file, beside what does without it.
 
     Args:
         saved: policy to measure.
         on: path of a YAML file with a list of `networks`. Each one has a list of `budgets`, and options of
             `search` that name the network, its data, its menus and the machine.
-        episodes: number of evaluations of a search that begins with the policy, for every network and budget;
-            0: only zero-shot plans are measured.
+        episodes: numbers of evaluations; for each of them, every network and every budget, two searches are run, one
+            without the policy and one with it. Default: none.
         seed: seed of these searches.
         progress: observer that is told of every network and budget. Default: nobody.
 
@@ -92,74 +115,93 @@ def evaluate_policy(
     """
     watcher, scores = progress or Silent(), []
     for options, budgets in _networks(on):
-        config = make_config({**options, "episodes": max(1, episodes)}, str(on))
+        config = make_config({**options, "episodes": 1}, str(on))
         asked = search_request(config.model, config.data, config.model_dump())
         job = prepare(load(asked, load_splits(asked), watcher), asked.menus, config, watcher)
         evaluator = build_evaluator(job, config)
         for budget in budgets:
             watcher.stage(f"{config.model}: {budget}")
             limits = feasible_limits(budget, job, watcher)
-            score = measured(saved, job, evaluator, limits, config.model, str(budget), watcher)
-            if episodes:
-                found = _few_shot(saved, job, evaluator, limits, asked, seed)
-                score = Score(**{**vars(score), "few_shot_kl": found})
-            scores.append(score)
+            kl = measured(saved, job, evaluator, limits, watcher)
+            for count in episodes:
+                settings = replace(asked.settings, episodes=count, seed=seed)
+                for name, policy in zip(search_writers(count), (None, saved), strict=True):
+                    kl[name] = _searched(policy, job, evaluator, limits, settings)
+            scores.append(Score(config.model, str(budget), kl))
+            evaluator.forget()
     return scores
 
 
 def measured(
-    saved: SavedPolicy,
-    job: Job,
-    evaluator: Evaluator,
-    limits: Mapping[str, int],
-    network: str,
-    budget: str,
-    watcher: Progress,
-) -> Score:
-    """Measure the policy's zero-shot plan and the solver's plan under one budget.
+    saved: SavedPolicy, job: Job, evaluator: Evaluator, limits: Mapping[str, int], watcher: Progress
+) -> dict[str, float]:
+    """Measure the plans of all `WRITERS` under one budget.
 
     Args:
         saved: policy to measure.
         job: network with its menus.
-        evaluator: evaluator of the job, which measures both plans.
+        evaluator: evaluator of the job.
         limits: absolute upper bounds by resource.
-        network: name of the network in the score.
-        budget: budget in the score.
         watcher: observer that is told of unknown layer kinds and of first-order effects.
 
     Returns:
-        The score, without a few-shot search.
+        KL divergences in nats, by writer.
     """
-    solver = evaluator(Solver(job.problem, limits).solve())
-    policy = evaluator(zero_shot_plan(saved, job.problem, limits, evaluator, watcher))
-    return Score(network, budget, solver.kl, policy.kl, math.nan, solver.accuracy, policy.accuracy)
+    problem = job.problem
+    effects = effects_with_progress(evaluator, watcher, samples=SAMPLES)
+    uniform = [plan for _, plan in uniform_frontier_by_values(problem, dict(limits))]
+    plans = {
+        "solver": Solver(problem, limits).solve(),
+        "effects": predicted_best_plan(problem, limits, evaluator.probabilities, effects),
+        "policy": zero_shot_plan(saved, problem, limits, evaluator, watcher, descends=False),
+        "both": zero_shot_plan(saved, problem, limits, evaluator, Silent()),
+    }
+    kl = {name: evaluator(plan).kl for name, plan in plans.items()}
+    return {**kl, "uniform": min((evaluator(plan).kl for plan in uniform), default=math.nan)}
 
 
-def summarised(scores: Sequence[Score]) -> Summary:
-    """Summary of at least one score; a KL below 1e-6 nats counts as 1e-6 nats."""
-    solver, policy, few_shot = (
-        np.maximum([getattr(score, name) for score in scores], _SMALLEST_KL)
-        for name in ("solver_kl", "policy_kl", "few_shot_kl")
-    )
-    return Summary(
-        _geometric_mean(policy / solver), float((policy < solver).mean()), _geometric_mean(few_shot / solver)
-    )
+def compared(scores: Sequence[Score], writer: str, beside: str, seed: int = 0) -> Comparison:
+    """Compare two writers; a KL below 1e-6 nats counts as 1e-6 nats.
+
+    Args:
+        scores: scores that hold both.
+        writer: name of the one.
+        beside: name of the other.
+        seed: seed of the bootstrap.
+    """
+    pairs = np.array([(score.kl[writer], score.kl[beside]) for score in scores if writer in score.kl], dtype=float)
+    pairs = np.maximum(pairs[np.isfinite(pairs).all(1)], _SMALLEST_KL)
+    if not len(pairs):
+        return Comparison(writer, beside, math.nan, math.nan, math.nan, math.nan, 0)
+    logs = np.log(pairs[:, 0] / pairs[:, 1])
+    drawn = np.random.default_rng(seed).choice(logs, (_RESAMPLES, len(logs))).mean(1)
+    low, high = np.exp(np.quantile(drawn, (0.025, 0.975)))
+    better = float((pairs[:, 0] < pairs[:, 1]).mean())
+    return Comparison(writer, beside, float(np.exp(logs.mean())), float(low), float(high), better, len(pairs))
 
 
-def _geometric_mean(values: FloatArray) -> float:
-    return float(np.exp(np.log(values).mean()))
+def summarised(scores: Sequence[Score], episodes: Sequence[int] = ()) -> list[Comparison]:
+    """All writers beside the solver, and every search with the policy beside that without it."""
+    rows = [compared(scores, name, "solver") for name in WRITERS if name != "solver"]
+    for count in episodes:
+        without, with_policy = search_writers(count)
+        rows += [compared(scores, name, "solver") for name in (without, with_policy)]
+        rows.append(compared(scores, with_policy, without))
+    return rows
 
 
-def _few_shot(
-    saved: SavedPolicy, job: Job, evaluator: Evaluator, limits: Mapping[str, int], asked: SearchRequest, seed: int
+def _searched(
+    saved: SavedPolicy | None, job: Job, evaluator: Evaluator, limits: Mapping[str, int], settings: SearchSettings
 ) -> float:
-    """KL of the best plan of a search of the method `rl` that begins with the policy, in nats."""
-    prices = policy_plan(saved, job.problem, limits, Silent()).prices
-    task = Task(job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices, evaluator.effects)
-    settings = replace(asked.settings, seed=seed)
-    found = run_search(task, settings, method="rl").best.outcome.kl
-    evaluator.forget()
-    return found
+    """KL of the best plan of a search of the method `rl`, in nats."""
+    prices = policy = None
+    if saved is not None:
+        says = policy_says(saved, job.problem, limits, evaluator.probabilities, evaluator.effects(), Silent())
+        prices, policy = says.prices, says.copy
+    task = Task(
+        job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices, policy, evaluator.effects
+    )
+    return run_search(task, settings, method="rl").best.outcome.kl
 
 
 def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:

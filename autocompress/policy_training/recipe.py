@@ -29,6 +29,7 @@ class ZooNetwork(_Part):
 
     Attributes:
         name: name in tables and file names.
+        family: kind of network, such as residual; policies are judged on families that they were not trained on.
         model: network as the option `model` names it, such as `resnet20`.
         model_args: keyword arguments of the network.
         data: name of the network's data in `Recipe.data`.
@@ -40,6 +41,7 @@ class ZooNetwork(_Part):
     """
 
     name: str = Field(pattern=_NAME)
+    family: str = "unnamed"
     model: str
     model_args: dict[str, Any] = {}
     data: str
@@ -49,28 +51,42 @@ class ZooNetwork(_Part):
     seed: int = Field(0, ge=0, le=MOST_SEED)
 
 
-class ZooTask(_Part):
-    """A kind of menu and budget; every network of the zoo is explored in it.
+class ZooBudgets(_Part):
+    """Budgets of one resource that are drawn at random.
 
     Attributes:
-        name: name in tables and file names.
         resource: resource that the budgets limit.
         low: smallest budget, as a share in [0, 1] of the way, on a logarithmic scale, from the cost of the
             cheapest plan to the cost of the most expensive labels.
         high: largest budget, as such a share; above `low`.
+    """
+
+    resource: Literal["size", "macs", "bitops", "memory"]
+    low: float = Field(ge=0, le=1)
+    high: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> ZooBudgets:
+        if not self.low < self.high:
+            raise InputError(f"`low` must be below `high`, got {self.low} and {self.high} for {self.resource}.")
+        return self
+
+
+class ZooTask(_Part):
+    """A kind of menu with its budgets; every network of the zoo is explored in it.
+
+    Attributes:
+        name: name in tables and file names.
+        budgets: ranges that budgets are drawn from, by turns.
         options: options of `search` that say what the menus offer, by name.
     """
 
     name: str = Field(pattern=_NAME)
-    resource: Literal["size", "macs", "bitops", "memory"]
-    low: float = Field(ge=0, le=1)
-    high: float = Field(ge=0, le=1)
+    budgets: tuple[ZooBudgets, ...] = Field(min_length=1)
     options: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _check(self) -> ZooTask:
-        if not self.low < self.high:
-            raise InputError(f"`low` must be below `high`, got {self.low} and {self.high} in the task {self.name}.")
         menus = set(names_of(MenuOptions))
         unknown = sorted({name.replace("-", "_") for name in self.options} - menus)
         if unknown:
@@ -85,26 +101,51 @@ class Fitting(_Part):
     """How a policy is fitted to episodes.
 
     Attributes:
-        network: architecture of the policy; `layer` is a perceptron that sees one layer at a time, `sequence`
-            has attention over all layers.
-        members: number of networks whose log prices are averaged; each starts from other weights.
+        members: number of networks whose scores are averaged; each starts from other weights.
+        width: features inside a network, a multiple of 4.
         steps: number of optimizer steps of AdamW.
-        batch: number of pairs of network and task in each step, at least 1.
+        batch: number of lessons in each step, at least 1.
         learning_rate: peak learning rate.
         weight_decay: weight decay of AdamW.
-        shrinkage: weight of the mean squared log price in the loss; the mean squared error, in units of its
+        shrinkage: weight of the mean squared log price in the loss of prices; the mean squared error, in units of its
             noise, has the weight 1.
         seed: seed of the initial weights and of the order of the batches, at least 0.
     """
 
-    network: Literal["layer", "sequence"] = "layer"
-    members: int = Field(4, ge=1, le=64)
-    steps: int = Field(600, ge=1)
+    members: int = Field(1, ge=1, le=64)
+    width: int = Field(64, ge=4, le=512, multiple_of=4)
+    steps: int = Field(1500, ge=1)
     batch: int = Field(8, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    weight_decay: float = Field(1e-3, ge=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(1e-2, ge=0)
     shrinkage: float = Field(1.0, ge=0)
     seed: int = Field(0, ge=0, le=MOST_SEED)
+
+
+class Reinforcement(_Part):
+    """How a policy goes on to learn by masked PPO in the environment.
+
+    Attributes:
+        steps: number of steps in the environment; 0: none.
+        environments: number of environments in lockstep.
+        rollout: steps in each of them between two updates.
+        batch: steps in a gradient step.
+        epochs: passes over the steps of an update.
+        learning_rate: learning rate of Adam.
+        gae_lambda: lambda of generalised advantage estimation, in [0, 1].
+        entropy: weight of the entropy bonus.
+        target_kl: divergence from the policy before an update at which the update ends.
+    """
+
+    steps: int = Field(60_000, ge=0)
+    environments: int = Field(8, ge=1)
+    rollout: int = Field(128, ge=1)
+    batch: int = Field(256, ge=2)
+    epochs: int = Field(3, ge=1)
+    learning_rate: float = Field(1e-4, gt=0)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    entropy: float = Field(0.003, ge=0)
+    target_kl: float = Field(0.03, gt=0)
 
 
 class Recipe(_Part):
@@ -115,19 +156,21 @@ class Recipe(_Part):
         networks: networks of the zoo.
         tasks: kinds of menu and budget; every network is explored in each.
         budgets: number of budgets that are drawn for each network and task.
-        episodes: number of episodes under each budget, at least 2; the first is the solver's plan.
+        plans: number of plans that are evaluated under each budget, at least 2; the first is the solver's.
         search_samples: number of samples that plans are compared on.
-        fitting: settings of the fit.
+        fitting: settings of learning from the expert's plans.
+        reinforcement: settings of learning in the environment.
         seed: seed of the splits, the menus and the episodes, at least 0.
     """
 
     data: dict[str, str]
     networks: tuple[ZooNetwork, ...] = Field(min_length=1)
     tasks: tuple[ZooTask, ...] = Field(min_length=1)
-    budgets: int = Field(24, ge=1)
-    episodes: int = Field(6, ge=2)
-    search_samples: int = Field(512, ge=1)
+    budgets: int = Field(9, ge=1)
+    plans: int = Field(7, ge=2)
+    search_samples: int = Field(256, ge=1)
     fitting: Fitting = Field(default_factory=Fitting)  # type: ignore[arg-type]  # all its fields have defaults
+    reinforcement: Reinforcement = Field(default_factory=Reinforcement)  # type: ignore[arg-type]
     seed: int = Field(0, ge=0, le=MOST_SEED)
 
     @model_validator(mode="after")

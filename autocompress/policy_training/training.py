@@ -1,13 +1,14 @@
 """Training a policy, from a recipe to a policy's files.
 
-`train_policy` does five things in this order:
+`train_policy` does this, in this order:
 
 1. It reads the recipe and the data (`load_all`), and checks that the folder is free.
 2. For every network of the recipe it trains the network, or reads the weights that are in the cache
-   (`ExploredNetwork`).
-3. For every network and task it makes episodes, or reads those that are on disk (`gather`).
-4. It fits one policy to all episodes (`fitting.fit`).
-5. It writes the policy with a record of the networks, tasks and scores.
+   (`ExploredNetwork`). A network that can't be trained or compressed is named, counted and left out.
+3. For every network and task it evaluates plans, or reads what was measured before (`gather`).
+4. It makes lessons of an expert's plans (`lessons`), which the policy learns (`imitation`).
+5. The policy goes on to learn in the environment (`reinforcement`).
+6. It writes the policy with a record of the networks, tasks and scores.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import shutil
 import time
 from collections import UserDict
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from torch import nn
 
 from autocompress.cache import ZOO, default_cache
 from autocompress.data import Data, load_data
-from autocompress.errors import InputError
+from autocompress.errors import AutocompressError, InputError
 from autocompress.evaluation import DTYPES, Evaluator, torch_device
 from autocompress.files import is_passing, strict_json, sweep, write_atomically, writing
 from autocompress.job.load import load
@@ -36,28 +37,36 @@ from autocompress.job.options import request
 from autocompress.job.prepare import Job, build_evaluator, prepare
 from autocompress.job.trust import NamedFunction, check_trusted, lies_in, named_functions, remember
 from autocompress.policies.files import SavedPolicy, save_policy
-from autocompress.policy_training.episode_files import load_episodes, save_episodes
-from autocompress.policy_training.episodes import MOST_LOSS, BudgetRange, EpisodesUnderBudget, episodes
-from autocompress.policy_training.fitting import fit
+from autocompress.policies.network import LabelPolicy
+from autocompress.policy_training.experience import MOST_LOSS, BudgetRange, Experience, explore, plan_at
+from autocompress.policy_training.experience_files import load_experience, save_experience
+from autocompress.policy_training.imitation import imitate
+from autocompress.policy_training.lessons import Lesson, lessons
 from autocompress.policy_training.recipe import Recipe, ZooNetwork, ZooTask, read_recipe
+from autocompress.policy_training.reinforcement import reinforce
 from autocompress.policy_training.zoo import in_memory, trained, weights_file
 from autocompress.progress import Progress, Silent
 from autocompress.run.journal import is_count
 from autocompress.run.lock import locked
 from autocompress.run.names import POLICY, TENSORBOARD
+from autocompress.searchers.model_based.first_order import SAMPLES
 from autocompress.searchers.tensorboard import scalars
 from autocompress.version import versions
-from autocompress_envs.observation import KINDS, OBSERVATION_VERSION
+from autocompress_envs.labeling.observation import KINDS
+from autocompress_envs.problem.tables import Tables
+from autocompress_envs.solver import Solver
 
-RECIPE, EPISODES = "recipe.yaml", "episodes"
-NUMBER_FORMATS = "settled.json"  # file beside the episodes: dtypes and batch sizes that were picked by measurement
+RECIPE, EXPERIENCE = "recipe.yaml", "experience"
+NUMBER_FORMATS = "settled.json"  # file beside the experience: dtypes and batch sizes that were picked by measurement
 LICENCE = "Apache-2.0"
+EXPERIENCE_VERSION = 1  # of how plans are looked for; what another version measured is measured anew
+_SMALLEST_KL = 1e-6  # nats; ratios of smaller ones are noise
 _TOLD = 50  # fitting steps between two reports
 
-Gathered = Mapping[tuple[str, str], list[EpisodesUnderBudget]]
-"""Episodes by the names of network and task."""
-Scores = Mapping[tuple[str, str], Mapping[str, float]]
-"""Summary of the episodes, by the names of network and task; see `_score`."""
+AddScalar = Callable[[str, float, int], None]
+"""Takes the name, the value and the step of a point on a learning curve."""
+Gathered = Mapping[tuple[str, str], Experience]
+"""What was measured, by the names of network and task."""
 
 
 def train_policy(
@@ -72,10 +81,10 @@ def train_policy(
     trust: bool = False,
     progress: Progress | None = None,
 ) -> SavedPolicy:
-    """Train a policy and write it into a folder, with its recipe, its episodes and TensorBoard scalars.
+    """Train a policy and write it into a folder, with its recipe, what was measured, and TensorBoard scalars.
 
-    The zoo's weights and menus are kept in the cache. A killed training loses at most the episodes of one
-    network in one task.
+    The zoo's weights and menus are kept in the cache. A killed training loses at most the evaluations of one
+    network in one task, and what the policy had learned from them.
 
     Args:
         recipe: recipe, or the path of its YAML file.
@@ -84,8 +93,8 @@ def train_policy(
         cache: folder of the menu cache, which also keeps the zoo's weights. Default: `$AUTOCOMPRESS_CACHE`,
             else ~/.cache/autocompress.
         device: torch device that networks are evaluated on; `auto` is CUDA where there is one, else the CPU.
-        resume: continue the training in `out`, which must have the same recipe; episodes on disk are kept.
-        force: replace the training in `out`; its episodes are made anew.
+        resume: continue the training in `out`, which must have the same recipe; what was measured is kept.
+        force: replace the training in `out`; everything is measured anew.
         trust: whether functions of somebody's own may run that the recipe names, where its file lies in the folder of
             a training; see `autocompress.job.trust`. Default: only those that you named yourself.
         progress: observer that is told of every stage. Default: nobody.
@@ -99,7 +108,7 @@ def train_policy(
     """
     watcher, folder, device = progress or Silent(), Path(out), str(torch_device(device))
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
-    if isinstance(recipe, (str, Path)) and lies_in(recipe, folder, EPISODES):
+    if isinstance(recipe, (str, Path)) and lies_in(recipe, folder, EXPERIENCE):
         check_trusted(_functions(wanted, data or {}), Path(recipe).parent, trust=trust)
     splits = load_all(wanted)  # before the folder is made: data that can't be read must not leave a folder behind
     with _opened(folder, wanted, resume=resume, force=force):
@@ -112,21 +121,46 @@ def _trained(
 ) -> SavedPolicy:
     """`train_policy`, in a folder that this process alone writes."""
     started = time.monotonic()
-    gathered, scores = gather(wanted, splits, folder / EPISODES, cache or default_cache(), device, watcher)
-    watcher.stage(f"fitting the policy to {sum(map(_count, gathered.values())):,} episodes")
+    gathered, failed = gather(wanted, splits, folder / EXPERIENCE, cache or default_cache(), device, watcher)
     with scalars(folder / TENSORBOARD) as add:
-        for (network, task), score in scores.items():
-            add(f"explored/{task}", score["best_of_solver"], list(scores).index((network, task)))
+        learned = learn(wanted, list(gathered.values()), add, watcher)
+    record = _record(wanted, gathered, failed, time.monotonic() - started)
+    save_policy(folder, learned, record)
+    return SavedPolicy(learned, record, str(folder))
 
-        def told(step: int, loss: float) -> None:
-            if step % _TOLD == 0 or step == wanted.fitting.steps - 1:
-                add("fitting/loss", loss, step)
-                watcher.advance(step + 1, wanted.fitting.steps, "fitting steps")
 
-        policy = fit(list(gathered.values()), wanted.fitting, told)
-    record = _record(wanted, gathered, scores, time.monotonic() - started)
-    save_policy(folder, policy, record)
-    return SavedPolicy(policy, record, str(folder))
+def learn(wanted: Recipe, experience: Sequence[Experience], add: AddScalar, watcher: Progress) -> LabelPolicy:
+    """The policy that learns the expert's plans, and goes on in the environment.
+
+    Args:
+        wanted: recipe of the training.
+        experience: what was measured of the networks that it learns from.
+        add: function that takes a name, a value and a step, for learning curves.
+        watcher: observer that is told of every stage.
+    """
+    watcher.stage(f"lessons: the expert's plans under {sum(len(each.budgets) for each in experience):,} budgets")
+    learned: list[Lesson] = []
+    for number, each in enumerate(experience):
+        learned += lessons(each)
+        watcher.advance(number + 1, len(experience), "networks and tasks")
+
+    def told(step: int, losses: Mapping[str, float]) -> None:
+        if step % _TOLD == 0 or step == wanted.fitting.steps - 1:
+            for name, loss in losses.items():
+                add(f"imitation/{name}", loss, step)
+            watcher.advance(step + 1, wanted.fitting.steps, "steps of imitation")
+
+    watcher.stage(f"imitation: {sum(len(each.actions) for each in learned):,} labels of the expert")
+    policy = imitate(learned, wanted.fitting, told)
+    if not wanted.reinforcement.steps:
+        return policy
+
+    def updated(steps: int, reward: float) -> None:
+        add("reinforcement/return", reward, steps)
+        watcher.advance(min(steps, wanted.reinforcement.steps), wanted.reinforcement.steps, "steps in the environment")
+
+    watcher.stage(f"reinforcement learning: {wanted.reinforcement.steps:,} steps in the environment")
+    return reinforce(policy, experience, wanted.reinforcement, wanted.fitting.seed, updated)
 
 
 def _functions(recipe: Recipe, given: Mapping[str, str] | None = None) -> list[NamedFunction]:
@@ -153,20 +187,20 @@ def load_all(recipe: Recipe) -> dict[str, Data]:
 
 def gather(
     recipe: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path, device: str, watcher: Progress
-) -> tuple[Gathered, Scores]:
-    """Read the episodes of all networks in all tasks from disk, and make those that are missing.
+) -> tuple[Gathered, dict[str, str]]:
+    """Read what was measured of all networks in all tasks from disk, and measure what is missing.
 
     Args:
         recipe: recipe of the training.
         splits: data by the recipe's names, from `load_all`.
-        folder: folder of the episodes; created if it does not exist.
+        folder: folder of what was measured; created if it does not exist.
         cache: folder of the menu cache, which also keeps the zoo's weights.
         device: torch device that networks are evaluated on.
         watcher: observer that is told of every network and budget.
 
     Returns:
-        Episodes and their summary, by the names of network and task. Pairs without any usable budget are left
-        out.
+        What was measured, by the names of network and task, without pairs that have no usable budget; and the reasons
+        of networks that failed, by name.
 
     Raises:
         InputError: a file is damaged, or no network has a usable budget.
@@ -175,26 +209,31 @@ def gather(
         folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     number_formats = _NumberFormats(folder / NUMBER_FORMATS)
-    gathered: dict[tuple[str, str], list[EpisodesUnderBudget]] = {}
-    scores = {}
+    gathered: dict[tuple[str, str], Experience] = {}
+    failed: dict[str, str] = {}
     for number, zoo in enumerate(recipe.networks):
         watcher.stage(f"network {number + 1} of {len(recipe.networks)}: {zoo.name}")
         network = ExploredNetwork(recipe, zoo, splits[zoo.data], cache, device, watcher, number_formats)
         for task in recipe.tasks:
             file, made_for = folder / f"{zoo.name}--{task.name}.npz", _made_for(recipe, zoo, task, network.data)
-            found = load_episodes(file, made_for)
-            if found is None:
-                found = _explored(recipe, task, network, watcher)
-                save_episodes(file, made_for, found)
-            if found:
+            is_there, found = load_experience(file, made_for)
+            if not is_there:
+                try:
+                    found = _explored(recipe, task, network, watcher)
+                except AutocompressError as error:
+                    failed[zoo.name] = str(error)
+                    watcher.note(f"{zoo.name} is left out: {error}")
+                    break
+                save_experience(file, made_for, found)
+            if found is not None:
                 gathered[zoo.name, task.name] = found
-                scores[zoo.name, task.name] = _score(found)
     if not gathered:
         raise InputError(
             f"`tasks` must have budgets under which the solver's plan loses at most {MOST_LOSS:g} nats, "
-            "got none for any network; raise `low` and `high`."
+            f"got none for any network{''.join(f'; {name}: {why}' for name, why in failed.items())}; raise `low` and "
+            "`high`."
         )
-    return gathered, scores
+    return gathered, failed
 
 
 class _NumberFormats(UserDict[str, Any]):
@@ -293,65 +332,62 @@ class ExploredNetwork:
         return self._model
 
 
-def _explored(recipe: Recipe, task: ZooTask, network: ExploredNetwork, watcher: Progress) -> list[EpisodesUnderBudget]:
-    """The episodes of one network in one task, under each of its budgets."""
+def _explored(recipe: Recipe, task: ZooTask, network: ExploredNetwork, watcher: Progress) -> Experience | None:
+    """What is measured of one network in one task; None without a usable budget."""
     job, evaluator = network.job(task)
-    budgets = BudgetRange(task.resource, task.low, task.high)
-    found: list[EpisodesUnderBudget] = []
-    for one_budget in episodes(job.problem, evaluator, budgets, recipe.budgets, recipe.episodes, recipe.seed):
-        found.append(one_budget)
-        evaluator.forget()
-        watcher.advance(len(found), recipe.budgets, f"budgets of {task.name}")
+    ranges = [BudgetRange(each.resource, each.low, each.high) for each in task.budgets]
+
+    def told(done: int) -> None:
+        watcher.advance(done, recipe.budgets, f"budgets of {task.name}")
+
+    found = explore(
+        job.problem, evaluator, evaluator.probabilities, evaluator.effects(None, SAMPLES), ranges, recipe.budgets,
+        recipe.plans, recipe.seed, told,
+    )  # fmt: skip
+    evaluator.forget()
     return found
 
 
 def _made_for(recipe: Recipe, zoo: ZooNetwork, task: ZooTask, data: Data) -> str:
-    """SHA-256 digest, in hex, of everything that the episodes of a network in a task depend on."""
+    """SHA-256 digest, in hex, of everything that what is measured of a network in a task depends on."""
     network = weights_file(zoo, data, Path()).stem.rpartition("-")[2]
-    counts = [recipe.budgets, recipe.episodes, recipe.search_samples, recipe.seed, OBSERVATION_VERSION]
+    counts = [recipe.budgets, recipe.plans, recipe.search_samples, recipe.seed, EXPERIENCE_VERSION]
     content = json.dumps([network, task.model_dump(mode="json", exclude={"name"}), counts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _score(found: list[EpisodesUnderBudget]) -> dict[str, float]:
-    """Summary of a network's episodes in a task.
-
-    Returns:
-        `budgets` and `episodes`: their numbers; `solver_kl`: median KL of the solver's plans, in nats;
-        `best_of_solver`: geometric mean over budgets of the best episode's KL divided by that of the solver's
-        plan.
-    """
-    solver = np.array([max(one_budget.losses[0], 1e-9) for one_budget in found])
-    best = np.array([max(one_budget.losses.min(), 1e-9) for one_budget in found])
-    return {
-        "budgets": len(found),
-        "episodes": _count(found),
-        "solver_kl": round(float(np.median(solver)), 6),
-        "best_of_solver": round(float(np.exp(np.log(best / solver).mean())), 4),
-    }
+def _best_of_solver(experience: Experience) -> float:
+    """Geometric mean over budgets of the best plan's divergence divided by that of the solver's plan."""
+    ratios, tables = [], Tables(experience.problem)
+    keys = [plan_at(experience.labelings, number).key() for number in range(len(experience.losses))]
+    for limits in experience.budgets:
+        solver = experience.losses[keys.index(Solver(tables.problem, limits).solve().key())]
+        best = experience.losses[experience.within(limits)[0]]
+        ratios.append(max(best, _SMALLEST_KL) / max(solver, _SMALLEST_KL))
+    return float(np.exp(np.log(ratios).mean()))
 
 
-def _count(found: list[EpisodesUnderBudget]) -> int:
-    """The number of episodes under all budgets."""
-    return sum(len(one_budget.losses) for one_budget in found)
-
-
-def _record(recipe: Recipe, gathered: Gathered, scores: Scores, seconds: float) -> dict[str, Any]:
-    """The record of a training as JSON data: date, networks, tasks, recipe and what the episodes showed."""
-    every_budget = [one_budget for found in gathered.values() for one_budget in found]
-    kinds = np.max([one_budget.observations[:, : len(KINDS)].max(0) for one_budget in every_budget], 0)
+def _record(recipe: Recipe, gathered: Gathered, failed: Mapping[str, str], seconds: float) -> dict[str, Any]:
+    """The record of a training as JSON data: date, networks, tasks, recipe and what was measured."""
+    seen = {layer.kind for each in gathered.values() for layer in each.problem.layers}
+    families = {network.name: network.family for network in recipe.networks}
     of_task = {
-        task.name: [score["best_of_solver"] for (_, name), score in scores.items() if name == task.name]
+        task.name: [_best_of_solver(each) for (_, name), each in gathered.items() if name == task.name]
         for task in recipe.tasks
     }
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "licence": LICENCE,
         "versions": versions(),
-        "kinds": [kind for kind, seen in zip(KINDS, kinds, strict=True) if seen],
+        "kinds": [kind for kind in KINDS if kind in seen],
         "networks": list(dict.fromkeys(network for network, _ in gathered)),
-        "tasks": [f"{task.name}: {task.resource}, {task.low:g} to {task.high:g}" for task in recipe.tasks],
-        "episodes": sum(map(_count, gathered.values())),
+        "families": sorted({families[network] for network, _ in gathered}),
+        "failed": dict(failed),
+        "tasks": [
+            f"{task.name}: " + ", ".join(f"{each.resource} {each.low:g} to {each.high:g}" for each in task.budgets)
+            for task in recipe.tasks
+        ],
+        "plans": sum(len(each.losses) for each in gathered.values()),
         "seconds_of_last_run": round(seconds, 1),
         "recipe_sha256": _digest(recipe),
         "scores": {
@@ -375,7 +411,7 @@ def _opened(folder: Path, recipe: Recipe, *, resume: bool, force: bool) -> Itera
     with locked(folder, "out", "train-policy"):
         _check_free(folder, recipe, resume=resume, force=force)  # again: another process may have used it until now
         if force:
-            old = (*(folder / EPISODES).glob("*.npz"), folder / EPISODES / NUMBER_FORMATS, folder / POLICY)
+            old = (*(folder / EXPERIENCE).glob("*.npz"), folder / EXPERIENCE / NUMBER_FORMATS, folder / POLICY)
             for file in old:
                 file.unlink(missing_ok=True)
             shutil.rmtree(folder / TENSORBOARD, ignore_errors=True)

@@ -43,7 +43,7 @@ def weights_file(network: ZooNetwork, data: Data, folder: Path) -> Path:
         data: data that the network is trained on.
         folder: folder of all weights of the zoo.
     """
-    recipe = {**network.model_dump(mode="json"), "name": "", "data": data.fingerprint}
+    recipe = {**network.model_dump(mode="json", exclude={"family"}), "name": "", "data": data.fingerprint}
     digest = hashlib.sha256(json.dumps([_VERSION, recipe], sort_keys=True).encode()).hexdigest()
     return folder / f"{network.name}-{digest[:12]}.safetensors"
 

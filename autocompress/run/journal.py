@@ -44,6 +44,7 @@ class Entry:
         best: whether no plan before was better.
         seconds: duration of the evaluation.
         shift: checksum of the plan's record in the file of shifts; None where it has none, as in earlier versions.
+        steps: steps that the search had taken in the environment by then; None where it takes none.
     """
 
     index: int
@@ -56,12 +57,14 @@ class Entry:
     best: bool
     seconds: float
     shift: int | None = None
+    steps: int | None = None
 
     def to_line(self) -> str:
         """The entry's line in the journal."""
         values = dict(vars(self), accuracy=None if math.isnan(self.accuracy) else self.accuracy)
-        if self.shift is None:
-            del values["shift"]
+        for name in _OPTIONAL:
+            if values[name] is None:
+                del values[name]
         return stamped(values)
 
     @classmethod
@@ -72,7 +75,7 @@ class Entry:
             ValueError: a value is missing, unknown, of another type or out of its range.
         """
         known = set(cls.__dataclass_fields__)
-        _check("the names of its values", set(values) <= known and known - {"shift"} <= set(values), sorted(values))
+        _check("the names of its values", set(values) <= known and known - _OPTIONAL <= set(values), sorted(values))
         _check("`labels`", _are_indices(values["labels"]), values["labels"])
         sparsity, weight_bits, activation_bits = (tuple(indices) for indices in values["labels"])
         for name, rule in _RULES.items():
@@ -123,7 +126,9 @@ _RULES = {
     "best": lambda value: isinstance(value, bool),
     "seconds": is_number,
     "shift": is_count,
+    "steps": is_count,
 }
+_OPTIONAL = frozenset({"shift", "steps"})
 
 
 def stamped(values: Mapping[str, Any]) -> str:

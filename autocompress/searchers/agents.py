@@ -46,6 +46,13 @@ def _model_based(task: Task, settings: SearchSettings, recorder: Recorder) -> No
     search_with_model(task, settings, recorder)
 
 
+def _labeling(task: Task, settings: SearchSettings, recorder: Recorder) -> None:
+    """The search of the agent `labeling`, imported where it is used."""
+    from autocompress.searchers.model_based.labeling import search_by_labeling
+
+    search_by_labeling(task, settings, recorder)
+
+
 def _stable_baselines(spec: AgentSpec) -> Agent:
     """The agent of a spec, whose library is imported where it searches."""
 
@@ -60,6 +67,7 @@ def _stable_baselines(spec: AgentSpec) -> Agent:
 AGENTS: Registry[Agent] = Registry(
     "agent",
     {
+        "labeling": Agent(_labeling, rewards=("kl",), begins_with_policy=True, needs_outputs=True),
         "model-based": Agent(_model_based, rewards=("kl",), begins_with_policy=True, needs_outputs=True),
         **{name: _stable_baselines(spec) for name, spec in SPECS.items()},
     },
@@ -76,7 +84,7 @@ def check_agent(settings: SearchSettings) -> None:
         InputError: there is no such agent, or it can't take such actions or rewards.
     """
     agent = AGENTS.find(settings.agent)
-    if settings.action not in agent.actions:
+    if settings.action not in ("auto", *agent.actions):
         names = sorted(name for name, each in AGENTS.items() if settings.action in each.actions)
         if not names:
             raise unknown_name("action", settings.action, {name for each in AGENTS.values() for name in each.actions})
@@ -100,7 +108,7 @@ def begins_with_policy(settings: SearchSettings) -> bool:
     Raises:
         InputError: there is no such agent.
     """
-    return settings.action == "price" and AGENTS.find(settings.agent).begins_with_policy
+    return settings.action in ("auto", "price") and AGENTS.find(settings.agent).begins_with_policy
 
 
 def search_with_agent(task: Task, settings: SearchSettings, recorder: Recorder) -> None:

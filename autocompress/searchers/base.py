@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
 from autocompress.registry import Registry
 from autocompress_envs import rewards
+from autocompress_envs.labeling.environment import LabelingEnv
 from autocompress_envs.problem import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.rewards import Reward, RewardContext, compute
@@ -42,9 +45,9 @@ class SearchSettings:
     """Options of a search.
 
     Attributes:
-        agent: name in `agents.AGENTS`; used by the method `rl` only. Default: `model-based`.
-        action: kind of action of one step of the environment, `price`, `label` or `discrete`; used by the
-            method `rl` only. Default: `price`.
+        agent: name in `agents.AGENTS`; used by the method `rl` only. Default: `labeling`.
+        action: kind of action of one step of the environment, `price`, `label` or `discrete`, for agents of
+            Stable-Baselines3; `auto`, the default, is the agent's own first.
         reward: name in `REWARDS` of the number that the search maximises. Default: `kl`.
         episodes: the allowance: most network evaluations, everything included, at least 1. A plan seen before
             is free. Other work on a plan's network counts as the number of evaluations that take as long.
@@ -60,8 +63,8 @@ class SearchSettings:
         InputError: a value is out of range.
     """
 
-    agent: str = "model-based"
-    action: str = "price"
+    agent: str = "labeling"
+    action: str = "auto"
     reward: str = "kl"
     episodes: int = 200
     seed: int = 0
@@ -79,6 +82,16 @@ class SearchSettings:
         REWARDS.find(self.reward)
 
 
+class LabelingPolicy(Protocol):
+    """What a search asks of a policy that labels layers in the environment."""
+
+    def plans(self, envs: Sequence[LabelingEnv], rng: np.random.Generator | None) -> list[Labeling]:
+        """One plan for each environment, each in one episode: drawn by `rng`, or the likeliest labels for None."""
+
+    def imitate(self, env: LabelingEnv, labeling: Labeling) -> None:
+        """Make a plan likelier under the environment's budget, by a few gradient steps."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What is to be searched: menus, limits and the evaluation of one network.
@@ -94,6 +107,8 @@ class Task:
             rows sum to 1. Agents that model the network's outputs need both. Default: None.
         prices: (L, 2) log prices that a policy gives the layers' pruning and rounding, from which agents that
             act by prices start. Default: None, for no policy.
+        policy: function that gives a fresh copy of the policy that labels layers in the environment. Default: None,
+            for labels by the solver's multiplier.
         effects: function that returns the first-order effects of all labels on the network's outputs, on the
             samples of `probabilities`: around a plan or, given None, around the original; it returns None
             where there are none. Effects around the original depend on no plan: they are part of the
@@ -107,6 +122,7 @@ class Task:
     original_accuracy: float = math.nan
     probabilities: FloatArray | None = None
     prices: FloatArray | None = None
+    policy: Callable[[], LabelingPolicy] | None = None
     effects: Callable[[Labeling | None], Effects | None] | None = None
 
 
@@ -122,6 +138,7 @@ class Evaluated:
         is_best: whether the plan is within the limits, and has a higher reward than all plans before it that
             are.
         spent: evaluations' worth of the allowance that other work has used up to then. Default: 0.
+        steps: steps that the search has taken in the environment by then. Default: 0.
     """
 
     index: int
@@ -130,6 +147,7 @@ class Evaluated:
     reward: float
     is_best: bool
     spent: int = 0
+    steps: int = 0
 
     @property
     def used(self) -> int:
@@ -205,6 +223,7 @@ class Recorder:
         best: the evaluated plan within the limits with the highest reward so far; None before there is one.
         policy_state: parameters of the agent's policy, by name; a searcher with a policy sets them before it
             ends, for `SearchResult`. None at first.
+        steps: steps that the searcher has taken in the environment; a searcher that acts there counts them.
     """
 
     def __init__(self, task: Task, settings: SearchSettings, observers: Sequence[Callable[[Evaluated], None]]) -> None:
@@ -215,6 +234,7 @@ class Recorder:
         self._seen: dict[bytes, Evaluated] = {}
         self._repeats = 0
         self._spent = 0
+        self.steps = 0
         self.best: Evaluated | None = None
         self.policy_state: dict[str, torch.Tensor] | None = None
 
@@ -277,7 +297,7 @@ class Recorder:
         reward = self._reward(outcome)
         fits = is_within(outcome.resources, self._task.limits)  # measurements of single layers need not
         is_best = fits and (self.best is None or reward > self.best.reward)
-        evaluated = Evaluated(self.evaluations, labeling, outcome, reward, is_best, self._spent)
+        evaluated = Evaluated(self.evaluations, labeling, outcome, reward, is_best, self._spent, self.steps)
         self.best = evaluated if is_best else self.best
         for observe in self._observers:
             observe(evaluated)

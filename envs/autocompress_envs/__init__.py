@@ -6,6 +6,8 @@ Imports NumPy, Gymnasium and the standard library only.
 from gymnasium import register
 
 from autocompress_envs.environment import LayerLabelingEnv
+from autocompress_envs.labeling.environment import LabelingEnv
+from autocompress_envs.labeling.sketch import Sketch
 from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Outcome, Problem
 from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
@@ -13,11 +15,14 @@ __all__ = [
     "CostModel",
     "InfeasibleBudgetError",
     "Labeling",
+    "LabelingEnv",
     "LayerLabelingEnv",
     "LayerNumbers",
     "Outcome",
     "Problem",
+    "Sketch",
     "Solver",
 ]
 
 register(id="autocompress/LayerLabeling-v0", entry_point="autocompress_envs.environment:LayerLabelingEnv")
+register(id="autocompress/LayerLabeling-v1", entry_point="autocompress_envs.labeling.environment:LabelingEnv")

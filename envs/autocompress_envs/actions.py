@@ -121,10 +121,16 @@ class _SequentialLabels:
         self._tables, self._reach = solver.tables, solver.reach
         self.start()
 
-    def start(self) -> None:
+    def start(self, plan: Labeling | None = None) -> None:
+        """Begin an episode.
+
+        Args:
+            plan: labelling within the limits whose labels stay legal as long as they are followed. Default: None, for
+                the cheapest.
+        """
         count = self._tables.layer_count
         self._chosen: IntArray = np.zeros((3, count), dtype=np.int64)
-        self._witness = self._reach.cheapest  # a completion of what is chosen, within the limits
+        self._witness = plan or self._reach.cheapest  # a completion of what is chosen, within the limits
         self._allowed: tuple[int, BoolArray] | None = None
         self._last = np.zeros(3)
 
@@ -139,10 +145,9 @@ class _SequentialLabels:
     def choose(self, index: int, label: tuple[int, int, int]) -> None:
         """Give layer `index` an allowed label: indices of sparsity, weight bits and activation bits."""
         self._chosen[:, index] = label
-        completion = self._reach.complete(self.so_far(), index + 1)
-        if completion is None:
-            assert label == label_at(self._witness, index), "an allowed label has no completion"
-        else:
+        if label != label_at(self._witness, index):
+            completion = self._reach.complete(self.so_far(), index + 1)
+            assert completion is not None, "an allowed label has no completion"
             self._witness = completion
         self._last = menu_coordinates(self._tables, index)[np.arange(3), label]
 

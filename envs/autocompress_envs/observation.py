@@ -138,13 +138,7 @@ class Observer:
         self._budget[[name not in solver.limits for name in RESOURCES]] = 1.0
         total = max(solver.error(reference), SMALLEST_ERROR)
         self._kind = np.array([[layer.kind == kind for kind in KINDS] for layer in solver.problem.layers], dtype=float)
-        self._shares = _shares(self._tables, reference)
-        self._widths = np.log2(np.maximum(self._tables.problem.costs.widths(original_kept(self._tables)), 1)).T / 16
-        self._bits_errors = _bits_errors(self._tables, total)
-        self._sparsity_errors = _sparsity_errors(self._tables, total)
-        self._reference_label = _reference_label(self._tables, reference)
-        parts = LossParts(solver.problem, self._tables)(reference)
-        self._reference_errors = _log_error(parts, total)
+        self._features = static_features(solver, reference)
         self._reference_loss = _log_error(np.array([total]), 1.0)
         self._depth = np.log2([self._tables.layer_count]) / 16
         self._expected: dict[int, tuple[FloatArray, FloatArray]] = {}
@@ -162,19 +156,19 @@ class Observer:
         spent, rest = self._progress(step, so_far)
         return Observation(
             kind=self._kind[layer],
-            shares=self._shares[layer],
+            shares=self._features.shares[layer],
             position=np.array([step / self._tables.layer_count]),
-            widths=self._widths[layer],
-            bits_errors=self._bits_errors[layer],
-            sparsity_errors=self._sparsity_errors[layer],
+            widths=self._features.widths[layer],
+            bits_errors=self._features.bits_errors[layer],
+            sparsity_errors=self._features.sparsity_errors[layer],
             chooses_sparsity=np.array([float(self._tables.counts[layer, 0] > 1)]),
             spent=spent,
             remaining=1.0 - spent,
             cheapest_rest=rest,
             previous_action=previous_action,
             budget=self._budget,
-            reference_label=self._reference_label[layer],
-            reference_errors=self._reference_errors[layer],
+            reference_label=self._features.reference_label[layer],
+            reference_errors=self._features.reference_errors[layer],
             reference_loss=self._reference_loss,
             depth=self._depth,
         )
@@ -188,6 +182,44 @@ class Observer:
         if so_far is self._reference:
             self._expected[step] = shares
         return shares
+
+
+class StaticFeatures(NamedTuple):
+    """Features of all layers that no label changes; units and order as in `Observation`.
+
+    Attributes:
+        shares: (L, 4) shares of parameters, macs, bytes and bitops.
+        widths: (L, 2) weight columns and weight rows.
+        bits_errors: (L, 6) expected losses at the bits of `BITS_GRID`.
+        sparsity_errors: (L, 3) expected losses at the sparsities of `SPARSITY_GRID`.
+        reference_label: (L, 3) the reference's label.
+        reference_errors: (L, 2) its expected losses of pruning and rounding.
+    """
+
+    shares: FloatArray
+    widths: FloatArray
+    bits_errors: FloatArray
+    sparsity_errors: FloatArray
+    reference_label: FloatArray
+    reference_errors: FloatArray
+
+
+def static_features(solver: Solver, reference: Labeling) -> StaticFeatures:
+    """The features of all layers that no label changes.
+
+    Args:
+        solver: solver of the problem under its budget.
+        reference: the solver's labelling at price action 0.
+    """
+    tables, total = solver.tables, max(solver.error(reference), SMALLEST_ERROR)
+    return StaticFeatures(
+        _shares(tables, reference),
+        np.log2(np.maximum(tables.problem.costs.widths(original_kept(tables)), 1)).T / 16,
+        _bits_errors(tables, total),
+        _sparsity_errors(tables, total),
+        _reference_label(tables, reference),
+        _log_error(LossParts(solver.problem, tables)(reference), total),
+    )
 
 
 def progress(tables: Tables, so_far: Labeling, decided: int) -> tuple[FloatArray, FloatArray]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from autocompress_envs.labeling.sketch import Sketch
 from autocompress_envs.problem import CostModel, FloatArray, IntArray, Labeling, LayerNumbers, Outcome, Problem
 
 TOY_INTERACTION = 0.5  # nats that the first two layers lose together where both have 2 bits
@@ -93,6 +94,48 @@ def toy_problem() -> tuple[Problem, Callable[[Labeling], Outcome]]:
         return Outcome(kl, float(np.exp(-kl)), float(np.exp(-kl)), problem.resources(labeling), coin_shift(losses))
 
     return problem, evaluate
+
+
+def cancelling_toy(
+    signs: npt.ArrayLike,
+) -> tuple[Problem, Sketch, Callable[[Labeling], Outcome], dict[str, int]]:
+    """A problem whose optimum only a policy finds that sees how far the outputs have been moved so far.
+
+    Linear layers of 16 weights, each at 2 or 8 bits. At 2 bits each is expected to lose the same (0.01 nats, or a
+    little more the later it stands), and moves the outputs by a length whose divergence is 0.05 nats, forwards or
+    backwards. The budget lets half of the layers keep 8 bits. What is measured is |sum of the moves|^2 / 2 + the sum of
+    the expected
+    losses: least where as many forward as backward layers are at 2 bits. No number of one layer alone says which those
+    are.
+
+    >>> problem, _, evaluate, _ = cancelling_toy([1, 1, -1, -1])
+    >>> none = np.zeros(4, dtype=np.int64)
+    >>> [round(evaluate(Labeling(none, np.array(bits), none)).kl, 3) for bits in ([0, 0, 1, 1], [0, 1, 0, 1])]
+    [0.22, 0.02]
+
+    Args:
+        signs: (L,) 1 for forwards, -1 for backwards; an even number of layers.
+
+    Returns:
+        The problem, its effects, `evaluate`, and the limits.
+    """
+    direction = np.asarray(signs, dtype=np.float64)
+    count = len(direction)
+    shape = LayerShape("linear", (), None, 1, (4, 4), 1)
+    losses = [np.array([[[0.01 * (1 + 0.001 * layer)], [0.0]]]) for layer in range(count)]
+    problem = build_problem([shape] * count, np.zeros(0, dtype=np.int64), Menu((0.0,), (2, 8), (8,)), losses, False)
+    moves = np.zeros((count, 2, 1))
+    moves[:, 0, 0] = direction * np.sqrt(2 * 0.05)
+    sketch = Sketch(np.zeros((count, 1, 1)), moves)
+
+    def evaluate(labeling: Labeling) -> Outcome:
+        moved = moves[np.arange(count), labeling.weight_bits].sum(0)
+        kl = float(0.5 * moved @ moved + additive_error(problem, labeling))
+        return Outcome(kl, float(np.exp(-kl)), float(np.exp(-kl)), problem.resources(labeling))
+
+    half = Labeling(*(np.zeros(count, dtype=np.int64) for _ in range(3)))
+    half.weight_bits[: count // 2] = 1
+    return problem, sketch, evaluate, {"bitops": problem.resources(half)["bitops"]}
 
 
 def additive_error(problem: Problem, labeling: Labeling) -> float:

@@ -170,6 +170,18 @@ class OutputModel:
         self._expand_around(self._best, anew=True)
         self._factorise()
 
+    def expand_around(self, number: int) -> None:
+        """Make another measured plan the expansion point, until the next plan is added.
+
+        The best plan of all is far from plans under a much smaller budget, and the expansion is wrong there.
+
+        Args:
+            number: number of the plan, in the order in which they were added.
+        """
+        if number != self._best:
+            self._expand_around(number)
+            self._factorise()
+
     def believe(self, problem: Problem) -> None:
         """Replace the layer errors by corrected ones, after at least one plan was added.
 

@@ -37,7 +37,7 @@ from autocompress.searchers.model_based.first_order import Incumbent, predicted_
 from autocompress.searchers.model_based.output_model import OutputModel
 from autocompress.searchers.model_based.planning import Planner
 from autocompress.searchers.simple_plans import SHARE, affordable, simple_plans
-from autocompress_envs.problem import IntArray, Labeling, Problem
+from autocompress_envs.problem import IntArray, Labeling, Outcome, Problem
 from autocompress_envs.solver import Solver
 
 STARTS = 3  # best plans from which descents start
@@ -90,29 +90,27 @@ def search_with_model(task: Task, settings: SearchSettings, recorder: Recorder) 
         InputError: the evaluation keeps no outputs (`Task.probabilities` is None).
         StopSearch: the search is over.
     """
-    if task.probabilities is None:
-        raise InputError(
-            "`agent` model-based needs an evaluation that keeps outputs, got none; "
-            "choose another, such as posterior-ppo."
-        )
-    search = _Search(task, settings, recorder)
-    search.begin()
-    while True:
-        if search.follow_doubts():
-            continue
-        if search.is_time_to_refresh():
-            search.refresh_effects()
-        elif search.is_explorers_turn():
-            search.explore()
-        else:
-            search.plan()
+    ModelSearch(task, settings, recorder).run()
 
 
-class _Search:
-    """The state of one search: the model, the explorer, and when effects were last refreshed."""
+class ModelSearch:
+    """The state of one search: the model, the explorer, and when effects were last refreshed.
+
+    Args:
+        task: the problem, its limits and its evaluation.
+        settings: options of the search; `seed` counts here.
+        recorder: evaluates plans, and raises `StopSearch` when the search is over.
+
+    Raises:
+        InputError: the evaluation keeps no outputs (`Task.probabilities` is None).
+    """
 
     def __init__(self, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
-        assert task.probabilities is not None
+        if task.probabilities is None:
+            raise InputError(
+                f"`agent` {settings.agent} needs an evaluation that keeps outputs, got none; "
+                "choose another, such as posterior-ppo."
+            )
         self._recorder, self._settings = recorder, settings
         self._rng = np.random.default_rng(settings.seed)
         self._solver = Solver(task.problem, task.limits)
@@ -129,6 +127,19 @@ class _Search:
         self._is_repeating = False  # whether the last evaluation was of a plan seen before
         self._refreshed_around: Evaluated | None = None
         self._refreshed_at = 0  # evaluations before the last refresh
+
+    def run(self) -> NoReturn:
+        """Search until the recorder ends it."""
+        self.begin()
+        while True:
+            if self.follow_doubts():
+                continue
+            if self.is_time_to_refresh():
+                self.refresh_effects()
+            elif self.is_explorers_turn():
+                self.explore()
+            else:
+                self.plan()
 
     def begin(self) -> None:
         """Evaluate the simple plans and the predicted best plan; the latter first where few evaluations are allowed."""
@@ -241,17 +252,25 @@ class _Search:
         """(2L,) the start of a descent: the best plan, one of the `STARTS` best, or a random plan."""
         restart_probability = self._schedule.restart_probability
         if restart_probability and self._rng.random() < restart_probability:
-            noise = self._rng.normal(0.0, RESTART_DEVIATION, (len(self._task.problem.layers), 2))
-            prices = noise if self._task.prices is None else noise + self._task.prices
-            return self._model.encoding.encode(self._solver.solve(*np.exp(prices).T))
+            return self._random_start()
         best = self._model.losses.argsort(kind="stable")[:STARTS]
         start: IntArray = self._model.codes[best[0] if self._rng.random() < 0.5 else self._rng.choice(best)]
         return start
+
+    def _random_start(self) -> IntArray:
+        """(2L,) the solver's plan under random prices, around the policy's where there is one."""
+        noise = self._rng.normal(0.0, RESTART_DEVIATION, (len(self._task.problem.layers), 2))
+        prices = noise if self._task.prices is None else noise + self._task.prices
+        return self._model.encoding.encode(self._solver.solve(*np.exp(prices).T))
 
     def _new(self, candidates: IntArray) -> IntArray:
         """(m, 2L) those of the candidates (M, 2L) that were not evaluated yet."""
         new: IntArray = candidates[[key not in self._known for key in map(_key, candidates)]]
         return new
+
+    def _measure(self, labeling: Labeling) -> Outcome:
+        """The measurement of a plan."""
+        return self._recorder(labeling)
 
     def _evaluate(self, labeling: Labeling, proposal: Proposal | None = None) -> None:
         """Evaluate a plan; the model learns from it where it is new, and the explorer in any case.
@@ -262,7 +281,7 @@ class _Search:
                 climb.
         """
         best, evaluations = self._recorder.best, self._recorder.evaluations
-        outcome = self._recorder(labeling)
+        outcome = self._measure(labeling)
         is_new, is_best = self._recorder.evaluations > evaluations, self._recorder.best is not best
         if is_new:
             self._model.add(labeling, outcome)

@@ -68,8 +68,9 @@ def _environment_makers(
 
     def make() -> Environment:
         scale = settings.price_scale if explorer is None else PRICE_LIMIT
+        action = spec.actions[0] if settings.action == "auto" else settings.action
         env = LayerLabelingEnv(
-            task.problem, recorder, task.limits, settings.action, settings.reward, scale, task.original_accuracy
+            task.problem, recorder, task.limits, action, settings.reward, scale, task.original_accuracy
         )
         if explorer is None:
             return env

@@ -1,0 +1,129 @@
+"""Experience on disk: one NumPy archive for each network and kind of menu, without pickles."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autocompress.errors import InputError
+from autocompress.evaluation.effects import Effects
+from autocompress.files import write_atomically
+from autocompress.policies.files import first_line
+from autocompress.policy_training.experience import Experience
+from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Problem
+
+_DAMAGED = (
+    OSError, ValueError, LookupError, EOFError, RuntimeError, SyntaxError, TypeError, MemoryError, OverflowError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+_LAYER_ARRAYS = ("sparsities", "kept", "weight_bits", "activation_bits", "errors")
+_LABELING = ("sparsity", "weight_bits", "activation_bits")
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def save_experience(file: Path, made_for: str, experience: Experience | None) -> None:
+    """Write an experience; the file is written whole or not at all.
+
+    Args:
+        file: path of the archive, with the ending `.npz`.
+        made_for: digest of everything that the experience depends on.
+        experience: what was measured; None where no budget was of use.
+    """
+    arrays: dict[str, npt.NDArray[Any]] = {"made_for": np.array(made_for), "is_empty": np.array(experience is None)}
+    if experience is not None:
+        effects = experience.effects
+        arrays |= _problem_arrays(experience.problem)
+        arrays |= {
+            "probabilities": experience.probabilities,
+            "pruning": effects.pruning,
+            "rounding": effects.rounding,
+            "passes": np.array(effects.passes),
+            "losses": experience.losses,
+            "shifts": experience.shifts,
+            "budgets": np.array(json.dumps([dict(limits) for limits in experience.budgets])),
+            **{f"plans_{name}": getattr(experience.labelings, name) for name in _LABELING},
+        }
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_atomically(file, content.getvalue())
+
+
+def load_experience(file: Path, made_for: str) -> tuple[bool, Experience | None]:
+    """Read what `save_experience` wrote.
+
+    Args:
+        file: path of the archive.
+        made_for: digest of everything that the experience must depend on.
+
+    Returns:
+        Whether there is such a file, and the experience in it; None where no budget was of use.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not file.is_file():
+        return False, None
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        if str(arrays["made_for"]) != made_for:
+            return False, None
+        return True, None if arrays["is_empty"] else _experience(arrays)
+    except _DAMAGED as error:
+        raise InputError(f"{file} must hold experience, got a damaged file: {first_line(error)}; remove it.") from error
+
+
+def _experience(arrays: Arrays) -> Experience:
+    labelings = Labeling(*(arrays[f"plans_{name}"] for name in _LABELING))
+    losses, shifts = arrays["losses"], arrays["shifts"]
+    if len(shifts) != len(losses) or any(len(part) != len(losses) for part in vars(labelings).values()):
+        raise ValueError("arrays do not fit each other")
+    return Experience(
+        _problem(arrays),
+        arrays["probabilities"],
+        Effects(arrays["pruning"], arrays["rounding"], float(arrays["passes"])),
+        labelings,
+        losses,
+        shifts,
+        tuple(json.loads(str(arrays["budgets"]))),
+    )
+
+
+def _problem_arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:
+    """A problem as arrays by name: one for each field of the cost model, and of every layer."""
+    costs = {f"costs_{field.name}": np.asarray(getattr(problem.costs, field.name)) for field in _fields(CostModel)}
+    layers: dict[str, npt.NDArray[Any]] = {}
+    rest = []
+    for number, layer in enumerate(problem.layers):
+        layers |= {f"layer{number}_{name}": getattr(layer, name) for name in _LAYER_ARRAYS}
+        extra = [[owner, errors.tolist()] for owner, errors in layer.extra_sources]
+        rest.append(
+            {"name": layer.name, "kind": layer.kind, "group": layer.group, "source": layer.source, "extra": extra}
+        )
+    return {**costs, **layers, "layers": np.array(json.dumps(rest))}
+
+
+def _problem(arrays: Arrays) -> Problem:
+    layers = []
+    for number, rest in enumerate(json.loads(str(arrays["layers"]))):
+        own: dict[str, Any] = {name: arrays[f"layer{number}_{name}"] for name in _LAYER_ARRAYS}
+        extra = tuple((owner, np.array(errors)) for owner, errors in rest.pop("extra"))
+        layers.append(LayerNumbers(**rest, **own, extra_sources=extra))
+    costs = {field.name: arrays[f"costs_{field.name}"] for field in _fields(CostModel)}
+    plain = {name: value.item() for name, value in costs.items() if not value.ndim}
+    return Problem(tuple(layers), CostModel(**{**costs, **plain}))
+
+
+def _fields(kind: type[CostModel]) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)
