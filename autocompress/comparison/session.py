@@ -289,8 +289,8 @@ def _task(prepared: Prepared, shared: SharedEvaluations, asked: SearchRequest, l
         prepared.original_accuracy() if asked.compares_with_original else math.nan,
         evaluator.probabilities if needs_outputs else None,
         None if says is None else says.prices,
-        None if says is None else says.copy,
         evaluator.effects if needs_outputs else None,
+        None if says is None else says.copy,
     )
 
 

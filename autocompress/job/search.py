@@ -114,8 +114,8 @@ def _searched(
             original_accuracy(job) if asked.compares_with_original else math.nan,
             evaluator.probabilities,
             None if says is None else says.prices,
-            None if says is None else says.copy,
             lambda around: effects_with_progress(evaluator, watcher, around),
+            None if says is None else says.copy,
         )
         log = folder.path / TENSORBOARD
         found = run_search(task, asked.settings, method=asked.searcher, observe=observe, tensorboard=log)

@@ -20,7 +20,7 @@ from autocompress_envs.problem import BoolArray, FloatArray, Labeling, Outcome, 
 from autocompress_envs.problem.tables import Tables
 
 _STEPS = 3  # gradient steps when a plan is imitated
-_LEARNING_RATE = 3e-4
+_LEARNING_RATE = 1e-3
 _ILLEGAL = -1e9  # logit
 _NEAREST: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {

@@ -3,7 +3,7 @@ budgets.
 
 Its input is the observation of the environment's version 1, so any number of layers, labels and budgets will do:
 
-    layers (T, 36) ── linear ── 2 x self-attention over the layers ──┬── the next layer's row, the mean of the layers
+    layers (T, 37) ── linear ── 2 x self-attention over the layers ──┬── the next layer's row, the mean of the layers
                                                                      that │   have a label, the mean of those that have
                                                                      none context (24,)
                                                                      ──────────────────────────────────────────────────
@@ -74,7 +74,7 @@ class LabelNetwork(nn.Module):
         """The scores of normalised observations.
 
         Args:
-            observed: `layers` (B, T, 36), `options` (B, O, 26), `context` (B, 24) and `base` (B, O) as the environment
+            observed: `layers` (B, T, 37), `options` (B, O, 26), `context` (B, 24) and `base` (B, O) as the environment
                 gives them but normalised, and `flags` (B, T, 3): whether a layer is there, is next, has a label.
         """
         present, following, labelled = observed["flags"].unbind(2)

@@ -199,7 +199,7 @@ def _searched(
         says = policy_says(saved, job.problem, limits, evaluator.probabilities, evaluator.effects(), Silent())
         prices, policy = says.prices, says.copy
     task = Task(
-        job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices, policy, evaluator.effects
+        job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices, evaluator.effects, policy
     )
     return run_search(task, settings, method="rl").best.outcome.kl
 

@@ -29,7 +29,7 @@ from torch import nn
 
 from autocompress.cache import ZOO, default_cache
 from autocompress.data import Data, load_data
-from autocompress.errors import AutocompressError, InputError
+from autocompress.errors import AutocompressError, InputError, reason_of
 from autocompress.evaluation import DTYPES, Evaluator, torch_device
 from autocompress.files import is_passing, strict_json, sweep, write_atomically, writing
 from autocompress.job.load import load
@@ -61,6 +61,7 @@ NUMBER_FORMATS = "settled.json"  # file beside the experience: dtypes and batch 
 LICENCE = "Apache-2.0"
 EXPERIENCE_VERSION = 1  # of how plans are looked for; what another version measured is measured anew
 _SMALLEST_KL = 1e-6  # nats; ratios of smaller ones are noise
+_FAILURES = (AutocompressError, RuntimeError, ValueError, TypeError)  # what networks and their training raise
 _TOLD = 50  # fitting steps between two reports
 
 AddScalar = Callable[[str, float, int], None]
@@ -220,9 +221,9 @@ def gather(
             if not is_there:
                 try:
                     found = _explored(recipe, task, network, watcher)
-                except AutocompressError as error:
-                    failed[zoo.name] = str(error)
-                    watcher.note(f"{zoo.name} is left out: {error}")
+                except _FAILURES as error:
+                    failed[zoo.name] = reason_of(error)
+                    watcher.note(f"{zoo.name} is left out: {failed[zoo.name]}")
                     break
                 save_experience(file, made_for, found)
             if found is not None:

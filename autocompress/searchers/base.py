@@ -107,13 +107,13 @@ class Task:
             rows sum to 1. Agents that model the network's outputs need both. Default: None.
         prices: (L, 2) log prices that a policy gives the layers' pruning and rounding, from which agents that
             act by prices start. Default: None, for no policy.
-        policy: function that gives a fresh copy of the policy that labels layers in the environment. Default: None,
-            for labels by the solver's multiplier.
         effects: function that returns the first-order effects of all labels on the network's outputs, on the
             samples of `probabilities`: around a plan or, given None, around the original; it returns None
             where there are none. Effects around the original depend on no plan: they are part of the
             calibration, and free. A searcher that asks for those around a plan counts them by
             `Recorder.spend`. Default: None, for none at all.
+        policy: function that gives a fresh copy of the policy that labels layers in the environment. Default: None,
+            for labels by the solver's multiplier.
     """
 
     problem: Problem
@@ -122,8 +122,8 @@ class Task:
     original_accuracy: float = math.nan
     probabilities: FloatArray | None = None
     prices: FloatArray | None = None
-    policy: Callable[[], LabelingPolicy] | None = None
     effects: Callable[[Labeling | None], Effects | None] | None = None
+    policy: Callable[[], LabelingPolicy] | None = None
 
 
 @dataclass(frozen=True)

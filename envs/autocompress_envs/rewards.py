@@ -10,6 +10,7 @@ from autocompress_envs.problem import Outcome
 
 KL_FLOOR = 1e-4  # nats: differences below it earn next to nothing
 HAQ_SCALE = 0.1  # reward per percentage point of accuracy (HAQ, equation 5)
+BALANCED_PRICE = 0.2  # accuracy that the whole of a resource is worth: a tenth of the bytes is worth two points
 GALEN_BETA = -3.0  # reward per relative miss of a target (Galen)
 
 
@@ -90,6 +91,18 @@ def galen(outcome: Outcome, context: RewardContext) -> float:
     return _accuracy(outcome) + GALEN_BETA * sum(misses)
 
 
+def balanced(outcome: Outcome, context: RewardContext) -> float:
+    """What a plan keeps of its accuracy, less a price on what it takes: for users who have no hard budget.
+
+    accuracy - `BALANCED_PRICE` * mean over the limited resources of amount / original; without labels, exp(-KL) stands
+    for
+    the accuracy: the geometric mean of the share of its probability that the original's outputs keep.
+    """
+    kept = math.exp(-outcome.kl) if math.isnan(outcome.accuracy) else _accuracy(outcome)
+    shares = [outcome.resources[name] / context.original[name] for name in context.limits]
+    return kept - BALANCED_PRICE * sum(shares) / len(shares)
+
+
 REWARDS: dict[str, Reward] = {
     "kl": Reward(kl, needs_labels=False),
     "accuracy": Reward(accuracy),
@@ -97,6 +110,7 @@ REWARDS: dict[str, Reward] = {
     "amc_flops": Reward(amc_flops),
     "haq": Reward(haq, needs_original_accuracy=True),
     "galen": Reward(galen),
+    "balanced": Reward(balanced, needs_labels=False),
 }
 """Rewards by name; more may be added under other names."""
 

@@ -1,43 +1,29 @@
-"""Policies on disk: bit-identical round trips, every refusal with its whole message, Stable-Baselines3 files."""
+"""Policies on disk: bit-identical round trips, every refusal with its whole message."""
 
 import hashlib
 import json
 import os
 import pickle
 
-import numpy as np
 import pytest
 import torch
+from policy_toys import grown, observations
 
 import autocompress.policies.files as files
 from autocompress.errors import InputError
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.network import PricePolicy
+from autocompress.policies.network import LabelPolicy
 from autocompress.run.names import POLICY, POLICY_WEIGHTS
-from autocompress_envs.observation import HIGH, LOW
 
 RECORD = {"kinds": ["conv", "linear"], "networks": ["resnet20"], "scores": {"mixer": 0.81}, "licence": "Apache-2.0"}
+KINDS = "conv, depthwise, linear, embedding, recurrent, transposed"
 ANEW = "train it anew with `autocompress train-policy`"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    save_policy(tmp_path / "mine", grown(PricePolicy("layer", 2, 8)), RECORD)
+    save_policy(tmp_path / "mine", grown(LabelPolicy(2, 8)), RECORD)
     return tmp_path / "mine"
-
-
-def grown(policy, seed=0):
-    """The policy with numbers at random in place of every tensor: an untrained one's prices are all 0."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for tensor in policy.state_dict().values():
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3)
-        policy.deviation.abs_().add_(0.1)
-    return policy.eval()
-
-
-def observations(count=5, seed=0):
-    return np.random.default_rng(seed).uniform(LOW, HIGH, (count, len(HIGH))).astype(np.float32)
 
 
 def refusal(where):
@@ -64,19 +50,20 @@ def rewrite_weights(folder, change):
     replace_weights(folder, files.save(state))
 
 
-@pytest.mark.parametrize(("network", "members", "width"), [("layer", 3, 8), ("sequence", 2, 16)])
-def test_a_policy_comes_back_bit_for_bit(tmp_path, network, members, width):
-    policy = grown(PricePolicy(network, members, width))
+@pytest.mark.parametrize(("members", "width"), [(3, 8), (1, 16)])
+def test_a_policy_comes_back_bit_for_bit(tmp_path, members, width):
+    policy = grown(LabelPolicy(members, width))
     save_policy(tmp_path / "deep" / "p", policy, RECORD)
     before = torch.random.get_rng_state()
     saved = load_policy(tmp_path / "deep" / "p")
-    seen = torch.from_numpy(observations(12)).reshape(2, 6, -1)
+    seen = observations(2)
     with torch.inference_mode():
-        expected, prices = policy(seen), saved.policy(seen)
-    assert torch.equal(prices, expected)
-    assert float(expected.abs().min()) > 1e-4
+        expected, said = policy(seen), saved.policy(seen)
+    for name in ("logits", "values", "prices"):
+        assert torch.equal(getattr(said, name), getattr(expected, name))
+        assert float(getattr(expected, name).abs().min()) > 1e-4
     assert (saved.name, saved.record) == ("p", RECORD)
-    assert (saved.policy.network, len(saved.policy.members), saved.policy.width) == (network, members, width)
+    assert (len(saved.policy.members), saved.policy.width) == (members, width)
     assert not saved.policy.training
     assert all(parameter.requires_grad for parameter in saved.policy.parameters())
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -85,10 +72,9 @@ def test_a_policy_comes_back_bit_for_bit(tmp_path, network, members, width):
 def test_what_the_file_says(folder):
     content = json.loads((folder / POLICY).read_text())
     assert content == {
-        "format": 1,
-        "observation_version": 2,
-        "action_version": 1,
-        "network": "layer",
+        "format": 2,
+        "observation_version": 1,
+        "action_version": 2,
         "members": 2,
         "width": 8,
         "kinds": ["conv", "linear"],
@@ -124,7 +110,7 @@ def test_a_kill_between_the_two_files_is_seen(folder, monkeypatch):
 
     monkeypatch.setattr(files, "write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
-        save_policy(folder, grown(PricePolicy("layer", 2, 8), seed=1), RECORD)
+        save_policy(folder, grown(LabelPolicy(2, 8), seed=1), RECORD)
     assert refusal(folder) == (
         f"{folder / POLICY_WEIGHTS}: The weights must have the checksum in policy.json, got others: damaged, or a kill "
         f"came between the two files; {ANEW}."
@@ -141,8 +127,7 @@ def test_places_without_a_policy(tmp_path, folder):
     )
     assert refusal(tmp_path / "agent.ZIP") == (
         f"`policy` must be a folder with policy.safetensors and policy.json, got {tmp_path / 'agent.ZIP'}; "
-        "turn a Stable-Baselines3 file into one with "
-        f"`autocompress policy import {tmp_path / 'agent.ZIP'} --out FOLDER --trust`."
+        "write an agent of Stable-Baselines3 as such a folder with `save_policy` (see docs/policies.md)."
     )
     for name in (POLICY, POLICY_WEIGHTS):
         (folder / name).rename(folder / "away")
@@ -182,7 +167,7 @@ def test_files_beyond_the_limit_are_not_read(folder, monkeypatch, name):
         (b'{"format": NaN}', "The file must be JSON, got: NaN is no finite number."),
         (b'{"format": 1e999}', "The file must be JSON, got: 1e999 is no finite number."),
         (b"[1, 2]", "The file must hold a mapping, got [1, 2]."),
-        (b"{}", "The file must be a policy of format 1, got another file, such as a run's own agent."),
+        (b"{}", "The file must be a policy of format 2, got another file, such as a run's own agent."),
     ],
 )  # fmt: skip
 def test_files_that_are_no_policy(folder, text, got):
@@ -201,23 +186,22 @@ OTHER = f"; {ANEW}, or use the autocompress that made it."
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("format", 2, f"`format` must be 1, got 2{OTHER}"),
-        ("format", True, f"`format` must be 1, got true{OTHER}"),
-        ("observation_version", 1, f"`observation_version` must be 2, got 1{OTHER}"),
-        ("action_version", 2, f"`action_version` must be 1, got 2{OTHER}"),
-        ("action_version", None, f"`action_version` must be 1, got null{OTHER}"),
-        ("network", "lstm", "`network` must be one of layer, sequence, got 'lstm'."),
-        ("network", 3, "`network` must be text, got 3."),
+        ("format", 1, f"`format` must be 2, got 1{OTHER}"),  # a policy for version 0 of the environment
+        ("format", True, f"`format` must be 2, got true{OTHER}"),
+        ("observation_version", 2, f"`observation_version` must be 1, got 2{OTHER}"),
+        ("action_version", 1, f"`action_version` must be 2, got 1{OTHER}"),
+        ("action_version", None, f"`action_version` must be 2, got null{OTHER}"),
         ("members", 0, "`members` must be from 1 to 64, got 0."),
         ("members", 65, "`members` must be from 1 to 64, got 65."),
         ("members", 2.0, "`members` must be a whole number, got 2.0."),
         ("members", True, "`members` must be a whole number, got true."),
         ("width", -8, "`width` must be from 1 to 512, got -8."),
         ("width", 10**100, f"`width` must be from 1 to 512, got 1{'0' * 79}…."),
+        ("width", 10, "`width` must be a multiple of 4, got 10."),
         ("width", "8", '`width` must be a whole number, got "8".'),
         ("kinds", "conv", '`kinds` must be a list, got "conv".'),
-        ("kinds", [], "`kinds` must be a list of some of conv, depthwise, linear, got []."),
-        ("kinds", ["gru"], "`kinds` must be a list of some of conv, depthwise, linear, got ['gru']."),
+        ("kinds", [], f"`kinds` must be a list of some of {KINDS}, got []."),
+        ("kinds", ["gru"], f"`kinds` must be a list of some of {KINDS}, got ['gru']."),
         ("sha256", None, "`sha256` must be text, got null."),
         ("record", [1], "`record` must be a mapping, got [1]."),
     ],
@@ -232,23 +216,18 @@ def test_kinds_of_the_record_are_not_taken_for_the_checked_ones(folder):
     assert load_policy(folder).record == {"kinds": ["conv", "linear"], "licence": "MIT"}
 
 
-def test_a_sequence_needs_a_width_for_its_heads(folder):
-    edit(folder, network="sequence", width=10)
-    assert refusal(folder) == f"{folder / POLICY}: `width` of a sequence network must be a multiple of 4, got 10."
-
-
-@pytest.mark.parametrize("field", ["network", "members", "width", "kinds", "sha256", "record", "observation_version"])
+@pytest.mark.parametrize("field", ["members", "width", "kinds", "sha256", "record", "observation_version"])
 def test_fields_that_are_missing(folder, field):
     content = json.loads((folder / POLICY).read_text())
     del content[field]
     (folder / POLICY).write_text(json.dumps(content))
-    rule = {"network": "text", "sha256": "text", "members": "a whole number", "width": "a whole number",
-            "kinds": "a list", "record": "a mapping", "observation_version": "2"}[field]  # fmt: skip
+    rule = {"sha256": "text", "members": "a whole number", "width": "a whole number",
+            "kinds": "a list", "record": "a mapping", "observation_version": "1"}[field]  # fmt: skip
     end = OTHER if field == "observation_version" else "."
     assert refusal(folder) == f"{folder / POLICY}: `{field}` must be {rule}, got nothing{end}"
 
 
-HEAD = "members.1.head.bias"
+HEAD = "members.1.price.bias"
 
 
 @pytest.mark.parametrize(
@@ -261,7 +240,10 @@ HEAD = "members.1.head.bias"
         (lambda state: state.update({HEAD: torch.ones(2).half()}), f"The tensor {HEAD} must be F32 [2], got F16 [2]."),
         (lambda state: state[HEAD].fill_(torch.nan), f"The tensor {HEAD} must be finite, got NaN or infinity."),
         (lambda state: state[HEAD].fill_(torch.inf), f"The tensor {HEAD} must be finite, got NaN or infinity."),
-        (lambda state: state["deviation"].fill_(0.0), "The tensor deviation must be above 0, got 0."),
+        (
+            lambda state: state["deviation_options"].fill_(0.0),
+            "The tensor deviation_options must be above 0, got 0.",
+        ),
     ],
 )  # fmt: skip
 def test_weights_that_do_not_fit(folder, change, message):
@@ -274,13 +256,13 @@ def test_a_shape_that_the_weights_lack_costs_no_memory(folder, monkeypatch):
 
     def made(*shape):
         devices.append(torch.get_default_device().type)
-        return PricePolicy(*shape)
+        return LabelPolicy(*shape)
 
-    monkeypatch.setattr(files, "PricePolicy", made)
-    edit(folder, network="sequence", members=64, width=512)  # 540 MB, were it made
+    monkeypatch.setattr(files, "LabelPolicy", made)
+    edit(folder, members=64, width=512)  # 1.4 GB, were it made
     assert refusal(folder) == (
-        f"{folder / POLICY_WEIGHTS}: The weights must be what policy.json says, "
-        "got them without members.0.attend.linear1.bias."
+        f"{folder / POLICY_WEIGHTS}: The weights must be what policy.json says, got them without "
+        "members.10.attend.layers.0.linear1.bias."
     )
     assert devices == ["meta"]
 
@@ -297,24 +279,21 @@ def test_what_can_not_be_loaded_is_not_saved(tmp_path):
         assert not (tmp_path / "new").exists()
         return str(caught.value)
 
-    small = PricePolicy("layer", 1, 4)
-    assert refused(small, {}) == "`kinds` must be a list of some of conv, depthwise, linear, got nothing."
+    small = LabelPolicy(1, 4)
+    assert refused(small, {}) == f"`kinds` must be a list of some of {KINDS}, got nothing."
     assert refused(small, {**RECORD, "at": {1}}) == (
         "`record` must be JSON data, got: Object of type set is not JSON serializable."
     )
     assert refused(small, {**RECORD, "at": float("nan")}).startswith(
         "`record` must be JSON data, got: Out of range float"
     )
-    assert refused(PricePolicy("layer", 1, 513), RECORD) == "`width` must be from 1 to 512, got 513."
-    assert refused(PricePolicy("layer", 16, 512), RECORD).startswith(
-        "A policy's file must have at most 16,777,216 bytes, got 18,"  # 16 x 287,746 x 4 bytes, and names
+    assert refused(LabelPolicy(1, 516), RECORD) == "`width` must be from 1 to 512, got 516."
+    assert refused(LabelPolicy(1, 512), RECORD).startswith(
+        "A policy's file must have at most 16,777,216 bytes, got 23,"  # 5.9 million numbers of 4 bytes
     )
-    small.mean.fill_(torch.nan)
-    assert refused(small, RECORD) == "The tensor mean must be finite, got NaN or infinity."
+    small.mean_layers.fill_(torch.nan)
+    assert refused(small, RECORD) == "The tensor mean_layers must be finite, got NaN or infinity."
     (tmp_path / "file").touch()
-    assert refused(PricePolicy("layer", 1, 4), RECORD, tmp_path / "file") == (
+    assert refused(LabelPolicy(1, 4), RECORD, tmp_path / "file") == (
         f"`folder` must be a folder, got {tmp_path / 'file'}, which is a file."
     )
-
-
-# Stable-Baselines3

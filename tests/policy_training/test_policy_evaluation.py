@@ -9,9 +9,8 @@ import yaml
 
 from autocompress.errors import InputError
 from autocompress.policies.files import SavedPolicy, load_policy
-from autocompress.policies.network import PricePolicy
-from autocompress.policy_training.evaluation import Score, evaluate_policy, summarised
-from autocompress.searchers.model_based.first_order import predicted_best_plan
+from autocompress.policies.network import LabelPolicy
+from autocompress.policy_training.evaluation import WRITERS, Score, compared, evaluate_policy, summarised
 
 ALLOWED = (
     "activation_bits, audio_seconds, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, "
@@ -32,34 +31,41 @@ def on(tmp_path_factory):
 
 @pytest.fixture
 def untrained():
-    return SavedPolicy(PricePolicy("layer", 1, 4), {"kinds": ["conv", "linear"]}, "untrained")
+    return SavedPolicy(LabelPolicy(1, 4), {"kinds": ["conv", "linear"]}, "untrained")
 
 
-def test_an_untrained_policy_is_what_effects_alone_predict(on, untrained, monkeypatch):
-    """Its prices are all the same."""
-    found = []
-
-    def remembered(*given):
-        found.append((predicted_best_plan(*given), predicted_best_plan(*given[:4])))  # with the prices, and without
-        return found[-1][0]
-
-    monkeypatch.setattr("autocompress.policies.use.predicted_best_plan", remembered)
-    scores = evaluate_policy(untrained, on)
+def test_every_writer_is_measured_and_planning_with_an_untrained_policy_costs_nothing(on, untrained):
+    """Its prices are 0: the model in which it plans is that of effects alone, and its plans are candidates besides."""
+    scores = evaluate_policy(untrained, on, episodes=[2])
     assert [score.budget for score in scores] == ["size=8%", "size=12%"]
-    assert [priced.key() == plain.key() for priced, plain in found] == [True, True]
-    assert all(0 < score.policy_kl != score.solver_kl for score in scores)
+    for score in scores:
+        assert sorted(score.kl) == sorted([*WRITERS, "search 2", "search 2 with the policy"])
+        assert all(kl > 0 for kl in score.kl.values())
+        assert score.kl["search 2"] <= min(score.kl["solver"], score.kl["effects"])
 
 
-def test_a_search_from_the_policy_is_no_worse_than_its_plan(on):
-    """Which is the search's first."""
-    scores = evaluate_policy(load_policy("default"), on, episodes=3)
-    assert all(score.few_shot_kl <= score.policy_kl for score in scores)
+def test_the_comparison_is_a_geometric_mean_with_an_interval():
+    scores = [Score("net", f"size={n}", {"a": 0.1, "b": b}) for n, b in enumerate([0.4, 0.1, 0.2, 0.05])]
+    found = compared(scores, "a", "b")
+    assert (found.ratio, found.better, found.rows) == pytest.approx(
+        (0.25 ** (1 / 4) * 1 * 0.5 ** (1 / 4) * 2 ** (1 / 4), 0.5, 4)
+    )
+    assert 0.25 <= found.low <= found.ratio <= found.high <= 2.0
+    alike = compared(scores, "a", "a")
+    assert (alike.ratio, alike.low, alike.high, alike.better) == (1.0, 1.0, 1.0, 0.0)
+    nothing = compared([Score("net", "size=1", {"a": 0.1, "b": float("nan")})], "a", "b")
+    assert nothing.rows == 0
 
 
-def test_the_summary_is_a_geometric_mean():
-    scores = [Score("net", "size=8%", 0.4, 0.1, 0.1, 0.5, 0.6), Score("net", "size=9%", 0.1, 0.1, 0.4, 0.5, 0.5)]
-    found = summarised(scores)
-    assert (found.zero_shot, found.better, found.few_shot) == pytest.approx((0.5, 0.5, 1.0))
+def test_the_summary_has_every_writer_beside_the_solver_and_searches_beside_each_other():
+    kl = dict.fromkeys([*WRITERS, "search 7", "search 7 with the policy"], 0.1)
+    pairs = [(each.writer, each.beside) for each in summarised([Score("net", "size=1", kl)], [7])]
+    assert pairs == [
+        *((name, "solver") for name in WRITERS if name != "solver"),
+        ("search 7", "solver"),
+        ("search 7 with the policy", "solver"),
+        ("search 7 with the policy", "search 7"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +110,7 @@ def test_the_command(on, tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
-    assert (found["policy"], len(found["scores"]), found["summary"]["few_shot"]) == ("default", 2, None)
+    assert (found["policy"], len(found["scores"]), len(found["summary"])) == ("default", 2, len(WRITERS) - 1)
     done = subprocess.run([*command, str(tmp_path / "no.yaml")], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (

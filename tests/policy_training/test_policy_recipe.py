@@ -11,13 +11,13 @@ import yaml
 from autocompress.errors import InputError
 from autocompress.models import load_model
 from autocompress.policies.files import load_policy
-from autocompress.policy_training.recipe import Fitting, Recipe, read_recipe
+from autocompress.policy_training.recipe import Fitting, Recipe, Reinforcement, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs/policy"
 SMALLEST = {
     "data": {"digits": "digits"},
     "networks": [{"name": "net", "model": "digits", "data": "digits", "epochs": 1}],
-    "tasks": [{"name": "small", "resource": "size", "low": 0.2, "high": 0.8}],
+    "tasks": [{"name": "small", "budgets": [{"resource": "size", "low": 0.2, "high": 0.8}]}],
 }
 MENUS = "activation_bits, criterion, granularity, quantizer, remove_branches, sparsity_levels, target, weight_bits"
 
@@ -46,18 +46,19 @@ def test_shipped_recipes_are_valid(tmp_path, file):
 def test_the_shipped_policy_was_trained_by_the_shipped_recipe():
     recipe, saved = read_recipe(CONFIGS / "default.yaml"), load_policy("default")
     assert saved.record["networks"] == [network.name for network in recipe.networks]
-    assert saved.record["tasks"] == [f"{x.name}: {x.resource}, {x.low:g} to {x.high:g}" for x in recipe.tasks]
+    assert saved.record["families"] == sorted({network.family for network in recipe.networks})
     content = recipe.model_dump(mode="json", exclude={"data"})
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     assert saved.record["recipe_sha256"] == digest
-    assert (saved.policy.network, len(saved.policy.members)) == (recipe.fitting.network, recipe.fitting.members)
+    assert (saved.policy.width, len(saved.policy.members)) == (recipe.fitting.width, recipe.fitting.members)
 
 
 def test_what_is_left_out_has_defaults(tmp_path):
     recipe = read_recipe(written(tmp_path, SMALLEST))
     network, task = recipe.networks[0], recipe.tasks[0]
     assert (network.learning_rate, network.augmentation, network.seed, network.model_args) == (0.1, "shift", 0, {})
-    assert (task.options, recipe.fitting) == ({}, Fitting())
+    assert (network.family, task.options) == ("unnamed", {})
+    assert (recipe.fitting, recipe.reinforcement) == (Fitting(), Reinforcement())
     assert read_recipe(written(tmp_path, recipe.to_yaml())) == recipe
 
 
@@ -89,13 +90,18 @@ NETWORK = {
     "seed": (-1, "`networks.0.seed` must be greater than or equal to 0, got -1."),
     "extra": (1, "`networks.0.extra` Extra inputs are not permitted, got 1."),
 }
+SIZE = {"resource": "size", "low": 0.2, "high": 0.8}
 TASK = [
     ({"name": ""}, "`tasks.0.name` String should match pattern '^[A-Za-z0-9._]+(-[A-Za-z0-9._]+)*$', got ''."),
-    ({"resource": "latency"}, "`tasks.0.resource` must be 'size', 'macs', 'bitops' or 'memory', got 'latency'."),
-    ({"low": -0.1}, "`tasks.0.low` must be greater than or equal to 0, got -0.1."),
-    ({"high": 1.1}, "`tasks.0.high` must be less than or equal to 1, got 1.1."),
-    ({"high": 0.2}, "`low` must be below `high`, got 0.2 and 0.2 in the task small."),
-    ({"low": float("nan")}, "`tasks.0.low` must be a finite number, got nan."),
+    (
+        {"budgets": [{**SIZE, "resource": "latency"}]},
+        "`tasks.0.budgets.0.resource` must be 'size', 'macs', 'bitops' or 'memory', got 'latency'.",
+    ),
+    ({"budgets": [{**SIZE, "low": -0.1}]}, "`tasks.0.budgets.0.low` must be greater than or equal to 0, got -0.1."),
+    ({"budgets": [{**SIZE, "high": 1.1}]}, "`tasks.0.budgets.0.high` must be less than or equal to 1, got 1.1."),
+    ({"budgets": [{**SIZE, "high": 0.2}]}, "`low` must be below `high`, got 0.2 and 0.2 for size."),
+    ({"budgets": [{**SIZE, "low": float("nan")}]}, "`tasks.0.budgets.0.low` must be a finite number, got nan."),
+    ({"budgets": []}, "`tasks.0.budgets` Tuple should have at least 1 item after validation, not 0, got []."),
     ({"options": {"seed": 1, "wat": 2}}, f"`options` of the task small must be among {MENUS}, got ['seed', 'wat']."),
     ({"options": {"sparsity_levels": 0}}, "`sparsity_levels` must be greater than or equal to 1, got 0."),
     ({"options": {"target": "phone"}}, "`target` must be one of onnxruntime, packed, got 'phone'."),
@@ -107,7 +113,7 @@ TASK = [
 ]
 WHOLE = [
     ({"budgets": 0}, "`budgets` must be greater than or equal to 1, got 0."),
-    ({"episodes": 1}, "`episodes` must be greater than or equal to 2, got 1."),
+    ({"plans": 1}, "`plans` must be greater than or equal to 2, got 1."),
     ({"search_samples": 0}, "`search_samples` must be greater than or equal to 1, got 0."),
     ({"seed": -1}, "`seed` must be greater than or equal to 0, got -1."),
     ({"networks": []}, "`networks` Tuple should have at least 1 item after validation, not 0, got []."),
@@ -116,7 +122,7 @@ WHOLE = [
     ({"wat": 1}, "`wat` Extra inputs are not permitted, got 1."),
     ({"networks": SMALLEST["networks"] * 2}, "`networks` must have different names, got net twice."),
     ({"tasks": SMALLEST["tasks"] * 3}, "`tasks` must have different names, got small twice."),
-    ({"fitting": {"network": "rnn"}}, "`fitting.network` must be 'layer' or 'sequence', got 'rnn'."),
+    ({"fitting": {"network": "rnn"}}, "`fitting.network` Extra inputs are not permitted, got 'rnn'."),
     ({"fitting": {"members": 0}}, "`fitting.members` must be greater than or equal to 1, got 0."),
     ({"fitting": {"members": 65}}, "`fitting.members` must be less than or equal to 64, got 65."),
     ({"fitting": {"steps": 0}}, "`fitting.steps` must be greater than or equal to 1, got 0."),
@@ -125,7 +131,9 @@ WHOLE = [
     ({"fitting": {"weight_decay": -1}}, "`fitting.weight_decay` must be greater than or equal to 0, got -1."),
     ({"fitting": {"shrinkage": -1}}, "`fitting.shrinkage` must be greater than or equal to 0, got -1."),
     ({"fitting": {"seed": -1}}, "`fitting.seed` must be greater than or equal to 0, got -1."),
-    ({"fitting": {"width": 64}}, "`fitting.width` Extra inputs are not permitted, got 64."),
+    ({"fitting": {"width": 66}}, "`fitting.width` must be a multiple of 4, got 66."),
+    ({"reinforcement": {"steps": -1}}, "`reinforcement.steps` must be greater than or equal to 0, got -1."),
+    ({"reinforcement": {"gae_lambda": 2}}, "`reinforcement.gae_lambda` must be less than or equal to 1, got 2."),
 ]
 
 

@@ -101,8 +101,8 @@ def uniform_plans(problem):
         ),
         (
             lambda task: run_search(task, SearchSettings(agent="pop")),
-            "`agent` must be one of a2c, anchored-ppo, anchored-td3, ddpg, maskable-ppo, model-based, posterior-ppo, "
-            "posterior-td3, ppo, sac, td3, got 'pop'.",
+            "`agent` must be one of a2c, anchored-ppo, anchored-td3, ddpg, labeling, maskable-ppo, model-based, "
+            "posterior-ppo, posterior-td3, ppo, sac, td3, got 'pop'.",
         ),
         (
             lambda task: run_search(task, SearchSettings(agent="ddpg", action="discrete")),
@@ -110,20 +110,18 @@ def uniform_plans(problem):
             "`action` price or label.",
         ),
         (
-            lambda task: run_search(task, SearchSettings(agent="maskable-ppo")),
-            "`agent` must be one that takes price actions (a2c, anchored-ppo, anchored-td3, ddpg, model-based, "
+            lambda task: run_search(task, SearchSettings(agent="maskable-ppo", action="price")),
+            "`agent` must be one that takes price actions (a2c, anchored-ppo, anchored-td3, ddpg, labeling, model-based, "
             "posterior-ppo, posterior-td3, ppo, sac, td3), got 'maskable-ppo'; choose one of these, "
             "or `action` discrete.",
         ),
         (
             lambda task: run_search(task, SearchSettings(reward="accuracy")),
-            "`reward` must be kl with the agent model-based, got accuracy; choose another agent, "
-            "such as posterior-ppo.",
+            "`reward` must be kl with the agent labeling, got accuracy; choose another agent, such as posterior-ppo.",
         ),
         (
             lambda task: run_search(dataclasses.replace(task, probabilities=None), SearchSettings()),
-            "`agent` model-based needs an evaluation that keeps outputs, got none; choose another, "
-            "such as posterior-ppo.",
+            "`agent` labeling needs an evaluation that keeps outputs, got none; choose another, such as posterior-ppo.",
         ),
         (
             lambda task: run_search(task, SearchSettings(action="dance")),

@@ -44,7 +44,7 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
 
     | key       | shape               | what                                                                |
     | --------- | ------------------- | ------------------------------------------------------------------- |
-    | `layers`  | (most layers, 36)   | every layer, with its label or, before it has one, the reference's |
+    | `layers`  | (most layers, 37)   | every layer, with its label or, before it has one, the reference's |
     | `options` | (most options, 26)  | every label on the next layer's menu                                |
     | `context` | (24,)               | budgets, and the expected divergence so far                         |
     | `base`    | (most options,)     | score of every label by the solver's multiplier: no learning needed |
@@ -83,9 +83,9 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
     ...     score = np.where(env.action_masks(), observation["base"], -np.inf)
     ...     observation, reward, done, _, info = env.step(int(score.argmax()))
     >>> info["labeling"].weight_bits.tolist(), env.reference.weight_bits.tolist()  # indices into (2, 8) bits
-    ([0, 1, 0, 1], [0, 0, 1, 1])
+    ([0, 1, 0, 0], [0, 0, 1, 1])
     >>> round(info["outcome"].kl, 3), round(evaluate(env.reference).kl, 3)
-    (0.02, 0.2)
+    (0.08, 0.22)
 
     Args:
         problem: the layers' menus and the cost model.

@@ -43,7 +43,7 @@ OPTION_NAMES = (
 | expected_loss … effect | losses of the label alone: all, pruning, rounding, first order | log10 / 6, in E |
 | alignment | cosine of its effect against the reference's, and that of all other labels | |
 | alignment_so_far | cosine of its effect and that of the labels so far | |
-| effect_change … divergence_change | what it adds to the reference's: first order, pruning, rounding, J | asinh, E / L |
+| effect_change … divergence_change | what it adds to the reference: first order, pruning, rounding, J | asinh, E / L |
 | price | what its cost is worth at the solver's multiplier | asinh, in E / L |
 | lagrangian | change of J and price together | asinh, in E / L |
 | is_… | the reference's label; the legal one of least lagrangian; the cheapest legal one | 0 or 1 |
