@@ -1,129 +1,102 @@
-"""Policies on networks that they were not trained on, leave-one-network-out, beside the solver.
+"""Policies on families of networks that they were not trained on, leave-one-family-out, beside what does without them.
 
-python benchmarks/policy_transfer.py --training runs/policy --shared ../shared
+python benchmarks/policy_transfer.py --training runs/policy --out transfer.json
 
-`--training` is the folder of `autocompress train-policy`, whose episodes are read. For every network of the zoo (and
-for ResNet-20 and ResNet-56 of `--shared`, which are in no zoo) a policy is fitted without it, once a seed, and its
-zero-shot plan is measured at 5 budgets of every task.
+`--training` is the folder of `autocompress train-policy`, whose measurements are read. For every family of the recipe a
+policy is trained on the others, and its plans are measured on the family's networks, in every task, at `--budgets` of
+the budgets of the training. No constant was chosen on any of these numbers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping
+import resource
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from autocompress.cache import default_cache
-from autocompress.data import Data, load_data
-from autocompress.job.load import load
-from autocompress.job.options import request
-from autocompress.job.prepare import build_evaluator, prepare
-from autocompress.models import load_model
-from autocompress.policies.files import SavedPolicy
-from autocompress.policies.network import PricePolicy
-from autocompress.policy_training.episodes import BudgetRange
-from autocompress.policy_training.evaluation import Score, measured, summarised
-from autocompress.policy_training.fitting import fit
-from autocompress.policy_training.recipe import Fitting, Recipe, ZooTask, read_recipe
-from autocompress.policy_training.training import EPISODES, RECIPE, ExploredNetwork, Gathered, gather, load_all
+from autocompress.data import Data
+from autocompress.policies.files import SavedPolicy, save_policy
+from autocompress.policy_training.evaluation import WRITERS, Score, compared, measured
+from autocompress.policy_training.recipe import Recipe, read_recipe
+from autocompress.policy_training.training import EXPERIENCE, RECIPE, ExploredNetwork, Gathered, gather, learn, load_all
 from autocompress.progress import Silent
-from autocompress_envs.observation import KINDS
-from autocompress_envs.solver import Solver
+from autocompress_envs.labeling.observation import KINDS
 
-BUDGETS = 5
 MOST_KL = 1.0  # nats, of the solver's plan: beyond it a network only guesses
 
 
 def main() -> None:
+    """Train, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--training", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--cache", type=Path, default=None)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--network", choices=("layer", "sequence"), default="layer")
-    parser.add_argument("--only", default="", help="names of networks, with commas between")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file of all scores")
-    arguments = parser.parse_args()
-    recipe, cache = read_recipe(arguments.training / RECIPE), arguments.cache or default_cache()
-    fitting = recipe.fitting.model_copy(update={"network": arguments.network})
+    parser.add_argument("--budgets", type=int, default=2, help="budgets of every network and task (default: 2)")
+    parser.add_argument("--only", default="", help="names of families, with commas between")
+    parser.add_argument("--out", type=Path, default=None, help="JSON file of all scores, and folder of the policies")
+    asked = parser.parse_args()
+    recipe, cache = read_recipe(asked.training / RECIPE), asked.cache or default_cache()
     splits = load_all(recipe)
-    gathered, _ = gather(recipe, splits, arguments.training / EPISODES, cache, "cpu", Silent())
-    rows = []
-    for name in _names(recipe, arguments.only):
-        policies = [_fitted(gathered, name, fitting, seed) for seed in range(arguments.seeds)]
-        for task, scores in _scores(recipe, splits, name, policies, cache, arguments.shared):
-            summaries = [summarised([each[seed] for each in scores]) for seed in range(arguments.seeds)]
-            ratios = [summary.zero_shot for summary in summaries]
-            better = float(np.mean([summary.better for summary in summaries]))
-            print(f"{name:20s} {task:14s} {np.mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}), "
-                  f"better in {better:.0%} of {len(scores)} budgets", flush=True)  # fmt: skip
-            rows += [{"task": task, "seed": seed, **vars(score)} for each in scores for seed, score in enumerate(each)]
-    _report(rows, arguments.seeds)
-    if arguments.out:
-        arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def _names(recipe: Recipe, only: str) -> list[str]:
-    names = [network.name for network in recipe.networks] + ["resnet20", "resnet56"]
-    return [name for name in names if not only or name in only.split(",")]
-
-
-def _fitted(gathered: Gathered, without: str, fitting: Fitting, seed: int) -> PricePolicy:
-    others = [found for (network, _), found in gathered.items() if network != without]
-    return fit(others, fitting.model_copy(update={"seed": seed}), lambda step, loss: None)
+    gathered, _ = gather(recipe, splits, asked.training / EXPERIENCE, cache, "cpu", Silent())
+    families = {network.name: network.family for network in recipe.networks}
+    rows: list[dict[str, object]] = []
+    for family in asked.only.split(",") if asked.only else sorted(set(families.values())):
+        started = time.monotonic()
+        others = [found for (network, _), found in gathered.items() if families[network] != family]
+        saved = SavedPolicy(learn(recipe, others, lambda *point: None, Silent()), {"kinds": list(KINDS)}, family)
+        if asked.out:
+            save_policy(asked.out.with_suffix("") / family.replace(" ", "-"), saved.policy, {"kinds": list(KINDS)})
+        seconds = time.monotonic() - started
+        scores = _scores(recipe, splits, saved, family, gathered, cache, asked.budgets)
+        print(f"{family}: trained on {len(others)} networks and tasks in {seconds:.0f} s")
+        _report(scores)
+        rows += [{"family": family, **vars(score), "kl": dict(score.kl)} for score in scores]
+        if asked.out:
+            asked.out.write_text(json.dumps(rows, indent=1) + "\n")
+    print("all families")
+    _report([Score(str(row["network"]), str(row["budget"]), row["kl"]) for row in rows])  # type: ignore[arg-type]
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
 
 
 def _scores(
-    recipe: Recipe, splits: Mapping[str, Data], name: str, policies: list[PricePolicy], cache: Path, shared: Path
-) -> Iterator[tuple[str, list[list[Score]]]]:
-    """By task: for every budget, one score a policy."""
-    zoo = {network.name: network for network in recipe.networks}
-    home = ExploredNetwork(recipe, zoo[name], splits[zoo[name].data], cache, "cpu", Silent()) if name in zoo else None
-    for task in recipe.tasks:
-        job, evaluator = home.job(task) if home else _shared_job(name, task, cache, shared)
-        scores = []
-        for limits in _budgets(job.problem, task):
-            if evaluator(Solver(job.problem, limits).solve()).kl > MOST_KL:
+    recipe: Recipe,
+    splits: Mapping[str, Data],
+    saved: SavedPolicy,
+    family: str,
+    gathered: Gathered,
+    cache: Path,
+    budgets: int,
+) -> list[Score]:
+    """One score for each network of the family, task and budget."""
+    scores = []
+    for zoo in recipe.networks:
+        if zoo.family != family:
+            continue
+        network = ExploredNetwork(recipe, zoo, splits[zoo.data], cache, "cpu", Silent())
+        for task in recipe.tasks:
+            if (zoo.name, task.name) not in gathered:
                 continue
-            saved = [SavedPolicy(policy, {"kinds": list(KINDS)}, "left out") for policy in policies]
-            budget = ",".join(f"{resource}={amount}" for resource, amount in limits.items())
-            scores.append([measured(each, job, evaluator, limits, name, budget, Silent()) for each in saved])
-            evaluator.forget()
-        if scores:
-            yield task.name, scores
+            job, evaluator = network.job(task)
+            for limits in gathered[zoo.name, task.name].budgets[:budgets]:
+                kl = measured(saved, job, evaluator, limits, Silent())
+                if kl["solver"] <= MOST_KL:
+                    budget = ",".join(f"{resource}={amount}" for resource, amount in limits.items())
+                    scores.append(Score(f"{zoo.name} {task.name}", budget, kl))
+                evaluator.forget()
+    return scores
 
 
-def _budgets(problem, task: ZooTask) -> Iterator[dict[str, int]]:  # type: ignore[no-untyped-def]
-    """Five, evenly spread over the task's range."""
-    for share in np.linspace(task.low, task.high, BUDGETS):
-        yield BudgetRange(task.resource, task.low, task.high).at(problem, float(share))
-
-
-def _shared_job(name: str, task: ZooTask, cache: Path, shared: Path):  # type: ignore[no-untyped-def]
-    model = load_model(name, shared / f"models/{name}-cifar10-jpeg.safetensors")
-    data = load_data(f"parquet:{shared / 'data/cifar10-jpeg'}")
-    asked = request(model, data, {**task.options, "cache": cache})
-    job = prepare(load(asked, data, Silent()), asked.menus, asked.config, Silent(), must_export=False)
-    return job, build_evaluator(job, asked.config)
-
-
-def _report(rows: list[dict[str, Any]], seeds: int) -> None:
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    for label, chosen in [("all", rows), *((task, [row for row in rows if row["task"] == task]) for task in tasks)]:
-        of_seed = [summarised([_score(row) for row in chosen if row["seed"] == seed]) for seed in range(seeds)]
-        ratios, better = [each.zero_shot for each in of_seed], [each.better for each in of_seed]
-        spread = f"{np.mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f} over {seeds} seeds)"
-        print(
-            f"{label:14s} policy over solver {spread}, better in {np.mean(better):.1%} of {len(chosen) // seeds} cells"
-        )
-
-
-def _score(row: dict[str, Any]) -> Score:
-    return Score(**{name: row[name] for name in Score.__dataclass_fields__})
+def _report(scores: list[Score]) -> None:
+    for writer in WRITERS:
+        if writer != "solver" and scores:
+            row = compared(scores, writer, "solver")
+            print(
+                f"  {writer:8s} over the solver {row.ratio:.3f} ({row.low:.3f} to {row.high:.3f}), "
+                f"better in {row.better:.0%} of {row.rows}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

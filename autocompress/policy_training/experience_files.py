@@ -21,6 +21,7 @@ from autocompress.files import write_atomically
 from autocompress.policies.files import first_line
 from autocompress.policy_training.experience import Experience
 from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Problem
+from autocompress_envs.problem.tables import Tables, checked_limits
 
 _DAMAGED = (
     OSError, ValueError, LookupError, EOFError, RuntimeError, SyntaxError, TypeError, MemoryError, OverflowError,
@@ -85,19 +86,46 @@ def load_experience(file: Path, made_for: str) -> tuple[bool, Experience | None]
 
 
 def _experience(arrays: Arrays) -> Experience:
-    labelings = Labeling(*(arrays[f"plans_{name}"] for name in _LABELING))
-    losses, shifts = arrays["losses"], arrays["shifts"]
-    if len(shifts) != len(losses) or any(len(part) != len(losses) for part in vars(labelings).values()):
-        raise ValueError("arrays do not fit each other")
+    problem = _problem(arrays)
+    _check(problem, arrays)
     return Experience(
-        _problem(arrays),
+        problem,
         arrays["probabilities"],
         Effects(arrays["pruning"], arrays["rounding"], float(arrays["passes"])),
-        labelings,
-        losses,
-        shifts,
+        Labeling(*(arrays[f"plans_{name}"] for name in _LABELING)),
+        arrays["losses"],
+        arrays["shifts"],
         tuple(json.loads(str(arrays["budgets"]))),
     )
+
+
+def _check(problem: Problem, arrays: Arrays) -> None:
+    """Raise ValueError unless the arrays have the types and shapes of those that are written, and finite numbers."""
+    tables = Tables(problem)
+    layers, sparsities, weight_bits, activations = tables.errors.shape
+    (samples, classes), count = arrays["probabilities"].shape, len(arrays["losses"])
+    known = arrays["pruning"].shape[2]
+    wanted = {
+        "probabilities": ("<f8", (samples, classes)),
+        "pruning": ("<f4", (layers, sparsities, known, classes)),
+        "rounding": ("<f4", (layers, weight_bits * activations, known, classes)),
+        "passes": ("<f8", ()),
+        "losses": ("<f8", (count,)),
+        "shifts": ("<f2", (count, samples, classes)),
+        **{f"plans_{name}": ("<i8", (count, layers)) for name in _LABELING},
+    }
+    for name, (kind, shape) in wanted.items():
+        array = arrays[name]
+        if array.dtype.str != kind or array.shape != shape or not np.isfinite(array).all():
+            raise ValueError(f"{name} must be finite {kind} {shape}, got {array.dtype.str} {array.shape}")
+    if known > samples or not count:
+        raise ValueError("effects must be on some of the samples, and at least one plan must be there")
+    plans = np.stack([arrays[f"plans_{name}"] for name in _LABELING], axis=-1)  # (n, L, 3)
+    if (plans < 0).any() or (plans >= tables.counts).any():
+        raise ValueError("plans must hold positions on the menus")
+    budgets = json.loads(str(arrays["budgets"]))
+    if not budgets or not all(checked_limits(limits) for limits in budgets):
+        raise ValueError("there must be a budget")
 
 
 def _problem_arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:

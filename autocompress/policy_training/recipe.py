@@ -118,7 +118,7 @@ class Fitting(_Part):
     batch: int = Field(8, ge=1)
     learning_rate: float = Field(1e-3, gt=0)
     weight_decay: float = Field(1e-2, ge=0)
-    shrinkage: float = Field(1.0, ge=0)
+    shrinkage: float = Field(10.0, ge=0)
     seed: int = Field(0, ge=0, le=MOST_SEED)
 
 

@@ -24,7 +24,7 @@ from autocompress.errors import InputError
 from autocompress.job import options as job_options
 from autocompress.job.search import policy_digest
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.network import PricePolicy
+from autocompress.policies.network import LabelPolicy
 
 CHANCE = ("seconds", "forward_share", "measured")  # of time, and of who measured a plan first
 
@@ -203,8 +203,8 @@ def test_another_policy_is_refused_where_cells_have_finished(suite, tmp_path):
     content = {**suite, "methods": ["solver", mine], "seeds": 1}
     digests = []
     for mean in (0.0, 0.1):
-        untrained = PricePolicy("layer", 1, 8)
-        untrained.mean.fill_(mean)
+        untrained = LabelPolicy(1, 8)
+        untrained.mean_layers.fill_(mean)
         save_policy(policy, untrained, {"kinds": ["conv", "linear"]})
         digests.append(policy_digest(load_policy(policy))["policy"])
         if not mean:
@@ -256,7 +256,7 @@ class Clock:
 def test_a_cell_s_seconds_are_of_the_search_alone(suite, tmp_path, monkeypatch):
     clock, calls = Clock(), []
     monkeypatch.setattr(session, "time", clock)
-    slow = [(session, "run_search", 7), (session, "policy_plan", 100), (session, "original_accuracy", 10_000)]
+    slow = [(session, "run_search", 7), (session, "policy_says", 100), (session, "original_accuracy", 10_000)]
     for module, name, seconds in [*slow, (job_options, "chosen_policy", 1000)]:
         monkeypatch.setattr(module, name, clock.slow(getattr(module, name), seconds, calls))
     rl = {"name": "rl", "method": "rl", "agent": "posterior-ppo", "reward": "haq", "policy": "default", "episodes": 1}

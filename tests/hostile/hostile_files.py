@@ -57,7 +57,7 @@ def make(folder: Path) -> None:
     (folder / "recipe" / "recipe.yaml").write_text(RECIPE)
     _data(folder)
     _weights(folder / "weights")
-    _episodes(folder / "episodes")
+    _experience(folder / "experience")
     _run(folder)
     _policy(folder / "policy")
 
@@ -135,19 +135,20 @@ def _weights(folder: Path) -> None:
     torch.save(state, folder / "old.pth", _use_new_zipfile_serialization=False)
 
 
-def _episodes(folder: Path) -> None:
-    from autocompress.policy_training.episode_files import save_episodes
-    from autocompress.policy_training.episodes import EpisodesUnderBudget
-    from autocompress_envs.observation import Observation
+def _experience(folder: Path) -> None:
+    from autocompress.evaluation.effects import Effects
+    from autocompress.policy_training.experience import Experience
+    from autocompress.policy_training.experience_files import save_experience
+    from autocompress_envs.problem import Labeling
+    from autocompress_envs.testing import toy_problem
 
-    draw = np.random.default_rng(0)
-    features = len(Observation._fields) if hasattr(Observation, "_fields") else 20
-    each = [
-        EpisodesUnderBudget({"size": 1000 + n}, draw.random((4, features)), draw.random((3, 4, 2)), draw.random(3))
-        for n in range(2)
-    ]
+    draw, (problem, _) = np.random.default_rng(0), toy_problem()
+    effects = Effects(draw.random((3, 2, 4, 2)).astype(np.float32), draw.random((3, 3, 4, 2)).astype(np.float32), 1.0)
+    plans = Labeling(*(draw.integers(0, 2, (3, 5, 3))))
+    shifts = draw.random((5, 4, 2)).astype(np.float16)
+    found = Experience(problem, np.full((4, 2), 0.5), effects, plans, draw.random(5), shifts, ({"bitops": 512},))
     folder.mkdir()
-    save_episodes(folder / "episodes.npz", "made for", each)
+    save_experience(folder / "experience.npz", "made for", found)
 
 
 def _policy(folder: Path) -> None:

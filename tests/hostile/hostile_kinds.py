@@ -45,7 +45,7 @@ from autocompress.models.weights import load_weights_
 from autocompress.plan import Plan
 from autocompress.policies.files import load_policy
 from autocompress.policy_training import training
-from autocompress.policy_training.episode_files import load_episodes
+from autocompress.policy_training.experience_files import load_experience
 from autocompress.policy_training.recipe import read_recipe
 from autocompress.policy_training.zoo import trained
 from autocompress.run.folder import RunFolder
@@ -253,16 +253,15 @@ def _data(clean: Path) -> list[Kind]:
 
 
 def _trainings(clean: Path) -> list[Kind]:
-    def episodes(folder: Path) -> Read:
-        found = load_episodes(folder / "episodes.npz", "made for")
-        if found is None:
-            return Read(episodes(clean / "episodes").digest, rebuilt=True)
-        for each in found:
-            assert each.parts.shape[1:] == (len(each.observations), 2)
-            assert each.losses.shape == (len(each.parts),)
-        return Read(
-            digest(*[part for each in found for part in (each.limits, each.observations, each.parts, each.losses)])
-        )
+    def experience(folder: Path) -> Read:
+        is_there, found = load_experience(folder / "experience.npz", "made for")
+        if not is_there:
+            return Read(experience(clean / "experience").digest, rebuilt=True)
+        assert found is not None
+        found.output_model()
+        layers = [part for layer in found.problem.layers for part in vars(layer).values()]
+        parts = [*vars(found.problem.costs).values(), *vars(found.labelings).values(), *vars(found.effects).values()]
+        return Read(digest(*layers, *parts, found.probabilities, found.losses, found.shifts, found.budgets))
 
     def settled(folder: Path) -> Read:
         picks = training._NumberFormats(folder / "settled.json")
@@ -291,7 +290,7 @@ def _trainings(clean: Path) -> list[Kind]:
 
     files, lines = ("cells/*.json", "evaluations/*.json", "policies.json"), change.line_lie(stamped)
     return [
-        Kind("episodes", "episodes", ("episodes.npz",), change.NPZ, episodes),
+        Kind("experience", "experience", ("experience.npz",), change.NPZ, experience),
         Kind("settled.json", "settled", ("settled.json",), change.JSON, settled, says_other(clean / "settled"), 0.5),
         Kind("comparison", "comparison", files, change.JSON, compared, says_other(clean / "comparison"), 1.5),
         Kind("shared evaluations", "comparison", ("evaluations/*.jsonl",), [lines, *change.BYTES], shared, None, 0.5),

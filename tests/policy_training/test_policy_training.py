@@ -20,8 +20,8 @@ from autocompress.cli.main import app
 from autocompress.data import from_tensors, load_data
 from autocompress.errors import InputError
 from autocompress.policies.files import load_policy
-from autocompress.policy_training.experience_files import load_experience
 from autocompress.policy_training.experience import plan_at
+from autocompress.policy_training.experience_files import load_experience
 from autocompress.policy_training.recipe import Recipe, ZooNetwork, read_recipe
 from autocompress.policy_training.training import train_policy
 from autocompress.progress import Silent
@@ -121,8 +121,8 @@ def stamps(folder):
 def test_the_folder_holds_recipe_experience_and_policy(finished, recipe):
     saved, folder, _ = finished
     assert files(folder) == {
-        "recipe.yaml", "experience/res--small.npz", "experience/vgg--small.npz", "experience/settled.json", "policy.json",
-        "policy.safetensors",
+        "recipe.yaml", "experience/res--small.npz", "experience/vgg--small.npz", "experience/settled.json",
+        "policy.json", "policy.safetensors",
     }  # fmt: skip
     assert read_recipe(folder / "recipe.yaml") == read_recipe(recipe)
     assert len(list((folder / "tb").iterdir())) == 1

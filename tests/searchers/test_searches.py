@@ -111,8 +111,8 @@ def uniform_plans(problem):
         ),
         (
             lambda task: run_search(task, SearchSettings(agent="maskable-ppo", action="price")),
-            "`agent` must be one that takes price actions (a2c, anchored-ppo, anchored-td3, ddpg, labeling, model-based, "
-            "posterior-ppo, posterior-td3, ppo, sac, td3), got 'maskable-ppo'; choose one of these, "
+            "`agent` must be one that takes price actions (a2c, anchored-ppo, anchored-td3, ddpg, labeling, "
+            "model-based, posterior-ppo, posterior-td3, ppo, sac, td3), got 'maskable-ppo'; choose one of these, "
             "or `action` discrete.",
         ),
         (
