@@ -131,7 +131,7 @@ def test_the_forecast_is_half_the_squared_length_of_all_effects_and_the_expected
 
 
 def test_a_sketch_keeps_lengths_and_angles():
-    """Of random effects of 30 labels on 20 samples of 5 classes: in 30 dimensions all, in 8 the most that 8 can keep."""
+    """Effects of 30 labels on 20 samples of 5 classes: in 30 dimensions all, in 8 the most that 8 can keep."""
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(5), 20)
     rounding = rng.normal(0, 0.1, (10, 3, 20, 5)).astype(np.float32)
@@ -237,7 +237,7 @@ WRONG = [
 @pytest.mark.parametrize(("given", "message"), WRONG, ids=[next(iter(given)) for given, _ in WRONG])
 def test_wrong_arguments(given, message):
     problem, evaluate = toy_problem()
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="^`") as caught:
         LabelingEnv(problem, evaluate, TOY_LIMITS, **given)
     assert str(caught.value) == message
 
@@ -250,7 +250,7 @@ def test_wrong_resets_and_steps():
         ({"seed": 1}, "`options` must hold nothing but budget and plan, got seed."),
         ({"plan": dear}, f"`plan` must be within the limits {TOY_LIMITS}, got {problem.resources(dear)}."),
     ):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="^`") as caught:
             env.reset(options=options)
         assert str(caught.value) == message
     env.reset()
@@ -258,6 +258,6 @@ def test_wrong_resets_and_steps():
         (6, "`action` must be in the layer's menu of 6 labels, got 6."),
         (2, "`action` must leave every budget within reach, got 2 at layer 0; see `action_masks`."),
     ):
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises(ValueError, match="^`") as caught:
             env.step(action)
         assert str(caught.value) == message

@@ -8,7 +8,7 @@ from autocompress_envs.labeling.observation import LAYER_NAMES
 
 
 def grown(policy, seed=0, scale=0.3):
-    """The policy with numbers at random in place of every tensor: an untrained one adds nothing to the solver's scores."""
+    """The policy with random numbers in every tensor: an untrained one adds nothing to the solver's scores."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in policy.state_dict().items():

@@ -23,7 +23,7 @@ SIGNS = ([1, 1, -1, -1], [1, -1, -1, 1], [-1, 1, 1, -1])
 
 def explored(signs, seed=0):
     """The experience of a toy whose layers move the outputs of one fair coin forwards or backwards."""
-    problem, sketch, exact, limits = cancelling_toy(signs)
+    problem, sketch, _, _ = cancelling_toy(signs)
     moves = sketch.rounding[:, :, 0]  # half of the squared length of a sum is a divergence
 
     def evaluate(plan):
