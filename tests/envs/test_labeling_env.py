@@ -237,7 +237,7 @@ WRONG = [
 @pytest.mark.parametrize(("given", "message"), WRONG, ids=[next(iter(given)) for given, _ in WRONG])
 def test_wrong_arguments(given, message):
     problem, evaluate = toy_problem()
-    with pytest.raises(ValueError, match="^`") as caught:
+    with pytest.raises(ValueError, match=r"^`") as caught:
         LabelingEnv(problem, evaluate, TOY_LIMITS, **given)
     assert str(caught.value) == message
 
@@ -250,7 +250,7 @@ def test_wrong_resets_and_steps():
         ({"seed": 1}, "`options` must hold nothing but budget and plan, got seed."),
         ({"plan": dear}, f"`plan` must be within the limits {TOY_LIMITS}, got {problem.resources(dear)}."),
     ):
-        with pytest.raises(ValueError, match="^`") as caught:
+        with pytest.raises(ValueError, match=r"^`") as caught:
             env.reset(options=options)
         assert str(caught.value) == message
     env.reset()
@@ -258,6 +258,6 @@ def test_wrong_resets_and_steps():
         (6, "`action` must be in the layer's menu of 6 labels, got 6."),
         (2, "`action` must leave every budget within reach, got 2 at layer 0; see `action_masks`."),
     ):
-        with pytest.raises(ValueError, match="^`") as caught:
+        with pytest.raises(ValueError, match=r"^`") as caught:
             env.step(action)
         assert str(caught.value) == message
