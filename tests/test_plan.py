@@ -69,8 +69,8 @@ def test_label_rules(values, message):
     [
         ("[1, 2]", "A plan must be a mapping with a key `labels`, got a list."),
         ("version: 1", "A plan must be a mapping with a key `labels`, got a mapping without it."),
-        ("labels: {}", "`version` of the plan must be 1, got None."),
-        ("version: 2\nlabels: {}", "`version` of the plan must be 1, got 2."),
+        ("labels: {}", "`version` of the plan must be 1 or 2, got None."),
+        ("version: 2\nlabels: {}", "`version` of the plan must be 1 or 2, got 2."),
         (
             "version: 1\nlayers: {}\nlabels: {}",
             "The plan has unknown keys layers; known: fingerprint, granularity, labels, version.",
