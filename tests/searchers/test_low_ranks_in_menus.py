@@ -43,7 +43,7 @@ def test_uniform_plans_and_mixes_have_none():
     of = problem()
     assert common_weight_bits(of) == [2, 4, 8]
     assert uniform_plan(of, 0.0, 4, 8).weight_bits.tolist() == [1, 4, 4]
-    limits = {"size": 400}
+    limits = {"size": 530}
     mix = best_mix(of, limits)
     assert mix is not None
     for plan in (mix, *uniform_frontier(of, limits)):
@@ -70,7 +70,7 @@ def test_published_methods_are_offered_none():
 
 
 def test_a_correction_of_one_rank_leaves_the_others():
-    beliefs = Beliefs(problem(), {"size": 400}, np.full((1, 2), 0.5), None, None)
+    beliefs = Beliefs(problem(), {"size": 530}, np.full((1, 2), 0.5), None, None)
     corrected = beliefs.corrected([Label(1, 1, 0)], 0.2).problem.layers[1].errors[0, :, 0]
     before = problem().layers[1].errors[0, :, 0]
     assert corrected[0] == pytest.approx(before[0] + 0.2)
@@ -85,7 +85,7 @@ def test_exact_plans_don_t_count_what_factors_hand_on():
     )
 
 
-@pytest.mark.parametrize("limits", [{"macs": 260}, {"size": 330}, {"macs": 200, "size": 300}])
+@pytest.mark.parametrize("limits", [{"macs": 260}, {"size": 530}, {"macs": 230, "size": 530}])
 def test_exact_plans_are_the_best(limits):
     of = problem()
     every = all_labelings(of)
