@@ -99,7 +99,7 @@ class Menus:
         return offered_ranks(members, self.settings.ranks)
 
     def formats(self, layer: Layer) -> tuple[Format, ...]:
-        """Formats (B) of a layer's weights: low ranks first, each at all bit-widths, then the layer as it is."""
+        """Formats (B) of a layer's weights: low ranks, lowest first, each at all bits; then the layer as it is."""
         return self._formats[layer.name]
 
     @cached_property
@@ -128,8 +128,7 @@ class Menus:
 
     def removed_channels(self, group_index: int, kept: int) -> Tensor:
         """The channels (n - kept,) of a group that are removed where `kept` stay."""
-        order = self.orders[group_index]
-        return order[: len(order) - kept]
+        return self.orders[group_index][: self.network.groups[group_index].width - kept]
 
     def variants(self, layer: Layer, kept: Mapping[int, int], sparsity: float = 0.0) -> list[Variant]:
         """The layer's variants, one for each of its formats; read from the store, or built and stored.
@@ -253,8 +252,8 @@ class Menus:
             position: index into the groups that the layer reads; all others keep every channel.
         """
         for kept, sparsity, full in self.table_cells(layer, position):
-            built = self.variants(layer, kept, sparsity) if full else [self.pruned(layer, kept)]
-            yield from ((kept, variant) for variant in built)
+            for variant in self.variants(layer, kept, sparsity) if full else [self.pruned(layer, kept)]:
+                yield kept, variant
 
     def table(self, layer: Layer, position: int, losses: Sequence[float]) -> FloatArray:
         """(S, B) expected losses, from one for each of `table_variants`.
@@ -354,7 +353,7 @@ class Menus:
 
     def _check_tie(self, plan: Plan, index: int, leader: int) -> None:
         """Raise InputError where a layer has not the bits of the one that it is tied to."""
-        name, first = self.network.layers[index].name, self.network.layers[leader].name
+        name, first = (self.network.layers[each].name for each in (index, leader))
         found, wanted = plan.labels[name], plan.labels[first]
         for part in ("weight_bits", "activation_bits", "rank"):
             if getattr(found, part) != getattr(wanted, part):
@@ -378,7 +377,7 @@ class Menus:
 
     def _format_index(self, layer: Layer, label: Label) -> int:
         """Index of a label's rank and bits among the layer's formats. Raises InputError where one is not offered."""
-        ranks = (0, *(self.ranks(layer) if self.settings.ranks else ()))
+        ranks = sorted({each.rank for each in self.formats(layer)})
         if label.rank not in ranks:
             listed = ", ".join(map(str, ranks))
             raise InputError(f"Layer {layer.name}: `rank` must be one of {listed}, got {label.rank}; set --ranks.")
