@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from autocompress.errors import InputError
 from autocompress.files import read_yaml, write_atomically
 
 PLAN_VERSION = 1
+RANKED_VERSION = 2  # of plans that have a low rank, which versions before it don't know
+FIRST, SECOND = "0", "1"  # names of a layer's two factors inside it: the first one reads, the second one writes
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Label:
             residual branch.
         weight_bits: 1 to 8 (integer codes on one scale per output channel), 16 or 32 (floating point).
         activation_bits: bits of the layer's input, 4 to 8 or 32 (not quantized).
+        rank: rank of the two thin layers that stand in for the layer, at least 1, or 0: the layer stays one. Both have
+            `weight_bits`; what one hands on to the other is not quantized.
 
     Raises:
         InputError: a value is out of range.
@@ -35,6 +39,7 @@ class Label:
     sparsity: float = 0.0
     weight_bits: int = 32
     activation_bits: int = 32
+    rank: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.sparsity <= 1.0:
@@ -43,6 +48,10 @@ class Label:
             raise InputError(f"`weight_bits` must be 1 to 8, 16 or 32, got {self.weight_bits}.")
         if self.activation_bits not in (*range(4, 9), 32):
             raise InputError(f"`activation_bits` must be 4 to 8 or 32, got {self.activation_bits}.")
+        if type(self.rank) is not int or self.rank < 0:
+            raise InputError(f"`rank` must be a whole number of at least 0, got {self.rank}.")
+        if self.rank and self.sparsity == 1:
+            raise InputError(f"`rank` must be 0 at sparsity 1, which leaves no weight, got {self.rank}.")
 
 
 @dataclass(frozen=True)
@@ -59,12 +68,32 @@ class Plan:
     granularity: str = "channel"
     fingerprint: str = ""
 
+    def modules(self) -> dict[str, Label]:
+        """The label of every weight-carrying module of the compressed network, by its name, in the order of the plan.
+
+        It is the layer itself, or its two factors: then the first one has the layer's label without its rank, and the
+        second one reads an input that is not quantized.
+
+        >>> plan = Plan({"fc": Label(0.0, 4, 8, rank=16)})
+        >>> {name: (label.weight_bits, label.activation_bits) for name, label in plan.modules().items()}
+        {'fc.0': (4, 8), 'fc.1': (4, 32)}
+        """
+        found = {}
+        for name, label in self.labels.items():
+            if not label.rank:
+                found[name] = label
+            else:
+                found[f"{name}.{FIRST}"] = replace(label, rank=0)
+                found[f"{name}.{SECOND}"] = replace(label, rank=0, activation_bits=32)
+        return found
+
     def to_dict(self) -> dict[str, Any]:
+        has_ranks = any(label.rank for label in self.labels.values())
         return {
-            "version": PLAN_VERSION,
+            "version": RANKED_VERSION if has_ranks else PLAN_VERSION,
             "granularity": self.granularity,
             "fingerprint": self.fingerprint,
-            "labels": {name: asdict(label) for name, label in self.labels.items()},
+            "labels": {name: _written(label) for name, label in self.labels.items()},
         }
 
     @classmethod
@@ -72,8 +101,10 @@ class Plan:
         """Raises InputError where `data` is not a plan of this version."""
         if not isinstance(data, Mapping) or not isinstance(data.get("labels"), Mapping):
             raise InputError(f"A plan must be a mapping with a key `labels`, got {_kind(data)}.")
-        if data.get("version") != PLAN_VERSION:
-            raise InputError(f"`version` of the plan must be {PLAN_VERSION}, got {data.get('version')!r}.")
+        if data.get("version") not in (PLAN_VERSION, RANKED_VERSION):
+            raise InputError(
+                f"`version` of the plan must be {PLAN_VERSION} or {RANKED_VERSION}, got {data.get('version')!r}."
+            )
         known = {"version", "granularity", "fingerprint", "labels"}
         _reject_unknown("plan", set(data) - known, known)
         labels = {str(name): _label(str(name), value) for name, value in data["labels"].items()}
@@ -95,6 +126,12 @@ class Plan:
             return cls.from_dict(content)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+
+def _written(label: Label) -> dict[str, Any]:
+    """A label's numbers; a rank stands there only where it is low."""
+    numbers = asdict(label)
+    return numbers if label.rank else {name: number for name, number in numbers.items() if name != "rank"}
 
 
 def _kind(data: Any) -> str:

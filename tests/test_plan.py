@@ -11,6 +11,7 @@ LABELS = {
     "conv1": Label(0.0, 8, 8),
     "layer1.0.conv1": Label(0.875, 2, 4),
     "layer1.1.conv1": Label(1.0, 2, 4),
+    "low": Label(0.125, 4, 8, 16),
     **{f"bits{bits}": Label(0.1, bits, 8) for bits in (1, 2, 3, 4, 5, 6, 7, 8, 16, 32)},
     **{f"activations{bits}": Label(1 / 3, 4, bits) for bits in (4, 5, 6, 7, 8, 32)},
 }
@@ -69,15 +70,15 @@ def test_label_rules(values, message):
     [
         ("[1, 2]", "A plan must be a mapping with a key `labels`, got a list."),
         ("version: 1", "A plan must be a mapping with a key `labels`, got a mapping without it."),
-        ("labels: {}", "`version` of the plan must be 1, got None."),
-        ("version: 2\nlabels: {}", "`version` of the plan must be 1, got 2."),
+        ("labels: {}", "`version` of the plan must be 1 or 2, got None."),
+        ("version: 3\nlabels: {}", "`version` of the plan must be 1 or 2, got 3."),
         (
             "version: 1\nlayers: {}\nlabels: {}",
             "The plan has unknown keys layers; known: fingerprint, granularity, labels, version.",
         ),
         (
             "version: 1\nlabels: {fc: {bits: 4}}",
-            "The label of layer fc has unknown keys bits; known: activation_bits, sparsity, weight_bits.",
+            "The label of layer fc has unknown keys bits; known: activation_bits, rank, sparsity, weight_bits.",
         ),
         ("version: 1\nlabels: {fc: 4}", "The label of layer fc must be a mapping, got 4."),
         (
@@ -113,3 +114,26 @@ def test_missing_and_malformed_files_are_named(tmp_path):
     with pytest.raises(InputError) as binary:
         Plan.load(tmp_path / "bytes.yaml")
     assert str(binary.value) == f"`plan` must be a text file, got {tmp_path / 'bytes.yaml'}, which is not UTF-8."
+
+
+def test_plans_without_a_rank_are_as_they_were(tmp_path):
+    """Version 1 and no rank; where one layer has one, version 2, and the rank at that layer alone."""
+    plain = Plan({"fc": Label(0.5, 4, 8)})
+    assert plain.to_dict()["version"] == 1
+    assert plain.to_dict()["labels"] == {"fc": {"sparsity": 0.5, "weight_bits": 4, "activation_bits": 8}}
+    low = Plan({"fc": Label(0.5, 4, 8), "head": Label(0.0, 8, 8, 12)})
+    assert low.to_dict()["version"] == 2
+    assert low.to_dict()["labels"]["head"] == {"sparsity": 0.0, "weight_bits": 8, "activation_bits": 8, "rank": 12}
+    assert low.to_dict()["labels"]["fc"] == plain.to_dict()["labels"]["fc"]
+    assert Plan.from_dict(low.to_dict()) == low
+    assert list(low.modules()) == ["fc", "head.0", "head.1"]
+
+
+@pytest.mark.parametrize("rank", [-1, 2.0, True])
+def test_a_rank_is_a_whole_number(rank):
+    with pytest.raises(InputError) as error:
+        Label(rank=rank)
+    assert str(error.value) == f"`rank` must be a whole number of at least 0, got {rank}."
+    with pytest.raises(InputError) as error:
+        Label(sparsity=1.0, rank=3)
+    assert str(error.value) == "`rank` must be 0 at sparsity 1, which leaves no weight, got 3."

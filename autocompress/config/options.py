@@ -157,11 +157,21 @@ class MenuOptions(Part):
         False,
         "Also offer sparsity 1, which removes a residual branch whole: it saves time where thinner layers do not.",
     )
+    ranks: tuple[float, ...] = _option(
+        (),
+        "Low ranks on offer, as shares of a layer's multiply-accumulates such as 0.25,0.5,0.75: two thin layers may "
+        "stand in for a linear layer or 1x1 convolution. Default: none.",
+    )
     target: str = _option(
         "onnxruntime",
         "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx) or packed "
         "(model.safetensors alone).",
     )
+
+    @field_validator("ranks", mode="before")
+    @classmethod
+    def _split_ranks(cls, value: Any) -> Any:
+        return () if value in ("none", "", None) else _as_tuple(value)
 
     @field_validator("weight_bits", "activation_bits", mode="before")
     @classmethod

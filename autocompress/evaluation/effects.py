@@ -58,8 +58,9 @@ class Effects:
         pruning: (L, S, N, K) effects of S sparsities. With granularity `channel` they stand at the owner of each group,
             summed over all layers that read the group; otherwise at the layer whose weights are removed. Zeros where
             there is nothing to choose.
-        rounding: (L, B * A, N, K) effects of B weight bit-widths, nothing removed, the same for all A activation
-            bit-widths; option b * A + a is weight width b with activation width a.
+        rounding: (L, B * A, N, K) effects of B formats of weights, nothing removed, the same for all A activation
+            bit-widths; option b * A + a is format b with activation width a. A shorter menu's last one stands for those
+            beyond it.
         passes: work that computing them took, in forward passes of the network over these samples.
     """
 
@@ -209,7 +210,8 @@ def _taken(
     served = torch.cat([belongs[first] for first in sorted(belongs)]).cpu()  # (N, K)
     settings = menus.settings
     sparsities = max(len(each.sparsities) for each in menus.problem().layers)
-    options = {"pruning": sparsities, "rounding": len(settings.weight_bits) * len(settings.activation_bits)}
+    formats = max(len(menus.formats(layer)) for layer in menus.network.layers)
+    options = {"pruning": sparsities, "rounding": formats * len(settings.activation_bits)}
     shape = (len(menus.network.layers), *served.shape)
     totals = {part: torch.zeros(shape[0], count, *shape[1:]) for part, count in options.items()}
     for layer in menus.network.layers:
@@ -261,7 +263,7 @@ def _changes(menus: Menus, layer: Layer) -> list[_Change]:
     row, activations = _label_row(menus, layer), len(menus.settings.activation_bits)
     source = menus.sources[layer.name]
     full = {read: menus.network.groups[read].width for read in menus.reads(layer)}
-    bits = len(menus.settings.weight_bits)
+    bits = len(menus.formats(layer))
 
     def rounded(position: int) -> Tensor:
         return source.change(menus.variants(layer, full)[position])
@@ -271,10 +273,7 @@ def _changes(menus: Menus, layer: Layer) -> list[_Change]:
             return source.change(menus.pruned(layer, kept))
         return source.change(menus.variant(layer, kept, sparsity, bits - 1)) - rounded(bits - 1)
 
-    changes = [
-        _Change(partial(rounded, each), "rounding", row, slice(each * activations, (each + 1) * activations))
-        for each in range(bits)
-    ]
+    changes = [_Change(partial(rounded, each), "rounding", row, _flat(each, bits, activations)) for each in range(bits)]
     for position in range(max(1, len(menus.reads(layer)))):
         owner = _owner(menus, layer, position)
         for option, (kept, sparsity, _) in enumerate(menus.table_cells(layer, position)):
@@ -297,9 +296,9 @@ def _changes_around(menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor
     def add(part: str, row: int, options: slice, kept: Mapping[int, int], sparsity: float, bits: int) -> None:
         changes.append(_Change(partial(change, kept, sparsity, bits), part, row, options))
 
-    for bits in _others(choice.weight_bits, len(menus.settings.weight_bits)):
-        options = slice(bits * activations, (bits + 1) * activations)
-        add("rounding", row, options, choice.reads, choice.sparsity, bits)
+    formats = len(menus.formats(layer))
+    for bits in _others(choice.weight_bits, formats):
+        add("rounding", row, _flat(bits, formats, activations), choice.reads, choice.sparsity, bits)
     if menus.settings.granularity != "channel":
         sparsities = menus.sparsities(layer)
         for option in _others(sparsities.index(choice.sparsity), len(sparsities)):
@@ -316,6 +315,11 @@ def _label_row(menus: Menus, layer: Layer) -> int:
     """The number of the layer whose label a layer has: its own, or that of the layer that it is tied to."""
     index = menus.network.layer_index()[layer.name]
     return menus.leaders().get(index, index)
+
+
+def _flat(position: int, count: int, activations: int) -> slice:
+    """The options of one format of `count`, at all activation bits; the last one also stands for those beyond it."""
+    return slice(position * activations, None if position + 1 == count else (position + 1) * activations)
 
 
 def _others(own: int, count: int) -> list[int]:

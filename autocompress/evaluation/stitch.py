@@ -39,7 +39,7 @@ class LayerChoice:
         writes: number of channels left in the group that the layer writes; None: it writes none.
         sparsity: fraction of the layer's single weights that are removed (granularity `element` or `n:m`); 0 with
             `channel`.
-        weight_bits: position among the menu's weight bit-widths.
+        weight_bits: position among the formats of the layer's weights (`Menus.formats`).
         activation_bits: position among the menu's activation bit-widths.
     """
 

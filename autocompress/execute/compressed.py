@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,11 +27,12 @@ from autocompress.evaluation.stitch import (
     resolve,
     runnable,
 )
+from autocompress.execute.factors import cut_, join_
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.menus import Menus
 from autocompress.menus.variants import Variant
 from autocompress.network.structure import Layer, Network
-from autocompress.plan import Label, Plan
+from autocompress.plan import FIRST, SECOND, Label, Plan
 from autocompress_envs.problem import Labeling, n_of_m, removed_weights
 
 
@@ -88,11 +89,14 @@ class LayerWeights:
 class Compressed:
     """A compressed network, as a module and as the finished weights of its layers.
 
+    A layer of low rank is two layers here, `NAME.0` and `NAME.1` (`factors`).
+
     Attributes:
         model: float32 module in eval mode: norms folded where a layer could take them, channels gone, the layers'
             weights written in. It does not round activations; `rounded` does. A channel of zeros, or a head, stands in
             for every removed branch (`runnable`); files have none.
-        layers: finished weights by layer name, in the order of the network; exactly those that `model` has.
+        layers: finished weights by layer name, in the order of the network (`Plan.modules`); exactly those that `model`
+            has.
         plan: labels that the network was made by.
     """
 
@@ -120,12 +124,16 @@ def from_menus(menus: Menus, labeling: Labeling, folded: nn.Module) -> Compresse
     """
     stitcher = Stitcher(copy.deepcopy(folded).cpu().float().eval(), menus)
     model = stitcher.stitch_(labeling)
-    layers = {}
+    layers: dict[str, LayerWeights] = {}
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         variant = menus.variant(layer, choice.reads, choice.sparsity, choice.weight_bits)
-        layers[layer.name] = layer_weights(menus, layer, choice, variant)
-        write_weights_(model, layer.name, layers[layer.name])  # in plain memory order, as files have them
+        made = finished_layers(menus, layer, choice, variant)
         _remove_rounding_(model.get_submodule(layer.name))
+        if variant.first is not None:
+            cut_(model, layer.name, len(variant.first.values))
+        for name, weights in made.items():
+            write_weights_(model, name, weights)  # in plain memory order, as files have them
+        layers |= made
     return Compressed(model, layers, menus.plan(labeling))
 
 
@@ -146,8 +154,43 @@ def uncompressed(folded: nn.Module, network: Network, granularity: str = "channe
     return Compressed(model, layers, Plan({name: Label() for name in layers}, granularity, network.fingerprint))
 
 
-def layer_weights(menus: Menus, layer: Layer, choice: LayerChoice, variant: Variant) -> LayerWeights:
-    """The finished weights of one layer: the rows of a variant that stay, in the shape of the module's weight.
+def whole_layers(compressed: Compressed) -> Compressed:
+    """The same network, computing the same, with every layer as one: two factors become their product, in 32 bits.
+
+    Args:
+        compressed: compressed network; it is not changed.
+    """
+    model, layers = copy.deepcopy(compressed.model), {}
+    for name, label in compressed.plan.labels.items():
+        if not label.rank:
+            layers[name] = compressed.layers[name]
+            continue
+        first, second = (compressed.layers[f"{name}.{part}"] for part in (FIRST, SECOND))
+        product = (second.weight().flatten(1) @ first.weight().flatten(1)).view(-1, *first.values.shape[1:])
+        layers[name] = LayerWeights(product, None, second.bias, 32, 0.0, first.input_range)
+        join_(model, name)
+        write_weights_(model, name, layers[name])
+    return Compressed(model, layers, compressed.plan)
+
+
+def with_layers_of(compressed: Compressed, layers: Mapping[str, LayerWeights]) -> Compressed:
+    """A copy with other weights of the same shapes.
+
+    Args:
+        compressed: compressed network; it is not changed.
+        layers: weights by layer name; the layers that are not among them keep their own.
+    """
+    model = copy.deepcopy(compressed.model)
+    found = {name: layers.get(name, own) for name, own in compressed.layers.items()}
+    for name, weights in found.items():
+        write_weights_(model, name, weights)
+    return Compressed(model, found, compressed.plan)
+
+
+def finished_layers(menus: Menus, layer: Layer, choice: LayerChoice, variant: Variant) -> dict[str, LayerWeights]:
+    """The finished weights of one layer by name: the rows of a variant that stay, in the shape of the module's weight.
+
+    Of a variant of low rank, those of its two factors.
 
     Args:
         menus: menus of the network.
@@ -156,14 +199,19 @@ def layer_weights(menus: Menus, layer: Layer, choice: LayerChoice, variant: Vari
         variant: weights from the layer's menu, columns of removed input channels gone.
     """
     rows = kept_rows(menus, layer, choice)
-    return LayerWeights(
+    last = LayerWeights(
         values=in_layer_shape(variant.values[rows], layer),
         scale=None if variant.scale is None else variant.scale[rows],
         bias=variant.bias[rows] if layer.has_bias else None,
-        bits=menus.settings.weight_bits[choice.weight_bits],
+        bits=menus.formats(layer)[choice.weight_bits].bits,
         sparsity=choice.sparsity,
         input_range=menus.ranges[layer.name][choice.activation_bits],
     )
+    if variant.first is None:
+        return {layer.name: last}
+    values = in_layer_shape(variant.first.values, layer)
+    first = replace(last, values=values, scale=variant.first.scale, bias=None)
+    return {f"{layer.name}.{FIRST}": first, f"{layer.name}.{SECOND}": replace(last, input_range=None)}
 
 
 def _remove_rounding_(module: nn.Module) -> None:

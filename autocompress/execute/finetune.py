@@ -376,7 +376,8 @@ def _matched(compressed: Compressed, teacher: nn.Module, objective: Objective) -
     """Names of the layers whose outputs the loss compares; none where `features` is 0."""
     if not objective.features:
         return []
-    names = matched_layers(teacher, compressed.model, list(compressed.layers))
+    whole = [name for name in compressed.layers if name in compressed.plan.labels]  # not the factors of low ranks
+    names = matched_layers(teacher, compressed.model, whole)
     if not names and not objective.soft + objective.hard:
         raise InputError(
             "`features_weight` alone needs a layer that kept all its channels, got none; pass --soft-weight 1."

@@ -5,7 +5,6 @@ Both later steps are judged on the search split, which no weight is fitted to, a
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from autocompress.evaluation import measured_at_once, torch_device
 from autocompress.evaluation.measure import compare
 from autocompress.evaluation.number_format import outputs_of
 from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve
-from autocompress.execute.compressed import Compressed, from_menus, write_weights_
+from autocompress.execute.compressed import Compressed, from_menus, with_layers_of
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.menus.menus import Menus
@@ -234,11 +233,7 @@ def _first_layers(compressed: Compressed, fitted: Compressed, count: int) -> Com
     """
     if count == len(fitted.layers):
         return fitted
-    model, layers = copy.deepcopy(compressed.model), dict(compressed.layers)
-    for name in list(layers)[:count]:
-        layers[name] = fitted.layers[name]
-        write_weights_(model, name, layers[name])
-    return Compressed(model, layers, compressed.plan)
+    return with_layers_of(compressed, {name: fitted.layers[name] for name in list(fitted.layers)[:count]})
 
 
 def recalibration_inputs(data: Data, samples: int) -> View:

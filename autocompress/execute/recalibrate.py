@@ -7,7 +7,8 @@ are rounded again with the second moment of x̂ (GPTQ, Frantar et al. 2023, asym
 
 The target is the original layer's output. Where the layer's output is added to a shortcut that is already computed, the
 layer can also make up for what the shortcut lost (`layer_site`). A layer that runs several times keeps its weights: no
-single run can say what is best for all. So does one with so many inputs that its moment is not kept whole.
+single run can say what is best for all. So does one with so many inputs that its moment is not kept whole, and one
+of low rank, which is followed as one layer with the product of its factors.
 
 The way through: both graphs run side by side, operator by operator, on batches of samples (`following`). At every layer
 the weights are fitted and written before the layer runs, so that all layers behind it see its new output. Memory holds
@@ -26,7 +27,7 @@ from torch import nn
 from autocompress.data.sources import View
 from autocompress.evaluation.batches import room_on
 from autocompress.evaluation.stitch import resolve
-from autocompress.execute.compressed import Compressed, write_weights_
+from autocompress.execute.compressed import Compressed, whole_layers, with_layers_of, write_weights_
 from autocompress.execute.following import Batches, Pair, Schedule
 from autocompress.execute.layer_fit import fitted
 from autocompress.execute.layer_site import Site, most_bytes_of_columns
@@ -74,17 +75,18 @@ def recalibrate(
     """
     report = progress or (lambda done, total, what: None)
     place_of_work = device or torch.device("cpu")
-    model = copy.deepcopy(compressed.model).eval().to(place_of_work)
+    whole = whole_layers(compressed)  # operator by operator as the original
+    model = whole.model.eval().to(place_of_work)
     teacher = copy.deepcopy(original).eval().to(place_of_work)  # a copy: its graph shares and freezes its parameters
     sample = inputs[:1].to(place_of_work)
     pair = Pair(*(export_graph(each, sample) for each in (teacher, model)))
-    layers, sites, calls = dict(compressed.layers), {}, layer_calls(pair.current.graph, model, compressed.layers)
+    layers, sites, calls = dict(whole.layers), {}, layer_calls(pair.current.graph, model, whole.layers)
     structure = {layer.name: layer for layer in menus.network.layers}
     choices = dict(zip(layers, resolve(menus, labeling), strict=True))
     runs = Counter(calls.values())
     for place, (before, node) in enumerate(pair.nodes):
         name = calls.get(node, "")
-        if runs[name] == 1 and _is_fitted(structure[name]):
+        if runs[name] == 1 and _is_fitted(structure[name]) and name in compressed.layers:
             module = model.get_submodule(name)
             sites[place] = Site(structure[name], choices[name], menus, module, before, node, place)
 
@@ -110,7 +112,7 @@ def recalibrate(
                 report(list(sites).index(place) + 1, len(sites), "re-calibration")
             for batch in batches:
                 pair.run_current(place, batch, range_at(place))
-    return Compressed(model.cpu(), layers, compressed.plan)
+    return with_layers_of(compressed, layers)
 
 
 def _is_fitted(layer: Layer) -> bool:

@@ -151,8 +151,8 @@ def rounding_aware(compressed: Compressed, kept_weights: Mapping[str, Tensor] | 
 
     Args:
         compressed: network to be trained; it is not changed.
-        kept_weights: float weights by layer, in its shapes, that training begins with in the place of its own; None:
-            its own.
+        kept_weights: float weights by layer, in its shapes, that training begins with in the place of its own. Layers
+            that are not among them, as the factors of low ranks, begin with their own; None: all do.
     """
     model = copy.deepcopy(compressed.model).requires_grad_(True)
     for name, layer in compressed.layers.items():
@@ -162,7 +162,7 @@ def rounding_aware(compressed: Compressed, kept_weights: Mapping[str, Tensor] | 
             if len(layer.values) == 0:
                 module.requires_grad_(False)
             continue
-        if kept_weights is not None:
+        if kept_weights is not None and name in kept_weights:
             module.get_parameter("weight").data = kept_weights[name].clone()
         parametrize.register_parametrization(module, "weight", LearnedCodes(layer, compressed.plan.granularity))
         if layer.input_range is not None:

@@ -78,7 +78,7 @@ def _report(network: Network, problem: Problem, index: int) -> LayerReport:
         layer.parameters,
         layer.macs,
         layer.writes,
-        f"sparsity, {own_bits}" if may_prune else own_bits,
+        (f"sparsity, {own_bits}" if may_prune else own_bits) + _ranks(numbers if tied_to is None else None),
         "" if may_prune else _reason(network, layer),
         bit_errors(numbers) if tied_to is None else {},
         sparsity_errors(problem, index),
@@ -92,10 +92,22 @@ def _reason(network: Network, layer: Layer) -> str:
     return "no sparsity on offer" if owner == layer.name else f"follows {owner}"
 
 
+def _ranks(numbers: LayerNumbers | None) -> str:
+    """Ranks on offer, each with its expected loss at the most bits, as the end of a list of labels."""
+    errors = {} if numbers is None else rank_errors(numbers)
+    return "".join(f", rank {rank} ({error:.2g})" for rank, error in errors.items())
+
+
 def bit_errors(numbers: LayerNumbers) -> dict[int, float]:
-    """Expected loss by weight bits, with no channel removed and the most activation bits."""
-    errors = numbers.errors[0, :, -1]
-    return {int(bits): float(error) for bits, error in zip(numbers.weight_bits[::-1], errors[::-1], strict=True)}
+    """Expected loss by weight bits, with no channel removed, of full rank and with the most activation bits."""
+    whole = np.flatnonzero(numbers.weight_ranks == 0)[::-1]
+    return {int(numbers.weight_bits[each]): float(numbers.errors[0, each, -1]) for each in whole}
+
+
+def rank_errors(numbers: LayerNumbers) -> dict[int, float]:
+    """Expected loss by rank of two factors, with no channel removed and at the most bits; lowest rank first."""
+    low = np.flatnonzero(numbers.weight_ranks > 0)
+    return {int(numbers.weight_ranks[each]): float(numbers.errors[0, each, -1]) for each in low}  # bits ascend
 
 
 def sparsity_errors(problem: Problem, index: int) -> dict[float, float]:

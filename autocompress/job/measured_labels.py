@@ -95,7 +95,10 @@ class Place:
 
 AXES: dict[str, Callable[[LayerNumbers, int], str]] = {
     "sparsity": lambda layer, level: f"sparsity {layer.sparsities[level]:g}",
-    "weight_bits": lambda layer, level: f"{layer.weight_bits[level]} weight bits",
+    "weight_bits": lambda layer, level: (
+        f"{layer.weight_bits[level]} weight bits"
+        + (f", rank {layer.weight_ranks[level]}" if layer.weight_ranks[level] else "")
+    ),
     "activation_bits": lambda layer, level: f"{layer.activation_bits[level]} activation bits",
 }
 """Text of a label by the menu that it stands in, the name of a field of `Labeling`."""

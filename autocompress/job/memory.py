@@ -81,7 +81,7 @@ def _responses_bytes(network: Network, settings: MenuSettings) -> int:
 
     Layers with a single position take their changes one by one.
     """
-    changes = len(settings.sparsities()) * len(settings.weight_bits)
+    changes = len(settings.sparsities()) * len(settings.weight_bits) * (1 + len(settings.ranks))
     spread = sum(layer.parameters for layer in network.layers if layer.positions > 1)
     return min(MOST_BYTES["cpu"], 4 * changes * spread)
 

@@ -175,6 +175,7 @@ def _menus(options: MenuOptions, seed: int, plan: Plan | None) -> tuple[Target, 
         activation_bits=tuple(sorted({*options.activation_bits, *(label.activation_bits for label in labels)})),
         sparsity_levels=options.sparsity_levels,
         remove_branches=options.remove_branches or any(label.sparsity == 1 for label in labels),
+        ranks=options.ranks,
         seed=seed,
     )
     target.check(settings.weight_bits, settings.activation_bits, settings.granularity)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autocompress_envs.problem import Labeling, Outcome, Problem, removed_weights
+from autocompress_envs.problem import IntArray, Labeling, Outcome, Problem, removed_weights
 
 if TYPE_CHECKING:
     from autocompress.execute.finetune import Tuned
@@ -21,11 +21,16 @@ def label_summary(problem: Problem, labeling: Labeling) -> dict[str, Any]:
 
     Returns:
         `removed`: fraction of the original's weights that is gone; `mean_weight_bits`: of the weights that stay;
-        `share_by_weight_bits`: fraction of the weights that stay, by bit-width, ascending.
+        `share_by_weight_bits`: fraction of the weights that stay, by bit-width, ascending; `low_rank_layers`: number of
+        layers that became two factors.
     """
     picked = zip(problem.layers, labeling.weight_bits, labeling.sparsity, strict=True)
-    bits, sparsity = np.array([(layer.weight_bits[b], layer.sparsities[s]) for layer, b, s in picked]).T
-    kept, total = (_weights(problem, channels) for channels in (problem.kept(labeling), problem.costs.group_width))
+    bits, sparsity, ranks = np.array(
+        [(layer.weight_bits[b], layer.sparsities[s], layer.weight_ranks[b]) for layer, b, s in picked]
+    ).T
+    ranks = ranks.astype(np.int64)
+    total = _weights(problem, problem.costs.group_width, 0 * ranks)
+    kept = _weights(problem, problem.kept(labeling), ranks)
     if problem.costs.granularity != "channel":
         kept = kept - removed_weights(kept, sparsity)
     share = {int(width): float(kept[bits == width].sum() / kept.sum()) for width in sorted(set(bits[kept > 0]))}
@@ -33,12 +38,14 @@ def label_summary(problem: Problem, labeling: Labeling) -> dict[str, Any]:
         "removed": float(1 - kept.sum() / total.sum()),
         "mean_weight_bits": float((kept * bits).sum() / kept.sum()),
         "share_by_weight_bits": share,
+        "low_rank_layers": int(problem.costs.first_factors[ranks > 0].sum()),
     }
 
 
-def _weights(problem: Problem, kept: Any) -> Any:
+def _weights(problem: Problem, kept: IntArray, ranks: IntArray) -> IntArray:
+    """(L,) weights of every layer, or of its two factors."""
     fan_in, out = problem.costs.widths(kept)
-    return fan_in * out
+    return np.where(ranks > 0, ranks * (problem.costs.first_factors * fan_in + out), fan_in * out)
 
 
 def measurement_data(measured: Measurement) -> dict[str, Any]:

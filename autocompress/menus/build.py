@@ -19,6 +19,7 @@ from autocompress.menus.algebra import diagonal_blocks
 from autocompress.menus.calibration import calibrate, largest_moment
 from autocompress.menus.criteria import Consumer, channel_order
 from autocompress.menus.judged_menus import judged_menus
+from autocompress.menus.low_rank import can_be_cut
 from autocompress.menus.menus import Menus
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.statistics import Statistics
@@ -199,9 +200,12 @@ def _range_errors(source: LayerSource, ranges: Iterable[ActivationRange | None])
 def _stored_weights(network: Network, settings: MenuSettings) -> int:
     """Number of weights that all variants of all tables hold together, at most."""
     levels = len(settings.sparsities())  # removed branches store nothing
-    return sum(layer.parameters * (levels if layer.reads else 1) for layer in network.layers) * len(
-        settings.weight_bits
-    )
+    each = len(settings.weight_bits)
+
+    def kinds(layer: Layer) -> float:
+        return each * (1 + (sum(settings.ranks) if can_be_cut(layer) else 0))
+
+    return round(sum(layer.parameters * (levels if layer.reads else 1) * kinds(layer) for layer in network.layers))
 
 
 def _build_variants(menus: Menus, pool: ThreadPoolExecutor, report: Progress) -> None:

@@ -71,7 +71,7 @@ def _changes(menus: Menus, layer: Layer) -> Changes:
 
 def _count(menus: Menus, layer: Layer, position: int) -> int:
     """Number of the variants of a table."""
-    width = len(menus.settings.weight_bits)
+    width = len(menus.formats(layer))
     return sum(width if full else 1 for _, _, full in menus.table_cells(layer, position))
 
 

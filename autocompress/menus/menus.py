@@ -4,7 +4,7 @@ Sparsities belong to channel groups, weights to layers. So with granularity `cha
 about the channels that it writes (its own group), while the columns of its weight are decided by the layers
 that own the groups which it reads. With the other granularities a layer's sparsity is its own business.
 
-Sizes below: S sparsities, B weight bit-widths and A activation bit-widths on offer.
+Sizes below: S sparsities, B formats of weights (`Menus.formats`) and A activation bit-widths on offer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
+from autocompress.menus.low_rank import Format, low_rank_variants, offered_ranks
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store
 from autocompress.menus.ties import label_places, tied
@@ -83,6 +84,32 @@ class Menus:
             return (0.0,)
         return self.settings.sparsities()
 
+    def ranks(self, layer: Layer) -> tuple[int, ...]:
+        """Ranks of two factors on offer for a layer, ascending; layers that are tied have the same.
+
+        None is where whole branches may go and the layer reads or writes one, nor where all of H is not known.
+        """
+        leader = layer.tied_to or layer.name
+        members = [each for each in self.network.layers if leader in (each.name, each.tied_to)]
+        for each in members:
+            groups = [self.network.groups[index] for index in {*each.reads, each.writes} if index is not None]
+            may_go = self.settings.remove_branches and any(group.is_branch for group in groups)
+            if may_go or self.sources[each.name].is_diagonal:
+                return ()
+        return offered_ranks(members, self.settings.ranks)
+
+    def formats(self, layer: Layer) -> tuple[Format, ...]:
+        """Formats (B) of a layer's weights: low ranks, lowest first, each at all bits; then the layer as it is."""
+        return self._formats[layer.name]
+
+    @cached_property
+    def _formats(self) -> dict[str, tuple[Format, ...]]:
+        ranks = {layer.name: self.ranks(layer) if self.settings.ranks else () for layer in self.network.layers}
+        return {
+            name: tuple(Format(rank, bits) for rank in (*low, 0) for bits in self.settings.weight_bits)
+            for name, low in ranks.items()
+        }
+
     def kept_options(self, group: Group) -> list[int]:
         """Channels left of a group for each of its sparsities, descending.
 
@@ -101,34 +128,40 @@ class Menus:
 
     def removed_channels(self, group_index: int, kept: int) -> Tensor:
         """The channels (n - kept,) of a group that are removed where `kept` stay."""
-        order = self.orders[group_index]
-        return order[: len(order) - kept]
+        return self.orders[group_index][: self.network.groups[group_index].width - kept]
 
     def variants(self, layer: Layer, kept: Mapping[int, int], sparsity: float = 0.0) -> list[Variant]:
-        """The layer's variants, one for each weight bit-width; read from the store, or built and stored.
+        """The layer's variants, one for each of its formats; read from the store, or built and stored.
 
         Args:
             layer: layer of the network.
             kept: channels left in each group that the layer reads, by group index.
             sparsity: sparsity of the layer's own weights, with granularity `element` or `n:m`.
         """
-        return self._built(self._file_name(layer, kept, sparsity), layer, kept, sparsity, self.settings.weight_bits)
+        return self._built(self._file_name(layer, kept, sparsity), layer, kept, sparsity, self.formats(layer))
 
     def _built(
-        self, name: str, layer: Layer, kept: Mapping[int, int], sparsity: float, bits: Sequence[int]
+        self, name: str, layer: Layer, kept: Mapping[int, int], sparsity: float, formats: Sequence[Format]
     ) -> list[Variant]:
-        """Variants from the store's file of that name, for each of `bits`; where it is missing, they are built."""
+        """Variants from the store's file of that name, for each of `formats`, low ranks first.
+
+        Where the file is missing, they are built.
+        """
+        low = [each for each in formats if each.rank]
+        bits = [each.bits for each in formats if not each.rank]
 
         def build() -> list[Variant]:
             source = self.sources[layer.name].to(self.device)
             if self.settings.granularity != "channel":
                 return sparse_variants(source, sparsity, bits, self.settings)
-            return channel_variants(source, self.kept_columns(layer, kept), bits, self.settings)
+            columns = self.kept_columns(layer, kept)
+            found = low_rank_variants(source, columns, low, self.settings) if low else []
+            return found + (channel_variants(source, columns, bits, self.settings) if bits else [])
 
-        return self.store.variants(name, bits, build)
+        return self.store.variants(name, formats, build)
 
     def variant(self, layer: Layer, kept: Mapping[int, int], sparsity: float, position: int) -> Variant:
-        """The layer's variant with the bit-width at `position` of `settings.weight_bits`.
+        """The layer's variant of the format at `position` of `formats`.
 
         Where the tables don't build all variants, this one is built and stored alone.
 
@@ -136,13 +169,14 @@ class Menus:
             layer: layer of the network.
             kept: channels left in each group that the layer reads, by group index.
             sparsity: sparsity of the layer's own weights, with granularity `element` or `n:m`.
-            position: index into `settings.weight_bits`.
+            position: index into the layer's `formats`.
         """
         full = all(count == self.network.groups[read].width for read, count in kept.items())
         if self.eager or full:
             return self.variants(layer, kept, sparsity)[position]
-        bits = self.settings.weight_bits[position : position + 1]
-        return self._built(f"{self._file_name(layer, kept, sparsity)}-b{bits[0]}", layer, kept, sparsity, bits)[0]
+        chosen = self.formats(layer)[position]
+        name = f"{self._file_name(layer, kept, sparsity)}-b{chosen.bits}" + (f"-r{chosen.rank}" if chosen.rank else "")
+        return self._built(name, layer, kept, sparsity, [chosen])[0]
 
     def kept_columns(self, layer: Layer, kept: Mapping[int, int]) -> Tensor:
         """Indices (k,) of the columns of the layer's flattened weight that stay, ascending.
@@ -191,7 +225,7 @@ class Menus:
             sparsities=np.array(sparsities),
             kept=np.array([] if group is None else self.kept_options(group), dtype=np.int64),
             group=None if group is None else layer.writes,
-            weight_bits=np.array(self.settings.weight_bits),
+            weight_bits=np.array([each.bits for each in self.formats(layer)]),
             activation_bits=np.array(self._activation_bits(layer)),
             source=owners[0] if owners else own_source,
             errors=tables[0][:, :, None] + self.range_errors[layer.name],  # (S, B, A)
@@ -199,6 +233,7 @@ class Menus:
                 (owner, np.maximum(table[:, -1] - table[0, -1], 0.0))
                 for owner, table in zip(owners[1:], tables[1:], strict=True)
             ),
+            ranks=np.array([each.rank for each in self.formats(layer)]),
         )
 
     def _error_table(self, layer: Layer, position: int) -> FloatArray:
@@ -210,15 +245,15 @@ class Menus:
     def table_variants(self, layer: Layer, position: int) -> Iterator[tuple[Mapping[int, int], Variant]]:
         """The variants that an error table is made from, each with the channels left by group index.
 
-        Of a row whose variants are all built, one for each bit-width; of any other row, the pruned weights in 16 bits.
+        Of a row whose variants are all built, one for each format; of any other row, the pruned weights in 16 bits.
 
         Args:
             layer: layer of the network.
             position: index into the groups that the layer reads; all others keep every channel.
         """
         for kept, sparsity, full in self.table_cells(layer, position):
-            built = self.variants(layer, kept, sparsity) if full else [self.pruned(layer, kept)]
-            yield from ((kept, variant) for variant in built)
+            for variant in self.variants(layer, kept, sparsity) if full else [self.pruned(layer, kept)]:
+                yield kept, variant
 
     def table(self, layer: Layer, position: int, losses: Sequence[float]) -> FloatArray:
         """(S, B) expected losses, from one for each of `table_variants`.
@@ -226,7 +261,7 @@ class Menus:
         A row whose variants are not all built has the loss of pruning, and an estimate of rounding's: as much as in the
         unpruned layer, in proportion to the columns that are left.
         """
-        width, given, rows = len(self.settings.weight_bits), iter(losses), []
+        width, given, rows = len(self.formats(layer)), iter(losses), []
         for kept, _, full in self.table_cells(layer, position):
             if full:
                 rows.append(np.array([next(given) for _ in range(width)]))
@@ -262,7 +297,7 @@ class Menus:
             layer: layer of the network.
             kept: channels left in each group that the layer reads, by group index.
         """
-        return self._built(self._file_name(layer, kept, 0.0) + "-pruned", layer, kept, 0.0, (16,))[0]
+        return self._built(self._file_name(layer, kept, 0.0) + "-pruned", layer, kept, 0.0, [Format(0, 16)])[0]
 
     def _file_name(self, layer: Layer, kept: Mapping[int, int], sparsity: float) -> str:
         """File name of a layer's variants, such as `layer005-k8-s0`: channels left, then own sparsity."""
@@ -274,10 +309,12 @@ class Menus:
         labels = {}
         places = label_places(len(self.network.layers), self.leaders())
         for index, (layer, place) in enumerate(zip(self.network.layers, places, strict=True)):
+            chosen = self.formats(layer)[labeling.weight_bits[place]]
             labels[layer.name] = Label(
                 self.sparsities(layer)[labeling.sparsity[index]],
-                self.settings.weight_bits[labeling.weight_bits[place]],
+                chosen.bits,
                 self._activation_bits(layer)[labeling.activation_bits[place]],
+                chosen.rank,
             )
         return Plan(labels, self.settings.granularity, self.network.fingerprint)
 
@@ -316,9 +353,9 @@ class Menus:
 
     def _check_tie(self, plan: Plan, index: int, leader: int) -> None:
         """Raise InputError where a layer has not the bits of the one that it is tied to."""
-        name, first = self.network.layers[index].name, self.network.layers[leader].name
+        name, first = (self.network.layers[each].name for each in (index, leader))
         found, wanted = plan.labels[name], plan.labels[first]
-        for part in ("weight_bits", "activation_bits"):
+        for part in ("weight_bits", "activation_bits", "rank"):
             if getattr(found, part) != getattr(wanted, part):
                 raise InputError(
                     f"Layer {name}: `{part}` must be those of {first}, which runtimes run together with it: "
@@ -334,9 +371,18 @@ class Menus:
             raise InputError(f"Layer {layer.name}: `sparsity` must be one of {choices}, got {label.sparsity:g}.")
         return (
             int(np.argmin(distances)),
-            _position(layer, "weight_bits", label.weight_bits, self.settings.weight_bits),
+            self._format_index(layer, label),
             _position(layer, "activation_bits", label.activation_bits, self._activation_bits(layer)),
         )
+
+    def _format_index(self, layer: Layer, label: Label) -> int:
+        """Index of a label's rank and bits among the layer's formats. Raises InputError where one is not offered."""
+        ranks = sorted({each.rank for each in self.formats(layer)})
+        if label.rank not in ranks:
+            listed = ", ".join(map(str, ranks))
+            raise InputError(f"Layer {layer.name}: `rank` must be one of {listed}, got {label.rank}; set --ranks.")
+        _position(layer, "weight_bits", label.weight_bits, self.settings.weight_bits)
+        return self.formats(layer).index(Format(label.rank, label.weight_bits))
 
     def _activation_bits(self, layer: Layer) -> tuple[int, ...]:
         """Bit-widths of the layer's input, one for each on offer; 32 where none is rounded."""

@@ -25,6 +25,8 @@ class MenuSettings:
             pruning off.
         remove_branches: whether residual branches may be removed whole, so that sparsity 1 is on offer for
             them, too.
+        ranks: shares of a layer's multiply-accumulates on offer, each above 0 and below 1, ascending: at most that
+            many are left where two thin layers stand in for a linear layer or a 1x1 convolution. Empty: none is cut.
         refit: whether the weights that stay are re-fitted by least squares after pruning.
         damping: number that is added to the diagonal of H, as a fraction of the diagonal's mean, in (0, 1).
         fisher_draws: classes that are drawn from the network's prediction for each calibration sample, at
@@ -42,6 +44,7 @@ class MenuSettings:
     activation_bits: tuple[int, ...] = (8,)
     sparsity_levels: int = 8
     remove_branches: bool = False
+    ranks: tuple[float, ...] = ()
     refit: bool = True
     damping: float = 1e-3
     fisher_draws: int = 2
@@ -75,10 +78,24 @@ class MenuSettings:
                 "`remove_branches` must go with granularity channel and without 1-bit weights, which have no zero, got "
                 f"{self.granularity} and {list(self.weight_bits)}."
             )
+        self._check_ranks()
         if not 0 < self.damping < 1:
             raise InputError(f"`damping` must be in (0, 1), got {self.damping}.")
         if self.fisher_draws < 1:
             raise InputError(f"`fisher_draws` must be at least 1, got {self.fisher_draws}.")
+
+    def _check_ranks(self) -> None:
+        """Raise InputError where ranks are no ascending shares, or single weights are removed."""
+        if list(self.ranks) != sorted(set(self.ranks)) or not all(0 < share < 1 for share in self.ranks):
+            raise InputError(
+                f"`ranks` must be ascending shares above 0 and below 1 of a layer's multiply-accumulates, such as "
+                f"0.25,0.5,0.75, got {list(self.ranks)}."
+            )
+        if self.ranks and self.granularity != "channel":
+            raise InputError(
+                f"`ranks` must be none with the granularity {self.granularity}, whose single weights two factors don't "
+                f"have, got {list(self.ranks)}; leave out --ranks or --granularity."
+            )
 
     def sparsities(self) -> tuple[float, ...]:
         """Sparsities on offer, ascending, first 0; the 1 of branches that may be removed is not among them.

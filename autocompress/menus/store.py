@@ -22,7 +22,7 @@ from autocompress.files import sweep, writing
 from autocompress.menus.criteria import CRITERIA
 from autocompress.menus.quantizers import QUANTIZERS
 from autocompress.menus.settings import MenuSettings
-from autocompress.menus.variants import Variant
+from autocompress.menus.variants import FirstFactor, Variant
 from autocompress.network.structure import Network
 
 _FORMAT = 7  # to be raised whenever the same settings give other menus
@@ -43,7 +43,10 @@ def content_key(model: nn.Module, network: Network, data_fingerprint: str, setti
     Returns:
         24 hex digits of SHA-256.
     """
-    content = [_FORMAT, network.fingerprint, network.computation, data_fingerprint, asdict(settings)]
+    named = asdict(settings)
+    if not settings.ranks:  # menus without ranks are those of versions that knew of none
+        del named["ranks"]
+    content = [_FORMAT, network.fingerprint, network.computation, data_fingerprint, named]
     sources = [CRITERIA.source_of(settings.criterion), QUANTIZERS.source_of(settings.quantizer)]
     digest = hashlib.sha256(json.dumps(content + sources if any(sources) else content).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -92,19 +95,19 @@ class Store:
         self._checked.add(name)
         return found
 
-    def variants(self, name: str, bits: Sequence[int], build: Callable[[], list[Variant]]) -> list[Variant]:
+    def variants(self, name: str, formats: Sequence[object], build: Callable[[], list[Variant]]) -> list[Variant]:
         """The variants of a file.
 
         Args:
             name: name of the file, without its suffix.
-            bits: bit-widths of the variants, in the order of the file.
+            formats: formats of the variants, in the order of the file.
             build: function that makes the variants; called where the file is missing or damaged, which is
                 then written.
 
         Returns:
-            One variant for each of `bits`.
+            One variant for each of `formats`.
         """
-        return _unpack(self.tensors(name, lambda: _pack(build())), len(bits))
+        return _unpack(self.tensors(name, lambda: _pack(build())), len(formats))
 
 
 def _pack(variants: Sequence[Variant]) -> dict[str, Tensor]:
@@ -115,6 +118,10 @@ def _pack(variants: Sequence[Variant]) -> dict[str, Tensor]:
         tensors[f"{index}.error"] = torch.tensor(variant.error, dtype=torch.float64)
         if variant.scale is not None:
             tensors[f"{index}.scale"] = variant.scale
+        if variant.first is not None:
+            tensors[f"{index}.first.values"] = _packed(variant.first.values)
+            if variant.first.scale is not None:
+                tensors[f"{index}.first.scale"] = variant.first.scale
     return tensors
 
 
@@ -133,9 +140,16 @@ def _unpack(tensors: dict[str, Tensor], count: int) -> list[Variant]:
             tensors.get(f"{index}.scale"),
             tensors[f"{index}.bias"],
             float(tensors[f"{index}.error"]),
+            _first_factor(tensors, index),
         )
         for index in range(count)
     ]
+
+
+def _first_factor(tensors: dict[str, Tensor], index: int) -> FirstFactor | None:
+    """The first factor of a variant of low rank; None: it has none."""
+    values = tensors.get(f"{index}.first.values")
+    return None if values is None else FirstFactor(_unpacked(values), tensors.get(f"{index}.first.scale"))
 
 
 def _unpacked(values: Tensor) -> Tensor:

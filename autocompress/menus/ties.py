@@ -47,6 +47,7 @@ def _without_choice(layer: LayerNumbers) -> LayerNumbers:
     return replace(
         layer,
         weight_bits=layer.weight_bits[-1:],
+        ranks=layer.weight_ranks[-1:],
         activation_bits=layer.activation_bits[:1],
         source=None,
         errors=np.zeros((1, 1, 1)),
@@ -57,8 +58,10 @@ def _without_choice(layer: LayerNumbers) -> LayerNumbers:
 def _tied_costs(costs: CostModel, leaders: Mapping[int, int]) -> CostModel:
     """The costs with the rows of all layers of a tie at its first; the tensor that they read, it reads, too."""
     const, coef, readers = costs.out_const.copy(), costs.out_coef.copy(), costs.tensor_readers.copy()
+    members = costs.first_factors.copy()
     for index, leader in leaders.items():
         const[leader] += const[index]
         coef[leader] += coef[index]
+        members[leader] += members[index]
         const[index], coef[index], readers[:, index] = 0, 0, False
-    return replace(costs, out_const=const, out_coef=coef, tensor_readers=readers)
+    return replace(costs, out_const=const, out_coef=coef, tensor_readers=readers, members=members)

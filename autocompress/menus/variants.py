@@ -20,6 +20,24 @@ from autocompress_envs.problem import n_of_m, removed_weights
 
 
 @dataclass(frozen=True)
+class FirstFactor:
+    """The first of the two thin layers that stand in for a layer: it reads the input, and has no bias.
+
+    Attributes:
+        values: (rank, k) int8 codes where `scale` is given, else float32; those of a 16-bit label are exactly
+            representable in float16.
+        scale: (rank,) float32 above 0, or None for the floating-point labels of 16 and 32 bits.
+    """
+
+    values: Tensor
+    scale: Tensor | None
+
+    def weight(self) -> Tensor:
+        """The weight (rank, k) float32."""
+        return self.values.float() if self.scale is None else self.values * self.scale[:, None]
+
+
+@dataclass(frozen=True)
 class Variant:
     """A layer's weights for one label: all of its rows, but the kept columns only.
 
@@ -27,11 +45,12 @@ class Variant:
         columns: (k,) int64 indices of the kept columns of the flattened weight; k = 0 where a branch is
             removed.
         values: (rows, k) int8 codes where `scale` is given, else float32; those of a 16-bit label are exactly
-            representable in float16.
+            representable in float16. Of a label of low rank, those of the second factor, (rows, rank).
         scale: (rows,) float32 above 0, or None for the floating-point labels of 16 and 32 bits.
         bias: (rows,) float32.
         error: loss in nats, at least 0, that the moments expect which the weights were fitted to. It ranks fits of one
             layer; what a label costs is judged on other samples (`judging`).
+        first: first factor of a label of low rank; None: the layer stays one.
     """
 
     columns: Tensor
@@ -39,10 +58,15 @@ class Variant:
     scale: Tensor | None
     bias: Tensor
     error: float
+    first: FirstFactor | None = None
+
+    def own_weight(self) -> Tensor:
+        """The weight of `values`, (rows, k) float32, or (rows, rank) of the second factor."""
+        return self.values.float() if self.scale is None else self.values * self.scale[:, None]
 
     def weight(self) -> Tensor:
-        """The weight on the kept columns, (rows, k) float32."""
-        return self.values.float() if self.scale is None else self.values * self.scale[:, None]
+        """The weight on the kept columns, (rows, k) float32; of two factors, their product."""
+        return self.own_weight() if self.first is None else self.own_weight() @ self.first.weight()
 
 
 @dataclass(frozen=True)
@@ -240,10 +264,12 @@ def _round_all(
         quantizer = by_diagonal if source.is_diagonal else QUANTIZERS[settings.quantizer]
         for width, rounded in zip(integer, quantizer(rounding, integer), strict=True):
             codes, scale, bias = rounded.codes.flatten(0, 1), rounded.scale.flatten().float(), rounded.bias.flatten()
-            by_bits[width] = _variant(source, kept, codes, scale, bias)
+            by_bits[width] = finished_variant(source, kept, codes, scale, bias)
     for width in set(bits) - set(integer):
         values = weight[:, :-1].float()
-        by_bits[width] = _variant(source, kept, values.half().float() if width == 16 else values, None, weight[:, -1])
+        by_bits[width] = finished_variant(
+            source, kept, values.half().float() if width == 16 else values, None, weight[:, -1]
+        )
     return [by_bits[width] for width in bits]
 
 
@@ -251,13 +277,31 @@ def _constant(source: LayerSource, weight: Tensor, kept: Tensor, bits: int) -> V
     """The variant of a layer that has no columns left: only its bias."""
     nothing = weight.new_zeros(len(weight), 0)
     if bits < 16:
-        return _variant(source, kept, nothing.to(torch.int8), nothing.new_ones(len(weight)).float(), weight[:, -1])
-    return _variant(source, kept, nothing.float(), None, weight[:, -1])
+        return finished_variant(
+            source, kept, nothing.to(torch.int8), nothing.new_ones(len(weight)).float(), weight[:, -1]
+        )
+    return finished_variant(source, kept, nothing.float(), None, weight[:, -1])
 
 
-def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | None, bias: Tensor) -> Variant:
-    """The variant of those numbers, on the CPU, with its loss; dW includes the columns that are gone."""
-    variant = Variant(kept[:-1], values, scale, bias.float(), 0.0)
+def finished_variant(
+    source: LayerSource,
+    kept: Tensor,
+    values: Tensor,
+    scale: Tensor | None,
+    bias: Tensor,
+    first: FirstFactor | None = None,
+) -> Variant:
+    """The variant of those numbers, on the CPU, with its loss; dW includes the columns that are gone.
+
+    Args:
+        source: weight and statistics of the layer.
+        kept: (k + 1,) indices of the columns that stay, the bias column last.
+        values: as in `Variant`.
+        scale: as in `Variant`.
+        bias: (rows,) bias.
+        first: first factor of a label of low rank. Default: None.
+    """
+    variant = Variant(kept[:-1], values, scale, bias.float(), 0.0, first)
     change = source.change(variant).double()
     if source.layer.kind == EMBEDDING:
         moment = source.second_moment[0, :-1, :-1].double()
@@ -267,8 +311,12 @@ def _variant(source: LayerSource, kept: Tensor, values: Tensor, scale: Tensor | 
         error = 0.5 * float((weights * change.float().square()).sum())
     else:
         error = expected_loss(change, source.second_moment.double(), source.gradient_moment.double())
-    on_cpu = None if scale is None else scale.cpu()
-    return Variant(variant.columns.cpu(), values.cpu(), on_cpu, variant.bias.cpu(), error)
+    of_first = None if first is None else FirstFactor(first.values.cpu(), _on_cpu(first.scale))
+    return Variant(variant.columns.cpu(), values.cpu(), _on_cpu(scale), variant.bias.cpu(), error, of_first)
+
+
+def _on_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
 
 
 def _without_bias(moment: Tensor) -> Tensor:

@@ -146,6 +146,8 @@ def _closing_lines(measured: Measurement) -> list[str]:
     shares = ", ".join(f"{100 * share:.1f} % at {bits} bits" for bits, share in summary["share_by_weight_bits"].items())
     mean = f"on average {summary['mean_weight_bits']:.2f} bits"
     lines = [f"weights: {100 * summary['removed']:.1f} % removed; of the others {shares} ({mean})"]
+    if cut := summary["low_rank_layers"]:
+        lines.append(f"low ranks: {cut} of {len(measured.problem.layers)} layers are two thin ones each")
     if measured.limits:
         spent = ", ".join(
             f"{name} {measured.outcome.resources[name]:,} of at most {limit:,} {RESOURCES[name]}"

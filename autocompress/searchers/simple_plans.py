@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from autocompress.searchers.base import SearchSettings
-from autocompress.searchers.solvers.baselines import uniform_frontier_by_values, uniform_plan
+from autocompress.searchers.solvers.baselines import common_weight_bits, uniform_frontier_by_values, uniform_plan
 from autocompress_envs.problem import IntArray, Labeling, LayerNumbers, Problem
 from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
@@ -86,8 +86,7 @@ def best_mix(problem: Problem, limits: dict[str, int]) -> Labeling | None:
 
 def _pairs(problem: Problem) -> Iterator[list[IntArray]]:
     """For pairs of neighbouring bit-widths, highest first: indices of every layer's weight bits to choose from."""
-    widths = sorted({int(bits) for layer in problem.layers for bits in layer.weight_bits})
-    at = [uniform_plan(problem, 0.0, width, 0).weight_bits for width in widths]
+    at = [uniform_plan(problem, 0.0, width, 0).weight_bits for width in common_weight_bits(problem)]
     for lower, higher in reversed(list(pairwise(at))):
         yield [np.unique(both) for both in zip(lower, higher, strict=True)]
 
@@ -105,6 +104,7 @@ def _restricted_layer(layer: LayerNumbers, allowed: IntArray) -> LayerNumbers:
         sparsities=layer.sparsities[:1],
         kept=layer.kept[:1],
         weight_bits=layer.weight_bits[allowed],
+        ranks=layer.weight_ranks[allowed],
         errors=layer.errors[:1, allowed],
         extra_sources=tuple((owner, errors[:1]) for owner, errors in layer.extra_sources),
     )

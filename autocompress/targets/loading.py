@@ -12,12 +12,15 @@ from autocompress.errors import InputError
 from autocompress.evaluation.batches import placed
 from autocompress.evaluation.stitch import stand_in, write_layer_
 from autocompress.execute.compressed import Compressed, LayerWeights
+from autocompress.execute.factors import cut_
+from autocompress.menus.low_rank import can_be_cut
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
 from autocompress.network.layered import with_layers
 from autocompress.network.slicing import scale_integers_
-from autocompress.network.structure import Network
+from autocompress.network.structure import Layer, Network
 from autocompress.network.trace import trace
+from autocompress.plan import FIRST, SECOND
 from autocompress.run.names import MODEL
 from autocompress.targets.packed.file import PackedWeights, load_packed_weights, other_tensors, rebuilt
 
@@ -69,11 +72,16 @@ def restored(weights: PackedWeights, model: nn.Module, network: Network) -> Comp
     check_network(weights, network)
     folded = fold_batch_norms(model, network).cpu().float().eval()
     for layer in network.layers:
-        _write_layer_(
-            folded.get_submodule(layer.name), layer.name, weights.layers[layer.name], stand_in(network, layer)
-        )
+        rank = weights.plan.labels[layer.name].rank
+        if rank:
+            _write_factors_(folded, layer, weights, rank)
+        else:
+            module, own = folded.get_submodule(layer.name), weights.layers[layer.name]
+            _write_layer_(module, layer.name, own, stand_in(network, layer))
     for group in network.groups:
-        left = len(weights.layers[group.owner].values) // group.producers[group.owner].shape[1]
+        rank = weights.plan.labels[group.owner].rank
+        last = weights.layers[f"{group.owner}.{SECOND}" if rank else group.owner]
+        left = len(last.values) // group.producers[group.owner].shape[1]
         scale_integers_(folded, group, max(left, 1))
     _write_others_(folded, weights)
     return Compressed(folded, weights.layers, weights.plan)
@@ -90,9 +98,10 @@ def check_network(weights: PackedWeights, network: Network) -> None:
         InputError: the fingerprint or the layers' names differ.
     """
     names = [layer.name for layer in network.layers]
-    if weights.plan.fingerprint not in ("", network.fingerprint) or list(weights.layers) != names:
+    packed = list(weights.plan.labels)
+    if weights.plan.fingerprint not in ("", network.fingerprint) or packed != names:
         raise InputError(
-            f"`model` must be the network that was packed, {len(weights.layers)} layers, fingerprint "
+            f"`model` must be the network that was packed, {len(packed)} layers, fingerprint "
             f"{weights.plan.fingerprint}, got {len(names)} layers, {network.fingerprint}."
         )
 
@@ -109,6 +118,16 @@ def _write_layer_(module: Any, name: str, layer: LayerWeights, unit: tuple[int, 
     if own_bias is not None:
         module.bias = nn.Parameter(bias, requires_grad=False)
     write_layer_(module, module.weight.data, bias, is_depthwise(module))
+
+
+def _write_factors_(model: nn.Module, layer: Layer, weights: PackedWeights, rank: int) -> None:
+    """Put the two factors of a finished layer in the place of the original's module."""
+    if not can_be_cut(layer):
+        raise InputError(f"`model` must have a layer of any rank at {layer.name}, got one that has no rank.")
+    cut_(model, layer.name, rank)
+    for part in (FIRST, SECOND):
+        name = f"{layer.name}.{part}"
+        _write_layer_(model.get_submodule(name), name, weights.layers[name], (1, 1))
 
 
 def _write_others_(model: nn.Module, weights: PackedWeights) -> None:

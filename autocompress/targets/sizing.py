@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, uncompressed, write_weights_
+from autocompress.menus.low_rank import Format
 from autocompress.menus.menus import Menus
 from autocompress.samples import Inputs
 from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
 from autocompress.version import __version__
-from autocompress_envs.problem import CostModel, Labeling, layer_resources
+from autocompress_envs.problem import Labeling, layer_resources
 
 PACKED = "packed"  # name of the target whose file every run has
 # Bytes by which labels may make a file longer: lengths, offsets, and the plan itself, which compresses worst where
@@ -34,6 +35,8 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inp
     Files are really written: the original's, and those with the most overhead. In these no channel is gone, and every
     layer has its fewest bits, as it is and so that no two layers share a tensor (`_all_different`); where 16 or 32 bits
     are on offer, there are two more files at each of these, because floating-point weights are stored in another form.
+    Where low ranks are on offer, all of these are written again with two factors in the place of every layer that may
+    be cut.
     What such a file has at most besides the closed form is the overhead of every plan.
 
     Args:
@@ -62,14 +65,23 @@ def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -
     lowered = lowered_for(target, unchanged, inputs)
     original = target_file(target, unchanged, lowered, inputs)
     target_file(TARGETS[PACKED], unchanged, lowered, inputs)  # which every run has: what it can't hold is told now
-    none = np.zeros(len(menus.network.layers), dtype=np.int64)
     bits = menus.settings.weight_bits
     overheads = []
-    for position in [0, *(position for position in range(1, len(bits)) if bits[position] >= 16)]:
-        made = from_menus(menus, Labeling(none, none + position, none), folded)
-        for each in (made, _all_different(made)):
-            overheads.append(len(_file(target, each, inputs)) - _closed_form(menus.network.costs, each))
+    for width in [bits[0], *(width for width in bits[1:] if width >= 16)]:
+        for is_low in (False, True) if menus.settings.ranks else (False,):
+            made = from_menus(menus, _alike(menus, width, is_low), folded)
+            for each in (made, _all_different(made)):
+                overheads.append(len(_file(target, each, inputs)) - _closed_form(each))
     return max(overheads), len(original)
+
+
+def _alike(menus: Menus, bits: int, is_low: bool) -> Labeling:
+    """The plan of these weight bits everywhere, nothing removed, and the highest low rank on offer if it `is_low`."""
+    none = np.zeros(len(menus.network.layers), dtype=np.int64)
+    formats = [menus.formats(layer) for layer in menus.network.layers]
+    ranks = [max(each.rank for each in offered) if is_low else 0 for offered in formats]
+    positions = [offered.index(Format(rank, bits)) for offered, rank in zip(formats, ranks, strict=True)]
+    return Labeling(none, np.array(positions), none)
 
 
 def _all_different(compressed: Compressed) -> Compressed:
@@ -101,10 +113,11 @@ def _file(target: Target, compressed: Compressed, inputs: Inputs) -> bytes:
     return target_file(target, compressed, lowered_for(target, compressed, inputs), inputs)
 
 
-def _closed_form(costs: CostModel, compressed: Compressed) -> int:
+def _closed_form(compressed: Compressed) -> int:
     """Bytes of the codes, scales, biases and ranges of a network that has all its channels."""
-    fan_in, out = costs.widths(costs.group_width)
-    bits = np.array([layer.bits for layer in compressed.layers.values()])
-    ranges = np.array([32 if layer.input_range is None else 8 for layer in compressed.layers.values()])
-    sizes = layer_resources(fan_in, out, costs.positions, costs.has_bias, bits, ranges, 0.0, costs.granularity)["size"]
-    return int(sizes.sum())
+    layers = compressed.layers.values()
+    columns, out = np.array([(layer.values[0].numel(), len(layer.values)) for layer in layers]).T
+    has_bias = np.array([layer.bias is not None for layer in layers])
+    bits = np.array([layer.bits for layer in layers])
+    ranges = np.array([32 if layer.input_range is None else 8 for layer in layers])
+    return int(layer_resources(columns, out, np.array(1), has_bias, bits, ranges, 0.0, "channel")["size"].sum())

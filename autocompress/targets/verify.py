@@ -20,7 +20,7 @@ from autocompress.evaluation.measure import AT_ONCE, CLASSES, Closeness, Kept, c
 from autocompress.execute.compressed import LayerWeights
 from autocompress.network.interface import raw
 from autocompress.network.structure import Network
-from autocompress.plan import Label, Plan
+from autocompress.plan import FIRST, SECOND, Label, Plan
 from autocompress.samples import Inputs, repeated
 from autocompress.targets.timing import Session, median_seconds
 from autocompress.tasks import Reading, together
@@ -196,9 +196,13 @@ def finished_resources(network: Network, plan: Plan, layers: Mapping[str, LayerW
         layers: finished layers by name.
         size: bytes of the target's file.
     """
-    bits = np.array([layer.bits for layer in layers.values()])
-    ranges = np.array([32 if layer.input_range is None else layer.input_range.bits for layer in layers.values()])
-    counted = network.costs.resources(kept_channels(network, plan), bits, ranges)
+    first = [layers.get(layer.name) or layers[f"{layer.name}.{FIRST}"] for layer in network.layers]
+    ranks = np.array(
+        [0 if layer.name in layers else len(layers[f"{layer.name}.{FIRST}"].values) for layer in network.layers]
+    )
+    bits = np.array([layer.bits for layer in first])
+    ranges = np.array([32 if layer.input_range is None else layer.input_range.bits for layer in first])
+    counted = network.costs.resources(kept_channels(network, plan), bits, ranges, rank=ranks)
     return {name: int(amount) for name, amount in counted.items()} | {"size": size}
 
 
@@ -215,20 +219,23 @@ def check_layers(network: Network, plan: Plan, layers: Mapping[str, LayerWeights
     Args:
         network: trace of the original.
         plan: labels that the network was made by.
-        layers: finished layers by name.
+        layers: finished layers by name; two for each label of low rank.
 
     Returns:
         The checks `channels` and `levels`, and `sparsity` where single weights are removed.
     """
     fan_in, out = network.costs.widths(kept_channels(network, plan))
-    shapes, levels, zeros = [], [], []
+    shapes, levels, zeros, labels = [], [], [], plan.modules()
     for layer, columns, rows in zip(network.layers, fan_in, out, strict=True):
-        found, label = layers[layer.name], plan.labels[layer.name]
-        shape = (len(found.values), math.prod(found.values.shape[1:]))
-        if shape != (rows, columns):
-            shapes.append(f"{layer.name} has {shape[0]} x {shape[1]} weights, the plan says {rows} x {columns}")
-        levels += [f"{layer.name} {fault}" for fault in _level_faults(found, label)]
+        rank, name = plan.labels[layer.name].rank, layer.name
+        wanted_shapes = {f"{name}.{FIRST}": (rank, columns), f"{name}.{SECOND}": (rows, rank)}
+        for part, wanted_shape in (wanted_shapes if rank else {name: (rows, columns)}).items():
+            shape = (len(layers[part].values), math.prod(layers[part].values.shape[1:]))
+            if shape != wanted_shape:
+                shapes.append(f"{part} has {_by(shape)} weights, the plan says {_by(wanted_shape)}")
+            levels += [f"{part} {fault}" for fault in _level_faults(layers[part], labels[part])]
         if plan.granularity != "channel":
+            found, label = layers[name], plan.labels[name]
             wanted = int(removed_weights(np.array(found.values.numel()), label.sparsity))
             got = int((found.values == 0).sum())
             if got < wanted:
@@ -241,6 +248,10 @@ def check_layers(network: Network, plan: Plan, layers: Mapping[str, LayerWeights
     if plan.granularity != "channel":
         checks.append(Check("sparsity", not zeros, "; ".join(zeros) or f"{count} layers have the plan's zeros"))
     return checks
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _level_faults(layer: LayerWeights, label: Label) -> list[str]:

@@ -52,7 +52,7 @@ class Observation(NamedTuple):
 
     - `shares`: shares of the network's total. Parameters and macs are the original's, bytes and bitops the
       reference's. `widths` are the original's.
-    - `bits_errors`: expected loss of the unpruned layer at its highest activation bits. `sparsity_errors`:
+    - `bits_errors`: expected loss of the unpruned layer of full rank at its highest activation bits. `sparsity_errors`:
       expected loss summed over all layers that read the owned group, at the highest bits; 0 where there is no
       sparsity to choose. Both are interpolated over the layer's menu, linearly in the logarithm, and flat
       beyond its ends.
@@ -251,6 +251,8 @@ def progress(tables: Tables, so_far: Labeling, decided: int) -> tuple[FloatArray
         activations[:decided],
         tables.sparsities[rows, so_far.sparsity[:decided]],
         costs.granularity,
+        tables.ranks[rows, so_far.weight_bits[:decided]],
+        costs.first_factors[:decided],
     )
     after = tables.option_costs(fan_in[decided:], out[decided:], decided)
     spent = {name: int(before[name].sum() + costs.fixed(name, kept)) for name in ADDITIVE}
@@ -288,6 +290,8 @@ def _shares(tables: Tables, reference: Labeling) -> FloatArray:
         tables.activation_bits[rows, reference.activation_bits],
         tables.sparsities[rows, reference.sparsity],
         costs.granularity,
+        tables.ranks[rows, reference.weight_bits],
+        costs.first_factors,
     )
     weights = fan_in * out
     columns = (weights, weights * costs.positions, labelled["size"], labelled["bitops"])
@@ -302,7 +306,9 @@ def _log_error(errors: FloatArray, total: float) -> FloatArray:
 def _bits_errors(tables: Tables, total: float) -> FloatArray:
     """(L, 6) the field `bits_errors` of all layers: unpruned, at the highest activation bits."""
     curves = _log_error(tables.errors[:, 0, :, -1], total)
-    return np.stack([np.interp(BITS_GRID, bits, curve) for bits, curve in zip(tables.weight_bits, curves, strict=True)])
+    whole = [ranks == 0 for ranks in tables.ranks]  # low ranks have no place on a grid of bits
+    rows = zip(tables.weight_bits, curves, whole, strict=True)
+    return np.stack([np.interp(BITS_GRID, bits[each], curve[each]) for bits, curve, each in rows])
 
 
 def _sparsity_errors(tables: Tables, total: float) -> FloatArray:

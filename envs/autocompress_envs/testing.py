@@ -203,8 +203,9 @@ def all_resources(problem: Problem, labelings: Labeling) -> dict[str, IntArray]:
         return np.stack([getattr(layer, field)[column] for layer, column in zip(layers, indices.T, strict=True)], 1)
 
     weight_bits = chosen("weight_bits", labelings.weight_bits).astype(np.int64)
+    ranks = chosen("weight_ranks", labelings.weight_bits).astype(np.int64)
     activation_bits = chosen("activation_bits", labelings.activation_bits).astype(np.int64)
-    return problem.costs.resources(kept, weight_bits, activation_bits, chosen("sparsities", labelings.sparsity))
+    return problem.costs.resources(kept, weight_bits, activation_bits, chosen("sparsities", labelings.sparsity), ranks)
 
 
 def all_errors(problem: Problem, labelings: Labeling) -> FloatArray:

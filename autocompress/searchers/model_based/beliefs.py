@@ -105,6 +105,8 @@ def _with_rounding_loss(problem: Problem, label: Label, loss: float) -> tuple[La
     bits = layer.weight_bits if PARTS[axis] == "weight_bits" else layer.activation_bits  # (B,) or (A,)
     expected = layer.errors.take([label.index], axis)  # (S, 1, A) or (S, B, 1)
     factors = np.minimum(4.0 ** (bits[label.index] - bits.astype(float)), 1.0)
+    if PARTS[axis] == "weight_bits":
+        factors = factors * (layer.weight_ranks == layer.weight_ranks[label.index])  # other ranks have other errors
     least = (expected + loss) * factors.reshape(-1, *[1] * (2 - axis))
     layers[label.layer] = replace(layer, errors=np.maximum(layer.errors, least))
     return tuple(layers)

@@ -121,8 +121,8 @@ class GalenEnv(gymnasium.Env[FloatArray, FloatArray]):
     def __init__(self, task: Task, recorder: Recorder) -> None:
         self._offered = offer(task.problem, least_preserved=0.0)
         self._recorder, self._context = recorder, reward_context(task)
-        solver = Solver(task.problem, task.limits)
-        self._problem, self._tables = task.problem, solver.tables
+        solver = Solver(self._offered.problem, task.limits)
+        self._problem, self._tables = self._offered.problem, solver.tables
         self._actions = LabelActions(solver)
         self._sensitivities = sensitivities(self._problem, self._tables)
         self._standardizer = Standardizer(STATE_SIZE)

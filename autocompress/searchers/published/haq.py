@@ -97,10 +97,10 @@ class HaqEnv(gymnasium.Env[FloatArray, FloatArray]):
     """
 
     def __init__(self, task: Task, recorder: Recorder) -> None:
-        layers = task.problem.layers
-        require_choice([layer.weight_bits for layer in layers], METHOD, "weight bit-widths")
         require_original_accuracy(task, METHOD)
         self._offered = offer(task.problem, least_preserved=1.0)
+        layers = self._offered.problem.layers
+        require_choice([layer.weight_bits for layer in layers], METHOD, "weight bit-widths")
         require_reachable(task, self._offered, METHOD, "it only chooses bits")
         self._recorder, self._limits, self._context = recorder, task.limits, reward_context(task)
         self._tables = Tables(self._offered.problem)

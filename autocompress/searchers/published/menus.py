@@ -49,7 +49,7 @@ class Offer:
 
 
 def offer(problem: Problem, least_preserved: float, weight_bits: slice = ALL, activation_bits: slice = ALL) -> Offer:
-    """A problem with shorter menus.
+    """A problem with shorter menus. Low ranks are left out: none of the published methods knows of them.
 
     Args:
         problem: the problem with full menus.
@@ -60,7 +60,7 @@ def offer(problem: Problem, least_preserved: float, weight_bits: slice = ALL, ac
     """
     layers = problem.layers
     kept = [np.flatnonzero(preserve_ratios(problem, index) >= least_preserved - 1e-9) for index in range(len(layers))]
-    weights = tuple(np.arange(len(layer.weight_bits))[weight_bits] for layer in layers)
+    weights = tuple(np.flatnonzero(layer.weight_ranks == 0)[weight_bits] for layer in layers)
     activations = tuple(np.arange(len(layer.activation_bits))[activation_bits] for layer in layers)
     shorter = tuple(_shorter(layers, kept, index, weights[index], activations[index]) for index in range(len(layers)))
     return Offer(replace(problem, layers=shorter), tuple(kept), weights, activations)
@@ -189,6 +189,7 @@ def _shorter(
         sparsities=layer.sparsities[own],
         kept=layer.kept if layer.group is None else layer.kept[own],
         weight_bits=layer.weight_bits[weights],
+        ranks=layer.weight_ranks[weights],
         activation_bits=layer.activation_bits[activations],
         errors=layer.errors[np.ix_(rows, weights, activations)],
         extra_sources=tuple((owner, error[kept[owner]]) for owner, error in layer.extra_sources),

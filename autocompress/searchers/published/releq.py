@@ -138,10 +138,10 @@ class ReleqEnv(gymnasium.Env[FloatArray, np.int64]):
     """
 
     def __init__(self, task: Task, recorder: Recorder) -> None:
-        layers = task.problem.layers
+        self._offered = offer(task.problem, least_preserved=1.0, activation_bits=HIGHEST)
+        layers = self._offered.problem.layers
         require_choice([layer.weight_bits for layer in layers], METHOD, "weight bit-widths")
         require_original_accuracy(task, METHOD)
-        self._offered = offer(task.problem, least_preserved=1.0, activation_bits=HIGHEST)
         require_reachable(task, self._offered, METHOD, "it only chooses weight bits")
         self._recorder, self._original = recorder, task.original_accuracy
         solver = Solver(self._offered.problem, task.limits)

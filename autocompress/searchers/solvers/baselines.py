@@ -118,7 +118,7 @@ def uniform_frontier_by_values(problem: Problem, limits: dict[str, int]) -> list
         limits: upper bound of every limited resource, in absolute units.
     """
     sparsities = sorted({float(value) for layer in problem.layers for value in layer.sparsities})
-    weight_bits = sorted({int(bits) for layer in problem.layers for bits in layer.weight_bits})
+    weight_bits = common_weight_bits(problem)
     activation_bits = sorted({int(bits) for layer in problem.layers for bits in layer.activation_bits})
     feasible: list[tuple[UniformValues, Labeling]] = []
     for triple in itertools.product(sparsities, weight_bits, activation_bits):
@@ -134,8 +134,19 @@ def uniform_frontier_by_values(problem: Problem, limits: dict[str, int]) -> list
     ]
 
 
+def common_weight_bits(problem: Problem) -> list[int]:
+    """Weight bits that any layer may have without a low rank, ascending.
+
+    Args:
+        problem: menus of the network.
+    """
+    return sorted({int(bits) for layer in problem.layers for bits in layer.weight_bits[layer.weight_ranks == 0]})
+
+
 def uniform_plan(problem: Problem, sparsity: float, weight_bits: int, activation_bits: int) -> Labeling:
     """The labelling of these values in every layer, or else of the next milder ones, or of the harshest.
+
+    No layer gets a low rank.
 
     Args:
         problem: menus, layer errors and costs of the network.
@@ -144,9 +155,11 @@ def uniform_plan(problem: Problem, sparsity: float, weight_bits: int, activation
         activation_bits: common activation bits.
     """
     layers = problem.layers
+    lows = np.array([np.count_nonzero(layer.weight_ranks) for layer in layers])  # (L,) low ranks stand first
     return Labeling(
         np.array([np.flatnonzero(layer.sparsities <= sparsity + 1e-9)[-1] for layer in layers]),
-        _mildest_at_least([layer.weight_bits for layer in layers], weight_bits),
+        lows
+        + _mildest_at_least([layer.weight_bits[low:] for layer, low in zip(layers, lows, strict=True)], weight_bits),
         _mildest_at_least([layer.activation_bits for layer in layers], activation_bits),
     )
 

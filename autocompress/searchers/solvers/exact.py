@@ -65,10 +65,15 @@ def solve_exactly(problem: Problem, limits: Mapping[str, int], seconds: float = 
 
     Raises:
         InputError: HiGHS found no plan in that time, or a layer's cost depends on too many sparsities
-            together.
+            together, or memory is limited and low ranks are on offer.
         InfeasibleBudgetError: no labelling meets the limits.
     """
     solver = Solver(problem, limits)
+    if "memory" in limits and solver.tables.ranks.any():
+        raise InputError(
+            "`ranks` must be none for the methods exact and measured where memory is limited, as their program has no "
+            "row for what two factors hand on; leave out --ranks, or choose the method solver or local-measured."
+        )
     relaxed = solver.solve()
     known = solver.error(relaxed)
     if known <= 0.0:

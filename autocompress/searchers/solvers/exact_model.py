@@ -298,6 +298,8 @@ def _layer_options(solver: Solver, layer: int, reads: list[int]) -> JointOptions
         tables.activation_bits[layer, activation_bits],
         tables.sparsities[layer, sparsity[:, layer]][combination],
         costs.granularity,
+        tables.ranks[layer, weight_bits],
+        costs.first_factors[layer],
     )
     rows = sparsity[:, tables.source[layer]][combination]
     bits = tables.activation_bits[layer, activation_bits]

@@ -85,9 +85,9 @@ class Lowered:
               2^bits of them, (clamp(round(x / scale) + zero, 0, 2^bits - 1) - zero) * scale. In an integer file it is
               a quantization followed by a dequantization. A layer whose input is rounded reads such a node.
             - one output: a node, alone or in a tuple; or several nodes in a tuple.
-        layers: finished weights by layer name, in the order of the network. The graph holds the same weight, as it
-            runs, in float32 under `NAME.weight`, and the bias under `NAME.bias`. Of a removed branch's layers it holds
-            at most the bias.
+        layers: finished weights by layer name, in the order of the network; a layer of low rank is two, `NAME.0` and
+            `NAME.1` (`Plan.modules`). The graph holds the same weight, as it runs, in float32 under `NAME.weight`, and
+            the bias under `NAME.bias`. Of a removed branch's layers it holds at most the bias.
         plan: labels that the network was made by.
         inputs: form of every tensor that the network takes, in the order of the placeholders.
         names: names of the only input, and of the outputs, in files that have such names.

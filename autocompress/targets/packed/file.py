@@ -6,12 +6,14 @@ Tensors of a layer:
 - `NAME.weight_scale` and `NAME.bias`: (rows,) float32; absent where the layer has none.
 - `NAME.input_range`: (2,) float32, scale and zero point; absent where the input is not rounded.
 
+A layer of low rank is two, `NAME.0` and `NAME.1`, each with these tensors.
+
 Every other tensor that the graph reads stands under its own name.
 
 Metadata: `format`, `version`, and `content`, which is text in zlib and base 85. Its first line is JSON: the input's
-shape, the plan, the weights' shapes in the plan's order, a checksum of the tensors, and names of input and output where
-they are not the usual ones. Its second line is the graph
-(`graph_json`); it is missing where torch.export could not follow the network.
+shape, the plan, the weights' shapes in the order of `Plan.modules`, a checksum of the tensors, and names of input and
+output where they are not the usual ones. Its second line is the graph (`graph_json`); it is missing where torch.export
+could not follow the network.
 
 Writing: `pack` or `pack_weights`. Reading: `load_packed_weights` reads and checks everything but the graph, `rebuilt`
 makes the graph of it, `load_packed` does both. A damaged file is refused with one line. The graph
@@ -44,7 +46,7 @@ from autocompress.plan import Plan
 from autocompress.samples import ONE, Field, Inputs, call, zeros
 from autocompress.targets.graph.lowering import NAMES, Lowered
 from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
-from autocompress.targets.packed.stored_layers import layer_tensors, take_layer_
+from autocompress.targets.packed.stored_layers import check_ranks, layer_tensors, take_layer_
 from autocompress.tasks.outputs import as_tuple
 from autocompress_envs.problem import n_of_m
 
@@ -206,10 +208,11 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
 
 def _packed(weights: PackedWeights) -> bytes:
     """The bytes of a packed file. The same content gives the same bytes."""
-    if weights.layers.keys() != weights.plan.labels.keys():
+    modules = weights.plan.modules()
+    if weights.layers.keys() != modules.keys():
         raise InputError("`layers` must be the plan's layers, got others.")
     tensors: dict[str, Tensor] = {}
-    for name, label in weights.plan.labels.items():
+    for name, label in modules.items():
         tensors |= layer_tensors(name, weights.layers[name], label, weights.plan.granularity)
     for name, tensor in weights.others.items():
         if name in tensors:
@@ -219,7 +222,7 @@ def _packed(weights: PackedWeights) -> bytes:
     first_line = {
         **_inputs_to_json(weights.inputs),
         "plan": weights.plan.to_dict(),
-        "shapes": [list(weights.layers[name].values.shape) for name in weights.plan.labels],
+        "shapes": [list(weights.layers[name].values.shape) for name in modules],
         "checksum": _checksum(header, data),
         **({"names": list(weights.names)} if weights.names != NAMES else {}),
     }
@@ -289,12 +292,14 @@ def _unpacked(raw: bytes) -> PackedWeights:
     plan = Plan.from_dict(first_line.get("plan"))
     _check_granularity(plan.granularity)
     shapes = first_line.get("shapes")
-    if not isinstance(shapes, list) or len(shapes) != len(plan.labels):
+    modules = plan.modules()
+    if not isinstance(shapes, list) or len(shapes) != len(modules):
         raise InputError("The file must hold one weight shape for each layer of the plan, got another number.")
     layers = {
         name: take_layer_(tensors, name, label, _shape(shape, f"weight of {name}", 0), plan.granularity)
-        for (name, label), shape in zip(plan.labels.items(), shapes, strict=True)
+        for (name, label), shape in zip(modules.items(), shapes, strict=True)
     }
+    check_ranks(layers, plan)
     names = _names(first_line.get("names", list(NAMES)))
     return PackedWeights(layers, tensors, plan, _inputs_from_json(first_line), graph, names)
 

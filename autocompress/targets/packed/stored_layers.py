@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.quantizers import code_range
-from autocompress.plan import Label
+from autocompress.plan import FIRST, SECOND, Label, Plan
 from autocompress.targets.packed.bits import FLOATS, decode_weight, encode_weight
 
 _PARTS = ("weight", "weight_scale", "bias", "input_range")
@@ -149,6 +150,30 @@ def take_layer_(
     except InputError as error:
         raise InputError(f"The weights of {name} are damaged: {error}.") from None
     return layer
+
+
+def check_ranks(layers: Mapping[str, LayerWeights], plan: Plan) -> None:
+    """Refuse factors of another rank than the plan says.
+
+    Args:
+        layers: finished layers by name.
+        plan: labels that the network was made by.
+
+    Raises:
+        InputError: a first factor has not `rank` rows, a second one not `rank` columns, or single weights are removed.
+    """
+    for name, label in plan.labels.items():
+        if not label.rank:
+            continue
+        if plan.granularity != "channel":
+            raise InputError(
+                f"The rank of layer {name} must be 0 with granularity {plan.granularity}, got {label.rank}."
+            )
+        shapes = [list(layers[f"{name}.{part}"].values.shape) for part in (FIRST, SECOND)]
+        if shapes[0][:1] != [label.rank] or shapes[1][1:2] != [label.rank]:
+            raise InputError(
+                f"The factors of layer {name} must have rank {label.rank}, got {shapes[0]} and {shapes[1]}."
+            )
 
 
 def _range(stored: Tensor | None, bits: int) -> ActivationRange | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -50,6 +51,8 @@ class CostModel:
         granularity: `channel`, `element`, or `n:m` such as `2:4`. The last two leave widths as they are and
             shrink the storage of weights.
         fixed_macs: multiply-accumulates of operators that carry no weights; they stay whatever the labels.
+        members: (L,) layers whose rows a layer's `out` counts: 1, but for the first layer of a tie. Of a low rank each
+            of them has a first factor of its own. Empty, the default: 1 everywhere.
     """
 
     group_width: IntArray
@@ -67,6 +70,23 @@ class CostModel:
     alive: BoolArray
     granularity: str = "channel"
     fixed_macs: int = 0
+    members: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def first_factors(self) -> IntArray:
+        """(L,) first factors that every layer has where its rank is low."""
+        return self.members if len(self.members) else np.ones(len(self.positions), dtype=np.int64)
+
+    @cached_property
+    def _held_beside(self) -> IntArray:
+        """(P, L) 1 where what a layer's two factors hand on may be alive: as long as a tensor that the layer reads.
+
+        That is a moment too many where the tensor lives on for others, never one too few: a layer of which no tensor
+        is known counts in every moment.
+        """
+        readers = self.tensor_readers.astype(np.int64)  # (T, L)
+        beside = (self.alive.astype(np.int64) @ readers > 0) | ~self.tensor_readers.any(0)
+        return beside.astype(np.int64)
 
     def widths(self, kept: IntArray) -> tuple[IntArray, IntArray]:
         """Weight columns and weight rows of every layer.
@@ -80,7 +100,12 @@ class CostModel:
         return self.fan_in_const + _product(kept, self.fan_in_coef.T), self.out_const + _product(kept, self.out_coef.T)
 
     def resources(
-        self, kept: IntArray, weight_bits: IntArray, activation_bits: IntArray, sparsity: FloatArray | float = 0.0
+        self,
+        kept: IntArray,
+        weight_bits: IntArray,
+        activation_bits: IntArray,
+        sparsity: FloatArray | float = 0.0,
+        rank: IntArray | int = 0,
     ) -> dict[str, IntArray]:
         """The amount of every resource that a labelling takes. Leading axes are batch axes.
 
@@ -90,6 +115,7 @@ class CostModel:
             activation_bits: (..., L) bits of every layer's input.
             sparsity: (..., L) fraction of the weights removed inside every layer, in [0, 1). It has no effect
                 with granularity `channel`. 0 by default.
+            rank: (..., L) rank of every layer's two factors, 0 for a layer as it is. 0 by default.
 
         Returns:
             `size` (bytes of the file), `macs` (multiply-accumulates a sample), `bitops` (bit operations a
@@ -97,10 +123,19 @@ class CostModel:
         """
         fan_in, out = self.widths(kept)
         layers = layer_resources(
-            fan_in, out, self.positions, self.has_bias, weight_bits, activation_bits, sparsity, self.granularity
+            fan_in,
+            out,
+            self.positions,
+            self.has_bias,
+            weight_bits,
+            activation_bits,
+            sparsity,
+            self.granularity,
+            rank,
+            self.first_factors,
         )
         totals = {name: amounts.sum(-1) + self.fixed(name, kept) for name, amounts in layers.items()}
-        totals["memory"] = self.memory(kept, activation_bits)
+        totals["memory"] = self.memory(kept, activation_bits, rank)
         return totals
 
     def fixed(self, name: str, kept: IntArray) -> IntArray | int:
@@ -120,12 +155,22 @@ class CostModel:
             return fixed_bytes
         return {"macs": self.fixed_macs, "bitops": self.fixed_macs * 32 * 32}[name]
 
-    def memory(self, kept: IntArray, activation_bits: IntArray) -> IntArray:
+    def handed_on(self, rank: IntArray | int) -> IntArray:
+        """(..., L) bytes of what first factors hand on to second ones, in float32, for one sample.
+
+        Args:
+            rank: (..., L) rank of every layer's two factors, 0 for a layer as it is.
+        """
+        handed: IntArray = np.asarray(rank) * self.first_factors * self.positions * 4
+        return handed
+
+    def memory(self, kept: IntArray, activation_bits: IntArray, rank: IntArray | int = 0) -> IntArray:
         """Bytes of activations at the peak, for one sample.
 
         Args:
             kept: (..., G) channels left in every group.
             activation_bits: (..., L) bits of every layer's input.
+            rank: (..., L) rank of every layer's two factors, 0 for a layer as it is. 0 by default.
 
         Returns:
             (...) the largest sum of bytes of the tensors that are alive at the same moment.
@@ -134,7 +179,10 @@ class CostModel:
         bits = np.where(read_bits > 0, read_bits, 32)
         elements = self.tensor_const + kept @ self.tensor_coef.T  # (..., T)
         tensor_bytes = -(-elements * bits // 8)  # rounded up
-        peak: IntArray = (tensor_bytes @ self.alive.T.astype(np.int64)).max(-1, initial=0)
+        moments = tensor_bytes @ self.alive.T.astype(np.int64)  # (..., P)
+        if np.any(rank):
+            moments = moments + self.handed_on(rank) @ self._held_beside.T
+        peak: IntArray = moments.max(-1, initial=0)
         return peak
 
 
@@ -154,6 +202,8 @@ def layer_resources(
     activation_bits: IntArray,
     sparsity: FloatArray | float,
     granularity: str,
+    rank: IntArray | int = 0,
+    members: IntArray | int = 1,
 ) -> dict[str, IntArray]:
     """The amounts of the additive resources that layers take. All arguments broadcast.
 
@@ -166,6 +216,14 @@ def layer_resources(
     >>> {name: int(amount) for name, amount in amounts.items()}
     {'size': 588, 'macs': 1000, 'bitops': 32000}
 
+    A low rank makes two layers of it: the first one has `rank` rows and no bias, the second one `rank` columns, and
+    reads what is handed on in float32. At rank 4 they have 4 · 100 + 10 · 4 weights and 4 + 10 scales, 220 + 56 bytes,
+    beside the 48 of biases and range. A layer that stands for several `members` has as many first ones.
+
+    >>> low = layer_resources(*map(np.array, (100, 10, 1, True, 4, 8)), sparsity=0.0, granularity="channel", rank=4)
+    >>> {name: int(amount) for name, amount in low.items()}  # 400 · 4 · 8 + 40 · 4 · 32 bit operations
+    {'size': 324, 'macs': 440, 'bitops': 17920}
+
     Args:
         fan_in: weight columns.
         out: weight rows.
@@ -175,17 +233,28 @@ def layer_resources(
         activation_bits: bits of the layer's input.
         sparsity: fraction of the weights removed inside the layer, in [0, 1).
         granularity: `channel`, `element` or `n:m`.
+        rank: rank of the layer's two factors, 0 for the layer as it is. 0 by default.
+        members: layers whose rows `out` counts. Default: 1.
 
     Returns:
         `size` (bytes), `macs` and `bitops` (a sample), each of the broadcast shape.
     """
     weights = fan_in * out
     macs = weights * positions
-    per_row = SCALE_BYTES * (weight_bits < 16) + BIAS_BYTES * has_bias
-    ranges = RANGE_BYTES * (activation_bits < 32)
+    scale_bytes = SCALE_BYTES * (weight_bits < 16)
     weight_bytes = -(-stored_bits(weights, weight_bits, sparsity, granularity) // 8)  # rounded up
-    size = weight_bytes + out * per_row + ranges
-    return {"size": size, "macs": macs, "bitops": macs * weight_bits * activation_bits}
+    size = weight_bytes + out * (scale_bytes + BIAS_BYTES * has_bias) + RANGE_BYTES * (activation_bits < 32)
+    amounts = {"size": size, "macs": macs, "bitops": macs * weight_bits * activation_bits}
+    if not np.any(rank):
+        return amounts
+    first, second = rank * fan_in * members, rank * out  # weights of the factors
+    factor_bytes = -(-first * weight_bits // 8) - (-second * weight_bits // 8) + rank * members * scale_bytes
+    low = {
+        "size": size - weight_bytes + factor_bytes,
+        "macs": (first + second) * positions,
+        "bitops": (first * activation_bits + second * 32) * positions * weight_bits,
+    }
+    return {name: np.where(np.asarray(rank) > 0, low[name], amount) for name, amount in amounts.items()}
 
 
 def stored_bits(weights: IntArray, weight_bits: IntArray, sparsity: FloatArray | float, granularity: str) -> IntArray:

@@ -28,7 +28,7 @@ class LayerNumbers:
             choice.
         kept: (S,) channels left in the owned group for each sparsity; empty where the layer owns no group.
         group: index of the group that the layer owns, or None.
-        weight_bits: (B,) weight bits to choose from, ascending.
+        weight_bits: (B,) weight bits to choose from, ascending for each rank.
         activation_bits: (A,) activation bits to choose from, ascending.
         source: index of the layer whose sparsity selects the row of `errors`: the owner of the group that
             this layer reads, or the layer itself where the granularity is not `channel`. None where there is
@@ -36,6 +36,8 @@ class LayerNumbers:
         errors: (S of the source or 1, B, A) expected losses in nats of KL divergence a sample, at least 0.
         extra_sources: owners of the further groups that this layer reads (concatenations), each with the
             expected losses (S,) in nats that its sparsity adds here.
+        ranks: (B,) rank that goes with each of the weight bits, 0 for the layer as it is; low ranks stand first,
+            ascending, and rank 0 last. Empty, the default, where no layer is cut in two.
     """
 
     name: str
@@ -48,6 +50,12 @@ class LayerNumbers:
     source: int | None
     errors: FloatArray
     extra_sources: tuple[tuple[int, FloatArray], ...] = ()
+    ranks: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def weight_ranks(self) -> IntArray:
+        """(B,) the rank of every entry of `weight_bits`: zeros where no rank is on offer."""
+        return self.ranks if len(self.ranks) else np.zeros(len(self.weight_bits), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -92,9 +100,11 @@ class Problem:
     def resources(self, labeling: Labeling) -> dict[str, int]:
         """The amount of every resource that a labelling takes, as it is counted on the finished file."""
         picked = zip(self.layers, labeling.sparsity, labeling.weight_bits, labeling.activation_bits, strict=True)
-        chosen = np.array([(at.sparsities[s], at.weight_bits[w], at.activation_bits[a]) for at, s, w, a in picked])
+        chosen = np.array(
+            [(at.sparsities[s], at.weight_bits[w], at.activation_bits[a], at.weight_ranks[w]) for at, s, w, a in picked]
+        )
         bits = chosen[:, 1:].astype(np.int64)
-        totals = self.costs.resources(self.kept(labeling), bits[:, 0], bits[:, 1], chosen[:, 0])
+        totals = self.costs.resources(self.kept(labeling), bits[:, 0], bits[:, 1], chosen[:, 0], bits[:, 2])
         return {name: int(amount) for name, amount in totals.items()}
 
     def original(self) -> dict[str, int]:

@@ -64,6 +64,7 @@ class Tables:
         kept: (L, S) channels left in the layer's own group, 0 where it owns none.
         weight_bits: (L, B) weight bits to choose from.
         activation_bits: (L, A) activation bits to choose from.
+        ranks: (L, B) rank that goes with each of the weight bits, 0 for a layer as it is.
         group: (L,) index of the group that a layer owns, -1 for none.
         owner: (G,) index of the layer that owns a group, -1 for none.
         source: (L,) index of the layer whose sparsity selects the row of `errors`; the layer itself where
@@ -89,6 +90,7 @@ class Tables:
         self.kept = _widened(self.kept, self.sparsities.shape[1])
         self.weight_bits = _padded([layer.weight_bits for layer in layers]).astype(np.int64)
         self.activation_bits = _padded([layer.activation_bits for layer in layers]).astype(np.int64)
+        self.ranks = _padded([layer.weight_ranks for layer in layers]).astype(np.int64)
         self.group = np.array([-1 if layer.group is None else layer.group for layer in layers])
         self.owner = np.full(len(costs.group_width), -1)
         self.owner[self.group[self.group >= 0]] = np.flatnonzero(self.group >= 0)
@@ -155,10 +157,12 @@ class Tables:
             activation_bits,
             self.sparsities[rows, labelings.sparsity],
             costs.granularity,
+            rank := self.ranks[rows, labelings.weight_bits],
+            costs.first_factors,
         )
         totals = {name: layers[name].sum(-1) + costs.fixed(name, kept) for name in ADDITIVE if name in names}
         if "memory" in names:
-            totals["memory"] = costs.memory(kept, activation_bits)
+            totals["memory"] = costs.memory(kept, activation_bits, rank)
         return totals
 
     def option_costs(self, fan_in: IntArray, out: IntArray, first: int = 0) -> dict[str, IntArray]:
@@ -182,6 +186,8 @@ class Tables:
             self.activation_bits[first:, None, None, :],
             self.own[first:, :, None, None],
             costs.granularity,
+            self.ranks[first:, None, :, None],
+            costs.first_factors[first:][wide],
         )
         shape = (*fan_in.shape, self.own.shape[1], self.weight_bits.shape[1], self.activation_bits.shape[1])
         return {name: np.broadcast_to(amount, shape) for name, amount in amounts.items()}

@@ -121,15 +121,14 @@ class Reach:
         before = self._before(labeling, index, kept)  # (S,) each
         here = self._here(index, kept)  # (S, B, A) each
         allowed = np.zeros((count, bits, activations), dtype=bool)
-        for rest, rest_bits, is_least in self._rests(kept, index + 1):
+        for rest, rest_bits, rest_ranks, is_least in self._rests(kept, index + 1):
             fits = np.ones_like(allowed)
             for name in set(self.limits) & set(ADDITIVE):
                 elsewhere = before[name] + rest[name]  # (S,)
                 total = here[name] + elsewhere[:, None, None]
                 fits &= (total <= self.limits[name])[:, :bits, :activations]
             if "memory" in self.limits:
-                memory = self._memory(labeling, index, kept, rest_bits)  # (S, A)
-                fits &= (memory <= self.limits["memory"])[:, None, :]
+                fits &= self._memory(labeling, index, kept, rest_bits, rest_ranks) <= self.limits["memory"]
             allowed |= fits
             if is_least:
                 break  # no other rest is cheaper in any resource
@@ -152,6 +151,8 @@ class Reach:
             self.tables.activation_bits[rows, labeling.activation_bits[:index]],
             self.tables.sparsities[rows, labeling.sparsity[:index]],
             costs.granularity,
+            self.tables.ranks[rows, labeling.weight_bits[:index]],
+            costs.first_factors[:index],
         )
         return {name: amount.sum(-1) + costs.fixed(name, kept) for name, amount in amounts.items()}
 
@@ -163,22 +164,24 @@ class Reach:
         own = np.arange(count) if not self.tables.by_channel else np.zeros(count, dtype=np.int64)
         return {name: amount[np.arange(count), 0, own] for name, amount in options.items()}
 
-    def _rests(self, kept: IntArray, first: int) -> Iterator[tuple[dict[str, IntArray], IntArray, bool]]:
+    def _rests(self, kept: IntArray, first: int) -> Iterator[tuple[dict[str, IntArray], IntArray, IntArray, bool]]:
         """Cheap options for the R layers from `first` on, for channels (S, G).
 
         Yields:
-            Amounts (S,) by resource, activation bits (S, R), and whether no other options need less of any
-            resource.
+            Amounts (S,) by resource, activation bits (S, R), ranks (S, R), and whether no other options need less of
+            any resource.
         """
         choices, options = self._choices(kept, first, self.limits)
         least = {name: amount.min(-1).sum(-1) for name, amount in options.items()}
         for choice in choices:
             picked = {n: np.take_along_axis(amount, choice[..., None], -1)[..., 0] for n, amount in options.items()}
             amounts = {name: amount.sum(-1) for name, amount in picked.items()}
-            bits = self.tables.activation_bits[np.arange(first, self.tables.layer_count), self._split(choice)[2]]
+            rows = np.arange(first, self.tables.layer_count)
+            _, weight_bits, activation_bits = self._split(choice)
+            bits, ranks = self.tables.activation_bits[rows, activation_bits], self.tables.ranks[rows, weight_bits]
             is_least = all((amounts[name] == least[name]).all() for name in self._scored(self.limits))
             amounts.update({name: amounts.get(name, np.zeros(len(kept), dtype=np.int64)) for name in ADDITIVE})
-            yield amounts, bits, is_least
+            yield amounts, bits, ranks, is_least
 
     def _choices(
         self, kept: IntArray, first: int, limits: Mapping[str, int]
@@ -187,7 +190,8 @@ class Reach:
 
         The score of an option is its sum over limited resources of amount / limit. With several limits,
         further scores weigh each resource 1,000,000 times as much in turn. Peak memory is no sum over layers;
-        the bits of the tensors that a layer reads stand for it, as they order its options by activation bits.
+        the bits of the tensors that a layer reads stand for it, as they order its options by activation bits, and
+        those that two factors hand on.
 
         Args:
             kept: (S, G) channels left in every group.
@@ -201,7 +205,9 @@ class Reach:
         raw = self.tables.option_costs(fan_in[:, first:], out[:, first:], first)  # (S, R, O, B, A) each
         shape = raw["size"].shape
         flat = (*shape[:2], int(np.prod(shape[2:])))
+        handed_on = 8 * self.tables.problem.costs.handed_on(self.tables.ranks.T).T  # (L, B)
         memory = self._read_elements[first:, None, None, None] * self.tables.activation_bits[first:, None, None, :]
+        memory = memory + handed_on[first:, None, :, None]
         options = {name: amount.reshape(flat) for name, amount in raw.items()}
         options["memory"] = np.broadcast_to(memory, shape).reshape(flat)
         scored = {name: options[name] / limits[name] for name in self._scored(limits)}
@@ -221,22 +227,29 @@ class Reach:
         own, bits, activations = np.unravel_index(choice, shape)
         return own, bits, activations
 
-    def _memory(self, labeling: Labeling, index: int, kept: IntArray, rest_bits: IntArray) -> IntArray:
-        """(S, A) bytes of peak memory for the options of layer `index`.
+    def _memory(
+        self, labeling: Labeling, index: int, kept: IntArray, rest_bits: IntArray, rest_ranks: IntArray
+    ) -> IntArray:
+        """(S, B, A) bytes of peak memory for the options of layer `index`.
 
         Args:
             labeling: labels, of which the first `index` count.
             index: the layer.
             kept: (S, G) channels left in every group, by the layer's sparsity.
             rest_bits: (S, R) activation bits of the layers after it.
+            rest_ranks: (S, R) ranks of the layers after it.
         """
-        activations = self.tables.counts[index, 2]
-        rows = np.arange(index)
-        bits = np.empty((len(kept), activations, self.tables.layer_count), dtype=np.int64)  # (S, A, L)
-        bits[..., :index] = self.tables.activation_bits[rows, labeling.activation_bits[:index]]
-        bits[..., index] = self.tables.activation_bits[index, :activations]
-        bits[..., index + 1 :] = rest_bits[:, None]
-        return self.tables.problem.costs.memory(kept[:, None], bits)
+        tables, rows = self.tables, np.arange(index)
+        _, formats, activations = tables.counts[index]
+        bits = np.empty((len(kept), 1, activations, tables.layer_count), dtype=np.int64)  # (S, 1, A, L)
+        bits[..., :index] = tables.activation_bits[rows, labeling.activation_bits[:index]]
+        bits[..., index] = tables.activation_bits[index, :activations]
+        bits[..., index + 1 :] = rest_bits[:, None, None]
+        ranks = np.empty((len(kept), formats, 1, tables.layer_count), dtype=np.int64)  # (S, B, 1, L)
+        ranks[..., :index] = tables.ranks[rows, labeling.weight_bits[:index]]
+        ranks[..., index] = tables.ranks[index, :formats, None]
+        ranks[..., index + 1 :] = rest_ranks[:, None, None]
+        return tables.problem.costs.memory(kept[:, None, None], bits, ranks)
 
     def _completions(
         self, labeling: Labeling, decided: int, limits: Mapping[str, int] | None = None

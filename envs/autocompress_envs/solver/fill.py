@@ -176,8 +176,8 @@ class Filler:
         layer, index = moves.layer[chosen], moves.index[chosen]
         sparsity[rows[is_sparsity], layer[is_sparsity]] = index[is_sparsity]
         bits[rows[~is_sparsity], layer[~is_sparsity]] = index[~is_sparsity]
-        activations = self._lagrangian.activations[bits, self._rows]
-        return self._tables.problem.costs.memory(self._tables.kept_channels(sparsity), activations)
+        activations, ranks = self._lagrangian.activations[bits, self._rows], self._lagrangian.ranks[bits, self._rows]
+        return self._tables.problem.costs.memory(self._tables.kept_channels(sparsity), activations, ranks)
 
     def _moves(self, errors: Errors, choice: Choice, smallest: float) -> _Moves:
         """All single changes whose gain is above `smallest` nats; minus infinity gives all that there are."""
@@ -200,7 +200,8 @@ class Filler:
         tables, lagrangian = self._tables, self._lagrangian
         fan_in, out = tables.problem.costs.widths(tables.kept_channels(choice.sparsity))  # (L,)
         own = tables.sparsities[self._rows, choice.sparsity]
-        amounts = self._amounts(self._rows, fan_in, out, lagrangian.bits, lagrangian.activations, own)
+        options = (lagrangian.bits, lagrangian.activations, own, lagrangian.ranks)
+        amounts = self._amounts(self._rows, fan_in, out, *options)
         losses = errors.table[:, self._rows, choice.sparsity[tables.source]]  # (B*A, L)
         loss_now = losses[choice.bits, self._rows]  # (L,)
         amounts_now = amounts[:, choice.bits, self._rows]  # (K, L)
@@ -213,9 +214,8 @@ class Filler:
         bits = choice.bits[pairs.layer]  # (n,)
         weight_bits = lagrangian.bits[bits, pairs.layer][:, None]
         activations = lagrangian.activations[bits, pairs.layer][:, None]
-        amounts = self._amounts(
-            pairs.layer[:, None], fan_in, out, weight_bits, activations, tables.sparsities[pairs.decider]
-        )
+        own, ranks = tables.sparsities[pairs.decider], lagrangian.ranks[bits, pairs.layer][:, None]
+        amounts = self._amounts(pairs.layer[:, None], fan_in, out, weight_bits, activations, own, ranks)
         is_source = (tables.source[pairs.layer] == pairs.decider)[:, None]
         losses = errors.table[bits[:, None], pairs.layer[:, None], np.arange(fan_in.shape[1])] * is_source  # (n, S)
         total, cost = errors.owner.copy(), np.zeros((len(self._additive), *errors.owner.shape))
@@ -236,6 +236,7 @@ class Filler:
         weight_bits: IntArray,
         activation_bits: IntArray,
         sparsity: FloatArray,
+        rank: IntArray,
     ) -> FloatArray:
         """(K, ...) amounts of the limited additive resources; all arguments broadcast."""
         costs = self._tables.problem.costs
@@ -248,6 +249,8 @@ class Filler:
             activation_bits,
             sparsity,
             costs.granularity,
+            rank,
+            costs.first_factors[layer],
         )
         shape = np.broadcast_shapes(fan_in.shape, weight_bits.shape)
         stacked = [np.broadcast_to(amounts[name], shape) for name in self._additive]

@@ -31,7 +31,7 @@ activation bits a.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -106,29 +106,32 @@ class WeightedCosts:
 
 @dataclass(frozen=True)
 class LinearTerms:
-    """The cost of a layer as a linear function: per_weight * fan_in * out + per_row * out + per_layer.
+    """The cost of a layer: per_weight * fan_in * out + per_column * fan_in + per_row * out + per_layer.
 
     Attributes:
-        per_weight: (B*A, L) cost of one weight.
+        per_weight: (B*A, L) cost of one weight; 0 where the rank is low.
+        per_column: (B*A, L) cost of one column of weights; 0 but where the rank is low.
         per_row: (B*A, L) cost of one row of weights.
         per_layer: (B*A, L) cost of the layer whatever its widths are.
     """
 
     per_weight: FloatArray
+    per_column: FloatArray
     per_row: FloatArray
     per_layer: FloatArray
 
     def of(self, layers: IntArray) -> LinearTerms:
         """The terms of n layers, each (B*A, n)."""
-        return LinearTerms(self.per_weight[:, layers], self.per_row[:, layers], self.per_layer[:, layers])
+        return LinearTerms(*(getattr(self, term.name)[:, layers] for term in fields(self)))
 
     def by_option(self) -> LinearTerms:
         """The same terms as (B*A, n, 1), for widths of shape (n, S)."""
-        return LinearTerms(self.per_weight[..., None], self.per_row[..., None], self.per_layer[..., None])
+        return LinearTerms(*(getattr(self, term.name)[..., None] for term in fields(self)))
 
     def cost(self, fan_in: IntArray, out: IntArray) -> FloatArray:
         """(B*A, *widths) costs of the layers, for widths that broadcast with the terms' last axes."""
-        cost: FloatArray = self.per_weight * (fan_in * out) + self.per_row * out + self.per_layer
+        of_columns = self.per_weight * out + self.per_column
+        cost: FloatArray = of_columns * fan_in + self.per_row * out + self.per_layer
         return cost
 
 
@@ -175,6 +178,7 @@ class Lagrangian:
         group_bytes: (L, S) bytes that belong to the owned group and to no layer, by the owner's sparsity.
         bits: (B*A, L) weight bits of every flat option.
         activations: (B*A, L) activation bits of every flat option.
+        ranks: (B*A, L) rank of every flat option, 0 for a layer as it is.
     """
 
     def __init__(self, tables: Tables) -> None:
@@ -196,6 +200,8 @@ class Lagrangian:
         activations = tables.activation_bits[:, None, :] + 0 * tables.weight_bits[:, :, None]
         self.bits = bits.reshape(tables.layer_count, -1).T  # (B*A, L)
         self.activations = activations.reshape(tables.layer_count, -1).T
+        ranks = tables.ranks[:, :, None] + 0 * tables.activation_bits[:, None, :]
+        self.ranks = ranks.reshape(tables.layer_count, -1).T
         self._positions = tables.problem.costs.positions.astype(np.float64)
 
     def weighted_costs(self, multipliers: Multipliers) -> WeightedCosts:
@@ -305,6 +311,9 @@ class Lagrangian:
             macs   = n positions
             bitops = n positions b a
 
+        Of a low rank r there are r fan_in weights in each first factor, with r scales, and r out in the second one,
+        which reads 32 bits.
+
         Args:
             multipliers: relative multipliers of the resources.
             multiplier: common multiplier.
@@ -312,10 +321,18 @@ class Lagrangian:
         """
         size, macs, bitops = (multiplier * multipliers.additive.get(name, 0.0) for name in ADDITIVE)
         has_bias = self.tables.problem.costs.has_bias
+        members, is_low = self.tables.problem.costs.first_factors, self.ranks > 0
         per_weight = size * self.bits / 8 + self._positions * (macs + bitops * self.bits * self.activations)
-        per_row = size * (SCALE_BYTES * (self.bits < 16) + BIAS_BYTES * has_bias)
-        per_layer = size * RANGE_BYTES * (self.activations < 32) + multiplier * by_bits
-        return LinearTerms(per_weight, per_row, per_layer)
+        of_second = size * self.bits / 8 + self._positions * (macs + bitops * self.bits * 32)
+        per_scale = size * SCALE_BYTES * (self.bits < 16)
+        return LinearTerms(
+            per_weight=np.where(is_low, 0.0, per_weight),
+            per_column=self.ranks * members * per_weight,
+            per_row=per_scale + size * BIAS_BYTES * has_bias + self.ranks * of_second,
+            per_layer=size * RANGE_BYTES * (self.activations < 32)
+            + self.ranks * members * per_scale
+            + multiplier * by_bits,
+        )
 
     def _memory_costs(self, weight: float, at: Choice) -> tuple[FloatArray, FloatArray]:
         """Weighted peak memory, linearised at a choice.
@@ -328,7 +345,7 @@ class Lagrangian:
 
         A tensor that is alive at the peak has a slope of at least 1, one that is alive at 3/4 of it 0.13. The
         bytes of a tensor are then shared out evenly among the layers that read it, and charged to the owners
-        of its channels.
+        of its channels. What two factors hand on has the slope of what their layer reads.
 
         Returns:
             (B*A, L) costs by a reader's bits, and (L, S) costs by an owner's kept channels.
@@ -345,7 +362,9 @@ class Lagrangian:
         slope = (moments / max(moments.max(), 1.0)) ** (PEAK_POWER - 1) @ costs.alive  # (T,)
         readers = np.maximum(costs.tensor_readers.sum(1), 1)  # (T,)
         per_bit = weight * (slope * elements / readers / 8)  # (T,) cost of one more bit at one reader
+        of_layers = slope / readers @ costs.tensor_readers  # (L,) slope at what a layer reads
         by_bits = per_bit @ costs.tensor_readers * self.activations
+        by_bits = by_bits + weight * of_layers * costs.handed_on(self.ranks)
         by_group = weight * (slope * bits / 8) @ costs.tensor_coef  # (G,) cost of one more channel
         owned = tables.group >= 0
         by_kept[owned] = by_group[tables.group[owned], None] * tables.kept[owned]
