@@ -9,6 +9,7 @@ from typing import Any
 from autocompress.budget import Budget
 from autocompress.config import Config
 from autocompress.data import Data
+from autocompress.errors import InputError
 from autocompress.evaluation import DTYPES
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution
@@ -16,6 +17,7 @@ from autocompress.files import write_atomically
 from autocompress.job.finish import execute_and_finish, write_outcome
 from autocompress.job.finished_run import export, finetune, verify
 from autocompress.job.inspection import check_plot, report_layers
+from autocompress.job.kernel_times import timed
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.measure_plan import measure_plan
 from autocompress.job.measured_labels import measured_labels
@@ -41,6 +43,7 @@ from autocompress.job.result_data import finished_data, result_data
 from autocompress.job.results import Finished, Inspection, Measurement, Result
 from autocompress.job.search import find, policy_digest, write_policy
 from autocompress.job.stages import through_stages
+from autocompress.job.time_budget import within_time
 from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
@@ -93,19 +96,26 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
     tuning = _fine_tuning(asked, splits)
     job = prepare(load(asked, splits, watcher), asked.menus, asked.config, watcher)
     remember(named_functions(vars(asked.config)))
+    if asked.time is not None:
+        job = timed(job, asked.time, watcher)
     limits = feasible_limits(wanted, job, watcher)
     if asked.config.stages > 1 or asked.config.l1_epochs:
         begun = asked.config if asked.config.resume else begin(path, asked.config, versions())
         asked = replace(asked, config=begun)
         job = through_stages(job, asked, tuning, limits, path, watcher)
+        if asked.time is not None:
+            job = timed(job, asked.time, watcher)
+    time, inner = None, limits
+    if asked.time is not None:
+        job, inner, time = within_time(job, asked.time, limits, watcher)
     config = asked.config
     evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None, watcher)
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
-        found = find(job, evaluator, asked, limits, folder, watcher)
+        found = find(job, evaluator, asked, inner, folder, watcher, time)
         write_policy(folder, asked, found.policy_state)
         execution = _execution(config, tuning, evaluator.dtype, path)
         del evaluator  # its samples and ready-made weights take a gigabyte and more
-        made = execute_and_finish(job, found.labeling, limits, execution, path, watcher)
+        made = execute_and_finish(job, found.labeling, limits, execution, path, watcher, asked.time)
         result = Result(
             **vars(made),
             search_outcome=found.outcome,
@@ -163,6 +173,8 @@ def evaluate(
         InputError: an option, the model, the data or the plan breaks a rule.
     """
     asked, watcher = request(model, data, options, plan=(wanted := given_plan(plan))), progress or Silent()
+    if asked.time is not None:
+        raise InputError("`budget` of latency is measured on files, which `evaluate` does not write; use `apply`.")
     loaded = load(asked, load_splits(asked), watcher)
     job = prepare(loaded, asked.menus, asked.config, watcher, must_export=False)
     labeling = job.menus.labeling(wanted)
@@ -209,7 +221,8 @@ def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finis
     dtype = tuning_dtype(job, config) if tuning else "float32"
     with RunFolder(path, config, versions(), {}) as folder:
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
-        finished = execute_and_finish(job, labeling, limits, _execution(config, tuning, dtype, path), path, watcher)
+        execution = _execution(config, tuning, dtype, path)
+        finished = execute_and_finish(job, labeling, limits, execution, path, watcher, asked.time)
         write_outcome(path, finished_data(finished))
     return finished
 
