@@ -121,8 +121,8 @@ def select(
     unused = job.data.unused(wanted)
     enough = min(wanted, len(job.data.search_indices))
     if len(leaders) + len(simple) == 1 or not unused or len(unused) < enough:
-        ranked = (*reversed(leaders), *simple)
-        return Selection(leaders[-1], len(leaders), 0, 0, candidates.is_simple(leaders[-1]), ranked)
+        as_found = (*reversed(leaders), *simple)
+        return Selection(leaders[-1], len(leaders), 0, 0, candidates.is_simple(leaders[-1]), as_found)
     watcher.stage(f"selection: {_compared(len(leaders), len(simple))}, on {len(unused):,} unused samples")
     reward = _reward_on(unused, job, evaluator, asked, limits)
     ranked = sorted([*reversed(leaders), *simple], key=reward, reverse=True)  # of equals, the best on the search split

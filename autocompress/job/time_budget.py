@@ -33,6 +33,7 @@ MOST_MARGIN = 0.1
 CLOSE = 0.01  # relative correction at which the next round is left out
 ROOM = 0.997  # share of the limit that a plan's file may use before the final one is written
 TRIES = 8  # plans that are timed after the search, at most
+FURTHER = 2  # further plans that are made real where a finished file does not keep the limit
 STEP = 0.97  # by which the limit is tightened where no leader is accepted
 _SPREAD = 0.7  # of the random weights that give different plans near the limit
 
@@ -204,14 +205,13 @@ def accepted(
         InputError: none was within the limit in so many tries.
     """
     watcher.stage("timing the leading plans' files")
-    for number, labeling in enumerate([*candidates[:TRIES]]):
+    tried = candidates[:TRIES]
+    for number, labeling in enumerate(tried):
         if budget.accepts(labeling):
             if number:
                 watcher.note(f"{number} better plans took longer than the limit of time, so they were left out")
             return labeling
-    watcher.note(
-        f"none of the {min(len(candidates), TRIES)} best plans is within the limit of time; tighter ones follow"
-    )
+    watcher.note(f"none of the {len(tried)} best plans is within the limit of time; tighter ones follow")
     for labeling in tighter(job, limits):
         if budget.accepts(labeling):
             return labeling
