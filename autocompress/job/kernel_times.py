@@ -20,7 +20,7 @@ from autocompress.version import __version__
 from autocompress_envs.problem import CostModel, IntArray, KernelCosts, Labeling, Problem
 from autocompress_envs.problem.tables import Tables
 
-VARIANTS = 40
+VARIANTS = 32
 """Whole networks that are timed."""
 
 

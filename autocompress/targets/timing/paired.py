@@ -51,7 +51,7 @@ class Effort:
     most_in_burst: int = 25
 
 
-VARIANT = Effort(tightness=0.003, seconds=2.0, least_rounds=40)
+VARIANT = Effort(tightness=0.004, seconds=1.0, least_rounds=40)
 """For one of many networks that kernel costs are fitted to."""
 
 LEADER = Effort(tightness=0.002, seconds=20.0, least_rounds=100)
