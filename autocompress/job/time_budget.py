@@ -185,8 +185,8 @@ def _asked(limit: TimeLimit) -> str:
 def _taken(limit: TimeLimit, timing: PairedTiming) -> str:
     """The upper bound of a timing, in the limit's unit, rounded up."""
     if limit.share is not None:
-        return f"{np.ceil(1e4 * timing.ratio.high) / 1e4:.4f} of the original's time"
-    return f"{np.ceil(1e6 * timing.compressed.median.high) / 1e3:g} ms"
+        return f"{np.ceil(1e4 * timing.ratio.high - 1e-6) / 1e4:.4f} of the original's time"
+    return f"{np.ceil(1e6 * timing.compressed.median.high - 1e-6) / 1e3:g} ms"
 
 
 def accepted(
