@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 from autocompress.budget import Budget
 from autocompress.config import Config
 from autocompress.data import Data
+from autocompress.errors import InputError
 from autocompress.evaluation import DTYPES
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution
@@ -16,6 +19,7 @@ from autocompress.files import write_atomically
 from autocompress.job.finish import execute_and_finish, write_outcome
 from autocompress.job.finished_run import export, finetune, verify
 from autocompress.job.inspection import check_plot, report_layers
+from autocompress.job.kernel_times import timed
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.measure_plan import measure_plan
 from autocompress.job.measured_labels import measured_labels
@@ -30,6 +34,7 @@ from autocompress.job.options import (
     search_request,
 )
 from autocompress.job.prepare import (
+    Job,
     build_evaluator,
     feasible_limits,
     limits_to_check,
@@ -41,6 +46,7 @@ from autocompress.job.result_data import finished_data, result_data
 from autocompress.job.results import Finished, Inspection, Measurement, Result
 from autocompress.job.search import find, policy_digest, write_policy
 from autocompress.job.stages import through_stages
+from autocompress.job.time_budget import FURTHER, TimeBudget, tighter, within_time
 from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
@@ -50,6 +56,7 @@ from autocompress.run.journal import journal_header
 from autocompress.run.names import CHECKPOINT, PLAN
 from autocompress.run.opening import opened
 from autocompress.version import versions
+from autocompress_envs.problem import Labeling
 
 __all__ = ["apply", "evaluate", "export", "finetune", "inspect", "search", "verify"]
 
@@ -93,19 +100,26 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
     tuning = _fine_tuning(asked, splits)
     job = prepare(load(asked, splits, watcher), asked.menus, asked.config, watcher)
     remember(named_functions(vars(asked.config)))
+    if asked.time is not None:
+        job = timed(job, asked.time, watcher)
     limits = feasible_limits(wanted, job, watcher)
     if asked.config.stages > 1 or asked.config.l1_epochs:
         begun = asked.config if asked.config.resume else begin(path, asked.config, versions())
         asked = replace(asked, config=begun)
         job = through_stages(job, asked, tuning, limits, path, watcher)
+        if asked.time is not None:
+            job = timed(job, asked.time, watcher)
+    time, inner = None, limits
+    if asked.time is not None:
+        job, inner, time = within_time(job, asked.time, limits, watcher)
     config = asked.config
     evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None, watcher)
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
-        found = find(job, evaluator, asked, limits, folder, watcher)
+        found = find(job, evaluator, asked, inner, folder, watcher, time)
         write_policy(folder, asked, found.policy_state)
         execution = _execution(config, tuning, evaluator.dtype, path)
         del evaluator  # its samples and ready-made weights take a gigabyte and more
-        made = execute_and_finish(job, found.labeling, limits, execution, path, watcher)
+        made = _made(job, found.labeling, limits, execution, path, watcher, time)
         result = Result(
             **vars(made),
             search_outcome=found.outcome,
@@ -114,6 +128,32 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
         )
         write_outcome(path, result_data(result))
     return result
+
+
+def _made(
+    job: Job,
+    labeling: Labeling,
+    limits: Mapping[str, int],
+    execution: Execution,
+    path: Path,
+    watcher: Progress,
+    time: TimeBudget | None,
+) -> Finished:
+    """A plan made real. Where its file does not keep the limit of time after all, tighter plans follow it.
+
+    The plan's file was timed before, so this happens where the machine has changed meanwhile.
+    """
+    if time is None:
+        return execute_and_finish(job, labeling, limits, execution, path, watcher)
+    made = execute_and_finish(job, labeling, limits, execution, path, watcher, time.limit)
+    spare = tighter(job, {**limits, "latency": job.problem.resources(labeling)["latency"]})
+    for following in itertools.islice(spare, FURTHER):
+        if not any(check.name == "latency" for check in made.verification.checks if not check.passed):
+            break
+        watcher.note("the finished file did not keep the limit of time; the solver's plan under a tighter one follows")
+        write_atomically(path / PLAN, job.menus.plan(following).to_yaml())
+        made = execute_and_finish(job, following, limits, execution, path, watcher, time.limit)
+    return made
 
 
 def inspect(
@@ -163,6 +203,8 @@ def evaluate(
         InputError: an option, the model, the data or the plan breaks a rule.
     """
     asked, watcher = request(model, data, options, plan=(wanted := given_plan(plan))), progress or Silent()
+    if asked.time is not None:
+        raise InputError("`budget` of latency is measured on files, which `evaluate` does not write; use `apply`.")
     loaded = load(asked, load_splits(asked), watcher)
     job = prepare(loaded, asked.menus, asked.config, watcher, must_export=False)
     labeling = job.menus.labeling(wanted)
@@ -209,7 +251,8 @@ def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finis
     dtype = tuning_dtype(job, config) if tuning else "float32"
     with RunFolder(path, config, versions(), {}) as folder:
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
-        finished = execute_and_finish(job, labeling, limits, _execution(config, tuning, dtype, path), path, watcher)
+        execution = _execution(config, tuning, dtype, path)
+        finished = execute_and_finish(job, labeling, limits, execution, path, watcher, asked.time)
         write_outcome(path, finished_data(finished))
     return finished
 

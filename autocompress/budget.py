@@ -16,14 +16,21 @@ RESOURCES: Mapping[str, str] = {
     "macs": "multiply-accumulates",
     "bitops": "bit operations",
     "memory": "bytes of activations at the peak",
+    "latency": "nanoseconds of a batch",
 }
+"""Units of the resources by name. All but `latency`, which is measured, are counted."""
+
+COUNTED = ("size", "macs", "bitops", "memory")
+"""Resources that are counted, whatever the machine."""
+
+_SECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9}  # in nanoseconds
 _SUFFIXES = {
     "": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
 }  # fmt: skip
 _MOST_EXPONENT = 24  # no network costs a yotta of anything
 _SHOWN = 60  # characters of a number in a message
-_NUMBER = re.compile(r"^([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-z]*)$", re.IGNORECASE)
+_NUMBER = re.compile(r"^([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*(%|[a-zµμ]*)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class Budget:
         """Read `RESOURCE=AMOUNT[,RESOURCE=AMOUNT…]`.
 
         A bare number up to 1 is a fraction of the original, as is a percentage; larger numbers, and numbers with
-        a unit (kB, MB, KiB, k, M, G), are absolute.
+        a unit (kB, MB, KiB, k, M, G), are absolute. Absolute latencies need a unit: ns, us, ms or s.
 
         Raises:
             InputError: malformed text, an unknown resource, or an amount that is not positive.
@@ -86,6 +93,10 @@ class Budget:
             InputError: a limit comes to less than one whole unit.
         """
         return {limit.resource: limit.resolve(original[limit.resource]) for limit in self.limits}
+
+    def of(self, resource: str) -> Limit | None:
+        """The limit of a resource, or None."""
+        return next((limit for limit in self.limits if limit.resource == resource), None)
 
     def __str__(self) -> str:
         """The normal form; `parse` reads it back."""
@@ -131,6 +142,8 @@ def format_bytes(amount: int) -> str:
 def _parse_limit(part: str) -> Limit:
     resource, equals, number = (piece.strip() for piece in part.partition("="))
     match = _NUMBER.match(number)
+    if resource == "latency":
+        return _parse_latency(number, match)
     if not equals or match is None or match[2].lower() not in (*_SUFFIXES, "%"):
         raise InputError(f"`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got {part!r}.")
     if resource not in RESOURCES:
@@ -141,6 +154,22 @@ def _parse_limit(part: str) -> Limit:
     if unit == "%":
         return Limit(resource, amount / 100, True)
     return Limit(resource, amount * _SUFFIXES[unit], unit == "" and amount <= 1)
+
+
+def _parse_latency(number: str, match: re.Match[str] | None) -> Limit:
+    """A fraction of the original's time, or a time."""
+    unit = "" if match is None else match[2].lower()
+    amount = None if match is None else _amount("`budget` of latency", match[1])
+    if amount is None or (unit not in ("", "%", *_SECONDS)) or (unit == "" and amount > 1):
+        raise InputError(
+            "`budget` of latency must be a fraction of the original's time such as 0.5 or 50%, or a time such as 5ms "
+            f"(ns, us, ms or s), got {number!r}."
+        )
+    if amount <= 0:
+        raise InputError(f"`budget` of latency must be above 0, got {number!r}.")
+    if unit in _SECONDS:
+        return Limit("latency", amount * _SECONDS[unit], False)
+    return Limit("latency", amount / 100 if unit == "%" else amount, True)
 
 
 def _amount(what: str, number: str) -> Fraction:
@@ -157,4 +186,6 @@ def _format(limit: Limit) -> str:
     number = f"{Decimal(amount.numerator) / Decimal(amount.denominator):f}"
     if limit.is_fraction:
         return f"{number}%"
+    if limit.resource == "latency":
+        return f"{number}ns"
     return f"{number}b" if amount <= 1 else number  # bare, it would read as a fraction

@@ -1,4 +1,4 @@
-"""Latency of finished runs in ONNX Runtime, in one go, one thread, taking turns; their original in float32 with them.
+"""Latency of finished runs in ONNX Runtime, in one thread, each in turns with its original in float32.
 
 python benchmarks/latency.py --model resnet56 --weights FILE runs/a runs/b
 """
@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 
 from autocompress.execute import uncompressed
+from autocompress.job.result_data import timing_data
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
 from autocompress.targets.graph.lowering import lower
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
-from autocompress.targets.timing import median_seconds
+from autocompress.targets.timing import time_pair
 
 
 def main() -> None:
@@ -31,11 +32,13 @@ def main() -> None:
     model = load_model(arguments.model, arguments.weights)
     network = trace(model, example[:1])
     original = uncompressed(fold_batch_norms(model, network), network)
-    sessions = {"original, float32": open_session(write_onnx(lower(original, example, integer=False)))}
-    sessions |= {str(run): open_session(run / "model.onnx") for run in arguments.runs}
-    for batch in (1, 32):
-        seconds = median_seconds(sessions, example[:batch], rounds=200 if batch == 1 else 30)
-        print(json.dumps({"batch": batch, "milliseconds": {name: round(1e3 * s, 3) for name, s in seconds.items()}}))
+    first = open_session(write_onnx(lower(original, example, integer=False)))
+    for run in arguments.runs:
+        second = open_session(run / "model.onnx")
+        for batch in (1, 32):
+            print(
+                json.dumps({"run": str(run), "batch": batch, **timing_data(time_pair(first, second, example[:batch]))})
+            )
 
 
 if __name__ == "__main__":

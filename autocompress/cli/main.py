@@ -118,7 +118,7 @@ def _parameter(name: str) -> python_inspect.Parameter:
     flag = f"--{name.replace('_', '-')}"
     extra: dict[str, Any] = {"help": _help(name), "rich_help_panel": part_of(name).TITLE, "show_default": False}
     annotation = Config.model_fields[name].annotation
-    if annotation is bool:
+    if annotation in (bool, bool | None):
         return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **extra)])
     return _keyword(name, Annotated[str | None, typer.Option(flag, metavar=_metavar(annotation), **extra)])
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from autocompress.budget import RESOURCES
+from autocompress.budget import COUNTED
 from autocompress.comparison.results import CellResult, or_none
 from autocompress.comparison.suite import Suite
 from autocompress.comparison.summary import Spread, Summary
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 _TEXT = ("method", "searcher", "budget", "status", "message", "stopped_because", "trace", "plan")
-_WHOLE = ("seed", "evaluations", "measured", "found_at", *RESOURCES, *(f"{name}_limit" for name in RESOURCES))
+_WHOLE = ("seed", "evaluations", "measured", "found_at", *COUNTED, *(f"{name}_limit" for name in COUNTED))
 _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -36,8 +36,8 @@ def row(result: CellResult) -> dict[str, Any]:
     flat = {name: or_none(value) for name, value in vars(result).items()}
     limits, resources, trace = flat.pop("limits"), flat.pop("resources"), flat.pop("trace")
     del flat["original"]
-    flat |= {f"{name}_limit": limits.get(name) for name in RESOURCES}
-    flat |= {name: resources.get(name) for name in RESOURCES}
+    flat |= {f"{name}_limit": limits.get(name) for name in COUNTED}
+    flat |= {name: resources.get(name) for name in COUNTED}
     return {**flat, "deterministic": result.deterministic, "trace": json.dumps(trace)}
 
 

@@ -114,9 +114,11 @@ class BudgetOptions(Part):
 
     budget: str | None = _option(
         None,
-        "Upper bounds: size, macs, bitops or memory, as a fraction of the original or absolute, "
-        "such as size=0.1 or size=40kB,macs=50%.",
+        "Upper bounds: size, macs, bitops, memory or latency, as a fraction of the original or absolute, "
+        "such as size=0.1 or size=40kB,macs=50% or latency=0.5 or latency=5ms.",
     )
+    batch: int = _option(1, "Number of samples that are run at once where a budget of latency is measured.", ge=1)
+    threads: int = _option(1, "Number of threads that the runtime may use where a budget of latency is measured.", ge=1)
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -153,9 +155,10 @@ class MenuOptions(Part):
     )
     activation_bits: tuple[int, ...] = _option((8,), "Bit-widths of layer inputs on offer: 4 to 8, 32.")
     sparsity_levels: int = _option(8, "Sparsities on offer: 0, 1/levels, 2/levels, …; 1: no pruning.", ge=1)
-    remove_branches: bool = _option(
-        False,
-        "Also offer sparsity 1, which removes a residual branch whole: it saves time where thinner layers do not.",
+    remove_branches: bool | None = _option(
+        None,
+        "Also offer sparsity 1, which removes a residual branch whole: it saves time where thinner layers do not. "
+        "Default: only with a budget of latency.",
     )
     ranks: tuple[float, ...] = _option(
         (),

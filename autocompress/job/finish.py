@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autocompress.budget import COUNTED
 from autocompress.data import Data
 from autocompress.evaluation import measured_at_once
 from autocompress.evaluation.measure import Closeness, closeness
@@ -17,19 +19,22 @@ from autocompress.execute.pipeline import Executed, Execution, execute
 from autocompress.files import write_atomically
 from autocompress.job.load import Loaded
 from autocompress.job.prepare import Job
-from autocompress.job.results import Finished
+from autocompress.job.results import Finished, TimeClaim
 from autocompress.network.interface import plain
 from autocompress.plan import Plan
 from autocompress.progress import Progress
 from autocompress.run.names import CHECKPOINT, MODEL, OUTCOME
+from autocompress.samples import Inputs
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.lengths import check_length
 from autocompress.targets.target import TARGETS, lowered_for, target_file
-from autocompress.targets.timing import Session
+from autocompress.targets.timing import LEADER, PairedTiming, Session, TimeLimit
 from autocompress.targets.verify import (
+    RuntimeOutcome,
     Verification,
     check_agreement,
     check_budget,
+    check_latency,
     check_layers,
     finished_resources,
     latencies,
@@ -72,10 +77,12 @@ def execute_and_finish(
     execution: Execution,
     path: Path,
     watcher: Progress,
+    time: TimeLimit | None = None,
 ) -> Finished:
     """From a plan to verified files in the run folder: `execute`, then `finish`."""
     executed = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, watcher)
-    return finish(job, executed, labeling, limits, path, watcher)
+    claim = None if time is None else TimeClaim(time)
+    return finish(job, executed, labeling, limits, path, watcher, claim)
 
 
 def finish(
@@ -85,10 +92,20 @@ def finish(
     limits: Mapping[str, int],
     path: Path,
     watcher: Progress,
+    time: TimeClaim | None = None,
 ) -> Finished:
     """Make a finished network's files, verify them, and write them into a run folder.
 
     They are written last: until then the files of a run that is fine-tuned further stay as they are.
+
+    Args:
+        job: the network with its menus.
+        executed: the finished network.
+        labeling: its plan.
+        limits: absolute upper bounds by resource; that of `latency` is taken from `time`.
+        path: folder of the run.
+        watcher: observer that is told of stages, notes and evaluations.
+        time: limit of time. Default: none.
 
     Raises:
         ExportError: the target can't hold the network.
@@ -96,7 +113,8 @@ def finish(
     files = write_files(executed.compressed, job)
     split = split_used(job.data, "test", watcher)
     finished = files.lowered or executed.compressed
-    verified = verify_files(job, executed.compressed.plan, finished, files.contents, limits, split, watcher)
+    verified = verify_files(job, executed.compressed.plan, finished, files.contents, limits, split, watcher, time)
+    limits, original = _with_time(limits, job.original, verified, time)
     # The packed file last: fine-tuning begins with it, and a kill until then leaves the one that it began with.
     for name, content in sorted(files.contents.items(), key=lambda item: item[0] == MODEL):
         write_atomically(path / name, content)
@@ -104,7 +122,7 @@ def finish(
         plan=executed.compressed.plan,
         model=plain(executed.compressed.rounded()),
         outcome=_outcome(verified.pytorch, verified.resources),
-        original_outcome=Outcome(0.0, verified.pytorch.original_accuracy, 1.0, dict(job.original)),
+        original_outcome=Outcome(0.0, verified.pytorch.original_accuracy, 1.0, original),
         split=split,
         limits=limits,
         network=job.network,
@@ -114,7 +132,22 @@ def finish(
         run_folder=path,
         executed=executed,
         verification=verified,
+        time=time,
     )
+
+
+def _with_time(
+    limits: Mapping[str, int], original: Mapping[str, int], verified: Verification, time: TimeClaim | None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Limits and the original's resources with `latency` as it was measured beside the file; without it, where not."""
+    counted, before = ({name: each[name] for name in each if name in COUNTED} for each in (limits, original))
+    if time is None or verified.runtime is None:
+        return counted, before
+    timing = verified.runtime.timings[time.limit.batch]
+    nanoseconds = round(1e9 * timing.original.median.median)
+    share, seconds = time.limit.share, time.limit.seconds
+    most = share * nanoseconds if share is not None else 1e9 * (seconds or 0.0)
+    return {**counted, "latency": int(most)}, {**before, "latency": nanoseconds}
 
 
 def write_outcome(path: Path, outcome: Mapping[str, Any]) -> None:
@@ -144,6 +177,7 @@ def verify_files(
     limits: Mapping[str, int],
     split: str,
     watcher: Progress,
+    time: TimeClaim | None = None,
 ) -> Verification:
     """Run the files and look at every claim; the only place where a finished network meets the test split.
 
@@ -152,13 +186,14 @@ def verify_files(
         plan: labels that the files are claimed to have.
         compressed: the finished network.
         contents: content of its files by name.
-        limits: absolute upper bounds by resource; empty without a budget.
+        limits: absolute upper bounds by resource; empty without a budget. Time has its own, `time`.
         split: `test` or `search`.
         watcher: observer that is told of stages, notes and evaluations.
+        time: limit of time. Default: none.
     """
     watcher.stage(f"verification: the files in their runtime and the original on the {split} split")
     module = compressed.graph if isinstance(compressed, Lowered) else compressed.rounded()
-    opened = _opened(job, contents)
+    opened = _opened(job, contents, 1 if time is None else time.limit.threads)
     session = None if opened is None else opened.compressed
     batches = job.data.test_batches() if split == "test" else iter([job.data.search()])
     at_once, in_runtime = (measured_at_once(job.network, job.memory, each) for each in (job.device, CPU))
@@ -166,7 +201,7 @@ def verify_files(
         job.model, module, session, batches, job.device, watcher.note, at_once, in_runtime, job.reading
     )
     resources = finished_resources(job.network, plan, compressed.layers, len(contents[job.target.file_name]))
-    checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(limits, resources)]
+    checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(_counted(limits), resources)]
     found = None
     if opened is not None and runtime is not None:
         found = runtime_outcome(opened.runtime, reference, pytorch, runtime)
@@ -175,9 +210,36 @@ def verify_files(
             check := check_length(opened.runtime, compressed.graph, opened.compressed, job.inputs)
         ):
             checks.append(check)
-        found = replace(found, seconds=latencies(opened.original, opened.compressed, job.inputs))
+        found = _timed(found, opened, job.inputs, time)
+        for note in {note: None for timing in found.timings.values() for note in timing.notes()}:
+            watcher.note(note)
+        if time is not None:
+            timing = found.timings[time.limit.batch]
+            checks.append(check_latency(time.limit, timing, time.machine))
+            resources["latency"] = _nanoseconds(time.limit, timing)
     sizes = {name: len(content) for name, content in contents.items()}
     return Verification(tuple(checks), closeness(reference, pytorch), found, sizes, resources)
+
+
+def _counted(limits: Mapping[str, int]) -> dict[str, int]:
+    return {name: limit for name, limit in limits.items() if name in COUNTED}
+
+
+def _timed(found: RuntimeOutcome, opened: _Opened, inputs: Inputs, time: TimeClaim | None) -> RuntimeOutcome:
+    """With the times at the usual batch sizes, and at that of a limit of time, which are measured more closely."""
+    timings = latencies(opened.original, opened.compressed, inputs)
+    if time is None:
+        return replace(found, timings=timings)
+    batch = time.limit.batch
+    closely = latencies(opened.original, opened.compressed, inputs, [batch], LEADER)
+    return replace(found, timings={**closely, **timings, **closely}, threads=time.limit.threads)
+
+
+def _nanoseconds(limit: TimeLimit, timing: PairedTiming) -> int:
+    """Median time of the file, rounded up; from the ratio where the limit is one."""
+    if limit.share is None:
+        return math.ceil(1e9 * timing.compressed.median.median)
+    return math.ceil(timing.ratio.median * round(1e9 * timing.original.median.median))
 
 
 @dataclass(frozen=True)
@@ -189,11 +251,11 @@ class _Opened:
     original: Session
 
 
-def _opened(job: Loaded, contents: Mapping[str, bytes]) -> _Opened | None:
+def _opened(job: Loaded, contents: Mapping[str, bytes], threads: int) -> _Opened | None:
     """In the runtime of the job's target, else in that of a built-in one whose file is there; None without any."""
     for target in (job.target, *TARGETS.built_in()):
         if target.runtime is not None and target.file_name in contents:
             original = target.write(lower(uncompressed(job.teacher, job.network), job.inputs, integer=False))
-            sessions = (target.runtime.open(content) for content in (contents[target.file_name], original))
+            sessions = (target.runtime.load(content, threads) for content in (contents[target.file_name], original))
             return _Opened(target.runtime.name, *sessions)
     return None

@@ -22,7 +22,7 @@ from autocompress.job.load import Loaded, load, load_splits
 from autocompress.job.options import DataLike, ModelLike, Request, fine_tuning, request
 from autocompress.job.prepare import Job, prepare, tuning_dtype
 from autocompress.job.result_data import finished_data
-from autocompress.job.results import Finished
+from autocompress.job.results import Finished, TimeClaim
 from autocompress.job.trust import check_trusted, named_functions
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
@@ -36,6 +36,7 @@ from autocompress.targets.openvino.ir import write_openvino
 from autocompress.targets.packed.file import load_packed, load_packed_weights, rebuilt
 from autocompress.targets.pt2.archive import write_pt2
 from autocompress.targets.target import TARGETS
+from autocompress.targets.timing import Machine, TimeLimit
 from autocompress.targets.verify import Check, Verification
 from autocompress_envs.problem import Labeling
 
@@ -102,7 +103,9 @@ def _finetune(
         assert tuning is not None, "checked above"
         tuned = _distilled(compressed, job, labeling, tuning, config, path, watcher)
     executed = Executed(tuned.compressed, bool(before.get("recalibrated")), tuned)
-    finished = finish(job, executed, labeling, _limits_of(before), path, watcher)
+    limit = _time_of(before)
+    time = None if limit is None else TimeClaim(limit.limit)  # it has to be kept here, anew
+    finished = finish(job, executed, labeling, _limits_of(before), path, watcher, time)
     write_outcome(path, {**before, **finished_data(finished)})
     _remove_stale(path, job.target.file_name, watcher)
     return finished
@@ -162,7 +165,8 @@ def verify(
         raise InputError(f"`run` must hold {loaded.target.file_name}, got {path} without it; export it again.")
     contents = {name: (path / name).read_bytes() for name in names}
     split = split_used(loaded.data, str(claims.get("split", "test")), watcher)
-    verified = verify_files(loaded, found.plan, found, contents, _limits_of(claims), split, watcher)
+    limits, time = _limits_of(claims), _time_of(claims)
+    verified = verify_files(loaded, found.plan, found, contents, limits, split, watcher, time)
     checks = (*verified.checks, *_claimed(claims, verified, found.plan, plan))
     return Verification(checks, verified.pytorch, verified.runtime, verified.file_bytes, verified.resources)
 
@@ -305,6 +309,7 @@ def _are_limits(value: Any) -> bool:
 
 _CLAIMS: Mapping[str, Callable[[Any], bool]] = {
     "budget": lambda value: isinstance(value, dict) and _are_limits(value.get("limits")),
+    "latency": lambda value: _is_time(value),
     "file_bytes": are_costs,
     "compressed": _has_accuracy,
     "runtime": _has_accuracy,
@@ -316,6 +321,19 @@ _CLAIMS: Mapping[str, Callable[[Any], bool]] = {
 def _limits_of(outcome: Mapping[str, Any]) -> dict[str, int]:
     budget = outcome.get("budget")
     return dict(budget["limits"]) if budget else {}
+
+
+def _time_of(outcome: Mapping[str, Any]) -> TimeClaim | None:
+    """The limit of time that a run claims to keep, with the machine that it was kept on."""
+    said = outcome.get("latency")
+    return None if said is None else TimeClaim(TimeLimit.from_data(said["limit"]), Machine.of(said["machine"]))
+
+
+def _is_time(value: Any) -> bool:
+    try:
+        return _time_of({"latency": value}) is not None
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def _claimed(claims: Mapping[str, Any], verified: Verification, found: Plan, plan: Plan) -> list[Check]:

@@ -30,6 +30,7 @@ from autocompress.searchers.agents import check_agent
 from autocompress.searchers.base import REWARDS, SearchSettings
 from autocompress.searchers.search import Searcher, as_searcher
 from autocompress.targets import TARGETS, Target
+from autocompress.targets.timing import TimeLimit
 
 Pair = tuple[Tensor, Tensor | None]
 ModelLike = str | nn.Module
@@ -49,6 +50,7 @@ class Request:
         data: the data in memory, or None where the options name it.
         target: target that the result runs on.
         menus: settings of the menus.
+        time: the budget's limit of time; None where it has none.
     """
 
     config: Config
@@ -56,6 +58,7 @@ class Request:
     data: DataLike | None
     target: Target
     menus: MenuSettings
+    time: TimeLimit | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +102,12 @@ def request(
         InputError: an option breaks a rule.
     """
     config = _config(model, data, options or {}, budget)
-    target, menus = _menus(config, config.seed, plan)
-    return Request(config, model, None if isinstance(data, str) else data, target, menus)
+    limits = None if config.budget is None else Budget.parse(config.budget)
+    time = None if limits is None else TimeLimit.of(limits, config.batch, config.threads)
+    target, menus = _menus(config, config.seed, plan, time)
+    if time is not None:
+        _check_time(target, time)
+    return Request(config, model, None if isinstance(data, str) else data, target, menus, time)
 
 
 def search_request(
@@ -123,7 +130,7 @@ def search_request(
     """
     method = (options or {}).get("method")
     asked = request(model, data, options, budget=budget)
-    _check_stages(asked.config)
+    _check_stages(asked.config, asked.time)
     searcher = as_searcher(method if callable(method) else asked.config.method)
     settings = search_settings(asked.config, asked.config.seed)
     if searcher.has_agent:
@@ -162,9 +169,13 @@ def _device(config: Config) -> str:
     return str(torch_device(name))  # raises now rather than after minutes of menus
 
 
-def _menus(options: MenuOptions, seed: int, plan: Plan | None) -> tuple[Target, MenuSettings]:
+def _menus(options: MenuOptions, seed: int, plan: Plan | None, time: TimeLimit | None) -> tuple[Target, MenuSettings]:
     """What the menus offer; the labels of a plan are added. Raises InputError where the target does not allow one."""
     target = TARGETS.find(options.target)
+    can_remove = options.granularity == "channel" and 1 not in (options.weight_bits or ())
+    remove_branches = options.remove_branches
+    if remove_branches is None:
+        remove_branches = time is not None and can_remove
     labels = [] if plan is None else plan.labels.values()
     weight_bits = options.weight_bits or target.offered_weight_bits
     settings = MenuSettings(
@@ -174,12 +185,24 @@ def _menus(options: MenuOptions, seed: int, plan: Plan | None) -> tuple[Target, 
         weight_bits=tuple(sorted({*weight_bits, *(label.weight_bits for label in labels)})),
         activation_bits=tuple(sorted({*options.activation_bits, *(label.activation_bits for label in labels)})),
         sparsity_levels=options.sparsity_levels,
-        remove_branches=options.remove_branches or any(label.sparsity == 1 for label in labels),
+        remove_branches=remove_branches or any(label.sparsity == 1 for label in labels),
         ranks=options.ranks,
         seed=seed,
     )
     target.check(settings.weight_bits, settings.activation_bits, settings.granularity)
     return target, settings
+
+
+def _check_time(target: Target, time: TimeLimit) -> None:
+    """Raise InputError where nothing can be timed: now rather than after the menus."""
+    if target.runtime is None:
+        able = ", ".join(name for name, each in TARGETS.items() if each.runtime is not None)
+        raise InputError(
+            f"`budget` of latency must go with a target whose file runs here ({able}), got {target.name}; "
+            "pass --target onnxruntime."
+        )
+    if time.threads > 1 and target.runtime.open_with is None:
+        raise InputError(f"`threads` must be 1 in the runtime {target.runtime.name}, got {time.threads}.")
 
 
 def search_settings(options: SearchOptions, seed: int) -> SearchSettings:
@@ -238,7 +261,9 @@ def _hard_weight(options: ExecutionOptions, has_labels: bool) -> float:
     return _HARD_WEIGHT if has_labels or options.labels == "teacher" else 0.0
 
 
-def _check_stages(options: ExecutionOptions) -> None:
+def _check_stages(options: ExecutionOptions, time: TimeLimit | None) -> None:
+    if options.stages > 1 and time is not None:
+        raise InputError(f"`stages` must be 1 with a budget of latency, got {options.stages}.")
     if options.stages > 1 and options.finetune == 0:
         raise InputError(f"`stages` above 1 need fine-tuning between them, got {options.stages}; pass --finetune 1.")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autocompress.budget import RESOURCES, Budget, format_bytes
+from autocompress.budget import COUNTED, RESOURCES, Budget, format_bytes
 from autocompress.cache import LIMIT, cache_limit, default_cache, trim
 from autocompress.config import MachineOptions
 from autocompress.errors import ExportError, InputError
@@ -152,8 +152,10 @@ def tuning_dtype(loaded: Loaded, machine: MachineOptions) -> str:
 def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, int]:
     """Absolute limits. Raises InputError where no plan can meet them, before a run folder is made."""
     limits = budget.resolve(job.original)
+    counted = {name: limit for name, limit in limits.items() if name in COUNTED}  # time is measured, not foretold
     try:
-        Solver(job.problem, limits)
+        if counted:
+            Solver(job.problem, counted)
     except InfeasibleBudgetError as error:
         raise InputError(str(error)) from error
     for name, limit in limits.items():
@@ -164,8 +166,11 @@ def feasible_limits(budget: Budget, job: Job, watcher: Progress) -> dict[str, in
 
 
 def limits_to_check(budget: str | None, job: Job) -> dict[str, int]:
-    """Absolute limits of a budget that a given plan may break; empty without one."""
-    return Budget.parse(budget).resolve(job.original) if budget else {}
+    """Absolute limits of a budget that a given plan may break, without that of time; empty without one."""
+    limits = Budget.parse(budget).limits if budget else ()
+    return {
+        limit.resource: limit.resolve(job.original[limit.resource]) for limit in limits if limit.resource in COUNTED
+    }
 
 
 def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:

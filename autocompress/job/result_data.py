@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from autocompress.execute.finetune import Tuned
     from autocompress.job.measured_labels import MeasuredLabels
     from autocompress.job.results import Finished, Inspection, Measurement, Result
+    from autocompress.targets.timing import PairedTiming, Times
     from autocompress.targets.verify import Verification
 
 
@@ -70,6 +71,7 @@ def finished_data(finished: Finished) -> dict[str, Any]:
         **measurement_data(finished),
         "measured_in": {"compressed": "PyTorch", "size": "file", "runtime": _runtime_name(verified)},
         "runtime": runtime_data(verified),
+        "latency": latency_data(finished),
         "file_bytes": dict(verified.file_bytes),
         "recalibrated": finished.executed.recalibrated,
         "finetuning": None if tuned is None else tuning_data(tuned),
@@ -87,6 +89,38 @@ def result_data(result: Result) -> dict[str, Any]:
         "evaluations": result.evaluations,
         "stopped_because": result.stopped_because,
     }
+
+
+def latency_data(finished: Finished) -> dict[str, Any] | None:
+    """What the limit of time was and how it was kept; None where there is none."""
+    runtime, time = finished.verification.runtime, finished.time
+    if time is None or runtime is None:
+        return None
+    timing = runtime.timings[time.limit.batch]
+    return {
+        "limit": time.limit.data(),
+        "met": time.limit.is_met(timing),
+        "machine": timing.machine.data(),
+        **timing_data(timing),
+    }
+
+
+def timing_data(timing: PairedTiming) -> dict[str, Any]:
+    """Times of two networks as plain data: seconds of each, the ratio with its 95 % interval, how busy it was."""
+    return {
+        "original": _times_data(timing.original),
+        "compressed": _times_data(timing.compressed),
+        "ratio": vars(timing.ratio),
+        "rounds": timing.rounds,
+        "runs": timing.runs,
+        "settled": timing.settled,
+        "waiting_share": timing.waiting.share,
+        "load": None if math.isnan(timing.waiting.load) else timing.waiting.load,
+    }
+
+
+def _times_data(times: Times) -> dict[str, Any]:
+    return {"p50_seconds": times.p50, "p95_seconds": times.p95, "median_seconds": vars(times.median)}
 
 
 def tuning_data(tuned: Tuned) -> dict[str, Any]:
@@ -109,6 +143,8 @@ def runtime_data(verified: Verification) -> dict[str, Any] | None:
         "agreement_with_pytorch": found.agreement,
         "difference_from_pytorch": found.difference,
         "median_seconds_by_batch": seconds,
+        "timings_by_batch": {str(batch): timing_data(timing) for batch, timing in found.timings.items()},
+        "threads": found.threads,
     }
 
 

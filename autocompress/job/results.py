@@ -13,6 +13,7 @@ from autocompress.job.inspection import LayerReport
 from autocompress.job.measured_labels import MeasuredLabels
 from autocompress.network import Network
 from autocompress.plan import Plan
+from autocompress.targets.timing import Machine, TimeLimit
 from autocompress.targets.verify import Verification
 from autocompress_envs import Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import is_within
@@ -53,6 +54,19 @@ class Measurement:
 
 
 @dataclass(frozen=True)
+class TimeClaim:
+    """A limit of time that a finished network keeps, and where.
+
+    Attributes:
+        limit: the limit.
+        machine: machine on which it was kept before. Default: none, so it has to be kept here.
+    """
+
+    limit: TimeLimit
+    machine: Machine | None = None
+
+
+@dataclass(frozen=True)
 class Finished(Measurement):
     """A plan made real: its files lie in a run folder and were verified in their runtime.
 
@@ -62,11 +76,13 @@ class Finished(Measurement):
         run_folder: folder of the files.
         executed: result of re-calibration and fine-tuning.
         verification: the files in their runtime, and every claim that was looked at.
+        time: limit of time; None where the budget has none.
     """
 
     run_folder: Path
     executed: Executed
     verification: Verification
+    time: TimeClaim | None
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from autocompress.evaluation import Evaluator, measure, measured_at_once
 from autocompress.job.journaled import JournaledEvaluation
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job, tell_damaged
-from autocompress.job.select import Candidates, select
+from autocompress.job.select import Candidates, fast_enough, select
+from autocompress.job.time_budget import TimeBudget, accepted
 from autocompress.models.weights import weights_bytes
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import PolicySays, effects_with_progress, policy_says, zero_shot_plan
@@ -56,6 +57,7 @@ def find(
     limits: Mapping[str, int],
     folder: RunFolder,
     watcher: Progress,
+    time: TimeBudget | None = None,
 ) -> Found:
     """The policy's plan, and what a search makes of it; every evaluated plan is written down.
 
@@ -66,17 +68,25 @@ def find(
         limits: absolute upper bounds by resource.
         folder: folder of the run.
         watcher: observer that is told of stages, notes and evaluations.
+        time: limit of time, which the plan's file must meet. Default: none.
+
+    Raises:
+        InputError: no plan is fast enough.
     """
     watcher.stage(f"search: {_described(limits, job.original)}; run folder {folder.path}")
     if not asked.config.episodes:
         assert asked.policy is not None, "chosen_policy asks for one"
         labeling = zero_shot_plan(asked.policy, job.problem, limits, evaluator, watcher)
+        if time is not None:
+            labeling = accepted(job, time, [labeling], limits, watcher)
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         return Found(labeling, None, 0, "the policy decided alone")
     says = _asked_policy(job, evaluator, asked, limits, watcher)
     found, candidates = _searched(job, evaluator, asked, says, limits, folder, watcher)
     tell_damaged(job.menus.store, watcher)  # effects are kept beside the menus
     selection = select(job, evaluator, asked, candidates, limits, watcher)
+    if time is not None:
+        selection = fast_enough(selection, job, evaluator, candidates, time, limits, watcher)
     best = selection.chosen
     folder.write(PLAN, job.menus.plan(best.labeling).to_yaml())
     why = f"{found.stopped_because}{selection}"

@@ -9,11 +9,12 @@ them, so that no search ends worse than plain 4 bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autocompress.evaluation import Evaluator
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job
+from autocompress.job.time_budget import TimeBudget, accepted
 from autocompress.progress import Progress
 from autocompress.searchers.base import Evaluated
 from autocompress_envs.problem import Labeling
@@ -61,6 +62,9 @@ class Selection:
         samples: number of unused samples that they were compared on; 0 where the search split decided.
         simple: number of simple plans that never led, and were compared as well. Default: 0.
         is_simple: whether the chosen plan is a simple one. Default: False.
+        ranked: all candidates, the best first. Default: none.
+        is_tighter: whether no candidate was fast enough, so that a solver's plan under a tighter limit of time was
+            taken. Default: False.
     """
 
     chosen: Evaluated
@@ -68,8 +72,12 @@ class Selection:
     samples: int
     simple: int = 0
     is_simple: bool = False
+    ranked: tuple[Evaluated, ...] = ()
+    is_tighter: bool = False
 
     def __str__(self) -> str:
+        if self.is_tighter:
+            return "; none of the best plans was fast enough, so the solver's plan under a tighter limit was taken"
         place = f"that of evaluation {self.chosen.index + 1}{', a simple plan,' if self.is_simple else ''}"
         if self.samples:
             compared = _compared(self.leaders, self.simple)
@@ -113,11 +121,46 @@ def select(
     unused = job.data.unused(wanted)
     enough = min(wanted, len(job.data.search_indices))
     if len(leaders) + len(simple) == 1 or not unused or len(unused) < enough:
-        return Selection(leaders[-1], len(leaders), 0, is_simple=candidates.is_simple(leaders[-1]))
+        as_found = (*reversed(leaders), *simple)
+        return Selection(leaders[-1], len(leaders), 0, 0, candidates.is_simple(leaders[-1]), as_found)
     watcher.stage(f"selection: {_compared(len(leaders), len(simple))}, on {len(unused):,} unused samples")
     reward = _reward_on(unused, job, evaluator, asked, limits)
-    chosen = max([*reversed(leaders), *simple], key=reward)  # of equals, the best on the search split
-    return Selection(chosen, len(leaders), len(unused), len(simple), candidates.is_simple(chosen))
+    ranked = sorted([*reversed(leaders), *simple], key=reward, reverse=True)  # of equals, the best on the search split
+    simplest = candidates.is_simple(ranked[0])
+    return Selection(ranked[0], len(leaders), len(unused), len(simple), simplest, tuple(ranked))
+
+
+def fast_enough(
+    selection: Selection,
+    job: Job,
+    evaluator: Evaluator,
+    candidates: Candidates,
+    budget: TimeBudget,
+    limits: Mapping[str, int],
+    watcher: Progress,
+) -> Selection:
+    """The selection with the best candidate whose file is within the limit of time.
+
+    Args:
+        selection: candidates in their order.
+        job: the network that was searched.
+        evaluator: measures the plan that is taken where no candidate is fast enough.
+        candidates: the plans that may be the result.
+        budget: the limit of time.
+        limits: limits that the search had.
+        watcher: observer that is told of stages, notes and evaluations.
+
+    Raises:
+        InputError: no plan is fast enough.
+    """
+    ranked = {each.labeling.key(): each for each in reversed(selection.ranked)}
+    plans = [each.labeling for each in selection.ranked]
+    labeling = accepted(job, budget, plans, limits, watcher)
+    chosen = ranked.get(labeling.key())
+    if chosen is not None:
+        return replace(selection, chosen=chosen, is_simple=candidates.is_simple(chosen))
+    chosen = replace(selection.chosen, labeling=labeling, outcome=evaluator(labeling), is_best=False)
+    return replace(selection, chosen=chosen, is_simple=False, is_tighter=True)
 
 
 def _reward_on(

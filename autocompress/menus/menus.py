@@ -10,7 +10,7 @@ Sizes below: S sparsities, B formats of weights (`Menus.formats`) and A activati
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -49,6 +49,8 @@ class Menus:
         judged: expected losses of the labels' weights in nats, by layer name: a table (S, B) for each position of
             the layer's reads, or one. None: losses are those that the moments expect which the weights were fitted to.
         device: device that weights are fitted on.
+        widths: channels that a group may keep, descending, by the name of the layer that owns it; groups that are not
+            named keep all of their choices.
     """
 
     network: Network
@@ -61,6 +63,26 @@ class Menus:
     eager: bool
     judged: Mapping[str, Sequence[FloatArray]] | None = None
     device: str = "cpu"
+    widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def only(self, widths: Mapping[str, tuple[int, ...]]) -> Menus:
+        """The same menus with fewer widths on offer.
+
+        Args:
+            widths: channels that a group may keep, descending, the first all of them, out of `kept_options`, by the
+                name of the layer that owns it.
+        """
+        judged = None if self.judged is None else dict(self.judged)
+        for layer in self.network.layers if judged is not None else ():
+            assert judged is not None, "the loop has no rounds then"
+            tables = list(judged[layer.name])
+            for position, read in enumerate(self.reads(layer)):
+                group = self.network.groups[read]
+                if group.owner in widths:
+                    options = self.kept_options(group)
+                    tables[position] = tables[position][[options.index(kept) for kept in widths[group.owner]]]
+            judged[layer.name] = tables
+        return replace(self, judged=judged, widths={**self.widths, **widths})
 
     def leaders(self) -> dict[int, int]:
         """Index of the layer whose label a layer has, for layers that are tied to another (`Layer.tied_to`).
@@ -115,6 +137,8 @@ class Menus:
 
         At least one channel stays; only of a branch that may be removed whole, none does.
         """
+        if group.owner in self.widths:
+            return list(self.widths[group.owner])
         kept = {group.width - int(sparsity * group.width) for sparsity in self.settings.sparsities()}
         branch = [0] if self.settings.remove_branches and group.is_branch else []
         return sorted((count for count in kept if count > 0), reverse=True) + branch

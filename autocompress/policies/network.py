@@ -3,18 +3,16 @@ budgets.
 
 Its input is the observation of the environment's version 1, so any number of layers, labels and budgets will do:
 
-    layers (T, 37) ── linear ── 2 x self-attention over the layers ──┬── the next layer's row, the mean of the layers
-                                                                     that │   have a label, the mean of those that have
-                                                                     none context (24,)
-                                                                     ──────────────────────────────────────────────────
-                                                                     state options (O, 26) ── linear ── (+ state) ──
-                                                                     perceptron ── scores;  state ── value;  every
-                                                                     layer's row ── log prices
+    layers (T, 37)   linear, two blocks of self-attention over the layers: a row for every layer
+    state            the next layer's row, the mean row of layers that have a label, that of layers that have none,
+                     and context (29,), through a perceptron
+    options (O, 28)  linear, plus the state, through a perceptron: a score for every label on the menu
+    value            from the state: the return that is still to come
+    prices           from every layer's row
 
 A score is added to the solver's own (`base`: the expected divergence and what the costs are worth), so a policy that
-has learned nothing labels by the solver's multiplier. The value is the return that is still to come. Log prices say how
-much more a layer's pruning, or its rounding, hurts the whole network than its expected loss says; the planner uses
-them.
+has learned nothing labels by the solver's multiplier. Log prices say how much more a layer's pruning, or its rounding,
+hurts the whole network than its expected loss says; the planner uses them.
 """
 
 from __future__ import annotations
@@ -74,7 +72,7 @@ class LabelNetwork(nn.Module):
         """The scores of normalised observations.
 
         Args:
-            observed: `layers` (B, T, 37), `options` (B, O, 26), `context` (B, 24) and `base` (B, O) as the environment
+            observed: `layers` (B, T, 37), `options` (B, O, 28), `context` (B, 29) and `base` (B, O) as the environment
                 gives them but normalised, and `flags` (B, T, 3): whether a layer is there, is next, has a label.
         """
         present, following, labelled = observed["flags"].unbind(2)

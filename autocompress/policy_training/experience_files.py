@@ -27,7 +27,10 @@ _DAMAGED = (
     OSError, ValueError, LookupError, EOFError, RuntimeError, SyntaxError, TypeError, MemoryError, OverflowError,
     tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
-_LAYER_ARRAYS = ("sparsities", "kept", "weight_bits", "activation_bits", "errors")
+_LAYER_ARRAYS = ("sparsities", "kept", "weight_bits", "activation_bits", "errors", "ranks")
+_COSTS = tuple(
+    field.name for field in dataclasses.fields(CostModel) if field.name != "kernels"
+)  # nothing is timed here
 _LABELING = ("sparsity", "weight_bits", "activation_bits")
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -130,7 +133,7 @@ def _check(problem: Problem, arrays: Arrays) -> None:
 
 def _problem_arrays(problem: Problem) -> dict[str, npt.NDArray[Any]]:
     """A problem as arrays by name: one for each field of the cost model, and of every layer."""
-    costs = {f"costs_{field.name}": np.asarray(getattr(problem.costs, field.name)) for field in _fields(CostModel)}
+    costs = {f"costs_{name}": np.asarray(getattr(problem.costs, name)) for name in _COSTS}
     layers: dict[str, npt.NDArray[Any]] = {}
     rest = []
     for number, layer in enumerate(problem.layers):
@@ -148,10 +151,6 @@ def _problem(arrays: Arrays) -> Problem:
         own: dict[str, Any] = {name: arrays[f"layer{number}_{name}"] for name in _LAYER_ARRAYS}
         extra = tuple((owner, np.array(errors)) for owner, errors in rest.pop("extra"))
         layers.append(LayerNumbers(**rest, **own, extra_sources=extra))
-    costs = {field.name: arrays[f"costs_{field.name}"] for field in _fields(CostModel)}
+    costs = {name: arrays[f"costs_{name}"] for name in _COSTS}
     plain = {name: value.item() for name, value in costs.items() if not value.ndim}
     return Problem(tuple(layers), CostModel(**{**costs, **plain}))
-
-
-def _fields(kind: type[CostModel]) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(kind)

@@ -13,17 +13,20 @@ from rich.table import Table
 from autocompress.budget import RESOURCES
 from autocompress.job.result_data import label_summary
 from autocompress.report.measured import measured_lines
+from autocompress.targets.timing.machine import threads_in_words
 from autocompress.tasks.metrics import METRICS
 
 if TYPE_CHECKING:
     from autocompress.job.inspection import LayerReport
     from autocompress.job.results import Finished, Inspection, Measurement, Result
+    from autocompress.targets.timing import PairedTiming
     from autocompress.targets.verify import Verification
 
 NAMES = {
     "size": "size in bytes",
     "macs": "multiply-accumulates",
     "bitops": "bit operations",
+    "latency": "latency, nanoseconds of a batch",
     "memory": "peak activation memory in bytes",
 }
 _SAME_SPEED = 0.01  # latencies that differ by at most this fraction are called equal
@@ -48,7 +51,7 @@ def print_measurement(console: Console, measured: Measurement) -> None:
         table.add_row(_title(name), *(_metric(name, value) for value in values), "")
     table.add_row("KL divergence from the original, nats", f"{original.kl:.4f}", f"{compressed.kl:.4f}", "")
     table.add_row("same top-1 answer as the original", _percent(original.agreement), _percent(compressed.agreement), "")
-    for name in RESOURCES:
+    for name in (name for name in RESOURCES if name in compressed.resources and name in original.resources):
         before, after = original.resources[name], compressed.resources[name]
         table.add_row(NAMES[name], f"{before:,}", f"{after:,}", f"{after / before:.4f}" if before else "")
     console.print(table)
@@ -121,10 +124,25 @@ def _runtime_lines(verified: Verification) -> list[str]:
     accuracy = ", ".join([*quality, f"KL {found.closeness.kl:.4f} nats"])
     agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
     lines = [f"in {found.runtime}: {accuracy}; {agreement}"]
-    for batch, (original, compressed) in found.seconds.items():
-        times = f"{1e3 * original:.2f} ms original, {1e3 * compressed:.2f} ms compressed"
-        lines.append(f"latency at batch {batch}, one thread: {times} ({speed(original, compressed)})")
+    for batch, timing in found.timings.items():
+        lines.append(f"latency at batch {batch}, {threads_in_words(found.threads)}: {_latency(timing)}")
     return lines
+
+
+def _latency(timing: PairedTiming) -> str:
+    """Medians, 95th percentiles and the ratio with its interval.
+
+    The ratio is that of the rounds, in which both took turns, and so may differ a little from that of the medians.
+    """
+    original, compressed = (
+        f"{1e3 * times.median.median:.3g} ms (p95 {1e3 * times.p95:.3g})"
+        for times in (timing.original, timing.compressed)
+    )
+    ratio = timing.ratio
+    return (
+        f"{original} original, {compressed} compressed ({speed(1.0, ratio.median)}; ratio {ratio.median:.3f}, "
+        f"95 % interval {ratio.low:.3f} to {ratio.high:.3f})"
+    )
 
 
 def speed(original: float, compressed: float) -> str:
@@ -213,7 +231,7 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
 
 def _inspection_lines(inspection: Inspection) -> list[str]:
     """The original's costs, and operators whose cost is not known."""
-    lines = [f"original network's {NAMES[name]}: {inspection.original[name]:,}" for name in RESOURCES]
+    lines = [f"original network's {NAMES[name]}: {inspection.original[name]:,}" for name in inspection.original]
     unknown = inspection.network.unknown_operators
     if unknown:
         calls = ", ".join(f"{name} ({count} calls)" for name, count in unknown.items())

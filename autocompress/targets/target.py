@@ -12,6 +12,7 @@ Everything that `write` needs is in `Lowered`.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -41,10 +42,31 @@ class Runtime:
         open: function from the content of a file to the network, loaded and ready to run; a `Session` is anything with
             a method `run(inputs) -> outputs`, both (N, …), any N. `outputs` are float32, and so are `inputs` where the
             network takes one tensor of numbers.
+        open_with: function from the content and a number of threads to the same; None: it runs on one thread only.
+        package: name of the installed package whose version decides how long a network takes; empty: none.
     """
 
     name: str
     open: Callable[[bytes], Session]
+    open_with: Callable[[bytes, int], Session] | None = None
+    package: str = ""
+
+    def load(self, content: bytes, threads: int) -> Session:
+        """The network of a file, loaded for so many threads.
+
+        Raises:
+            InputError: the runtime takes one thread only.
+        """
+        if threads == 1:
+            return self.open(content)
+        if self.open_with is None:
+            raise InputError(f"`threads` must be 1 in the runtime {self.name}, got {threads}.")
+        return self.open_with(content, threads)
+
+    @property
+    def version(self) -> str:
+        """Name and version of the runtime."""
+        return f"{self.name} {importlib.metadata.version(self.package)}" if self.package else self.name
 
 
 @dataclass(frozen=True)
@@ -177,7 +199,7 @@ TARGETS: Registry[Target] = Registry(
             integer_kernels=True,
             file_name=MODEL_ONNX,
             write=write_onnx,
-            runtime=Runtime("ONNX Runtime", open_session),
+            runtime=Runtime("ONNX Runtime", open_session, open_session, "onnxruntime"),
         ),
         "packed": Target(
             name="packed",

@@ -22,7 +22,7 @@ from autocompress.network.interface import raw
 from autocompress.network.structure import Network
 from autocompress.plan import FIRST, SECOND, Label, Plan
 from autocompress.samples import Inputs, repeated
-from autocompress.targets.timing import Session, median_seconds
+from autocompress.targets.timing import Effort, Machine, PairedTiming, Session, TimeLimit, time_pair
 from autocompress.tasks import Reading, together
 from autocompress_envs.problem import removed_weights
 from autocompress_envs.problem.tables import is_within
@@ -34,6 +34,7 @@ OF_COMPRESSION = (
 )
 _AS_CLOSE = 1.1  # … where the file's divergence from the original is at most so many times PyTorch's
 BATCHES = (1, 32)  # batch sizes that latency is measured at
+LATENCY_EFFORT = Effort(tightness=0.01, seconds=0.5, least_rounds=20)  # where no budget hangs on it
 
 Batch = tuple[Inputs, Tensor | None]
 
@@ -67,7 +68,8 @@ class RuntimeOutcome:
         of_compression: that difference relative to the one between the compressed network and the original, both in
             PyTorch; infinity where there is none.
         pytorch_kl: divergence of the compressed network in PyTorch from the original, in nats.
-        seconds: median seconds of one batch, (original, compressed) by batch size, on one thread.
+        timings: times of the original and of the file, in turns, by batch size.
+        threads: number of threads that one operator may use in these. Default: 1.
     """
 
     runtime: str
@@ -76,7 +78,16 @@ class RuntimeOutcome:
     difference: float
     of_compression: float
     pytorch_kl: float
-    seconds: Mapping[int, tuple[float, float]]
+    timings: Mapping[int, PairedTiming]
+    threads: int = 1
+
+    @property
+    def seconds(self) -> dict[int, tuple[float, float]]:
+        """Median seconds of one batch, (original, compressed) by batch size."""
+        return {
+            batch: (timing.original.median.median, timing.compressed.median.median)
+            for batch, timing in self.timings.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -150,7 +161,7 @@ def outputs_on(
 
 
 def runtime_outcome(name: str, reference: Kept, pytorch: Kept, runtime: Kept) -> RuntimeOutcome:
-    """The file's outputs compared with the original's and with the compressed network's; `seconds` is left empty.
+    """The file's outputs compared with the original's and with the compressed network's; `timings` is left empty.
 
     Args:
         name: name of the runtime.
@@ -167,24 +178,32 @@ def runtime_outcome(name: str, reference: Kept, pytorch: Kept, runtime: Kept) ->
         difference=difference,
         of_compression=difference / own if own else math.inf,
         pytorch_kl=compare(reference.rows(), expected, None).kl,
-        seconds={},
+        timings={},
     )
 
 
-def latencies(original: Session, compressed: Session, inputs: Inputs) -> dict[int, tuple[float, float]]:
-    """Median seconds of one batch, (original, compressed) by batch size.
+def latencies(
+    original: Session,
+    compressed: Session,
+    inputs: Inputs,
+    batches: Iterable[int] = BATCHES,
+    effort: Effort = LATENCY_EFFORT,
+) -> dict[int, PairedTiming]:
+    """Times of the original and of the compressed network, in turns, by batch size.
 
     Args:
         original: original network, loaded in the runtime.
         compressed: compressed network, loaded in the same runtime.
         inputs: (n, …) samples, repeated to fill a batch.
+        batches: batch sizes.
+        effort: how much each of them may take.
     """
-    found = {}
-    for size in BATCHES:
-        batch = repeated(inputs, -(-size // len(inputs)))[:size]
-        seconds = median_seconds({"original": original, "compressed": compressed}, batch)
-        found[size] = (seconds["original"], seconds["compressed"])
-    return found
+    return {size: time_pair(original, compressed, batch_of(inputs, size), effort) for size in batches}
+
+
+def batch_of(inputs: Inputs, size: int) -> Inputs:
+    """(size, …) samples, the first of `inputs`, repeated where there are fewer."""
+    return repeated(inputs, -(-size // len(inputs)))[:size]
 
 
 def finished_resources(network: Network, plan: Plan, layers: Mapping[str, LayerWeights], size: int) -> dict[str, int]:
@@ -287,6 +306,22 @@ def check_budget(limits: Mapping[str, int], resources: Mapping[str, int]) -> lis
         return []
     spent = ", ".join(f"{name} {resources[name]:,} of {limit:,}" for name, limit in limits.items())
     return [Check("budget", is_within(resources, limits), spent)]
+
+
+def check_latency(limit: TimeLimit, timing: PairedTiming, timed_on: Machine | None = None) -> Check:
+    """The check `latency`: the upper bound of the file's time against its limit.
+
+    On another machine than the one where the limit was kept, the time is reported and nothing is claimed.
+
+    Args:
+        limit: limit of time.
+        timing: times of the original and of the file.
+        timed_on: machine on which the limit was kept. Default: this one.
+    """
+    detail = limit.described(timing)
+    if timed_on is not None and timed_on != timing.machine:
+        return Check("latency", True, f"{detail}; not claimed on this machine ({timing.machine}), but on {timed_on}")
+    return Check("latency", limit.is_met(timing), detail)
 
 
 def check_agreement(outcome: RuntimeOutcome) -> Check:

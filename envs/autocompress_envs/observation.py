@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from autocompress_envs.problem import FloatArray, Labeling, layer_resources
+from autocompress_envs.problem import FloatArray, Labeling
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.problem.tables import ADDITIVE, RESOURCES, Tables
+from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver import Solver
 
 OBSERVATION_VERSION = 2
 """Version of the fields and their order; a policy is loaded only where it was trained on the same version."""
+
+SHOWN = ("size", "macs", "bitops", "memory")
+"""Resources that the observation shows, in its order. A budget of latency is met by the masks, and not shown."""
 
 KINDS = ("conv", "depthwise", "linear")
 """Kinds of layers, in the order of the observation's one-hot code."""
@@ -101,11 +105,11 @@ def _bounds(signed: float, share: float, log_share: float) -> FloatArray:
             bits_errors=np.full(len(BITS_GRID), signed),
             sparsity_errors=np.full(len(SPARSITY_GRID), signed),
             chooses_sparsity=np.full(1, share),
-            spent=np.full(len(RESOURCES), share),
-            remaining=np.full(len(RESOURCES), share),
-            cheapest_rest=np.full(len(RESOURCES), share),
+            spent=np.full(len(SHOWN), share),
+            remaining=np.full(len(SHOWN), share),
+            cheapest_rest=np.full(len(SHOWN), share),
             previous_action=np.full(3, signed),
-            budget=np.full(len(RESOURCES), share),
+            budget=np.full(len(SHOWN), share),
             reference_label=np.full(3, share),
             reference_errors=np.full(2, log_share),
             reference_loss=np.full(1, signed),
@@ -132,10 +136,10 @@ class Observer:
     def __init__(self, solver: Solver, reference: Labeling) -> None:
         self._tables, self._reference = solver.tables, reference
         original = solver.problem.original()
-        self._limits = np.array([solver.limits.get(name, original[name]) for name in RESOURCES], dtype=np.float64)
+        self._limits = np.array([solver.limits.get(name, original[name]) for name in SHOWN], dtype=np.float64)
         self._limits = np.maximum(self._limits, 1.0)
-        self._budget = self._limits / np.maximum([original[name] for name in RESOURCES], 1)
-        self._budget[[name not in solver.limits for name in RESOURCES]] = 1.0
+        self._budget = self._limits / np.maximum([original[name] for name in SHOWN], 1)
+        self._budget[[name not in solver.limits for name in SHOWN]] = 1.0
         total = max(solver.error(reference), SMALLEST_ERROR)
         self._kind = np.array([[layer.kind == kind for kind in KINDS] for layer in solver.problem.layers], dtype=float)
         self._features = static_features(solver, reference)
@@ -222,7 +226,9 @@ def static_features(solver: Solver, reference: Labeling) -> StaticFeatures:
     )
 
 
-def progress(tables: Tables, so_far: Labeling, decided: int) -> tuple[FloatArray, FloatArray]:
+def progress(
+    tables: Tables, so_far: Labeling, decided: int, names: Sequence[str] = SHOWN
+) -> tuple[FloatArray, FloatArray]:
     """Amounts of all resources that the first labels take, and that the whole network needs at least.
 
     Undecided groups count with their fewest channels, undecided layers with their cheapest bits.
@@ -231,9 +237,11 @@ def progress(tables: Tables, so_far: Labeling, decided: int) -> tuple[FloatArray
         tables: padded menus of the problem.
         so_far: labels, of which the first `decided` count.
         decided: number of labelled layers, 0 to L.
+        names: resources to count. Default: `SHOWN`.
 
     Returns:
-        (4,) amounts spent, and (4,) least amounts of all layers together, in the order of `RESOURCES`.
+        (R,) amounts spent, and (R,) least amounts of all layers together, in the order of `names`; 0 for a latency that
+        nothing was timed of.
     """
     costs, rows = tables.problem.costs, np.arange(decided)
     sparsity = np.concatenate([so_far.sparsity[:decided], tables.kept.argmin(1)[decided:]])
@@ -242,27 +250,25 @@ def progress(tables: Tables, so_far: Labeling, decided: int) -> tuple[FloatArray
     activations = np.concatenate(
         [tables.activation_bits[rows, so_far.activation_bits[:decided]], tables.activation_bits.min(1)[decided:]]
     )
-    before = layer_resources(
+    before = costs.of_layers(
+        rows,
         fan_in[:decided],
         out[:decided],
-        costs.positions[:decided],
-        costs.has_bias[:decided],
         tables.weight_bits[rows, so_far.weight_bits[:decided]],
         activations[:decided],
         tables.sparsities[rows, so_far.sparsity[:decided]],
-        costs.granularity,
         tables.ranks[rows, so_far.weight_bits[:decided]],
-        costs.first_factors[:decided],
     )
     after = tables.option_costs(fan_in[decided:], out[decided:], decided)
-    spent = {name: int(before[name].sum() + costs.fixed(name, kept)) for name in ADDITIVE}
-    least = {name: spent[name] + int(after[name].min((1, 2, 3)).sum()) for name in ADDITIVE}
+    spent = {name: int(before[name].sum() + costs.fixed(name, kept)) for name in costs.additive}
+    least = {name: spent[name] + int(after[name].min((1, 2, 3)).sum()) for name in costs.additive}
     least["memory"] = int(costs.memory(kept, activations))
     is_read = costs.tensor_readers[:, :decided].any(1)
     bits = np.where(costs.tensor_readers[:, :decided], activations[:decided], 0).max(1, initial=0)
     tensor_bytes = -(-(costs.tensor_const + kept @ costs.tensor_coef.T) * bits // 8) * is_read
     spent["memory"] = int((costs.alive.astype(np.int64) @ tensor_bytes).max(initial=0))
-    return np.array([float(spent[name]) for name in RESOURCES]), np.array([float(least[name]) for name in RESOURCES])
+    found = [[float(amounts.get(name, 0)) for name in names] for amounts in (spent, least)]
+    return np.array(found[0]), np.array(found[1])
 
 
 def original_kept(tables: Tables) -> npt.NDArray[np.int64]:
@@ -281,17 +287,14 @@ def _shares(tables: Tables, reference: Labeling) -> FloatArray:
     costs, rows = tables.problem.costs, np.arange(tables.layer_count)
     fan_in, out = costs.widths(original_kept(tables))
     kept_fan_in, kept_out = costs.widths(tables.kept_channels(reference.sparsity))
-    labelled = layer_resources(
+    labelled = costs.of_layers(
+        rows,
         kept_fan_in,
         kept_out,
-        costs.positions,
-        costs.has_bias,
         tables.weight_bits[rows, reference.weight_bits],
         tables.activation_bits[rows, reference.activation_bits],
         tables.sparsities[rows, reference.sparsity],
-        costs.granularity,
         tables.ranks[rows, reference.weight_bits],
-        costs.first_factors,
     )
     weights = fan_in * out
     columns = (weights, weights * costs.positions, labelled["size"], labelled["bitops"])

@@ -24,7 +24,7 @@ RECORD = {
 # layers, two blocks of attention (q, k, v; out; two linears; two norms) and a norm, context, state, options, score,
 # value, price, sharpness; each (inputs + 1) x outputs
 _BLOCK = 9 * 24 + 9 * 8 + 9 * 16 + 17 * 8 + 4 * 8
-PARAMETERS = 38 * 8 + 2 * _BLOCK + 2 * 8 + 25 * 8 + (33 * 8 + 9 * 8) + 27 * 8 + (9 * 8 + 9) + 9 + 9 * 2 + 1
+PARAMETERS = 38 * 8 + 2 * _BLOCK + 2 * 8 + 30 * 8 + (33 * 8 + 9 * 8) + 29 * 8 + (9 * 8 + 9) + 9 + 9 * 2 + 1
 
 
 @pytest.fixture

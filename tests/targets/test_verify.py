@@ -1,7 +1,6 @@
 """Verification: every check passes on what the plan says, and fails alone, with its numbers, where it does not hold."""
 
 import copy
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -19,12 +18,14 @@ from autocompress.targets import verify
 from autocompress.targets.graph.lowering import lower
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.timing import Effort, Interval, Machine, PairedTiming, TimeLimit, Times, Waiting
 from autocompress.targets.verify import (
     Check,
     RuntimeOutcome,
     Verification,
     check_agreement,
     check_budget,
+    check_latency,
     check_layers,
     finished_resources,
     kept_channels,
@@ -37,6 +38,7 @@ from autocompress_envs.problem import Labeling
 
 NAMES = ["stem", "inner", "outer", "down", "head"]
 BITS = (4, 2, 4, 8, 4)
+MACHINE = Machine("Fast", 2, "Linux x86_64")
 
 
 def outputs(rows, labels=None):
@@ -307,7 +309,7 @@ def replace_head(compressed, head):
 
 
 class Clock:
-    """A session that counts the samples of its batches."""
+    """A session that remembers the samples of its batches."""
 
     def __init__(self):
         self.sizes = []
@@ -316,12 +318,49 @@ class Clock:
         self.sizes.append(len(inputs))
 
 
-def test_latencies_are_of_both_at_every_batch_size(monkeypatch):
-    original, compressed, ticks = Clock(), Clock(), itertools.count()
-    monkeypatch.setattr("autocompress.targets.timing.time.perf_counter", lambda: float(next(ticks)))
-    assert latencies(original, compressed, torch.zeros(3, 2)) == {1: (1.0, 1.0), 32: (1.0, 1.0)}
-    assert original.sizes == compressed.sizes == [1] * 23 + [32] * 23
-    assert verify.BATCHES == (1, 32)
+def test_latencies_are_of_both_at_every_batch_size():
+    original, compressed = Clock(), Clock()
+    found = latencies(original, compressed, torch.zeros(3, 2), effort=Effort(least_rounds=4, seconds=0.0))
+    assert list(found) == [1, 32] == list(verify.BATCHES)
+    assert [timing.rounds for timing in found.values()] == [4, 4]
+    assert set(original.sizes) == set(compressed.sizes) == {1, 32}
+    assert sorted(original.sizes) == original.sizes
+    assert original.sizes.count(1) == 10 + found[1].runs
+
+
+def timing(ratio, milliseconds=1.0, machine=MACHINE):
+    """A timing whose intervals are 1 % wide to either side."""
+
+    def around(value):
+        return Interval(value, 0.99 * value, 1.01 * value)
+
+    seconds = milliseconds / 1e3
+    times = [Times(each, each, around(each)) for each in (seconds / ratio, seconds)]
+    return PairedTiming(*times, around(ratio), 10, 100, True, Waiting(0.0, 0.5, 2), machine)
+
+
+def test_a_limit_of_time_holds_for_the_upper_bound():
+    limit = TimeLimit(0.5, None, 1, 1)
+    assert check_latency(limit, timing(0.495)).passed
+    assert check_latency(limit, timing(0.496)) == Check(
+        "latency",
+        False,
+        "0.4960 of the original's time (95 % interval 0.4910 to 0.5010), at most 0.5; batch 1, one thread",
+    )
+    assert check_latency(TimeLimit(None, 0.005, 4, 2), timing(0.9, 4.9)).detail == (
+        "4.9 ms (95 % interval 4.851 to 4.949), at most 5 ms; batch 4, 2 threads"
+    )
+    assert not check_latency(TimeLimit(None, 0.005, 4, 2), timing(0.1, 4.99)).passed
+
+
+def test_on_another_machine_a_time_is_reported_and_not_claimed():
+    limit, other = TimeLimit(0.5, None, 1, 1), Machine("Other", 8, "Linux x86_64")
+    assert not check_latency(limit, timing(0.9), MACHINE).passed
+    found = check_latency(limit, timing(0.9), other)
+    assert found.passed
+    assert found.detail.endswith(
+        "one thread; not claimed on this machine (Fast, 2 cores, Linux x86_64), but on Other, 8 cores, Linux x86_64"
+    )
 
 
 def test_failures_are_one_line_each(channels):

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import InputError
-from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling, layer_resources
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling
 from autocompress_envs.problem.tables import ADDITIVE, Tables
 from autocompress_envs.solver import Solver
 
@@ -289,17 +289,14 @@ def _layer_options(solver: Solver, layer: int, reads: list[int]) -> JointOptions
     combination, weight_bits, activation_bits = np.indices(shape).reshape(3, -1)  # (n,)
     sparsity = _all_sparsities(tables, ordered, combined)  # (N, L)
     kept = tables.kept_channels(sparsity)  # (N, G)
-    amounts = layer_resources(
+    amounts = costs.of_layers(
+        np.array(layer),
         (costs.fan_in_const[layer] + kept @ costs.fan_in_coef[layer])[combination],
         (costs.out_const[layer] + kept @ costs.out_coef[layer])[combination],
-        costs.positions[layer],
-        costs.has_bias[layer],
         tables.weight_bits[layer, weight_bits],
         tables.activation_bits[layer, activation_bits],
         tables.sparsities[layer, sparsity[:, layer]][combination],
-        costs.granularity,
         tables.ranks[layer, weight_bits],
-        costs.first_factors[layer],
     )
     rows = sparsity[:, tables.source[layer]][combination]
     bits = tables.activation_bits[layer, activation_bits]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,13 +49,17 @@ class OnnxSession:
 
     def run(self, inputs: Inputs) -> Tensor | Outputs:
         """(N, …) float32 outputs of (N, …) `inputs`, any N: a tensor, or several in a tuple."""
+        outputs = tuple(map(torch.from_numpy, self.prepared(inputs)()))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def prepared(self, inputs: Inputs) -> Callable[[], list[np.ndarray]]:
+        """A function that runs the network on these (N, …) `inputs`, which are converted beforehand."""
         taken = tensors_of(cast(inputs.detach(), "cpu", torch.float32))
         names = inputs.names if isinstance(inputs, Samples) else self._names
         given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, taken, strict=True)}
         # A file has no input for a tensor that its network does not use.
-        found = self._session.run(None, {name: given[name] for name in self._names})
-        outputs = tuple(map(torch.from_numpy, found))
-        return outputs[0] if len(outputs) == 1 else outputs
+        feeds = {name: given[name] for name in self._names}
+        return lambda: self._session.run(None, feeds)
 
 
 def open_session(content: bytes | str | Path, threads: int = 1, *, optimized: Path | None = None) -> OnnxSession:

@@ -45,8 +45,8 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
     | key       | shape               | what                                                                |
     | --------- | ------------------- | ------------------------------------------------------------------- |
     | `layers`  | (most layers, 37)   | every layer, with its label or, before it has one, the reference's |
-    | `options` | (most options, 26)  | every label on the next layer's menu                                |
-    | `context` | (24,)               | budgets, and the expected divergence so far                         |
+    | `options` | (most options, 28)  | every label on the next layer's menu                                |
+    | `context` | (29,)               | budgets, and the expected divergence so far                         |
     | `base`    | (most options,)     | score of every label by the solver's multiplier: no learning needed |
 
     Rows beyond the network's layers, or the layer's menu, are zeros. After the last layer there are no options.

@@ -23,7 +23,7 @@ KINDS = ("conv", "depthwise", "linear", "embedding", "recurrent", "transposed")
 """Kinds of layers, in the order of their columns; other kinds have none."""
 
 OPTION_NAMES = (
-    "sparsity", "weight_bits", "activation_bits",
+    "sparsity", "weight_bits", "activation_bits", "rank",
     "sparsity_place", "weight_place", "activation_place",
     *(f"{name}_change" for name in RESOURCES),
     "slack",
@@ -37,6 +37,7 @@ OPTION_NAMES = (
 | column | what | unit |
 | --- | --- | --- |
 | sparsity, weight_bits, activation_bits | the label | fraction, log2 / 5, log2 / 5 |
+| rank | rank of two factors in the layer's place, 0 for the layer as it is | share of the smaller width |
 | …_place | place on the layer's own menu, from 0 to 1 | |
 | size_change … memory_change | cost beside that of the reference's label, 0 without a limit | asinh, in limit / L |
 | slack | least room under any limit that is left with the reference's rest | asinh, in limit / L |
@@ -100,7 +101,7 @@ class Observer:
         self._shape = most_layers, most_options
         self._original = solver.problem.original()
         self._is_limited = np.array([name in solver.limits for name in RESOURCES])
-        limits = [solver.limits.get(name, max(self._original[name], 1)) for name in RESOURCES]
+        limits = [solver.limits.get(name, max(self._original.get(name, 1), 1)) for name in RESOURCES]
         self._limits = np.array(limits, dtype=np.float64)
         self._names = [name for name in RESOURCES if name in solver.limits]
         self._scale = max(forecast.value(), _SMALLEST) / solver.tables.layer_count  # E / L
@@ -109,7 +110,10 @@ class Observer:
         self._weights = (used / self._limits[self._is_limited]) ** 3  # a resource that is not used up is worth little
         self.multiplier = self._multiplier(forecast)
         self._layers = self._static_layers(solver, reference, forecast)
-        self._spent = [progress(solver.tables, reference, step)[0] for step in range(solver.tables.layer_count + 1)]
+        self._spent = [
+            progress(solver.tables, reference, step, tuple(RESOURCES))[0]
+            for step in range(solver.tables.layer_count + 1)
+        ]
 
     def observe(self, step: int, so_far: Labeling, allowed: BoolArray, forecast: Forecast) -> Arrays:
         """The observation after `step` layers were labelled.
@@ -166,10 +170,10 @@ class Observer:
         return np.concatenate([self._static[step][0], *dynamic], axis=1), -lagrangian
 
     def _costs(self, step: int, so_far: Labeling, at: int) -> tuple[FloatArray, FloatArray]:
-        """(O, 4) costs beside the option `at`, and (O,) the least room left, both in limit / L."""
+        """(O, R) costs beside the option `at`, and (O,) the least room left, both in limit / L."""
         amounts = _amounts_of(self._tables, self._plans(step, so_far), self._names)  # (O, limited)
         shares, count = amounts / self._limits[self._is_limited], self._tables.layer_count
-        changes = np.zeros((len(shares), len(RESOURCES)))
+        changes = np.zeros((len(shares), len(RESOURCES)))  # in the order of `RESOURCES`
         changes[:, self._is_limited] = count * (shares - shares[at])
         return changes, count * (1.0 - shares.max(1))
 
@@ -246,9 +250,9 @@ class Observer:
 
     def _context(self, step: int, so_far: Labeling, forecast: Forecast) -> npt.NDArray[np.float32]:
         """(F,) the budgets and the expected divergence after `step` labels."""
-        spent, least = progress(self._tables, so_far, step)
+        spent, least = progress(self._tables, so_far, step, tuple(RESOURCES))
         count, whole = self._tables.layer_count, self._scale * self._tables.layer_count
-        budget = self._limits / np.maximum([self._original[name] for name in RESOURCES], 1)
+        budget = self._limits / np.maximum([self._original.get(name, 1) for name in RESOURCES], 1)
         drift = np.arcsinh(count * (spent - self._spent[step]) / self._limits)
         entries: list[npt.ArrayLike] = [
             self._is_limited,
@@ -270,8 +274,9 @@ class Observer:
 
 
 def _static_options(tables: Tables, forecast: Forecast, whole: float) -> list[tuple[FloatArray, FloatArray]]:
-    """For every layer, (O, 6) labels and their places, and (O, 4) losses of each label alone."""
+    """For every layer, (O, 7) labels and their places, and (O, 4) losses of each label alone."""
     found = []
+    least_width = np.minimum(*tables.problem.costs.widths(tables.problem.costs.group_width))
     for layer, options in enumerate(forecast.options):
         own = labels_at(tables, layer)
         menus = (
@@ -280,6 +285,7 @@ def _static_options(tables: Tables, forecast: Forecast, whole: float) -> list[tu
             np.log2(tables.activation_bits[layer]) / 5,
         )
         labels = [menu[index] for menu, index in zip(menus, own, strict=True)]
+        labels.append(tables.ranks[layer][own[1]] / max(int(least_width[layer]), 1))
         places = [index / max(count - 1, 1) for index, count in zip(own, tables.counts[layer], strict=True)]
         alone = options.expected, options.pruning, options.rounding, 0.5 * (options.effects**2).sum(1)
         losses = np.stack([_log_loss(each, whole) for each in alone], axis=1)

@@ -11,6 +11,7 @@ from autocompress_envs.problem.costs import (
     removed_weights,
     stored_bits,
 )
+from autocompress_envs.problem.kernels import KernelCosts
 from autocompress_envs.problem.problem import Labeling, LayerNumbers, Outcome, Problem
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "CostModel",
     "FloatArray",
     "IntArray",
+    "KernelCosts",
     "Labeling",
     "LayerNumbers",
     "Outcome",

@@ -1,4 +1,4 @@
-"""What a labelling costs: bytes, multiply-accumulates, bit operations and peak memory in closed form."""
+"""What a labelling costs: bytes, multiply-accumulates, bit operations, time and peak memory in closed form."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from autocompress_envs.problem.arrays import BoolArray, FloatArray, IntArray
+from autocompress_envs.problem.kernels import KernelCosts
 
 SCALE_BYTES = 4
 """Bytes of one float32 scale, per output channel of a weight below 16 bits."""
@@ -51,6 +52,8 @@ class CostModel:
         granularity: `channel`, `element`, or `n:m` such as `2:4`. The last two leave widths as they are and
             shrink the storage of weights.
         fixed_macs: multiply-accumulates of operators that carry no weights; they stay whatever the labels.
+        kernels: time of the layers in the kernels of a runtime; None: nothing was timed, and there is no resource
+            `latency`. Layers of a low rank are not timed: it is that of the whole layer.
         members: (L,) layers whose rows a layer's `out` counts: 1, but for the first layer of a tie. Of a low rank each
             of them has a first factor of its own. Empty, the default: 1 everywhere.
     """
@@ -70,7 +73,13 @@ class CostModel:
     alive: BoolArray
     granularity: str = "channel"
     fixed_macs: int = 0
+    kernels: KernelCosts | None = None
     members: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+
+    @property
+    def additive(self) -> tuple[str, ...]:
+        """Names of the resources that are sums over layers; peak memory is none."""
+        return ("size", "macs", "bitops") if self.kernels is None else ("size", "macs", "bitops", "latency")
 
     @property
     def first_factors(self) -> IntArray:
@@ -119,24 +128,55 @@ class CostModel:
 
         Returns:
             `size` (bytes of the file), `macs` (multiply-accumulates a sample), `bitops` (bit operations a
-            sample) and `memory` (bytes of activations at the peak, for one sample), each of shape (...).
+            sample), `latency` (nanoseconds of a batch; only where something was timed) and `memory` (bytes of
+            activations at the peak, for one sample), each of shape (...).
         """
         fan_in, out = self.widths(kept)
-        layers = layer_resources(
+        at = np.arange(len(self.positions))
+        layers = self.of_layers(at, fan_in, out, weight_bits, activation_bits, sparsity, rank)
+        totals = {name: amounts.sum(-1) + self.fixed(name, kept) for name, amounts in layers.items()}
+        totals["memory"] = self.memory(kept, activation_bits, rank)
+        return totals
+
+    def of_layers(
+        self,
+        at: IntArray,
+        fan_in: IntArray,
+        out: IntArray,
+        weight_bits: IntArray,
+        activation_bits: IntArray,
+        sparsity: FloatArray | float,
+        rank: IntArray | int = 0,
+    ) -> dict[str, IntArray]:
+        """The amounts of the additive resources that layers take. All arguments broadcast.
+
+        Args:
+            at: indices of the layers.
+            fan_in: weight columns.
+            out: weight rows.
+            weight_bits: bits of the weights.
+            activation_bits: bits of the layers' inputs.
+            sparsity: fraction of the weights removed inside the layers, in [0, 1).
+            rank: rank of the layers' two factors, 0 for layers as they are. Default: 0.
+
+        Returns:
+            Amounts by name, in the order of `additive`.
+        """
+        amounts = layer_resources(
             fan_in,
             out,
-            self.positions,
-            self.has_bias,
+            self.positions[at],
+            self.has_bias[at],
             weight_bits,
             activation_bits,
             sparsity,
             self.granularity,
             rank,
-            self.first_factors,
+            self.first_factors[at],
         )
-        totals = {name: amounts.sum(-1) + self.fixed(name, kept) for name, amounts in layers.items()}
-        totals["memory"] = self.memory(kept, activation_bits, rank)
-        return totals
+        if self.kernels is not None:
+            amounts["latency"] = self.kernels.of_layers(at, fan_in, out, weight_bits, activation_bits)
+        return amounts
 
     def fixed(self, name: str, kept: IntArray) -> IntArray | int:
         """The part of an additive resource that belongs to no layer.
@@ -144,15 +184,17 @@ class CostModel:
         Operators without weights have no label; they compute in 32 bits.
 
         Args:
-            name: `size`, `macs` or `bitops`.
+            name: `size`, `macs`, `bitops` or `latency`.
             kept: (..., G) channels left in every group.
 
         Returns:
-            (...) bytes of `size`; one number of `macs` or `bitops`.
+            (...) bytes of `size`; one number of the others.
         """
         if name == "size":
             fixed_bytes: IntArray = self.fixed_bytes + kept @ self.fixed_bytes_coef
             return fixed_bytes
+        if name == "latency" and self.kernels is not None:
+            return self.kernels.fixed
         return {"macs": self.fixed_macs, "bitops": self.fixed_macs * 32 * 32}[name]
 
     def handed_on(self, rank: IntArray | int) -> IntArray:

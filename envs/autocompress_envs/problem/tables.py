@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from autocompress_envs.problem.arrays import FloatArray, IntArray
-from autocompress_envs.problem.costs import layer_resources
 from autocompress_envs.problem.problem import Labeling, LayerNumbers, Problem
 
 RESOURCES: Mapping[str, str] = {
@@ -20,10 +19,11 @@ RESOURCES: Mapping[str, str] = {
     "macs": "multiply-accumulates",
     "bitops": "bit operations",
     "memory": "bytes of activations at the peak",
+    "latency": "nanoseconds of a batch",
 }
 """Units of the resources by name, in the order in which all arrays over resources have them."""
 
-ADDITIVE = ("size", "macs", "bitops")
+ADDITIVE = ("size", "macs", "bitops", "latency")
 """The resources that are sums over layers; peak memory is none."""
 
 
@@ -125,7 +125,12 @@ class Tables:
         kept[..., self._owned] = self.kept[self._owners, sparsity[..., self._owners]]
         return kept
 
-    def resources(self, labeling: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, int]:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the resources that are counted, in the order of `RESOURCES`; `latency` only where it was timed."""
+        return tuple(name for name in RESOURCES if name not in ADDITIVE or name in self.problem.costs.additive)
+
+    def resources(self, labeling: Labeling, names: Iterable[str] | None = None) -> dict[str, int]:
         """The amounts of the named resources that a labelling takes: `Problem.resources` in array operations.
 
         Args:
@@ -134,7 +139,7 @@ class Tables:
         """
         return {name: int(amount) for name, amount in self.amounts(labeling, names).items()}
 
-    def amounts(self, labelings: Labeling, names: Iterable[str] = tuple(RESOURCES)) -> dict[str, IntArray]:
+    def amounts(self, labelings: Labeling, names: Iterable[str] | None = None) -> dict[str, IntArray]:
         """The amounts of the named resources that many labellings take.
 
         Args:
@@ -144,21 +149,18 @@ class Tables:
         Returns:
             Amounts of shape (...) by resource.
         """
-        costs, rows, names = self.problem.costs, self._rows, set(names)
+        costs, rows, names = self.problem.costs, self._rows, set(self.names if names is None else names)
         kept = self.kept_channels(labelings.sparsity)
         activation_bits = self.activation_bits[rows, labelings.activation_bits]
         fan_in, out = costs.widths(kept)
-        layers = layer_resources(
+        layers = costs.of_layers(
+            rows,
             fan_in,
             out,
-            costs.positions,
-            costs.has_bias,
             self.weight_bits[rows, labelings.weight_bits],
             activation_bits,
             self.sparsities[rows, labelings.sparsity],
-            costs.granularity,
             rank := self.ranks[rows, labelings.weight_bits],
-            costs.first_factors,
         )
         totals = {name: layers[name].sum(-1) + costs.fixed(name, kept) for name in ADDITIVE if name in names}
         if "memory" in names:
@@ -174,20 +176,17 @@ class Tables:
             first: index of the first of these layers, 0 by default.
 
         Returns:
-            `size`, `macs` and `bitops`, each (..., L - first, O, B, A).
+            `size`, `macs`, `bitops` and, where it was timed, `latency`, each (..., L - first, O, B, A).
         """
-        costs, wide = self.problem.costs, (..., None, None, None)
-        amounts = layer_resources(
+        wide = (..., None, None, None)
+        amounts = self.problem.costs.of_layers(
+            self._rows[first:][wide],
             fan_in[wide],
             out[wide],
-            costs.positions[first:][wide],
-            costs.has_bias[first:][wide],
             self.weight_bits[first:, None, :, None],
             self.activation_bits[first:, None, None, :],
             self.own[first:, :, None, None],
-            costs.granularity,
             self.ranks[first:, None, :, None],
-            costs.first_factors[first:][wide],
         )
         shape = (*fan_in.shape, self.own.shape[1], self.weight_bits.shape[1], self.activation_bits.shape[1])
         return {name: np.broadcast_to(amount, shape) for name, amount in amounts.items()}

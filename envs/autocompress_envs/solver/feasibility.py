@@ -5,8 +5,8 @@ C_r(x) <= limit_r for every limited resource r? It is answered by the cheapest c
 
 - Every cost grows with every width. So whatever the bits are, the rest is cheapest with each undecided group
   at its fewest channels.
-- For fixed widths, `size`, `macs` and `bitops` are sums over layers, so each layer's cheapest bits can be
-  chosen alone. Peak memory is least with the fewest activation bits at every layer.
+- For fixed widths, `size`, `macs`, `bitops` and `latency` are sums over layers, so each layer's cheapest bits
+  can be chosen alone. Peak memory is least with the fewest activation bits at every layer.
 
 With one limit the answer is exact. With several, one layer's cheapest label may differ between resources:
 16-bit weights need no scales and 32-bit activations no ranges, which saves a few bytes. Then completions are
@@ -23,7 +23,7 @@ from itertools import chain, permutations
 
 import numpy as np
 
-from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling, layer_resources
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling
 from autocompress_envs.problem.tables import ADDITIVE, RESOURCES, Tables, is_within
 
 FAVOUR = 1e6  # weight of the favoured resource beside all others at 1
@@ -98,7 +98,7 @@ class Reach:
         """
         return {
             name: min(self.tables.resources(plan)[name] for plan in self._completions(labeling, decided, {name: 1}))
-            for name in RESOURCES
+            for name in self.tables.names
         }
 
     def allowed(self, labeling: Labeling, index: int) -> BoolArray:
@@ -142,17 +142,14 @@ class Reach:
         """(S,) amounts by resource of layers before `index` and of fixed bytes, for channels (S, G)."""
         costs, rows = self.tables.problem.costs, np.arange(index)
         fan_in, out = costs.widths(kept)
-        amounts = layer_resources(
+        amounts = costs.of_layers(
+            rows,
             fan_in[:, :index],
             out[:, :index],
-            costs.positions[:index],
-            costs.has_bias[:index],
             self.tables.weight_bits[rows, labeling.weight_bits[:index]],
             self.tables.activation_bits[rows, labeling.activation_bits[:index]],
             self.tables.sparsities[rows, labeling.sparsity[:index]],
-            costs.granularity,
             self.tables.ranks[rows, labeling.weight_bits[:index]],
-            costs.first_factors[:index],
         )
         return {name: amount.sum(-1) + costs.fixed(name, kept) for name, amount in amounts.items()}
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress_envs.problem import BoolArray, FloatArray, IntArray, layer_resources
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray
 from autocompress_envs.problem.tables import ADDITIVE, Tables, is_within
 from autocompress_envs.solver.dependencies import pair_widths
 from autocompress_envs.solver.lagrangian import Choice, Errors, Lagrangian, labeling_of
@@ -240,18 +240,7 @@ class Filler:
     ) -> FloatArray:
         """(K, ...) amounts of the limited additive resources; all arguments broadcast."""
         costs = self._tables.problem.costs
-        amounts = layer_resources(
-            fan_in,
-            out,
-            costs.positions[layer],
-            costs.has_bias[layer],
-            weight_bits,
-            activation_bits,
-            sparsity,
-            costs.granularity,
-            rank,
-            costs.first_factors[layer],
-        )
+        amounts = costs.of_layers(layer, fan_in, out, weight_bits, activation_bits, sparsity, rank)
         shape = np.broadcast_shapes(fan_in.shape, weight_bits.shape)
         stacked = [np.broadcast_to(amounts[name], shape) for name in self._additive]
         return np.array(stacked, dtype=np.float64).reshape(len(stacked), *shape)

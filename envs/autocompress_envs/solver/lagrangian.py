@@ -31,13 +31,14 @@ activation bits a.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from autocompress_envs.problem import BIAS_BYTES, RANGE_BYTES, SCALE_BYTES, FloatArray, IntArray, Labeling
-from autocompress_envs.problem.tables import ADDITIVE, Tables
+from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver.dependencies import colours, dependencies, pair_widths
+from autocompress_envs.solver.terms import LayerTerms, TimeTerms
 
 SWEEPS = 4  # most passes of the coordinate descent over all coupled sparsities
 PEAK_POWER = 8  # the peak is smoothed to this norm over moments, whose gradient says which tensors matter
@@ -80,7 +81,7 @@ class Multipliers:
     """Relative Lagrange multipliers w_r: what one unit of every resource contributes to the cost C(x).
 
     Attributes:
-        additive: weights by name of the resources that are sums over layers (`size`, `macs`, `bitops`).
+        additive: weights by name of the resources that are sums over layers (`size`, `macs`, `bitops`, `latency`).
         memory: weight of one byte of peak memory; 0 where memory has no limit.
     """
 
@@ -102,37 +103,6 @@ class WeightedCosts:
     multipliers: Multipliers
     layers: FloatArray
     owners: FloatArray
-
-
-@dataclass(frozen=True)
-class LinearTerms:
-    """The cost of a layer: per_weight * fan_in * out + per_column * fan_in + per_row * out + per_layer.
-
-    Attributes:
-        per_weight: (B*A, L) cost of one weight; 0 where the rank is low.
-        per_column: (B*A, L) cost of one column of weights; 0 but where the rank is low.
-        per_row: (B*A, L) cost of one row of weights.
-        per_layer: (B*A, L) cost of the layer whatever its widths are.
-    """
-
-    per_weight: FloatArray
-    per_column: FloatArray
-    per_row: FloatArray
-    per_layer: FloatArray
-
-    def of(self, layers: IntArray) -> LinearTerms:
-        """The terms of n layers, each (B*A, n)."""
-        return LinearTerms(*(getattr(self, term.name)[:, layers] for term in fields(self)))
-
-    def by_option(self) -> LinearTerms:
-        """The same terms as (B*A, n, 1), for widths of shape (n, S)."""
-        return LinearTerms(*(getattr(self, term.name)[..., None] for term in fields(self)))
-
-    def cost(self, fan_in: IntArray, out: IntArray) -> FloatArray:
-        """(B*A, *widths) costs of the layers, for widths that broadcast with the terms' last axes."""
-        of_columns = self.per_weight * out + self.per_column
-        cost: FloatArray = of_columns * fan_in + self.per_row * out + self.per_layer
-        return cost
 
 
 def labeling_of(tables: Tables, choice: Choice) -> Labeling:
@@ -252,14 +222,14 @@ class Lagrangian:
         bits = np.empty_like(sparsity)
         if self._moves:
             sparsity[self._coupled_deciders] = start.sparsity[self._coupled_deciders]
-            terms = self._linear_terms(costs.multipliers, multiplier, by_bits)
+            terms = self._layer_terms(costs.multipliers, multiplier, by_bits)
             sparsity = self._descend(errors.table, by_owner, terms, sparsity)
             bits[self.coupled] = self._coupled_bits(errors.table, terms, sparsity)
         at_anchor = by_layer[:, self._single, sparsity[self._anchor[self._single]]]
         bits[self._single] = at_anchor.argmin(0)
         return Choice(sparsity, bits)
 
-    def _descend(self, table: FloatArray, by_owner: FloatArray, terms: LinearTerms, sparsity: IntArray) -> IntArray:
+    def _descend(self, table: FloatArray, by_owner: FloatArray, terms: LayerTerms, sparsity: IntArray) -> IntArray:
         """(L,) sparsities, the coupled ones improved by coordinate descent.
 
         One move sets the sparsity of a decider d to the s that minimises
@@ -293,7 +263,7 @@ class Lagrangian:
                 break
         return sparsity
 
-    def _coupled_bits(self, table: FloatArray, terms: LinearTerms, sparsity: IntArray) -> IntArray:
+    def _coupled_bits(self, table: FloatArray, terms: LayerTerms, sparsity: IntArray) -> IntArray:
         """(n,) best flat bits of the n coupled layers, for the sparsities (L,) of all layers."""
         layers = self.coupled
         fan_in, out = self.tables.problem.costs.widths(self.tables.kept_channels(sparsity))  # (L,)
@@ -302,8 +272,8 @@ class Lagrangian:
         bits: IntArray = values.argmin(0)
         return bits
 
-    def _linear_terms(self, multipliers: Multipliers, multiplier: float, by_bits: FloatArray) -> LinearTerms:
-        """The costs of all layers, times the common multiplier, as linear functions of their widths.
+    def _layer_terms(self, multipliers: Multipliers, multiplier: float, by_bits: FloatArray) -> LayerTerms:
+        """The costs of all layers, times the common multiplier, as functions of their widths.
 
         With n = fan_in * out weights, b weight bits and a activation bits, a layer has
 
@@ -312,26 +282,32 @@ class Lagrangian:
             bitops = n positions b a
 
         Of a low rank r there are r fan_in weights in each first factor, with r scales, and r out in the second one,
-        which reads 32 bits.
+        which reads 32 bits. Time is what `KernelCosts` says.
 
         Args:
             multipliers: relative multipliers of the resources.
             multiplier: common multiplier.
             by_bits: (B*A, L) weighted memory costs by the layer's bits.
         """
-        size, macs, bitops = (multiplier * multipliers.additive.get(name, 0.0) for name in ADDITIVE)
+        additive = {name: multiplier * weight for name, weight in multipliers.additive.items()}
+        size, macs, bitops = (additive.get(name, 0.0) for name in ("size", "macs", "bitops"))
         has_bias = self.tables.problem.costs.has_bias
         members, is_low = self.tables.problem.costs.first_factors, self.ranks > 0
         per_weight = size * self.bits / 8 + self._positions * (macs + bitops * self.bits * self.activations)
         of_second = size * self.bits / 8 + self._positions * (macs + bitops * self.bits * 32)
         per_scale = size * SCALE_BYTES * (self.bits < 16)
-        return LinearTerms(
+        kernels, latency = self.tables.problem.costs.kernels, additive.get("latency", 0.0)
+        time = None
+        if kernels is not None and latency:
+            time = TimeTerms(kernels, latency, np.arange(self.tables.layer_count), self.bits, self.activations)
+        return LayerTerms(
             per_weight=np.where(is_low, 0.0, per_weight),
             per_column=self.ranks * members * per_weight,
             per_row=per_scale + size * BIAS_BYTES * has_bias + self.ranks * of_second,
             per_layer=size * RANGE_BYTES * (self.activations < 32)
             + self.ranks * members * per_scale
             + multiplier * by_bits,
+            time=time,
         )
 
     def _memory_costs(self, weight: float, at: Choice) -> tuple[FloatArray, FloatArray]:

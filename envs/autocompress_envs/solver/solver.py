@@ -74,7 +74,7 @@ class Solver:
 
     Args:
         problem: the layers' menus and the cost model.
-        limits: absolute upper bounds by resource (`size`, `macs`, `bitops`, `memory`), at least one.
+        limits: absolute upper bounds by resource (`size`, `macs`, `bitops`, `memory`, `latency`), at least one.
 
     Attributes:
         problem: the problem that was given.
@@ -84,13 +84,16 @@ class Solver:
         lagrangian: solver of the relaxed problem.
 
     Raises:
-        ValueError: `limits` is empty, names an unknown resource or holds no positive whole number.
+        ValueError: `limits` is empty, names an unknown resource or one that is not counted, or holds no positive whole
+            number.
         InfeasibleBudgetError: no labelling meets the limits.
     """
 
     def __init__(self, problem: Problem, limits: Mapping[str, int]) -> None:
         self.problem = problem
         self.limits = checked_limits(limits)
+        if "latency" in self.limits and problem.costs.kernels is None:
+            raise ValueError("`limits` of latency need a cost model with `kernels`, got one without.")
         self.tables = Tables(problem)
         self.reach = Reach(self.tables, self.limits)
         self.lagrangian = Lagrangian(self.tables)

@@ -1,0 +1,122 @@
+"""Time as a resource: hand-computed kernels, and the solver beside brute force where kernels have steps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from autocompress_envs.actions import DiscreteActions
+from autocompress_envs.problem import KernelCosts, Labeling, Problem
+from autocompress_envs.problem.tables import Tables
+from autocompress_envs.solver import InfeasibleBudgetError, Solver
+from autocompress_envs.testing import additive_error, all_errors, all_labelings, random_problem, toy_problem
+
+KINDS = ["chain", "residual", "concat", "depthwise"]
+
+
+def kernels_of(count: int, rng: np.random.Generator | None = None) -> KernelCosts:
+    """Two kernels for 8-bit inputs: a fast one that wants even columns and two rows or more, else one twice as slow."""
+    shape = (2, count)
+    each = np.ones(shape) if rng is None else rng.uniform(0.5, 2.0, shape)
+    slow = np.array([[1.0], [2.0]])
+    return KernelCosts(
+        kernel=np.zeros((33, 33), dtype=np.int64),
+        instead=np.array([1, 1]),
+        column_step=np.array([[2], [1]]).repeat(count, 1),
+        row_step=np.ones(shape, dtype=np.int64),
+        least_rows=np.array([[2], [1]]).repeat(count, 1),
+        per_layer=10 * each * slow,
+        per_column=1 * each * slow,
+        per_row=2 * each * slow,
+        per_weight=0.5 * each * slow,
+        fixed=7,
+    )
+
+
+def with_kernels(problem: Problem, rng: np.random.Generator | None = None) -> Problem:
+    return replace(problem, costs=replace(problem.costs, kernels=kernels_of(len(problem.layers), rng)))
+
+
+def test_time_by_hand() -> None:
+    """4 columns, 3 rows: 10 + 4 + 6 + 6. An odd column: twice 10 + 5 + 6 + 7.5. A single row: twice 10 + 4 + 2 + 2."""
+    kernels = kernels_of(1)
+    at, eight = np.array(0), np.array(8)
+    times = [
+        int(kernels.of_layers(at, *map(np.array, widths), eight, eight))
+        for widths in ((4, 3), (5, 3), (4, 1), (0, 3), (4, 0))
+    ]
+    assert times == [26, 57, 36, 0, 0]
+
+
+def test_a_network_without_kernels_has_no_latency() -> None:
+    problem, _ = toy_problem()
+    none = np.zeros(3, dtype=np.int64)
+    assert "latency" not in problem.resources(Labeling(none, none, none))
+    assert "latency" not in Tables(problem).resources(Labeling(none, none, none))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tables_count_what_the_problem_counts(kind: str) -> None:
+    rng = np.random.default_rng(3)
+    problem = with_kernels(random_problem(rng, 4, kind), rng)
+    tables = Tables(problem)
+    every = all_labelings(problem)
+    for index in rng.integers(len(every.sparsity), size=20):
+        labeling = Labeling(every.sparsity[index], every.weight_bits[index], every.activation_bits[index])
+        assert tables.resources(labeling) == problem.resources(labeling)
+        by_layer = sum(
+            int(tables.problem.costs.kernels.of_layers(np.array(layer), fan_in, out, np.array(8), np.array(8)))
+            for layer, (fan_in, out) in enumerate(zip(*problem.costs.widths(problem.kept(labeling)), strict=True))
+        )
+        assert problem.resources(labeling)["latency"] == by_layer + 7  # both kernels take any bits
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_solver_meets_limits_of_time_and_comes_close_to_the_best(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    excess = []
+    for _ in range(6):
+        problem = with_kernels(random_problem(rng, 4, kind), rng)
+        if np.prod(Tables(problem).counts) > 40_000:
+            continue
+        every = all_labelings(problem)
+        latency, errors = Tables(problem).amounts(every, ["latency"])["latency"], all_errors(problem, every)
+        limit = int(np.quantile(latency, rng.uniform(0.05, 0.6)))
+        best = errors[latency <= limit].min()
+        try:
+            found = Solver(problem, {"latency": limit}).solve()
+        except InfeasibleBudgetError:
+            continue
+        assert problem.resources(found)["latency"] <= limit
+        excess.append((additive_error(problem, found) - best) / max(errors.max() - errors.min(), 1e-12))
+    assert len(excess) >= 3
+    assert float(np.median(excess)) <= 0.05
+
+
+def test_every_masked_episode_meets_the_limit_of_time() -> None:
+    rng = np.random.default_rng(1)
+    for kind in KINDS:
+        problem = with_kernels(random_problem(rng, 5, kind), rng)
+        none = np.zeros(len(problem.layers), dtype=np.int64)
+        least = Solver(problem, {"latency": 10**9}).reach.smallest(Labeling(none, none, none), 0)["latency"]
+        most = problem.resources(Labeling(none, none, none))["latency"]
+        solver = Solver(problem, {"latency": max(least, (least + most) // 2)})
+        actions = DiscreteActions(solver)
+        for _ in range(5):
+            actions.start()
+            for index in range(len(problem.layers)):
+                actions.apply(index, rng.choice(np.flatnonzero(actions.mask(index))))
+            assert problem.resources(actions.finish())["latency"] <= solver.limits["latency"]
+
+
+def test_limits_below_the_fastest_plan_name_it() -> None:
+    problem = with_kernels(toy_problem()[0])
+    fastest = int(Tables(problem).amounts(all_labelings(problem), ["latency"])["latency"].min())
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        Solver(problem, {"latency": fastest - 1})
+    assert str(caught.value) == (
+        f"`latency` budget must be at least {fastest:,} nanoseconds of a batch (the smallest plan of this network), "
+        f"got {fastest - 1:,}; raise it or allow fewer bits or more sparsity."
+    )
