@@ -25,6 +25,7 @@ def outcome(kl: float = 0.0999, accuracy: float = 0.8) -> Outcome:
         ("amc_flops", -0.2 * 6.907755278982137),  # ln 1,000
         ("haq", -1.0),  # 0.1 x (80 - 90)
         ("galen", 0.8 - 3 * (0.25 + 0.1)),  # |1,000 / 800 - 1| + |90 / 100 - 1|
+        ("balanced", 0.8 - 0.2 * (0.5 + 0.225) / 2),  # 1,000 / 2,000 and 90 / 400 of the original
     ],
 )
 def test_values(name: str, value: float) -> None:
@@ -32,7 +33,7 @@ def test_values(name: str, value: float) -> None:
 
 
 def test_every_reward_is_tested() -> None:
-    assert sorted(REWARDS) == ["accuracy", "amc_error", "amc_flops", "galen", "haq", "kl"]
+    assert sorted(REWARDS) == ["accuracy", "amc_error", "amc_flops", "balanced", "galen", "haq", "kl"]
 
 
 def test_perfect_plan_earns_four() -> None:
@@ -56,6 +57,11 @@ def test_missing_accuracy_is_an_error(name: str) -> None:
 
 def test_kl_needs_no_accuracy() -> None:
     assert compute("kl", outcome(accuracy=math.nan), CONTEXT) == pytest.approx(1.0)
+
+
+def test_balanced_takes_the_divergence_for_the_accuracy_where_there_are_no_labels() -> None:
+    found = compute("balanced", outcome(kl=0.5, accuracy=math.nan), CONTEXT)
+    assert found == pytest.approx(math.exp(-0.5) - 0.2 * (0.5 + 0.225) / 2)
 
 
 def test_haq_needs_the_original_accuracy() -> None:
