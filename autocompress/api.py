@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from autocompress.evaluation import DTYPES
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution
 from autocompress.files import write_atomically
-from autocompress.job.finish import execute_and_finish, write_outcome
-from autocompress.job.finished_run import export, finetune, verify
+from autocompress.job import finished_run
+from autocompress.job.explained import explained
+from autocompress.job.finish import execute_and_finish, json_text, write_outcome
+from autocompress.job.finished_run import export, verify
 from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.measure_plan import measure_plan
@@ -30,6 +33,7 @@ from autocompress.job.options import (
     search_request,
 )
 from autocompress.job.prepare import (
+    Job,
     build_evaluator,
     feasible_limits,
     limits_to_check,
@@ -45,11 +49,13 @@ from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.report.measured import measured_page
+from autocompress.report.run_page import write_report
 from autocompress.run.folder import RunFolder, begin
 from autocompress.run.journal import journal_header
-from autocompress.run.names import CHECKPOINT, PLAN
+from autocompress.run.names import CHECKPOINT, LAYERS, PLAN
 from autocompress.run.opening import opened
 from autocompress.version import versions
+from autocompress_envs.problem import Labeling
 
 __all__ = ["apply", "evaluate", "export", "finetune", "inspect", "search", "verify"]
 
@@ -112,7 +118,7 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
             evaluations=found.evaluations,
             stopped_because=found.stopped_because,
         )
-        write_outcome(path, result_data(result))
+        _write_ending(path, job, found.labeling, limits, asked, result_data(result))
     return result
 
 
@@ -210,8 +216,24 @@ def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finis
     with RunFolder(path, config, versions(), {}) as folder:
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         finished = execute_and_finish(job, labeling, limits, _execution(config, tuning, dtype, path), path, watcher)
-        write_outcome(path, finished_data(finished))
+        _write_ending(path, job, labeling, limits, asked, finished_data(finished))
     return finished
+
+
+def _write_ending(
+    path: Path, job: Job, labeling: Labeling, limits: Mapping[str, int], asked: Request, outcome: Mapping[str, Any]
+) -> None:
+    """The files that say how a run ended: layers.json, outcome.json, and report.html, which shows both."""
+    searched = isinstance(asked, SearchRequest)
+    policy = asked.policy if isinstance(asked, SearchRequest) else None
+    write_atomically(path / LAYERS, json_text(explained(job, labeling, limits, policy, searched=searched)))
+    made_by = {
+        "command": "search" if searched else "apply",
+        "model_in_memory": not isinstance(asked.model, str),
+        "data_in_memory": asked.data is not None,
+    }
+    write_outcome(path, {**outcome, "made_by": made_by}, asked.config.device)
+    write_report(path)
 
 
 def _fine_tuning(asked: Request, data: Data) -> FineTuning | None:

@@ -103,7 +103,7 @@ def _finetune(
         tuned = _distilled(compressed, job, labeling, tuning, config, path, watcher)
     executed = Executed(tuned.compressed, bool(before.get("recalibrated")), tuned)
     finished = finish(job, executed, labeling, _limits_of(before), path, watcher)
-    write_outcome(path, {**before, **finished_data(finished)})
+    write_outcome(path, {**before, **finished_data(finished)}, config.device)
     _remove_stale(path, job.target.file_name, watcher)
     return finished
 
