@@ -24,7 +24,7 @@ FLOORS = [
     {"network", "models"},
     {"data", "run", "tasks"},
     {"config"},
-    {"plan", "cache", "checked_tensors"},
+    {"plan", "cache", "checked_tensors", "machine"},
     {"budget", "registry", "files", "borrowed", "memory", "onnx_runtime", "progress", "samples"},
     {"errors", "version"},
     {"autocompress_envs"},

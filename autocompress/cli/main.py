@@ -18,6 +18,7 @@ import typer
 from autocompress.cli.cache import cache_app
 from autocompress.cli.compare import compare
 from autocompress.cli.policy import policy_app
+from autocompress.cli.report import report
 from autocompress.cli.shell import Format, Quiet, Trust, emit, reported, watching_progress
 from autocompress.cli.train_policy import train_policy
 from autocompress.config import (
@@ -368,6 +369,7 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 
 app.command()(compare)
+app.command()(report)
 app.add_typer(policy_app, name="policy")
 app.add_typer(cache_app, name="cache")
 app.command(name="train-policy")(train_policy)

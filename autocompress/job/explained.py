@@ -1,4 +1,4 @@
-"""What a plan gives every layer, what it is expected to cost there, and what other plans had: `layers.json` of a run."""
+"""`layers.json` of a run: what its plan gives every layer, what that is expected to cost, and what other plans had."""
 
 from __future__ import annotations
 

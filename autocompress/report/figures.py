@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from autocompress.report.run_numbers import LayerRow, SearchStory, nats
 
@@ -112,7 +113,7 @@ def _range(story: SearchStory) -> tuple[float, float]:
 def _steps(places: Sequence[tuple[float, float]]) -> str:
     """A line that is level until the next place, then goes straight there."""
     found = [f"{places[0][0]:.2f},{places[0][1]:.2f}"]
-    for (_, before), (across, now) in zip(places, places[1:], strict=False):
+    for (_, before), (across, now) in pairwise(places):
         found += [f"{across:.2f},{before:.2f}", f"{across:.2f},{now:.2f}"]
     return " ".join(found)
 

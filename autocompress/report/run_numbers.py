@@ -22,8 +22,7 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[Row]:
     if is_known(compressed.get("accuracy")):
         rows.append(_share("top-1 accuracy", original.get("accuracy"), compressed["accuracy"], samples))
     for name, both in (outcome.get("metrics") or {}).items():
-        title = METRICS[name].title if name in METRICS else name
-        rows.append(_row(title, "quality", (both["original"], both["compressed"]), lambda v, name=name: _metric(name, v)))
+        rows.append(_metric_row(name, (both["original"], both["compressed"])))
     rows.append(
         _row("KL divergence from the original, nats", "quality", (original["kl"], compressed["kl"]), "{:.4f}".format)
     )
@@ -67,8 +66,11 @@ def _times(runtime: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def _metric(name: str, value: float) -> str:
-    return METRICS[name].text(value) if name in METRICS else f"{value:.4f}"
+def _metric_row(name: str, values: tuple[Any, Any]) -> Row:
+    """A task's metric; one from outside goes by its own name, with four digits."""
+    if name in METRICS:
+        return _row(METRICS[name].title, "quality", values, METRICS[name].text)
+    return _row(name, "quality", values, "{:.4f}".format)
 
 
 def percent(value: float | None) -> str:
@@ -226,7 +228,8 @@ def costliest(rows: Sequence[LayerRow]) -> str:
         if by_pruning
         else f"mostly from rounding its weights to {label['weight_bits']} bits"
     )
-    text = f"{worst.facts['name']} is expected to cost most: {nats(worst.loss)} of {nats(total)} nats ({share}), {cause}."
+    name, amount = worst.facts["name"], f"{nats(worst.loss)} of {nats(total)} nats ({share})"
+    text = f"{name} is expected to cost most: {amount}, {cause}."
     better = next((each for each in worst.facts["by_weight_bits"] if each["weight_bits"] > label["weight_bits"]), None)
     if by_pruning or better is None:
         return text

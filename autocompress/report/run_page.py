@@ -20,18 +20,19 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(run: str | Path) -> Path:
-    """Write report.html into the folder of a finished run, in place of one that is there.
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a finished run, in place of one that is there.
 
     Args:
         run: folder of the run.
+        out: the file. Default: report.html in the folder.
 
     Raises:
         InputError: the folder holds no finished run, or a file in it is damaged.
         WriteError: the file can't be written.
     """
     record = read_run(run)
-    path = record.folder / REPORT
+    path = record.folder / REPORT if out is None else Path(out)
     write_atomically(path, run_page(record))
     return path
 
@@ -147,8 +148,10 @@ def _side_by_side(views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _render(template: str, **values: Any) -> str:
-    return _environment().get_template(template).render(
-        style=(TEMPLATES / "page.css").read_text(), script=(TEMPLATES / "page.js").read_text(), **values
+    return (
+        _environment()
+        .get_template(template)
+        .render(style=(TEMPLATES / "page.css").read_text(), script=(TEMPLATES / "page.js").read_text(), **values)
     )
 
 

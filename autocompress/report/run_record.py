@@ -17,6 +17,10 @@ from autocompress.run.journal import Entry, read_journal
 from autocompress.run.names import CONFIG, JOURNAL, LAYERS, OUTCOME, PLAN
 
 _NEEDED = (CONFIG, PLAN, OUTCOME)
+_LAYER_FIELDS = {
+    "name", "kind", "weight_shape", "parameters", "writes_group", "tied_to", "fixed_reason", "label", "bytes", "macs",
+    "weights_left", "expected_loss", "by_weight_bits", "other_plans",
+}  # fmt: skip
 _NOT_TOLD = {"model", "plan", "device", *names_of(OutputOptions), *names_of(RunOptions)}
 
 
@@ -102,8 +106,13 @@ def _check(record: RunRecord) -> None:
         part = outcome.get(name)
         if not isinstance(part, dict) or not isinstance(part.get("resources"), dict):
             raise InputError(f"`{name}` of {record.folder / OUTCOME} must hold resources, got {type(part).__name__}.")
+    layers = record.folder / LAYERS
+    if not isinstance(record.layers, list) or not all(isinstance(layer, dict) for layer in record.layers):
+        raise InputError(f"{layers} must be as it was written, got a damaged file; make the run again.")
     if record.layers and [layer.get("name") for layer in record.layers] != list(record.plan.labels):
-        raise InputError(f"{record.folder / LAYERS} must have the layers of {PLAN}, got others; make the run again.")
+        raise InputError(f"{layers} must have the layers of {PLAN}, got others; make the run again.")
+    if not all(_LAYER_FIELDS.issubset(layer) for layer in record.layers):
+        raise InputError(f"{layers} must be as it was written, got a damaged file; make the run again.")
 
 
 def _shell_line(command: str, model: str, options: Mapping[str, Any]) -> str:
