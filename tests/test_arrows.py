@@ -12,6 +12,7 @@ PACKAGES = {"autocompress": ROOT / "autocompress", "autocompress_envs": ROOT / "
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"doctor", "mcp"},
     {"autocompress"},  # the package itself, which names what its users call
     {"api", "extensions", "testing"},
     {"comparison", "policy_training"},

@@ -18,7 +18,8 @@ PROBE = """
 const found = { tables: [], detail: "", kin: [], hidden: 0, focus: "" };
 for (const table of document.querySelectorAll("table.sortable")) {
   const columns = [...table.tHead.rows[0].cells].map((heading, column) => {
-    const read = () => [...table.tBodies[0].rows].map((row) => row.cells[column].dataset.value ?? row.cells[column].textContent);
+    const text = (cell) => cell.dataset.value ?? cell.textContent;
+    const read = () => [...table.tBodies[0].rows].map((row) => text(row.cells[column]));
     const states = [read()];
     for (let click = 0; click < 3; click++) {
       heading.querySelector("button").click();
