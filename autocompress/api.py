@@ -52,6 +52,7 @@ from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.report.measured import measured_page
+from autocompress.report.model_card import write_card
 from autocompress.report.run_page import write_comparison, write_report
 from autocompress.run.folder import RunFolder, begin
 from autocompress.run.journal import journal_header
@@ -252,6 +253,7 @@ def finetune(
     """
     finished = _finetune(run, model, data, train=train, trust=trust, progress=progress, **options)
     write_report(run)
+    write_card(run)
     return finished
 
 
@@ -288,6 +290,7 @@ def _write_ending(
     }
     write_outcome(path, {**outcome, "made_by": made_by}, asked.config.device)
     write_report(path)
+    write_card(path)
 
 
 def _fine_tuning(asked: Request, data: Data) -> FineTuning | None:

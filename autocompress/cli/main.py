@@ -19,6 +19,7 @@ from autocompress.cli.cache import cache_app
 from autocompress.cli.compare import compare
 from autocompress.cli.doctor import doctor
 from autocompress.cli.mcp import mcp
+from autocompress.cli.pack import pack, unpack_
 from autocompress.cli.policy import policy_app
 from autocompress.cli.report import report
 from autocompress.cli.shell import Format, Quiet, Trust, emit, reported, watching_progress
@@ -391,6 +392,8 @@ app.command()(compare)
 app.command()(report)
 app.command()(doctor)
 app.command()(mcp)
+app.command()(pack)
+app.command(name="unpack")(unpack_)
 app.add_typer(policy_app, name="policy")
 app.add_typer(cache_app, name="cache")
 app.command(name="train-policy")(train_policy)

@@ -161,6 +161,8 @@ def test_json_result(run):
     assert result["evaluations"] == 3
     saved = json.loads((folder / "outcome.json").read_text())
     assert set(saved.pop("versions")) == {"autocompress", "python", "torch"}
+    assert set(saved.pop("machine")) == {"system", "processor", "cores", "threads", "memory_bytes", "device"}
+    assert saved.pop("made_by") == {"command": "search", "model_in_memory": False, "data_in_memory": False}
     assert saved == result
 
 
