@@ -120,7 +120,7 @@ def _manifest(archive: zipfile.ZipFile, file: Path, kind: str) -> Mapping[str, M
     listed = [entry.filename for entry in archive.infolist()]
     if MANIFEST not in listed or len(listed) > _MOST_FILES + 1 or len(set(listed)) != len(listed):
         raise InputError(f"`file` must be a file that pack has written, got {file}, which has no such list of files.")
-    if any(entry.compress_type not in _METHODS for entry in archive.infolist()):
+    if any(entry.compress_type not in _METHODS or entry.header_offset < 0 for entry in archive.infolist()):
         raise InputError(f"`file` must be a file that pack has written, got {file}, which is compressed otherwise.")
     with archive.open(MANIFEST) as source:
         content = source.read(_MOST_MANIFEST + 1)
