@@ -21,10 +21,11 @@ check: $(READY)  ## Everything that has to hold before a commit.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(PYTEST)
 
 docs: $(READY)  ## The documentation site, into build/site; a warning is an error.
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 wheel: $(READY)  ## The wheel and the source archive, into dist/, built and checked.
 	rm -rf dist

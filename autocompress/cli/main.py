@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Compress a trained neural network to a hard budget: a search chooses the sparsity and the bit-widths of "
     "every layer.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

@@ -356,3 +356,14 @@ def test_a_broken_installation_fails_the_self_test(monkeypatch, tmp_path):
     done = invoke("doctor")
     assert done.exit_code == 1
     assert done.stderr.endswith("autocompress: the self-test failed: ImportError: libonnxruntime is missing\n")
+
+
+def test_the_shell_completes_commands_and_options():
+    def completed(words, place):
+        variables = {"_AUTOCOMPRESS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        command = [sys.executable, "-c", "from autocompress.cli.main import app; app(prog_name='autocompress')"]
+        done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert completed("autocompress rep", 1) == ["report"]
+    assert completed("autocompress search --bud", 2) == ["--budget"]
