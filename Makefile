@@ -6,7 +6,7 @@ TESTS ?=
 # One process a core; the tests of a file share what they build, so they stay together.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs wheel clean
 
 # The tests' networks are tiny: a second thread only waits for the first, the longer the busier the machine.
 test check: export OMP_NUM_THREADS ?= 1
@@ -21,7 +21,16 @@ check: $(READY)  ## Everything that has to hold before a commit.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(PYTEST)
+
+docs: $(READY)  ## The documentation site, into build/site; a warning is an error.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+wheel: $(READY)  ## The wheel and the source archive, into dist/, built and checked.
+	rm -rf dist
+	$(BIN)/hatchling build
+	$(BIN)/python -m pytest tests/test_wheel.py
 
 clean:  ## Remove the environment, caches and the demo's run.
 	rm -rf $(VENV) runs/demo build dist .mypy_cache .pytest_cache .ruff_cache

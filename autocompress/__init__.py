@@ -42,6 +42,7 @@ _HOMES = {
     "list_targets": "autocompress.extensions",
     "list_tasks": "autocompress.extensions",
     "load": "autocompress.targets.loading",
+    "measure_layers": "autocompress.api",
     "register_agent": "autocompress.extensions",
     "register_criterion": "autocompress.extensions",
     "register_data": "autocompress.extensions",
@@ -51,12 +52,13 @@ _HOMES = {
     "register_searcher": "autocompress.extensions",
     "register_target": "autocompress.extensions",
     "register_task": "autocompress.extensions",
+    "report": "autocompress.api",
     "search": "autocompress.api",
     "verify": "autocompress.api",
 }
 
 if TYPE_CHECKING:
-    from autocompress.api import apply, evaluate, export, finetune, inspect, search, verify
+    from autocompress.api import apply, evaluate, export, finetune, inspect, measure_layers, report, search, verify
     from autocompress.budget import Budget
     from autocompress.comparison.run import Comparison, compare
     from autocompress.errors import InputError
@@ -116,6 +118,7 @@ __all__ = [
     "list_targets",
     "list_tasks",
     "load",
+    "measure_layers",
     "register_agent",
     "register_criterion",
     "register_data",
@@ -125,6 +128,7 @@ __all__ = [
     "register_searcher",
     "register_target",
     "register_task",
+    "report",
     "search",
     "verify",
 ]

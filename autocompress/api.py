@@ -14,15 +14,19 @@ from autocompress.data import Data
 from autocompress.errors import InputError
 from autocompress.evaluation import DTYPES
 from autocompress.execute.finetune import FineTuning
+from autocompress.execute.own_training import Train
 from autocompress.execute.pipeline import Execution
 from autocompress.files import write_atomically
-from autocompress.job.finish import execute_and_finish, write_outcome
-from autocompress.job.finished_run import export, finetune, verify
+from autocompress.job.explained import explained
+from autocompress.job.finish import execute_and_finish, json_text, write_outcome
+from autocompress.job.finished_run import export, verify
+from autocompress.job.finished_run import finetune as _finetune
 from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.kernel_times import timed
 from autocompress.job.load import check_labels, load, load_splits
 from autocompress.job.measure_plan import measure_plan
 from autocompress.job.measured_labels import measured_labels
+from autocompress.job.measured_layers import measure_layers
 from autocompress.job.options import (
     DataLike,
     ModelLike,
@@ -51,14 +55,16 @@ from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.report.measured import measured_page
+from autocompress.report.model_card import write_card
+from autocompress.report.run_page import write_comparison, write_report
 from autocompress.run.folder import RunFolder, begin
 from autocompress.run.journal import journal_header
-from autocompress.run.names import CHECKPOINT, PLAN
+from autocompress.run.names import CHECKPOINT, LAYERS, PLAN, REPORT
 from autocompress.run.opening import opened
 from autocompress.version import versions
 from autocompress_envs.problem import Labeling
 
-__all__ = ["apply", "evaluate", "export", "finetune", "inspect", "search", "verify"]
+__all__ = ["apply", "evaluate", "export", "finetune", "inspect", "measure_layers", "report", "search", "verify"]
 
 
 def search(
@@ -126,7 +132,7 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
             evaluations=found.evaluations,
             stopped_because=found.stopped_because,
         )
-        write_outcome(path, result_data(result))
+        _write_ending(path, job, found.labeling, limits, asked, result_data(result))
     return result
 
 
@@ -253,8 +259,77 @@ def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finis
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         execution = _execution(config, tuning, dtype, path)
         finished = execute_and_finish(job, labeling, limits, execution, path, watcher, asked.time)
-        write_outcome(path, finished_data(finished))
+        _write_ending(path, job, labeling, limits, asked, finished_data(finished))
     return finished
+
+
+def finetune(
+    run: str | Path,
+    model: ModelLike | None = None,
+    data: DataLike | None = None,
+    *,
+    train: Train | None = None,
+    trust: bool = False,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Finished:
+    """Fine-tune a run's network further, export and verify it anew.
+
+    Args:
+        run: folder of a finished run; its files are replaced when everything has gone well.
+        model: original network, where the run was made with a module and not a spec string.
+        data: data of the run, where the run was made with tensors and not a spec string.
+        train: function that trains in the place of ours: from (network, original, data) to the trained network, or None
+            where it trained in place; see `autocompress.execute.own_training`. Default: distillation from the original.
+        trust: whether functions of somebody's own that the folder names may run; see `autocompress.job.trust`.
+            Default: only those that you named in making the run, or name anew.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options that differ from the run's; `finetune` is the number of epochs.
+
+    Raises:
+        InputError: the folder holds no finished run, another process writes there, or an option breaks a rule.
+        WriteError: the folder can't be written; the run is as it was.
+    """
+    finished = _finetune(run, model, data, train=train, trust=trust, progress=progress, **options)
+    write_report(run)
+    write_card(run)
+    return finished
+
+
+def report(*runs: str | Path, out: str | Path | None = None) -> Path:
+    """Write the page of a finished run, or of several side by side: one HTML file that needs no network.
+
+    Args:
+        runs: folders of finished runs.
+        out: the file. Default: report.html in the run's folder; of several runs, in the current folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: no folder, one that holds no finished run, or one with a damaged file.
+        WriteError: the file can't be written.
+    """
+    if not runs:
+        raise InputError("`runs` must be at least one folder of a finished run, got none.")
+    return write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or REPORT)
+
+
+def _write_ending(
+    path: Path, job: Job, labeling: Labeling, limits: Mapping[str, int], asked: Request, outcome: Mapping[str, Any]
+) -> None:
+    """The files that say how a run ended: layers.json, outcome.json, and report.html, which shows both."""
+    searched = isinstance(asked, SearchRequest)
+    policy = asked.policy if isinstance(asked, SearchRequest) else None
+    write_atomically(path / LAYERS, json_text(explained(job, labeling, limits, policy, searched=searched)))
+    made_by = {
+        "command": "search" if searched else "apply",
+        "model_in_memory": not isinstance(asked.model, str),
+        "data_in_memory": asked.data is not None,
+    }
+    write_outcome(path, {**outcome, "made_by": made_by}, asked.config.device)
+    write_report(path)
+    write_card(path)
 
 
 def _fine_tuning(asked: Request, data: Data) -> FineTuning | None:

@@ -12,6 +12,7 @@ PACKAGES = {"autocompress": ROOT / "autocompress", "autocompress_envs": ROOT / "
 FLOORS = [
     {"__main__"},
     {"cli"},
+    {"doctor", "mcp"},
     {"autocompress"},  # the package itself, which names what its users call
     {"api", "extensions", "testing"},
     {"comparison", "policy_training"},
@@ -24,7 +25,7 @@ FLOORS = [
     {"network", "models"},
     {"data", "run", "tasks"},
     {"config"},
-    {"plan", "cache", "checked_tensors"},
+    {"plan", "cache", "checked_tensors", "machine"},
     {"budget", "registry", "files", "borrowed", "memory", "onnx_runtime", "progress", "samples"},
     {"errors", "version"},
     {"autocompress_envs"},

@@ -17,6 +17,17 @@ DATA = {
     "autocompress/policies/default/policy.json",
     "autocompress/policies/default/policy.safetensors",
     "autocompress/py.typed",
+    *(
+        f"autocompress/report/templates/{name}"
+        for name in (
+            "base.html",
+            "comparison.html",
+            "page.css",
+            "page.js",
+            "parts.html",
+            "run.html",
+        )
+    ),
     "autocompress_envs/py.typed",
 }
 USED = """

@@ -17,7 +17,11 @@ import typer
 
 from autocompress.cli.cache import cache_app
 from autocompress.cli.compare import compare
+from autocompress.cli.doctor import doctor
+from autocompress.cli.mcp import mcp
+from autocompress.cli.pack import pack, unpack_
 from autocompress.cli.policy import policy_app
+from autocompress.cli.report import report
 from autocompress.cli.shell import Format, Quiet, Trust, emit, reported, watching_progress
 from autocompress.cli.train_policy import train_policy
 from autocompress.config import (
@@ -39,7 +43,7 @@ from autocompress.config import (
     names_of,
     part_of,
 )
-from autocompress.errors import AutocompressError
+from autocompress.errors import AutocompressError, InputError
 from autocompress.run.folder import default_path, options_file
 from autocompress.run.names import JOURNAL, NEXT_CONFIG
 from autocompress.version import __version__
@@ -50,7 +54,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Compress a trained neural network to a hard budget: a search chooses the sparsity and the bit-widths of "
     "every layer.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -158,6 +161,7 @@ def _help(name: str) -> str:
 )
 def search(config: Config) -> None:
     """Search for the best plan within a budget, compress the network by it, export and verify it."""
+    _check_enough(config)
     from autocompress import api
     from autocompress.job.result_data import result_data
     from autocompress.report.tables import print_result
@@ -166,6 +170,22 @@ def search(config: Config) -> None:
         result = api.search(**_arguments(config), progress=view)
     emit(config, result_data(result), lambda console: print_result(console, result))
     _stop_unless(result.verification)
+
+
+OWN_NETWORK = """For a network of your own, two functions in a file mine.py and one command will do:
+  def net(): return the trained torch.nn.Module
+  def data(): return (inputs, labels), (test_inputs, test_labels)     # tensors; labels may be None
+  autocompress search mine.py:net --data mine.py:data --budget size=0.1
+To see it work first: autocompress search --budget size=0.12            # a small network that comes with the package"""
+
+
+def _check_enough(config: Config) -> None:
+    """Raise InputError with the lines that would do, where the budget or the data of a search is missing."""
+    try:
+        config.required_data()
+        config.required_budget()
+    except InputError as error:
+        raise InputError(f"{error}\n{OWN_NETWORK}") from None
 
 
 @app.command()
@@ -368,6 +388,11 @@ def _arguments(config: Config) -> dict[str, Any]:
 
 
 app.command()(compare)
+app.command()(report)
+app.command()(doctor)
+app.command()(mcp)
+app.command()(pack)
+app.command(name="unpack")(unpack_)
 app.add_typer(policy_app, name="policy")
 app.add_typer(cache_app, name="cache")
 app.command(name="train-policy")(train_policy)

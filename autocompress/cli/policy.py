@@ -1,4 +1,4 @@
-"""The commands `autocompress policy …`: show and measure policies."""
+"""The commands `autocompress policy …`: show, measure and pack policies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 policy_app = typer.Typer(
-    help="Show and measure policies, which write plans for networks that they were not trained on.",
+    help="Show, measure and pack policies, which write plans for networks that they were not trained on.",
     no_args_is_help=True,
 )
 
@@ -46,6 +46,11 @@ Episodes = Annotated[
     ),
 ]
 Seed = Annotated[str, typer.Option(metavar="N", help="Seed of these searches.")]
+
+PackFile = Annotated[Path, typer.Option(metavar="FILE", help="The file.", show_default=False)]
+PackedFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="File that policy pack has written.", show_default=False)
+]
 
 _ALWAYS_SHOWN = ("networks", "scores", "licence")
 _NOT_RECORDED = "not recorded"
@@ -79,6 +84,31 @@ def eval_(
         rows = [{**vars(score), "kl": {name: or_none(value) for name, value in score.kl.items()}} for score in scores]
         data = {"policy": saved.name, "summary": summary, "scores": rows}
         emit(shown, data, lambda console: _print_scores(console, data))
+
+
+@policy_app.command()
+def pack(where: Where, out: PackFile) -> None:
+    """Write a policy into one file, with checksums."""
+    with reported():
+        from autocompress.policies.files import load_policy, policy_files
+        from autocompress.run.pack import POLICY
+        from autocompress.run.pack import pack as write_pack
+
+        load_policy(where)  # what is damaged must not be handed on
+        files = policy_files(where)
+        write_pack(files[0].parent, [file.name for file in files], POLICY, out)
+        typer.echo(f"{out}: {out.stat().st_size:,} bytes")
+
+
+@policy_app.command()
+def unpack(file: PackedFile, out: Out) -> None:
+    """Unpack a policy into a new folder. Its files are checked first, and nothing in them is run."""
+    with reported():
+        from autocompress.run.pack import POLICY
+        from autocompress.run.pack import unpack as read_pack
+
+        read_pack(file, POLICY, out)
+        emit_policy(out, "table")
 
 
 def _print_scores(console: Console, data: Mapping[str, Any]) -> None:

@@ -39,6 +39,7 @@ class Closeness:
         metrics: the task's metrics of the compressed network by name; empty without labels, and for classes, which have
             an accuracy.
         original_metrics: the same of the original.
+        samples: number of samples; 0 where nobody counted. Default: 0.
     """
 
     kl: float
@@ -47,6 +48,7 @@ class Closeness:
     original_accuracy: float
     metrics: Mapping[str, float] = field(default_factory=dict)
     original_metrics: Mapping[str, float] = field(default_factory=dict)
+    samples: int = 0
 
     def metrics_by_name(self) -> dict[str, tuple[float, float]]:
         """(original, compressed) of every metric by name."""
@@ -156,6 +158,7 @@ def compare(reference: Tensor, outputs: Tensor, labels: Tensor | None) -> Closen
         accuracy=_share(answers, labels),
         agreement=_share(answers, reference_answers),
         original_accuracy=_share(reference_answers, labels),
+        samples=len(outputs),
     )
 
 

@@ -20,6 +20,7 @@ from autocompress.files import write_atomically
 from autocompress.job.load import Loaded
 from autocompress.job.prepare import Job
 from autocompress.job.results import Finished, TimeClaim
+from autocompress.machine import machine
 from autocompress.network.interface import plain
 from autocompress.plan import Plan
 from autocompress.progress import Progress
@@ -150,11 +151,22 @@ def _with_time(
     return {**counted, "latency": int(most)}, {**before, "latency": nanoseconds}
 
 
-def write_outcome(path: Path, outcome: Mapping[str, Any]) -> None:
-    """The last file of a run; what an interrupted run would have needed to go on, goes."""
-    text = json.dumps({**outcome, "versions": versions()}, indent=1, allow_nan=False) + "\n"
-    write_atomically(path / OUTCOME, text)
+def write_outcome(path: Path, outcome: Mapping[str, Any], device: str) -> None:
+    """The last file of a run; what an interrupted run would have needed to go on, goes.
+
+    Args:
+        path: folder of the run.
+        outcome: what was measured, as plain data.
+        device: torch device that the job ran on.
+    """
+    made_on = {"versions": versions(), "machine": machine(device)}
+    write_atomically(path / OUTCOME, json_text({**outcome, **made_on}))
     (path / CHECKPOINT).unlink(missing_ok=True)
+
+
+def json_text(data: Mapping[str, Any]) -> str:
+    """Plain data as the text of a JSON file."""
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
 
 
 def _outcome(closeness: Closeness, resources: Mapping[str, int]) -> Outcome:

@@ -53,7 +53,7 @@ def finetune(
     progress: Progress | None = None,
     **options: Any,
 ) -> Finished:
-    """Fine-tune a run's network further, export and verify it anew.
+    """Fine-tune a run's network further, export and verify it anew; `autocompress.api.finetune` is the public form.
 
     Args:
         run: folder of a finished run; its files are replaced when everything has gone well.
@@ -86,7 +86,7 @@ def _finetune(
     train: Train | None,
 ) -> Finished:
     """`finetune`, in a folder that this process alone writes."""
-    asked, plan = _asked(path, model, data, options, trust=trust)
+    asked, plan = asked_of(path, model, data, options, trust=trust)
     before = _outcome_of(path)
     loaded = load(asked, load_splits(asked), watcher)
     config = asked.config
@@ -106,7 +106,7 @@ def _finetune(
     limit = _time_of(before)
     time = None if limit is None else TimeClaim(limit.limit)  # it has to be kept here, anew
     finished = finish(job, executed, labeling, _limits_of(before), path, watcher, time)
-    write_outcome(path, {**before, **finished_data(finished)})
+    write_outcome(path, {**before, **finished_data(finished)}, config.device)
     _remove_stale(path, job.target.file_name, watcher)
     return finished
 
@@ -152,7 +152,7 @@ def verify(
         InputError: the folder holds no finished run, or its files are damaged.
     """
     path, watcher = Path(run), progress or Silent()
-    asked, plan = _asked(path, model, data, options, trust=trust)
+    asked, plan = asked_of(path, model, data, options, trust=trust)
     claims = _outcome_of(path)
     loaded = load(asked, load_splits(asked), watcher)
     weights = load_packed_weights(path / MODEL)
@@ -206,7 +206,7 @@ def export(
     target = TARGETS.find(_config_of(path, {}).target)
 
     def load_original() -> Loaded:
-        asked, _ = _asked(path, model, data, {}, trust=trust)
+        asked, _ = asked_of(path, model, data, {}, trust=trust)
         return load(asked, load_splits(asked), watcher)
 
     source = _Source(path, target.integer_kernels, load_original)
@@ -259,7 +259,7 @@ EXPORTS: Mapping[str, Callable[[_Source], list[Path]]] = {
 }
 
 
-def _asked(
+def asked_of(
     path: Path, model: ModelLike | None, data: DataLike | None, options: Mapping[str, Any], *, trust: bool
 ) -> tuple[Request, Plan]:
     """What the run was asked for, with other options where some are given, and its plan, which the menus offer.

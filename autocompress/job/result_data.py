@@ -69,6 +69,7 @@ def finished_data(finished: Finished) -> dict[str, Any]:
     verified, tuned = finished.verification, finished.executed.tuned
     return {
         **measurement_data(finished),
+        "samples": verified.pytorch.samples,
         "measured_in": {"compressed": "PyTorch", "size": "file", "runtime": _runtime_name(verified)},
         "runtime": runtime_data(verified),
         "latency": latency_data(finished),

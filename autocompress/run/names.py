@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 CONFIG, JOURNAL, PLAN, OUTCOME = "config.yaml", "journal.jsonl", "plan.yaml", "outcome.json"
+LAYERS, REPORT, CARD = "layers.json", "report.html", "README.md"
 SHIFTS = "journal.f16"
 JOURNAL_BEFORE, SHIFTS_BEFORE = "journal.before.jsonl", "journal.before.f16"  # of a search that took another way
 MODEL, MODEL_ONNX, CHECKPOINT = "model.safetensors", "model.onnx", "finetune.pt"
@@ -10,8 +11,8 @@ MODEL_PT2 = "model.pt2"
 EXPORTED = (MODEL, MODEL_ONNX, MODEL_PT2, "model.xml", "model.bin")
 POLICY_WEIGHTS, POLICY, TENSORBOARD = "policy.safetensors", "policy.json", "tb"
 RUN_FILES = (
-    CONFIG, JOURNAL, SHIFTS, JOURNAL_BEFORE, SHIFTS_BEFORE, PLAN, OUTCOME, *EXPORTED, CHECKPOINT, POLICY_WEIGHTS,
-    POLICY,
+    CONFIG, JOURNAL, SHIFTS, JOURNAL_BEFORE, SHIFTS_BEFORE, PLAN, OUTCOME, LAYERS, REPORT, CARD, *EXPORTED, CHECKPOINT,
+    POLICY_WEIGHTS, POLICY,
 )  # fmt: skip
 NEXT_CONFIG = "config.next.yaml"  # options of a run that has not begun; it begins when its menus are made
 STAGE = "stage-"  # a folder for each part before the last search, with its number

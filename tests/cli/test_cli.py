@@ -67,7 +67,6 @@ def test_every_option_stands_in_the_help_of_a_command():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "`budget` must be given, such as --budget size=0.1 (a tenth of the original's bytes)."),
         (["--budget", "flops=0.5"], "`budget resource` must be one of bitops, macs, memory, size, got 'flops'."),
         (
             ["--budget", "size=half"],
@@ -100,7 +99,6 @@ def test_every_option_stands_in_the_help_of_a_command():
             ["--budget", "size=0.1", "--reward", "speed"],
             "`reward` must be one of accuracy, amc_error, amc_flops, galen, haq, kl, got 'speed'.",
         ),
-        (["resnet20", "--budget", "size=0.1"], None),
         (
             ["--budget", "size=0.1", "--config", "none.yaml"],
             "`config` must be a readable file, got none.yaml: No such file or directory.",
@@ -163,6 +161,8 @@ def test_json_result(run):
     assert result["evaluations"] == 3
     saved = json.loads((folder / "outcome.json").read_text())
     assert set(saved.pop("versions")) == {"autocompress", "python", "torch"}
+    assert set(saved.pop("machine")) == {"system", "processor", "cores", "threads", "memory_bytes", "device"}
+    assert saved.pop("made_by") == {"command": "search", "model_in_memory": False, "data_in_memory": False}
     assert saved == result
 
 
@@ -296,3 +296,74 @@ def test_default_folder_is_named_after_model_and_budget(quick_search, tmp_path, 
         )
         assert done.exit_code == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["digits-size=50", "digits-size=50-2"]
+
+
+def test_a_search_without_what_it_needs_says_the_lines_that_would_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    missing = {
+        "`budget` must be given, such as --budget size=0.1 (a tenth of the original's bytes).": [],
+        "`data` must be given for the network mine.py:net, such as --data parquet:FOLDER.": ["mine.py:net"],
+    }
+    for message, arguments in missing.items():
+        done = invoke("search", *arguments)
+        assert (done.exit_code, done.stdout) == (2, "")
+        assert done.stderr.startswith(f"autocompress: {message}\n")
+        assert "  autocompress search mine.py:net --data mine.py:data --budget size=0.1\n" in done.stderr
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n\n\n"
+        "def net(): return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))\n\n\n"
+        "def data(): return (torch.randn(300, 6), None), (torch.randn(60, 6), None)\n"
+    )
+    told = next(line for line in done.stderr.splitlines() if line.startswith("  autocompress search mine.py"))
+    done = invoke(*told.replace("size=0.1", "size=0.9").split()[1:], "--episodes", "2", *QUICK, "--quiet")
+    assert done.exit_code == 0, done.stderr
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_doctor_tells_what_is_there(monkeypatch, tmp_path):
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    done = invoke("doctor", "--no-self-test", "--format", "json")
+    assert done.exit_code == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["versions"]["autocompress"] == autocompress.__version__
+    assert found["devices"][-1]["device"] == "cpu"
+    assert found["cache"] == {"folder": str(tmp_path / "cache"), "bytes": 0, "limit_bytes": 100_000_000_000}
+    assert 0 < found["memory"]["a_job_takes_at_most_bytes"] <= found["memory"]["available_bytes"]
+    for extra in found["extras"].values():
+        assert extra["installed"] is (extra["missing"] == [])
+    assert "self_test" not in found
+    table = invoke("doctor", "--no-self-test").stdout
+    assert all(f"extra {name}" in table for name in found["extras"])
+
+
+def test_the_extras_that_doctor_names_are_those_of_the_package():
+    import tomllib
+
+    from autocompress.doctor import EXTRAS
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(EXTRAS) == set(project["optional-dependencies"]) - {"dev", "docs"}
+
+
+def test_a_broken_installation_fails_the_self_test(monkeypatch, tmp_path):
+    from autocompress import api, doctor
+
+    def broken(*_, **__):
+        raise ImportError("libonnxruntime is missing")
+
+    monkeypatch.setattr(api, "search", broken)
+    assert doctor.examine()["self_test"]["error"] == "ImportError: libonnxruntime is missing"
+    done = invoke("doctor")
+    assert done.exit_code == 1
+    assert done.stderr.endswith("autocompress: the self-test failed: ImportError: libonnxruntime is missing\n")
+
+
+def test_the_shell_completes_commands_and_options():
+    def completed(words, place):
+        variables = {"_AUTOCOMPRESS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+        command = [sys.executable, "-c", "from autocompress.cli.main import app; app(prog_name='autocompress')"]
+        done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert completed("autocompress rep", 1) == ["report"]
+    assert completed("autocompress search --bud", 2) == ["--budget"]

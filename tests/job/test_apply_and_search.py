@@ -15,7 +15,8 @@ from autocompress.errors import ExportError
 
 def test_applied_plan_is_what_it_says(made):
     assert {path.name for path in made.run_folder.iterdir()} == {
-        "config.yaml", "journal.jsonl", "plan.yaml", "outcome.json", "model.onnx", "model.safetensors",
+        "README.md", "config.yaml", "journal.jsonl", "layers.json", "model.onnx", "model.safetensors", "outcome.json",
+        "plan.yaml", "report.html",
     }  # fmt: skip
     assert Plan.load(made.run_folder / "plan.yaml").labels == PLAN
     assert {name: tuple(module.weight.shape) for name, module in made.model.named_modules() if name in LAYERS} == {

@@ -269,7 +269,8 @@ def test_without_evaluations_nothing_stands_in_the_journal(zero_shot):
     assert entries == []
     assert len(header["policy"]) == 16
     assert {path.name for path in result.run_folder.iterdir()} == {
-        "config.yaml", "journal.jsonl", "model.safetensors", "outcome.json", "plan.yaml",
+        "README.md", "config.yaml", "journal.jsonl", "layers.json", "model.safetensors", "outcome.json", "plan.yaml",
+        "report.html",
     }  # fmt: skip
     outcome = json.loads((result.run_folder / "outcome.json").read_text())
     assert (outcome["search"], outcome["evaluations"]) == (None, 0)

@@ -1,0 +1,173 @@
+"""`layers.json` of a run: what its plan gives every layer, what that is expected to cost, and what other plans had."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from autocompress.job.prepare import Job
+from autocompress.network import Group, Layer
+from autocompress.plan import Label
+from autocompress.policies.files import SavedPolicy
+from autocompress.policies.use import policy_plan
+from autocompress.progress import Silent
+from autocompress.searchers.simple_plans import best_mix, simple_plans
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem, layer_resources, removed_weights
+from autocompress_envs.problem.loss_parts import LossParts
+from autocompress_envs.solver import Solver
+
+EXPLAINED_VERSION = 1
+
+
+def explained(
+    job: Job, labeling: Labeling, limits: Mapping[str, int], policy: SavedPolicy | None = None, *, searched: bool
+) -> dict[str, Any]:
+    """A plan layer by layer, as plain data for `layers.json`.
+
+    Args:
+        job: the network with its menus.
+        labeling: the plan that was chosen.
+        limits: absolute upper bounds by resource; empty without a budget.
+        policy: policy that the search began with. Default: none.
+        searched: whether a search chose the plan, so that the solver's plan and the simple plans stand beside it.
+    """
+    others = _other_plans(job, limits, policy) if searched and limits else {}
+    return {
+        "version": EXPLAINED_VERSION,
+        "layers": _layers(job, labeling, others),
+        "groups": [_group(job.problem, labeling, *each) for each in enumerate(job.network.groups)],
+        "expected_loss": {
+            name: float(LossParts(job.problem)(plan).sum()) for name, plan in {"chosen": labeling, **others}.items()
+        },
+        "simple_plans": _simple_plans(job.problem, limits) if searched and limits else [],
+    }
+
+
+def _other_plans(job: Job, limits: Mapping[str, int], policy: SavedPolicy | None) -> dict[str, Labeling]:
+    """The solver's plan, and the one that follows from the policy's prices alone, by name."""
+    found = {"solver": Solver(job.problem, limits).solve()}
+    if policy is not None:
+        found["policy"] = policy_plan(policy, job.problem, limits, Silent()).labeling
+    return found
+
+
+def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling]) -> list[dict[str, Any]]:
+    """One mapping a layer, in network order."""
+    problem, network = job.problem, job.network
+    labels = job.menus.plan(labeling).labels
+    of_others = {name: job.menus.plan(plan).labels for name, plan in others.items()}
+    losses = LossParts(problem)(labeling)
+    full = np.full(len(network.layers), 32)
+    before = _amounts(problem, problem.costs.group_width, full, full, np.zeros(len(full)))
+    after = _amounts(problem, problem.kept(labeling), *_bits(problem, labeling))
+    return [
+        {
+            **_facts(layer),
+            "label": asdict(labels[layer.name]),
+            "bytes": {"original": int(before["size"][at]), "compressed": int(after["size"][at])},
+            "macs": {"original": int(before["macs"][at]), "compressed": int(after["macs"][at])},
+            "weights_left": int(after["weights"][at]),
+            "expected_loss": {"pruning": float(losses[at, 0]), "rounding": float(losses[at, 1])},
+            "by_weight_bits": _by_weight_bits(problem, labeling, at),
+            "other_plans": {name: _label(plan.get(layer.name)) for name, plan in of_others.items()},
+        }
+        for at, layer in enumerate(network.layers)
+    ]
+
+
+def _facts(layer: Layer) -> dict[str, Any]:
+    """What of a layer no plan changes."""
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "weight_shape": list(layer.weight_shape),
+        "parameters": layer.parameters,
+        "writes_group": layer.writes,
+        "reads_groups": list(layer.reads),
+        "tied_to": layer.tied_to,
+        "fixed_reason": layer.fixed_reason,
+    }
+
+
+def _label(label: Label | None) -> dict[str, Any] | None:
+    return None if label is None else asdict(label)
+
+
+def _bits(problem: Problem, labeling: Labeling) -> tuple[IntArray, IntArray, FloatArray]:
+    """(L,) weight bits, activation bits and sparsities of a plan."""
+    rows = zip(problem.layers, labeling.sparsity, labeling.weight_bits, labeling.activation_bits, strict=True)
+    chosen = [(at.weight_bits[w], at.activation_bits[a], at.sparsities[s]) for at, s, w, a in rows]
+    weight_bits, activation_bits, sparsity = map(np.array, zip(*chosen, strict=True))
+    return weight_bits, activation_bits, sparsity
+
+
+def _amounts(
+    problem: Problem, kept: IntArray, weight_bits: IntArray, activation_bits: IntArray, sparsity: FloatArray
+) -> dict[str, IntArray]:
+    """(L,) bytes, multiply-accumulates and weights of every layer."""
+    costs = problem.costs
+    fan_in, out = costs.widths(kept)
+    found = layer_resources(
+        fan_in, out, costs.positions, costs.has_bias, weight_bits, activation_bits, sparsity, costs.granularity
+    )
+    weights = fan_in * out
+    if costs.granularity != "channel":
+        weights = weights - removed_weights(weights, sparsity)
+    return {**found, "weights": weights}
+
+
+def _by_weight_bits(problem: Problem, labeling: Labeling, at: int) -> list[dict[str, Any]]:
+    """What the layer would be expected to lose and take at each bit-width on its menu, all else as in the plan."""
+    layer = problem.layers[at]
+    row = 0 if layer.source is None else min(int(labeling.sparsity[layer.source]), len(layer.errors) - 1)
+    base = layer.errors[row, -1, -1]
+    weight_bits, activation_bits, sparsity = _bits(problem, labeling)
+    found = []
+    for index, bits in enumerate(layer.weight_bits):
+        weight_bits[at] = bits
+        size = _amounts(problem, problem.kept(labeling), weight_bits, activation_bits, sparsity)["size"][at]
+        loss = max(0.0, float(layer.errors[row, index, labeling.activation_bits[at]] - base))
+        found.append({"weight_bits": int(bits), "loss": loss, "bytes": int(size)})
+    return found
+
+
+def _group(problem: Problem, labeling: Labeling, index: int, group: Group) -> dict[str, Any]:
+    return {
+        "index": index,
+        "owner": group.owner,
+        "width": group.width,
+        "kept": int(problem.kept(labeling)[index]),
+        "producers": list(group.producers),
+        "consumers": list(group.consumers),
+        "is_branch": group.is_branch,
+    }
+
+
+def _simple_plans(problem: Problem, limits: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The simple plans by name, with their indices into the menus, by which the journal knows them."""
+    limits = dict(limits)
+    solver, mix = Solver(problem, limits), best_mix(problem, limits)
+    names = {solver.solve().key(): "the solver's plan"}
+    if mix is not None:
+        names.setdefault(mix.key(), f"best mix of {_widths(problem, mix)} bits")
+    return [
+        {
+            "name": names.get(plan.key(), _uniform_name(problem, plan)),
+            "labels": [list(map(int, axis)) for axis in (plan.sparsity, plan.weight_bits, plan.activation_bits)],
+            "expected_loss": float(solver.error(plan)),
+        }
+        for plan in simple_plans(problem, limits)
+    ]
+
+
+def _widths(problem: Problem, plan: Labeling) -> str:
+    return " and ".join(str(bits) for bits in sorted(set(_bits(problem, plan)[0].tolist())))
+
+
+def _uniform_name(problem: Problem, plan: Labeling) -> str:
+    """A uniform plan in words."""
+    sparsity = float(_bits(problem, plan)[2].max())
+    return f"{_widths(problem, plan)} bits everywhere" + (f", {100 * sparsity:g} % pruned" if sparsity else "")

@@ -1,0 +1,1 @@
+"""Tools for coding assistants, by the Model Context Protocol (extra `mcp`)."""

@@ -1,0 +1,278 @@
+"""The numbers of a run as a report shows them: before and after, layer by layer, and the search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from autocompress.report.run_record import Row, RunRecord, is_known, share_interval
+from autocompress.report.tables import NAMES, speed
+from autocompress.run.journal import Entry
+from autocompress.tasks.metrics import METRICS
+
+
+def outcome_rows(outcome: Mapping[str, Any]) -> list[Row]:
+    """What came out: one row a measure, quality first, then costs, then times."""
+    samples = outcome.get("samples") or 0
+    original, compressed = outcome["original"], outcome["compressed"]
+    rows = []
+    if is_known(compressed.get("accuracy")):
+        rows.append(_share("top-1 accuracy", original.get("accuracy"), compressed["accuracy"], samples))
+    for name, both in (outcome.get("metrics") or {}).items():
+        rows.append(_metric_row(name, (both["original"], both["compressed"])))
+    rows.append(
+        _row("KL divergence from the original, nats", "quality", (original["kl"], compressed["kl"]), "{:.4f}".format)
+    )
+    if is_known(compressed.get("agreement")):
+        rows.append(_share("same top-1 answer as the original", None, compressed["agreement"], samples))
+    rows += [_cost(name, original["resources"], amount) for name, amount in compressed["resources"].items()]
+    return rows + _times(outcome.get("runtime") or {})
+
+
+def _share(title: str, before: float | None, after: float, samples: int) -> Row:
+    values = (before if is_known(before) else None, after)
+    texts = tuple(percent(value) for value in values)
+    intervals = tuple(_interval(value, samples) for value in values)
+    change = "" if values[0] is None else f"{100 * (after - values[0]):+.2f} points".replace("-", "−")
+    return Row(title, "quality", values, texts, intervals, change)  # type: ignore[arg-type]
+
+
+def _interval(share: float | None, samples: int) -> str:
+    if share is None or not samples:
+        return ""
+    low, high = share_interval(share, samples)
+    return f"{100 * low:.2f} to {100 * high:.2f} %"
+
+
+def _row(title: str, group: str, values: tuple[Any, Any], text: Any, change: str = "") -> Row:
+    known = tuple(value if is_known(value) else None for value in values)
+    return Row(title, group, known, tuple("–" if v is None else text(v) for v in known), change=change)  # type: ignore[arg-type]
+
+
+def _cost(name: str, original: Mapping[str, Any], amount: float) -> Row:
+    before = original.get(name)
+    change = percent(amount / before) + " left" if is_known(before) and before else ""
+    return _row(NAMES.get(name, name), "cost", (before, amount), "{:,}".format, change)
+
+
+def _times(runtime: Mapping[str, Any]) -> list[Row]:
+    rows = []
+    for batch, seconds in (runtime.get("median_seconds_by_batch") or {}).items():
+        both = (seconds["original"], seconds["compressed"])
+        rows.append(_row(f"latency at batch {batch}", "time", both, lambda v: f"{1e3 * v:.3g} ms", speed(*both)))
+    return rows
+
+
+def _metric_row(name: str, values: tuple[Any, Any]) -> Row:
+    """A task's metric; one from outside goes by its own name, with four digits."""
+    if name in METRICS:
+        return _row(METRICS[name].title, "quality", values, METRICS[name].text)
+    return _row(name, "quality", values, "{:.4f}".format)
+
+
+def percent(value: float | None) -> str:
+    """A share in percent, or a dash.
+
+    >>> percent(0.98765), percent(None)
+    ('98.77 %', '–')
+    """
+    return "–" if value is None else f"{100 * value:.2f} %"
+
+
+def nats(value: float) -> str:
+    """A loss in nats with two digits and no exponent.
+
+    >>> nats(0.000370), nats(3.7e-5), nats(1e-9), nats(0.0), nats(1.234)
+    ('0.00037', '0.000037', 'below 0.000001', '0', '1.2')
+    """
+    if 0 < value < 1e-6:
+        return "below 0.000001"
+    return np.format_float_positional(float(f"{value:.2g}"), trim="-")
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer of a report.
+
+    Attributes:
+        facts: its mapping in layers.json.
+        bytes_now: bytes of the layer in the compressed file.
+        bytes_of_file: share of the compressed file.
+        removed: share of its weights that is gone, in [0, 1].
+        removed_bytes: bytes that these would take at the layer's bits.
+        loss: expected loss in nats, of the pruning of the group it owns and of its rounding.
+        measured: measured loss of its label alone in nats; None where it was not measured.
+        label: the label in words.
+        short: the label in a few characters.
+        others: labels of other plans in a few characters, by the plan's name; each with whether it differs.
+        kin: names of the layers that share a channel group or a tie with it, itself included.
+        note: what binds the layer, in words.
+    """
+
+    facts: Mapping[str, Any]
+    bytes_now: int
+    bytes_of_file: float
+    removed: float
+    removed_bytes: float
+    loss: float
+    measured: float | None
+    label: str
+    short: str
+    others: Mapping[str, tuple[str, bool]]
+    kin: Sequence[str]
+    note: str
+
+
+def layer_rows(record: RunRecord) -> list[LayerRow]:
+    """One row a layer, in network order; empty for runs without layers.json."""
+    file_bytes = record.outcome["compressed"]["resources"].get("size") or 1
+    groups = record.explained.get("groups", [])
+    return [_layer_row(layer, file_bytes, groups, record.layers) for layer in record.layers]
+
+
+def _layer_row(
+    layer: Mapping[str, Any], file_bytes: int, groups: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]
+) -> LayerRow:
+    now, total, left = layer["bytes"]["compressed"], layer["parameters"], layer["weights_left"]
+    removed = 1 - left / total if total else 0.0
+    lost = layer["expected_loss"]
+    return LayerRow(
+        facts=layer,
+        bytes_now=now,
+        bytes_of_file=now / file_bytes,
+        removed=removed,
+        removed_bytes=(total - left) * layer["label"]["weight_bits"] / 8,
+        loss=lost["pruning"] + lost["rounding"],
+        measured=layer.get("measured_loss"),
+        label=label_text(layer["label"]),
+        short=short_label(layer["label"]),
+        others={
+            name: (short_label(label), label != layer["label"])
+            for name, label in layer["other_plans"].items()
+            if label is not None
+        },
+        kin=_kin(layer, groups, layers),
+        note=_note(layer, groups, layers),
+    )
+
+
+def label_text(label: Mapping[str, Any]) -> str:
+    """A label in a few words.
+
+    >>> label_text({"sparsity": 0.125, "weight_bits": 4, "activation_bits": 8})
+    '4 bits, 12.5 % pruned'
+    """
+    if label["sparsity"] == 1:
+        return "removed"
+    bits = f"{label['weight_bits']} bits" if label["weight_bits"] < 32 else "32-bit floats"
+    pruned = f", {100 * label['sparsity']:.3g} % pruned" if label["sparsity"] else ""
+    return bits + pruned
+
+
+def short_label(label: Mapping[str, Any]) -> str:
+    """A label in a few characters.
+
+    >>> short_label({"sparsity": 0.125, "weight_bits": 4, "activation_bits": 8})
+    '4 b, −12.5 %'
+    """
+    if label["sparsity"] == 1:
+        return "removed"
+    return f"{label['weight_bits']} b" + (f", −{100 * label['sparsity']:.3g} %" if label["sparsity"] else "")
+
+
+def _tie(layer: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of the layers that have the same bits as this one by force; only itself where it is free."""
+    leader = layer["tied_to"] or layer["name"]
+    return [each["name"] for each in layers if leader in (each["name"], each["tied_to"])]
+
+
+def _kin(
+    layer: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    own = set(_tie(layer, layers))
+    if layer["writes_group"] is not None:
+        own |= set(groups[layer["writes_group"]]["producers"])
+    return [each["name"] for each in layers if each["name"] in own]
+
+
+def _note(layer: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]) -> str:
+    notes = []
+    if layer["writes_group"] is not None:
+        group = groups[layer["writes_group"]]
+        with_others = [name for name in group["producers"] if name != layer["name"]]
+        together = f", together with {', '.join(with_others)}" if with_others else ""
+        readers = f"; read by {', '.join(group['consumers'])}" if group["consumers"] else ""
+        notes.append(f"group {group['index']}: {group['kept']} of {group['width']} channels kept{together}{readers}")
+    elif layer["fixed_reason"]:
+        notes.append(f"keeps its width: {layer['fixed_reason']}")
+    tie = [name for name in _tie(layer, layers) if name != layer["name"]]
+    if tie:
+        notes.append(f"same bits as {', '.join(tie)}, since runtimes run them as one layer")
+    return "; ".join(notes)
+
+
+def costliest(rows: Sequence[LayerRow]) -> str:
+    """Which layer is expected to cost most and why, in two sentences; empty where nothing is known."""
+    total = sum(row.loss for row in rows)
+    if not rows or total <= 0:
+        return ""
+    worst = max(rows, key=lambda row: row.loss)
+    lost, label = worst.facts["expected_loss"], worst.facts["label"]
+    share = f"{100 * worst.loss / total:.0f} %"
+    by_pruning = lost["pruning"] > lost["rounding"]
+    cause = (
+        f"mostly from pruning {100 * label['sparsity']:.3g} % of its channels"
+        if by_pruning
+        else f"mostly from rounding its weights to {label['weight_bits']} bits"
+    )
+    name, amount = worst.facts["name"], f"{nats(worst.loss)} of {nats(total)} nats ({share})"
+    text = f"{name} is expected to cost most: {amount}, {cause}."
+    better = next((each for each in worst.facts["by_weight_bits"] if each["weight_bits"] > label["weight_bits"]), None)
+    if by_pruning or better is None:
+        return text
+    more = better["bytes"] - worst.bytes_now
+    return (
+        f"{text} At {better['weight_bits']} bits its rounding would cost {nats(better['loss'])} instead of "
+        f"{nats(lost['rounding'])} nats, and take {more:,} bytes more."
+    )
+
+
+@dataclass(frozen=True)
+class SearchStory:
+    """How a search went.
+
+    Attributes:
+        points: (evaluation, KL in nats, whether it meets the budget) of every evaluated plan.
+        best: (evaluation, KL) of the plans that led, one after the other.
+        simple: (name, KL) of the simple plans that were evaluated.
+        seconds: seconds that the evaluations took in all.
+    """
+
+    points: Sequence[tuple[int, float, bool]] = ()
+    best: Sequence[tuple[int, float]] = ()
+    simple: Sequence[tuple[str, float]] = field(default=())
+    seconds: float = 0.0
+
+
+def search_story(record: RunRecord) -> SearchStory:
+    """How the search of a run went; empty where nothing was evaluated."""
+    limits = (record.outcome.get("budget") or {}).get("limits", {})
+    known: dict[tuple[tuple[int, ...], ...], Entry] = {entry.labels: entry for entry in record.entries}
+    simple = []
+    for plan in record.explained.get("simple_plans", []):
+        entry = known.get(tuple(map(tuple, plan["labels"])))
+        if entry is not None:
+            simple.append((plan["name"], entry.kl))
+    return SearchStory(
+        points=[(entry.index + 1, entry.kl, _is_within(entry.resources, limits)) for entry in record.entries],
+        best=[(entry.index + 1, entry.kl) for entry in record.entries if entry.best],
+        simple=sorted(simple, key=lambda each: each[1]),
+        seconds=sum(entry.seconds for entry in record.entries),
+    )
+
+
+def _is_within(resources: Mapping[str, int], limits: Mapping[str, int]) -> bool:
+    return all(resources.get(name, 0) <= limit for name, limit in limits.items())

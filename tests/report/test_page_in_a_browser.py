@@ -1,0 +1,91 @@
+"""The page in headless Chromium, where there is one: no console errors, every table sorts, the picture answers."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from toy_runs import write_run
+
+from autocompress.report.run_page import run_page
+from autocompress.report.run_record import read_run
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
+
+PROBE = """
+const found = { tables: [], detail: "", kin: [], hidden: 0, focus: "" };
+for (const table of document.querySelectorAll("table.sortable")) {
+  const columns = [...table.tHead.rows[0].cells].map((heading, column) => {
+    const text = (cell) => cell.dataset.value ?? cell.textContent;
+    const read = () => [...table.tBodies[0].rows].map((row) => text(row.cells[column]));
+    const states = [read()];
+    for (let click = 0; click < 3; click++) {
+      heading.querySelector("button").click();
+      states.push(read(), heading.getAttribute("aria-sort"));
+    }
+    return states;
+  });
+  found.tables.push(columns);
+}
+const first = document.querySelector(".bars button");
+first.focus();
+first.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", bubbles: true }));
+found.focus = document.activeElement.textContent;
+found.detail = document.querySelector(".detail").textContent;
+found.kin = [...document.querySelectorAll(".kin")].map((each) => each.dataset.name);
+document.querySelector("input[value=macs]").click();
+found.hidden = document.querySelectorAll(".bar[data-for=size]:not([hidden])").length;
+found.wide = document.documentElement.scrollWidth > document.documentElement.clientWidth;
+document.documentElement.dataset.found = JSON.stringify(found);
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What a script found that clicked through the page, and what the browser's console said."""
+    folder = tmp_path_factory.mktemp("browser")
+    page = folder / "page.html"
+    text = run_page(read_run(write_run(folder / "toy")))
+    page.write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=400,800", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    match = re.search(r'data-found="([^"]*)"', done.stdout)
+    assert match, done.stderr[-2000:]
+    return json.loads(match[1].replace("&quot;", '"').replace("&amp;", "&")), done.stderr
+
+
+def test_the_console_is_silent(seen):
+    assert "CONSOLE" not in seen[1]
+
+
+def test_every_column_of_every_table_sorts_both_ways_and_back(seen):
+    assert len(seen[0]["tables"]) == 4
+    for columns in seen[0]["tables"]:
+        for before, up, one, down, two, again, three in columns:
+            assert (one, two, three) == ("ascending", "descending", "none")
+            assert again == before
+            assert sorted(up) == sorted(down) == sorted(before)
+            numbers = [[float(value) for value in each if value] for each in (up, down)] if _numeric(before) else []
+            for values, reverse in zip(numbers, (False, True), strict=False):
+                assert values == sorted(values, reverse=reverse)
+
+
+def _numeric(values):
+    return all(re.fullmatch(r"-?[\d.]+(e-?\d+)?", value) for value in values if value)
+
+
+def test_arrow_keys_go_from_layer_to_layer_and_tell_of_each(seen):
+    assert seen[0]["focus"] == "second"
+    assert seen[0]["kin"] == ["second"]
+    assert seen[0]["detail"].startswith("second: conv 10 × 10 × 1 × 10, 4 bits, 50 % pruned. 500 bytes, 5.00 % of the")
+
+
+def test_the_bars_can_show_another_measure(seen):
+    assert seen[0]["hidden"] == 0
+
+
+def test_a_narrow_window_needs_no_scrolling_aside(seen):
+    assert seen[0]["wide"] is False
