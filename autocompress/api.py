@@ -132,7 +132,7 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
             evaluations=found.evaluations,
             stopped_because=found.stopped_because,
         )
-        _write_ending(path, job, found.labeling, limits, asked, result_data(result))
+        _write_ending(path, job, found.labeling, limits, asked, result_data(result), found.by_policy)
     return result
 
 
@@ -316,11 +316,16 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
 
 
 def _write_ending(
-    path: Path, job: Job, labeling: Labeling, limits: Mapping[str, int], asked: Request, outcome: Mapping[str, Any]
+    path: Path,
+    job: Job,
+    labeling: Labeling,
+    limits: Mapping[str, int],
+    asked: Request,
+    outcome: Mapping[str, Any],
+    policy: Labeling | None = None,
 ) -> None:
     """The files that say how a run ended: layers.json, outcome.json, and report.html, which shows both."""
     searched = isinstance(asked, SearchRequest)
-    policy = asked.policy if isinstance(asked, SearchRequest) else None
     write_atomically(path / LAYERS, json_text(explained(job, labeling, limits, policy, searched=searched)))
     made_by = {
         "command": "search" if searched else "apply",

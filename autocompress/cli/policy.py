@@ -47,6 +47,12 @@ Episodes = Annotated[
 ]
 Seed = Annotated[str, typer.Option(metavar="N", help="Seed of these searches.")]
 
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="FOLDER", help="Folder that the policy is written into; it must not hold one.", show_default=False
+    ),
+]
 PackFile = Annotated[Path, typer.Option(metavar="FILE", help="The file.", show_default=False)]
 PackedFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="File that policy pack has written.", show_default=False)

@@ -11,11 +11,8 @@ import numpy as np
 from autocompress.job.prepare import Job
 from autocompress.network import Group, Layer
 from autocompress.plan import Label
-from autocompress.policies.files import SavedPolicy
-from autocompress.policies.use import policy_plan
-from autocompress.progress import Silent
 from autocompress.searchers.simple_plans import best_mix, simple_plans
-from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem, layer_resources, removed_weights
+from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem, removed_weights
 from autocompress_envs.problem.loss_parts import LossParts
 from autocompress_envs.solver import Solver
 
@@ -23,7 +20,7 @@ EXPLAINED_VERSION = 1
 
 
 def explained(
-    job: Job, labeling: Labeling, limits: Mapping[str, int], policy: SavedPolicy | None = None, *, searched: bool
+    job: Job, labeling: Labeling, limits: Mapping[str, int], policy: Labeling | None = None, *, searched: bool
 ) -> dict[str, Any]:
     """A plan layer by layer, as plain data for `layers.json`.
 
@@ -31,10 +28,12 @@ def explained(
         job: the network with its menus.
         labeling: the plan that was chosen.
         limits: absolute upper bounds by resource; empty without a budget.
-        policy: policy that the search began with. Default: none.
+        policy: labels that the policy gave in the environment, before any evaluation. Default: none.
         searched: whether a search chose the plan, so that the solver's plan and the simple plans stand beside it.
     """
-    others = _other_plans(job, limits, policy) if searched and limits else {}
+    others: dict[str, Labeling] = {}
+    if searched and limits:
+        others = {"solver": Solver(job.problem, limits).solve(), **({} if policy is None else {"policy": policy})}
     return {
         "version": EXPLAINED_VERSION,
         "layers": _layers(job, labeling, others),
@@ -44,14 +43,6 @@ def explained(
         },
         "simple_plans": _simple_plans(job.problem, limits) if searched and limits else [],
     }
-
-
-def _other_plans(job: Job, limits: Mapping[str, int], policy: SavedPolicy | None) -> dict[str, Labeling]:
-    """The solver's plan, and the one that follows from the policy's prices alone, by name."""
-    found = {"solver": Solver(job.problem, limits).solve()}
-    if policy is not None:
-        found["policy"] = policy_plan(policy, job.problem, limits, Silent()).labeling
-    return found
 
 
 def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling]) -> list[dict[str, Any]]:
@@ -96,24 +87,28 @@ def _label(label: Label | None) -> dict[str, Any] | None:
     return None if label is None else asdict(label)
 
 
-def _bits(problem: Problem, labeling: Labeling) -> tuple[IntArray, IntArray, FloatArray]:
-    """(L,) weight bits, activation bits and sparsities of a plan."""
+def _bits(problem: Problem, labeling: Labeling) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
+    """(L,) weight bits, activation bits, sparsities and ranks of a plan."""
     rows = zip(problem.layers, labeling.sparsity, labeling.weight_bits, labeling.activation_bits, strict=True)
-    chosen = [(at.weight_bits[w], at.activation_bits[a], at.sparsities[s]) for at, s, w, a in rows]
-    weight_bits, activation_bits, sparsity = map(np.array, zip(*chosen, strict=True))
-    return weight_bits, activation_bits, sparsity
+    chosen = [(at.weight_bits[w], at.activation_bits[a], at.sparsities[s], at.weight_ranks[w]) for at, s, w, a in rows]
+    weight_bits, activation_bits, sparsity, rank = map(np.array, zip(*chosen, strict=True))
+    return weight_bits, activation_bits, sparsity, rank
 
 
 def _amounts(
-    problem: Problem, kept: IntArray, weight_bits: IntArray, activation_bits: IntArray, sparsity: FloatArray
+    problem: Problem,
+    kept: IntArray,
+    weight_bits: IntArray,
+    activation_bits: IntArray,
+    sparsity: FloatArray,
+    rank: IntArray,
 ) -> dict[str, IntArray]:
     """(L,) bytes, multiply-accumulates and weights of every layer."""
     costs = problem.costs
     fan_in, out = costs.widths(kept)
-    found = layer_resources(
-        fan_in, out, costs.positions, costs.has_bias, weight_bits, activation_bits, sparsity, costs.granularity
-    )
-    weights = fan_in * out
+    at = np.arange(len(problem.layers))
+    found = costs.of_layers(at, fan_in, out, weight_bits, activation_bits, sparsity, rank)
+    weights = np.where(rank > 0, rank * (fan_in * costs.first_factors + out), fan_in * out)
     if costs.granularity != "channel":
         weights = weights - removed_weights(weights, sparsity)
     return {**found, "weights": weights}
@@ -124,11 +119,13 @@ def _by_weight_bits(problem: Problem, labeling: Labeling, at: int) -> list[dict[
     layer = problem.layers[at]
     row = 0 if layer.source is None else min(int(labeling.sparsity[layer.source]), len(layer.errors) - 1)
     base = layer.errors[row, -1, -1]
-    weight_bits, activation_bits, sparsity = _bits(problem, labeling)
+    weight_bits, activation_bits, sparsity, rank = _bits(problem, labeling)
     found = []
     for index, bits in enumerate(layer.weight_bits):
-        weight_bits[at] = bits
-        size = _amounts(problem, problem.kept(labeling), weight_bits, activation_bits, sparsity)["size"][at]
+        if layer.weight_ranks[index]:
+            continue  # a low rank has no place on a line of bits
+        weight_bits[at], rank[at] = bits, 0
+        size = _amounts(problem, problem.kept(labeling), weight_bits, activation_bits, sparsity, rank)["size"][at]
         loss = max(0.0, float(layer.errors[row, index, labeling.activation_bits[at]] - base))
         found.append({"weight_bits": int(bits), "loss": loss, "bytes": int(size)})
     return found

@@ -41,6 +41,7 @@ class Found:
         evaluations: number of different plans evaluated.
         stopped_because: why the search ended, in a few words.
         policy_state: parameters of the agent's own policy; None for agents without one.
+        by_policy: plan that the policy wrote before anything was evaluated; None without a policy.
     """
 
     labeling: Labeling
@@ -48,6 +49,7 @@ class Found:
     evaluations: int
     stopped_because: str
     policy_state: Mapping[str, Tensor] | None = None
+    by_policy: Labeling | None = None
 
 
 def find(
@@ -90,7 +92,8 @@ def find(
     best = selection.chosen
     folder.write(PLAN, job.menus.plan(best.labeling).to_yaml())
     why = f"{found.stopped_because}{selection}"
-    return Found(best.labeling, best.outcome, found.evaluations, why, found.policy_state)
+    by_policy = None if says is None else says.labeling
+    return Found(best.labeling, best.outcome, found.evaluations, why, found.policy_state, by_policy)
 
 
 def _searched(

@@ -64,10 +64,12 @@ class PolicySays:
 
     Attributes:
         prices: (L, 2) log prices of pruning and of rounding every layer.
+        labeling: plan of its likeliest labels.
         copy: function that gives a fresh copy of the policy that labels layers and may learn.
     """
 
     prices: FloatArray
+    labeling: Labeling
     copy: Callable[[], LabelingPolicy]
 
 
@@ -98,8 +100,9 @@ def policy_says(
         count = sum(layer.kind == kind for layer in problem.layers)
         watcher.note(f"the policy was not trained on {kind} layers; it takes the {count} here for {stand_in} layers")
     env = forecast_environment(problem, limits, None if effects is None else effects.sketch(probabilities))
-    prices = PolicyInSearch(saved.policy, problem, known).prices(env)
-    return PolicySays(prices, lambda: PolicyInSearch(saved.policy, problem, known))
+    policy = PolicyInSearch(saved.policy, problem, known)
+    (labeling,) = policy.plans([env], None)
+    return PolicySays(policy.prices(env), labeling, lambda: PolicyInSearch(saved.policy, problem, known))
 
 
 def zero_shot_plan(
@@ -128,13 +131,11 @@ def zero_shot_plan(
     effects = effects_with_progress(evaluator, watcher, samples=SAMPLES)
     probabilities = evaluator.probabilities
     says = policy_says(saved, problem, limits, probabilities, effects, watcher)
-    env = forecast_environment(problem, limits, effects.sketch(probabilities))
-    policy = says.copy()
-    plans = policy.plans([env], None)
     if not descends:
-        return plans[0]
-    plans += policy.plans([env.twin() for _ in range(_DRAWS)], np.random.default_rng(0))
-    plans.append(predicted_best_plan(problem, limits, probabilities, effects, says.prices))
+        return says.labeling
+    env = forecast_environment(problem, limits, effects.sketch(probabilities))
+    drawn = says.copy().plans([env.twin() for _ in range(_DRAWS)], np.random.default_rng(0))
+    plans = [says.labeling, *drawn, predicted_best_plan(problem, limits, probabilities, effects, says.prices)]
     model = FirstOrderModel(problem, probabilities, effects, says.prices)
     codes = np.stack([model.encoding.encode(plan) for plan in plans])
     best = codes[int(model.predict(codes)[0].argmin())]

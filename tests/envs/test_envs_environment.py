@@ -239,7 +239,9 @@ def test_unknown_names() -> None:
     assert str(caught.value) == "`action` must be one of discrete, label, price, got 'prize'."
     with pytest.raises(ValueError, match="reward") as caught:
         toy_env("price", reward="speed")
-    assert str(caught.value) == ("`reward` must be one of accuracy, amc_error, amc_flops, balanced, galen, haq, kl, got 'speed'.")
+    assert str(caught.value) == (
+        "`reward` must be one of accuracy, amc_error, amc_flops, balanced, galen, haq, kl, got 'speed'."
+    )
 
 
 def test_step_without_reset() -> None:
