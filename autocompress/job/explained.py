@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.job.prepare import Job
-from autocompress.network import Group, Layer
+from autocompress.network import Group, Layer, Network
 from autocompress.plan import Label
 from autocompress.searchers.simple_plans import best_mix, simple_plans
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem, removed_weights
@@ -51,9 +51,9 @@ def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling]) -> lis
     labels = job.menus.plan(labeling).labels
     of_others = {name: job.menus.plan(plan).labels for name, plan in others.items()}
     losses = LossParts(problem)(labeling)
-    full = np.full(len(network.layers), 32)
-    before = _amounts(problem, problem.costs.group_width, full, full, np.zeros(len(full)))
-    after = _amounts(problem, problem.kept(labeling), *_bits(problem, labeling))
+    full, none = np.full(len(network.layers), 32), np.zeros(len(network.layers), dtype=np.int64)
+    before = _untied(network, _amounts(problem, problem.costs.group_width, full, full, none.astype(float), none))
+    after = _untied(network, _amounts(problem, problem.kept(labeling), *_bits(problem, labeling)))
     return [
         {
             **_facts(layer),
@@ -114,11 +114,27 @@ def _amounts(
     return {**found, "weights": weights}
 
 
+def _untied(network: Network, amounts: Mapping[str, IntArray]) -> dict[str, IntArray]:
+    """(L,) amounts, those of a tie shared out by weights: the problem counts all of a tie at its first layer."""
+    shared = {name: each.copy() for name, each in amounts.items()}
+    for leader in set(network.leaders().values()):
+        tie = [leader, *(index for index, other in network.leaders().items() if other == leader)]
+        weights = np.array([network.layers[index].parameters for index in tie])
+        for each in shared.values():
+            parts = each[tie].sum() * weights // weights.sum()
+            parts[0] += each[tie].sum() - parts.sum()  # what division leaves over
+            each[tie] = parts
+    return shared
+
+
 def _by_weight_bits(problem: Problem, labeling: Labeling, at: int) -> list[dict[str, Any]]:
-    """What the layer would be expected to lose and take at each bit-width on its menu, all else as in the plan."""
+    """What the layer would be expected to lose and take at each bit-width on its menu, all else as in the plan.
+
+    For the first layer of a tie these are the loss and the bytes of the whole tie.
+    """
     layer = problem.layers[at]
     row = 0 if layer.source is None else min(int(labeling.sparsity[layer.source]), len(layer.errors) - 1)
-    base = layer.errors[row, -1, -1]
+    pruning = layer.errors[row, -1, -1] - layer.errors[0, -1, -1]  # as `LossParts` splits a loss
     weight_bits, activation_bits, sparsity, rank = _bits(problem, labeling)
     found = []
     for index, bits in enumerate(layer.weight_bits):
@@ -126,7 +142,7 @@ def _by_weight_bits(problem: Problem, labeling: Labeling, at: int) -> list[dict[
             continue  # a low rank has no place on a line of bits
         weight_bits[at], rank[at] = bits, 0
         size = _amounts(problem, problem.kept(labeling), weight_bits, activation_bits, sparsity, rank)["size"][at]
-        loss = max(0.0, float(layer.errors[row, index, labeling.activation_bits[at]] - base))
+        loss = max(0.0, float(layer.errors[row, index, labeling.activation_bits[at]] - pruning))
         found.append({"weight_bits": int(bits), "loss": loss, "bytes": int(size)})
     return found
 
@@ -165,6 +181,8 @@ def _widths(problem: Problem, plan: Labeling) -> str:
 
 
 def _uniform_name(problem: Problem, plan: Labeling) -> str:
-    """A uniform plan in words."""
-    sparsity = float(_bits(problem, plan)[2].max())
-    return f"{_widths(problem, plan)} bits everywhere" + (f", {100 * sparsity:g} % pruned" if sparsity else "")
+    """A uniform plan in words; layers whose menus lack its bit-width have the next higher one."""
+    weight_bits, _, sparsities = _bits(problem, plan)
+    where = "everywhere" if len(set(weight_bits.tolist())) == 1 else "where they are on offer"
+    sparsity = float(sparsities.max())
+    return f"{weight_bits.min()} bits {where}" + (f", {100 * sparsity:g} % pruned" if sparsity else "")

@@ -230,13 +230,16 @@ def costliest(rows: Sequence[LayerRow]) -> str:
     )
     name, amount = worst.facts["name"], f"{nats(worst.loss)} of {nats(total)} nats ({share})"
     text = f"{name} is expected to cost most: {amount}, {cause}."
-    better = next((each for each in worst.facts["by_weight_bits"] if each["weight_bits"] > label["weight_bits"]), None)
-    if by_pruning or better is None:
+    if by_pruning:
         return text
-    more = better["bytes"] - worst.bytes_now
+    on_offer = {each["weight_bits"]: each for each in worst.facts["by_weight_bits"]}
+    chosen, more = on_offer.get(label["weight_bits"]), [bits for bits in on_offer if bits > label["weight_bits"]]
+    if chosen is None or not more:
+        return text
+    better = on_offer[min(more)]
     return (
-        f"{text} At {better['weight_bits']} bits its rounding would cost {nats(better['loss'])} instead of "
-        f"{nats(lost['rounding'])} nats, and take {more:,} bytes more."
+        f"{text} At {min(more)} bits its rounding would cost {nats(better['loss'])} instead of "
+        f"{nats(lost['rounding'])} nats, and take {better['bytes'] - chosen['bytes']:,} bytes more."
     )
 
 

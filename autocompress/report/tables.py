@@ -13,6 +13,7 @@ from rich.table import Table
 from autocompress.budget import RESOURCES
 from autocompress.job.result_data import label_summary
 from autocompress.report.measured import measured_lines
+from autocompress.run.names import REPORT
 from autocompress.targets.timing.machine import threads_in_words
 from autocompress.tasks.metrics import METRICS
 
@@ -108,6 +109,7 @@ def _verification_lines(finished: Finished) -> list[str]:
     passed = sum(check.passed for check in verified.checks)
     return [
         f"run folder: {finished.run_folder} ({files})",
+        f"report: {finished.run_folder / REPORT} (open it in a browser)",
         *_runtime_lines(verified),
         f"verification: {passed} of {len(verified.checks)} checks passed",
         *(f"NOT verified, {line}" for line in verified.failures()),
