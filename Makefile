@@ -6,10 +6,10 @@ TESTS ?=
 # One process a core; the tests of a file share what they build, so they stay together.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test check docs wheel clean
+.PHONY: demo test policy-smoke check docs wheel clean
 
 # The tests' networks are tiny: a second thread only waits for the first, the longer the busier the machine.
-test check: export OMP_NUM_THREADS ?= 1
+test policy-smoke check: export OMP_NUM_THREADS ?= 1
 
 demo: $(READY)  ## Compress the embedded network to 12 % of its bytes.
 	$(BIN)/autocompress search --budget size=0.12 --out runs/demo --force
@@ -17,11 +17,15 @@ demo: $(READY)  ## Compress the embedded network to 12 % of its bytes.
 test: $(READY)  ## Tests and doctests; one part of them with TESTS=tests/test_plan.py.
 	$(PYTEST) $(TESTS)
 
+policy-smoke: $(READY)  ## A policy trained from nothing on toys, beside the solver: about a minute.
+	$(BIN)/python benchmarks/policy_smoke.py
+
 check: $(READY)  ## Everything that has to hold before a commit.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/python benchmarks/policy_smoke.py
 	$(PYTEST)
 
 docs: $(READY)  ## The documentation site, into build/site; a warning is an error.

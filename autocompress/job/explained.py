@@ -182,7 +182,7 @@ def _widths(problem: Problem, plan: Labeling) -> str:
 
 def _uniform_name(problem: Problem, plan: Labeling) -> str:
     """A uniform plan in words; layers whose menus lack its bit-width have the next higher one."""
-    weight_bits, _, sparsities = _bits(problem, plan)
+    weight_bits, _, sparsities, _ = _bits(problem, plan)
     where = "everywhere" if len(set(weight_bits.tolist())) == 1 else "where they are on offer"
     sparsity = float(sparsities.max())
     return f"{weight_bits.min()} bits {where}" + (f", {100 * sparsity:g} % pruned" if sparsity else "")
