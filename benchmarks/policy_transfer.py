@@ -20,8 +20,9 @@ from autocompress.cache import default_cache
 from autocompress.data import Data
 from autocompress.policies.files import SavedPolicy, save_policy
 from autocompress.policy_training.evaluation import WRITERS, Score, compared, measured
+from autocompress.policy_training.gathering import ExploredNetwork, Gathered, gather, load_all
 from autocompress.policy_training.recipe import Recipe, read_recipe
-from autocompress.policy_training.training import EXPERIENCE, RECIPE, ExploredNetwork, Gathered, gather, learn, load_all
+from autocompress.policy_training.training import EXPERIENCE, RECIPE, learn
 from autocompress.progress import Silent
 from autocompress_envs.labeling.observation import KINDS
 

@@ -44,8 +44,8 @@ from autocompress.models import load_model
 from autocompress.models.weights import load_weights_
 from autocompress.plan import Plan
 from autocompress.policies.files import load_policy
-from autocompress.policy_training import training
 from autocompress.policy_training.experience_files import load_experience
+from autocompress.policy_training.number_formats import NumberFormats
 from autocompress.policy_training.recipe import read_recipe
 from autocompress.policy_training.zoo import trained
 from autocompress.run.folder import RunFolder
@@ -264,7 +264,7 @@ def _trainings(clean: Path) -> list[Kind]:
         return Read(digest(*layers, *parts, found.probabilities, found.losses, found.shifts, found.budgets))
 
     def settled(folder: Path) -> Read:
-        picks = training._NumberFormats(folder / "settled.json")
+        picks = NumberFormats(folder / "settled.json")
         return Read(digest(sorted(picks.items())))
 
     def compared(folder: Path) -> Read:

@@ -26,8 +26,8 @@ from autocompress.execute.finetune import FineTuning, finetune
 from autocompress.job.load import load, load_splits
 from autocompress.job.options import request
 from autocompress.job.prepare import Job, build_evaluator, prepare
+from autocompress.policy_training.gathering import load_all
 from autocompress.policy_training.recipe import read_recipe
-from autocompress.policy_training.training import load_all
 from autocompress.progress import Silent
 from autocompress.targets.loading import restore
 from autocompress_envs.problem import Labeling

@@ -3,7 +3,7 @@
 import pytest
 
 from autocompress.errors import InputError
-from autocompress.policy_training.training import _NumberFormats
+from autocompress.policy_training.number_formats import NumberFormats
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     file = tmp_path / "settled.json"
     file.write_text(content)
     with pytest.raises(InputError) as caught:
-        _NumberFormats(file)
+        NumberFormats(file)
     assert str(caught.value) == (
         f"`resume` must find a whole settled.json, got {file}, which is damaged; remove it to pick anew."
     )
 
 
 def test_picks_are_found_again(tmp_path):
-    number_formats = _NumberFormats(tmp_path / "settled.json")
+    number_formats = NumberFormats(tmp_path / "settled.json")
     number_formats["training small"] = {"dtype": "float32"}
-    assert _NumberFormats(tmp_path / "settled.json").data == {"training small": {"dtype": "float32"}}
+    assert NumberFormats(tmp_path / "settled.json").data == {"training small": {"dtype": "float32"}}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import autocompress.policy_training.experience as exploring
+import autocompress.policy_training.gathering as gathering
 import autocompress.policy_training.training as training
 import autocompress.policy_training.zoo as zoo
 from autocompress.cli.main import app
@@ -99,7 +100,7 @@ def nothing_made(monkeypatch):
     def refuse(*given, **named):
         raise AssertionError("made again")
 
-    for module, name in ((training, "build_evaluator"), (training, "prepare"), (zoo, "train_")):
+    for module, name in ((gathering, "build_evaluator"), (gathering, "prepare"), (zoo, "train_")):
         monkeypatch.setattr(module, name, refuse)
 
 
@@ -246,7 +247,7 @@ def test_resuming_picks_no_dtype_and_batch_size_again(copied, recipe, tmp_path, 
     file.write_text(json.dumps(number_formats | wanted))
     (copied / "experience/vgg--small.npz").unlink()
     built, ran = [], set()
-    build, forward = training.build_evaluator, zoo._forward
+    build, forward = gathering.build_evaluator, zoo._forward
 
     def building(*given):
         built.append(build(*given))
@@ -256,7 +257,7 @@ def test_resuming_picks_no_dtype_and_batch_size_again(copied, recipe, tmp_path, 
         ran.add(dtype)
         return forward(model, inputs, dtype)
 
-    monkeypatch.setattr(training, "build_evaluator", building)
+    monkeypatch.setattr(gathering, "build_evaluator", building)
     monkeypatch.setattr(zoo, "_forward", forwarding)
     train_policy(recipe, copied, cache=tmp_path / "empty", resume=True)
     assert ran == {torch.bfloat16}
