@@ -29,7 +29,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 """By extra: what it gives, and the modules that it brings."""
 
 _PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "torch-pruning", "stable-baselines3", "gymnasium")
-_QUICK: Mapping[str, Any] = {
+_QUICK: dict[str, Any] = {
     "search_samples": 64,
     "calibration_samples": 64,
     "recalibration_samples": 64,
@@ -99,7 +99,8 @@ def _self_test() -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             where: dict[str, Any] = {"out": Path(folder) / "run", "cache": Path(folder) / "cache"}
-            made = api.search(*_tiny(), budget="bitops=0.2", **where, **_QUICK)
+            network, data = _tiny()
+            made = api.search(network, data, "bitops=0.2", **where, **_QUICK)
             passed, checks = made.verification.passed, [vars(check) for check in made.verification.checks]
     except Exception as error:  # whatever is broken in this installation is what we are after
         return {"passed": False, "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - started}

@@ -17,7 +17,7 @@ from autocompress.progress import Silent
 from autocompress.searchers.simple_plans import best_mix, simple_plans
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem, layer_resources, removed_weights
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.solver import Solver
+from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
 EXPLAINED_VERSION = 1
 
@@ -34,6 +34,7 @@ def explained(
         policy: policy that the search began with. Default: none.
         searched: whether a search chose the plan, so that the solver's plan and the simple plans stand beside it.
     """
+    limits = {name: limit for name, limit in limits.items() if name in job.problem.original()}
     others = _other_plans(job, limits, policy) if searched and limits else {}
     return {
         "version": EXPLAINED_VERSION,
@@ -42,15 +43,18 @@ def explained(
         "expected_loss": {
             name: float(LossParts(job.problem)(plan).sum()) for name, plan in {"chosen": labeling, **others}.items()
         },
-        "simple_plans": _simple_plans(job.problem, limits) if searched and limits else [],
+        "simple_plans": _simple_plans(job.problem, limits) if others else [],
     }
 
 
 def _other_plans(job: Job, limits: Mapping[str, int], policy: SavedPolicy | None) -> dict[str, Labeling]:
-    """The solver's plan, and the one that follows from the policy's prices alone, by name."""
-    found = {"solver": Solver(job.problem, limits).solve()}
-    if policy is not None:
-        found["policy"] = policy_plan(policy, job.problem, limits, Silent()).labeling
+    """The solver's plan, and the one that follows from the policy's prices alone, by name; none where none fits."""
+    try:
+        found = {"solver": Solver(job.problem, limits).solve()}
+        if policy is not None:
+            found["policy"] = policy_plan(policy, job.problem, limits, Silent()).labeling
+    except InfeasibleBudgetError:  # the search may have had other bounds than those that the file must keep
+        return {}
     return found
 
 
