@@ -65,8 +65,8 @@ def _times(runtime: Mapping[str, Any]) -> list[Row]:
         both = (seconds["original"], seconds["compressed"])
         timing = (runtime.get("timings_by_batch") or {}).get(batch, {})
         row = _row(f"latency at batch {batch}", "time", both, _milliseconds, speed(*both))
-        intervals = tuple(_between(timing.get(name, {}).get("median_seconds")) for name in ("original", "compressed"))
-        rows.append(replace(row, intervals=intervals))
+        before, after = (timing.get(name, {}).get("median_seconds") for name in ("original", "compressed"))
+        rows.append(replace(row, intervals=(_between(before), _between(after))))
     return rows
 
 
