@@ -29,13 +29,14 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
 """By extra: what it gives, and the modules that it brings."""
 
 _PACKAGES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "torch-pruning", "stable-baselines3", "gymnasium")
-_QUICK: Mapping[str, Any] = {
+_QUICK: dict[str, Any] = {
     "search_samples": 64,
     "calibration_samples": 64,
     "recalibration_samples": 64,
     "selection_samples": 0,
     "sparsity_levels": 2,
     "episodes": 2,
+    "dtype": "float32",
 }
 
 
@@ -91,15 +92,27 @@ def _extra(gives: str, modules: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _self_test() -> dict[str, Any]:
-    """Compress the embedded network in a temporary folder, with a cache of its own, and verify its file."""
+    """Compress a tiny network in a temporary folder, with a cache of its own, and verify its file in its runtime."""
     from autocompress import api
 
     started = time.perf_counter()
     try:
         with tempfile.TemporaryDirectory() as folder:
             where: dict[str, Any] = {"out": Path(folder) / "run", "cache": Path(folder) / "cache"}
-            made = api.search("digits", budget="size=0.15", **where, **_QUICK)
+            network, data = _tiny()
+            made = api.search(network, data, "bitops=0.2", **where, **_QUICK)
             passed, checks = made.verification.passed, [vars(check) for check in made.verification.checks]
     except Exception as error:  # whatever is broken in this installation is what we are after
         return {"passed": False, "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - started}
     return {"passed": passed, "error": None, "checks": checks, "seconds": time.perf_counter() - started}
+
+
+def _tiny() -> tuple[Any, Any]:
+    """A network of two layers, and samples without labels."""
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
+        return network, (torch.randn(200, 1, 8, 8), None)

@@ -15,11 +15,11 @@ from autocompress.errors import AutocompressError
 if TYPE_CHECKING:
     from rich.console import Console
 
-SelfTest = Annotated[bool, typer.Option("--self-test/--no-self-test", help="Also compress a small network.")]
+SelfTest = Annotated[bool, typer.Option("--self-test/--no-self-test", help="Also compress a tiny network.")]
 
 
 def doctor(self_test: SelfTest = True, format: Format = "table") -> None:
-    """Show versions, devices, memory, cache and extras, and compress a small network; exit code 1 if that fails."""
+    """Show versions, devices, memory, cache and extras, and compress a tiny network; exit code 1 if that fails."""
     with reported():
         from autocompress.doctor import examine  # here, where an interruption is told in one line: it takes seconds
 

@@ -22,7 +22,7 @@ from autocompress.cli.mcp import mcp
 from autocompress.cli.pack import pack, unpack_
 from autocompress.cli.policy import policy_app
 from autocompress.cli.report import report
-from autocompress.cli.shell import Format, Quiet, Trust, emit, reported, watching_progress
+from autocompress.cli.shell import Format, Quiet, Trust, emit, on_a_page, reported, watching_progress
 from autocompress.cli.train_policy import train_policy
 from autocompress.config import (
     OPTIONS,
@@ -38,6 +38,7 @@ from autocompress.config import (
     Part,
     RunOptions,
     SearchOptions,
+    WatchOptions,
     load_config,
     make_config,
     names_of,
@@ -157,6 +158,7 @@ def _help(name: str) -> str:
     ExecutionOptions,
     MachineOptions,
     RunOptions,
+    WatchOptions,
     OutputOptions,
 )
 def search(config: Config) -> None:
@@ -166,8 +168,9 @@ def search(config: Config) -> None:
     from autocompress.job.result_data import result_data
     from autocompress.report.tables import print_result
 
-    with watching_progress(config) as view:
-        result = api.search(**_arguments(config), progress=view)
+    with watching_progress(config) as view, on_a_page(config, view) as (progress, finish):
+        result = api.search(**_arguments(config), progress=progress)
+        finish(result.run_folder)
     emit(config, result_data(result), lambda console: print_result(console, result))
     _stop_unless(result.verification)
 
@@ -226,6 +229,7 @@ def evaluate(config: Config) -> None:
     MeasureOptions,
     MachineOptions,
     RunOptions,
+    WatchOptions,
     OutputOptions,
 )
 def apply(config: Config) -> None:
@@ -234,8 +238,9 @@ def apply(config: Config) -> None:
     from autocompress.job.result_data import finished_data
     from autocompress.report.tables import print_finished
 
-    with watching_progress(config) as view:
-        finished = api.apply(**_arguments(config), progress=view)
+    with watching_progress(config) as view, on_a_page(config, view) as (progress, finish):
+        finished = api.apply(**_arguments(config), progress=progress)
+        finish(finished.run_folder)
     emit(config, finished_data(finished), lambda console: print_finished(console, finished))
     _stop_unless(finished.verification)
 

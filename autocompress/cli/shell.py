@@ -8,12 +8,14 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from autocompress.config import Config
 from autocompress.errors import AutocompressError, WriteError
+from autocompress.run.names import REPORT
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +68,27 @@ def watching_progress(config: Config) -> AbstractContextManager[Progress]:
     from autocompress.report.live import PlainView, TerminalView
 
     return watching(config, Silent, TerminalView, PlainView)
+
+
+@contextmanager
+def on_a_page(config: Config, view: Progress) -> Iterator[tuple[Progress, Callable[[Path], None]]]:
+    """Show a job on a page of this machine as well, where `--watch` asks for it.
+
+    Args:
+        config: options; `watch` is read.
+        view: progress that is told of everything.
+
+    Yields:
+        The progress to tell, and a function that gives the report of a finished run to the page.
+    """
+    if not config.watch:
+        yield view, lambda folder: None
+        return
+    from autocompress.report.watch import Watched
+
+    with Watched(view) as page:
+        typer.echo(f"watch: {page.address}", err=True)
+        yield page, lambda folder: page.finish((folder / REPORT).read_text())
 
 
 def emit(config: Config, data: Mapping[str, Any], table: Callable[[Console], None]) -> None:

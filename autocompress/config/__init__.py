@@ -16,6 +16,7 @@ from autocompress.config.options import (
     Part,
     RunOptions,
     SearchOptions,
+    WatchOptions,
     names_of,
     part_of,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "Part",
     "RunOptions",
     "SearchOptions",
+    "WatchOptions",
     "first_difference",
     "load_config",
     "make_config",

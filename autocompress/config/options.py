@@ -363,6 +363,16 @@ class RunOptions(Part):
     resume: bool = _option(False, "Continue the interrupted run in the run folder given by --out.")
 
 
+class WatchOptions(Part):
+    """Watching a job in a browser."""
+
+    TITLE: ClassVar[str] = "Output"
+
+    watch: bool = _option(
+        False, "Also show the job on a page of this machine while it runs; its address goes to standard error."
+    )
+
+
 class OutputOptions(Part):
     """What a command prints."""
 
@@ -382,12 +392,14 @@ PARTS: tuple[type[Part], ...] = (
     InspectOptions,
     MachineOptions,
     RunOptions,
+    WatchOptions,
     OutputOptions,
 )
 
 
 class Config(
     OutputOptions,
+    WatchOptions,
     RunOptions,
     MachineOptions,
     InspectOptions,

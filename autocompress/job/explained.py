@@ -14,7 +14,7 @@ from autocompress.plan import Label
 from autocompress.searchers.simple_plans import best_mix, simple_plans
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem, removed_weights
 from autocompress_envs.problem.loss_parts import LossParts
-from autocompress_envs.solver import Solver
+from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
 EXPLAINED_VERSION = 1
 
@@ -31,9 +31,8 @@ def explained(
         policy: labels that the policy gave in the environment, before any evaluation. Default: none.
         searched: whether a search chose the plan, so that the solver's plan and the simple plans stand beside it.
     """
-    others: dict[str, Labeling] = {}
-    if searched and limits:
-        others = {"solver": Solver(job.problem, limits).solve(), **({} if policy is None else {"policy": policy})}
+    limits = {name: limit for name, limit in limits.items() if name in job.problem.original()}
+    others = _other_plans(job.problem, limits, policy) if searched and limits else {}
     return {
         "version": EXPLAINED_VERSION,
         "layers": _layers(job, labeling, others),
@@ -41,8 +40,17 @@ def explained(
         "expected_loss": {
             name: float(LossParts(job.problem)(plan).sum()) for name, plan in {"chosen": labeling, **others}.items()
         },
-        "simple_plans": _simple_plans(job.problem, limits) if searched and limits else [],
+        "simple_plans": _simple_plans(job.problem, limits) if others else [],
     }
+
+
+def _other_plans(problem: Problem, limits: Mapping[str, int], policy: Labeling | None) -> dict[str, Labeling]:
+    """The solver's plan and the policy's, by name; none where none fits."""
+    try:
+        solver = {"solver": Solver(problem, limits).solve()}
+    except InfeasibleBudgetError:  # the search may have had other bounds than those that the file must keep
+        return {}
+    return solver if policy is None else {**solver, "policy": policy}
 
 
 def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling]) -> list[dict[str, Any]]:

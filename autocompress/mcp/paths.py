@@ -13,7 +13,7 @@ from autocompress.errors import InputError
 from autocompress.models.registry import is_onnx, names_function
 
 _PATHS = ("weights", "tokenizer", "plan", "plot", "out", "policy")
-_OWN = ("cache", "force", "resume", "quiet", "format")  # what the tools decide themselves
+_OWN = ("cache", "force", "resume", "quiet", "format", "watch")  # what the tools decide themselves
 
 
 class Folder:

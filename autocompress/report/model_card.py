@@ -97,7 +97,7 @@ def _timed_in(record: RunRecord) -> str:
     runtime, machine = record.outcome.get("runtime"), record.outcome.get("machine", {})
     if not runtime:
         return ""
-    return f"Latencies are medians on one thread in {runtime['name']}, on {machine.get('processor', 'one machine')}."
+    return f"Latencies are medians in {runtime['name']}, on {machine.get('processor', 'one machine')}."
 
 
 def _budget(record: RunRecord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,26 @@ def _cost(name: str, original: Mapping[str, Any], amount: float) -> Row:
 
 
 def _times(runtime: Mapping[str, Any]) -> list[Row]:
+    """Latencies by batch size, with the intervals of their medians where these were measured."""
     rows = []
     for batch, seconds in (runtime.get("median_seconds_by_batch") or {}).items():
         both = (seconds["original"], seconds["compressed"])
-        rows.append(_row(f"latency at batch {batch}", "time", both, lambda v: f"{1e3 * v:.3g} ms", speed(*both)))
+        timing = (runtime.get("timings_by_batch") or {}).get(batch, {})
+        row = _row(f"latency at batch {batch}", "time", both, _milliseconds, speed(*both))
+        before, after = (timing.get(name, {}).get("median_seconds") for name in ("original", "compressed"))
+        rows.append(replace(row, intervals=(_between(before), _between(after))))
     return rows
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def _between(interval: Mapping[str, Any] | None) -> str:
+    """An interval of seconds as people read it; empty where there is none."""
+    if not interval or not (is_known(interval.get("low")) and is_known(interval.get("high"))):
+        return ""
+    return f"{1e3 * interval['low']:.3g} to {_milliseconds(interval['high'])}"
 
 
 def _metric_row(name: str, values: tuple[Any, Any]) -> Row:
@@ -169,7 +184,7 @@ def label_text(label: Mapping[str, Any]) -> str:
         return "removed"
     bits = f"{label['weight_bits']} bits" if label["weight_bits"] < 32 else "32-bit floats"
     pruned = f", {100 * label['sparsity']:.3g} % pruned" if label["sparsity"] else ""
-    return bits + pruned
+    return bits + pruned + (f", rank {label['rank']}" if label.get("rank") else "")
 
 
 def short_label(label: Mapping[str, Any]) -> str:
@@ -180,7 +195,8 @@ def short_label(label: Mapping[str, Any]) -> str:
     """
     if label["sparsity"] == 1:
         return "removed"
-    return f"{label['weight_bits']} b" + (f", −{100 * label['sparsity']:.3g} %" if label["sparsity"] else "")
+    pruned = f", −{100 * label['sparsity']:.3g} %" if label["sparsity"] else ""
+    return f"{label['weight_bits']} b" + pruned + (f", rank {label['rank']}" if label.get("rank") else "")
 
 
 def _tie(layer: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -66,6 +66,11 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
     return _render("comparison.html", runs=views, title=f"{len(views)} runs", **_side_by_side(views))
 
 
+def live_page() -> str:
+    """The page of a job that is running; its events say what it shows."""
+    return _environment().get_template("live.html").render(style=(TEMPLATES / "page.css").read_text())
+
+
 def run_view(record: RunRecord) -> dict[str, Any]:
     """All that a template shows of a run."""
     rows, story = layer_rows(record), search_story(record)

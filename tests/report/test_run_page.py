@@ -117,6 +117,13 @@ def test_intervals_of_shares_are_wilsons(record):
     assert [each.change for each in outcome_rows(record.outcome) if each.group == "time"] == ["2.00 times faster"]
 
 
+def test_intervals_of_times_are_shown_where_there_are_any(record):
+    timing = {"original": {"median_seconds": {"median": 0.002, "low": 0.0019, "high": 0.0021}}, "compressed": {}}
+    runtime = {**record.outcome["runtime"], "timings_by_batch": {"1": timing}}
+    (row,) = (each for each in outcome_rows({**record.outcome, "runtime": runtime}) if each.group == "time")
+    assert (row.texts, row.intervals) == (("2 ms", "1 ms"), ("1.9 to 2.1 ms", ""))
+
+
 def test_without_labels_and_samples_nothing_is_invented(record):
     told = dict(record.outcome, samples=None, compressed={**record.outcome["compressed"], "accuracy": None})
     rows = outcome_rows(told)
