@@ -42,6 +42,7 @@ _HOMES = {
     "list_targets": "autocompress.extensions",
     "list_tasks": "autocompress.extensions",
     "load": "autocompress.targets.loading",
+    "pareto": "autocompress.api",
     "register_agent": "autocompress.extensions",
     "register_criterion": "autocompress.extensions",
     "register_data": "autocompress.extensions",
@@ -56,7 +57,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
-    from autocompress.api import apply, evaluate, export, finetune, inspect, search, verify
+    from autocompress.api import apply, evaluate, export, finetune, inspect, pareto, search, verify
     from autocompress.budget import Budget
     from autocompress.comparison.run import Comparison, compare
     from autocompress.errors import InputError
@@ -116,6 +117,7 @@ __all__ = [
     "list_targets",
     "list_tasks",
     "load",
+    "pareto",
     "register_agent",
     "register_criterion",
     "register_data",

@@ -31,6 +31,7 @@ from autocompress.config import (
     MenuOptions,
     NetworkOptions,
     OutputOptions,
+    ParetoOptions,
     Part,
     RunOptions,
     SearchOptions,
@@ -166,6 +167,30 @@ def search(config: Config) -> None:
         result = api.search(**_arguments(config), progress=view)
     emit(config, result_data(result), lambda console: print_result(console, result))
     _stop_unless(result.verification)
+
+
+@app.command()
+@_with_options(
+    NetworkOptions,
+    ParetoOptions,
+    BudgetOptions,
+    MenuOptions,
+    SearchOptions,
+    ExecutionOptions,
+    MachineOptions,
+    RunOptions,
+    OutputOptions,
+)
+def pareto(config: Config) -> None:
+    """Search under many budgets of one resource at once: a front, with the files of every point."""
+    from autocompress import api
+    from autocompress.report.tables import print_front
+
+    with watching_progress(config) as view:
+        front = api.pareto(**_arguments(config), progress=view)
+    emit(config, front.data(), lambda console: print_front(console, front))
+    if not front.verified:
+        raise AutocompressError("verification failed: a point of the front has claims that do not hold")
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The options of a job: one table in parts, and how they are read from YAML, a command line or Python."""
 
+from autocompress.config.front import ParetoOptions
 from autocompress.config.options import (
     MOST_SEED,
     OPTIONS,
@@ -13,12 +14,12 @@ from autocompress.config.options import (
     MenuOptions,
     NetworkOptions,
     OutputOptions,
-    Part,
     RunOptions,
     SearchOptions,
     names_of,
     part_of,
 )
+from autocompress.config.part import Part
 from autocompress.config.reading import first_difference, load_config, make_config, one_line, read_options
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "MenuOptions",
     "NetworkOptions",
     "OutputOptions",
+    "ParetoOptions",
     "Part",
     "RunOptions",
     "SearchOptions",

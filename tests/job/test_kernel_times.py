@@ -50,7 +50,7 @@ def test_where_thinner_is_always_faster_all_widths_pay():
 
 
 def test_widths_that_leave_the_fast_kernel_are_only_offered_where_they_save_enough():
-    """14 and 10 channels are slower than 16 and 12: the next layer reads them in steps of four. Fewer than 16 fall back."""
+    """14 and 10 channels are slower than 16 and 12, since the next layer reads them in steps of four."""
     found = widths_that_pay(menus_with(4, 16))
     assert found["0"][0] == 16
     assert all(width % 4 == 0 for width in found["0"] if width > 8)
