@@ -53,11 +53,12 @@ _HOMES = {
     "register_target": "autocompress.extensions",
     "register_task": "autocompress.extensions",
     "search": "autocompress.api",
+    "smallest": "autocompress.api",
     "verify": "autocompress.api",
 }
 
 if TYPE_CHECKING:
-    from autocompress.api import apply, evaluate, export, finetune, inspect, pareto, search, verify
+    from autocompress.api import apply, evaluate, export, finetune, inspect, pareto, search, smallest, verify
     from autocompress.budget import Budget
     from autocompress.comparison.run import Comparison, compare
     from autocompress.errors import InputError
@@ -128,6 +129,7 @@ __all__ = [
     "register_target",
     "register_task",
     "search",
+    "smallest",
     "verify",
 ]
 

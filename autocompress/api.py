@@ -40,6 +40,8 @@ from autocompress.job.result_data import finished_data
 from autocompress.job.results import Finished, Inspection, Measurement, Result
 from autocompress.job.searching import execution_of, search_and_finish
 from autocompress.job.stages import through_stages
+from autocompress.job.tolerance import Smallest, check_tolerance, held_out
+from autocompress.job.tolerance import smallest as find_smallest
 from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
@@ -49,9 +51,10 @@ from autocompress.run.journal import journal_header
 from autocompress.run.lock import locked
 from autocompress.run.names import PLAN
 from autocompress.run.opening import opened
+from autocompress.targets.timing import TimeLimit
 from autocompress.version import versions
 
-__all__ = ["apply", "evaluate", "export", "finetune", "inspect", "pareto", "search", "verify"]
+__all__ = ["apply", "evaluate", "export", "finetune", "inspect", "pareto", "search", "smallest", "verify"]
 
 
 def search(
@@ -138,6 +141,38 @@ def pareto(
         if asked.time is not None:
             job = timed(job, asked.time, watcher)
         return search_front(job, asked, tuning, budgets_of(asked.config, job), path, watcher)
+
+
+def smallest(
+    model: ModelLike = "digits", data: DataLike | None = None, *, progress: Progress | None = None, **options: Any
+) -> Smallest:
+    """Find the least of a resource at a loss that is tolerated: `autocompress search --max-drop 1% --minimize size`.
+
+    Args:
+        model: a trained network, or a spec string, as for `search`.
+        data: data, or a spec string, as for `search`.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options by name, as for `search`; `max_drop` or `max_kl` is the loss, `minimize` the resource, and a
+            `budget` of other resources holds as well. Budgets are tried one after the other, each with a run folder.
+
+    Raises:
+        InputError: an option, the model or the data breaks a rule, or even the mildest plan loses more.
+        WriteError: the folder can't be written. What was written before stays valid.
+    """
+    asked, watcher = search_request(model, data, options), progress or Silent()
+    config = asked.config
+    check_tolerance(config)
+    path = front_path(config)
+    with locked(path, "out", "search"):
+        splits = load_splits(asked)
+        check_labels(asked, splits)
+        splits = replace(splits, kept_out=held_out(config, splits))
+        tuning = _fine_tuning(asked, splits)
+        job = prepare(load(asked, splits, watcher), asked.menus, config, watcher)
+        remember(named_functions(vars(config)))
+        if asked.time is not None or config.minimize == "latency":
+            job = timed(job, asked.time or TimeLimit(1.0, None, config.batch, config.threads), watcher)
+        return find_smallest(job, asked, tuning, path, watcher)
 
 
 def inspect(

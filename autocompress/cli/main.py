@@ -35,6 +35,7 @@ from autocompress.config import (
     Part,
     RunOptions,
     SearchOptions,
+    ToleranceOptions,
     load_config,
     make_config,
     names_of,
@@ -150,6 +151,7 @@ def _help(name: str) -> str:
 @_with_options(
     NetworkOptions,
     BudgetOptions,
+    ToleranceOptions,
     MenuOptions,
     SearchOptions,
     ExecutionOptions,
@@ -158,11 +160,19 @@ def _help(name: str) -> str:
     OutputOptions,
 )
 def search(config: Config) -> None:
-    """Search for the best plan within a budget, compress the network by it, export and verify it."""
+    """Search for the best plan within a budget, compress the network by it, export and verify it.
+
+    With --max-drop or --max-kl, search for the smallest network that loses no more.
+    """
     from autocompress import api
     from autocompress.job.result_data import result_data
-    from autocompress.report.tables import print_result
+    from autocompress.report.tables import print_result, print_smallest
 
+    if config.max_drop is not None or config.max_kl is not None or config.minimize is not None:
+        with watching_progress(config) as view:
+            found = api.smallest(**_arguments(config), progress=view)
+        emit(config, found.data(), lambda console: print_smallest(console, found))
+        return
     with watching_progress(config) as view:
         result = api.search(**_arguments(config), progress=view)
     emit(config, result_data(result), lambda console: print_result(console, result))

@@ -21,6 +21,7 @@ from autocompress.config.options import (
 )
 from autocompress.config.part import Part
 from autocompress.config.reading import first_difference, load_config, make_config, one_line, read_options
+from autocompress.config.tolerance import ToleranceOptions
 
 __all__ = [
     "MOST_SEED",
@@ -39,6 +40,7 @@ __all__ = [
     "Part",
     "RunOptions",
     "SearchOptions",
+    "ToleranceOptions",
     "first_difference",
     "load_config",
     "make_config",

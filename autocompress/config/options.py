@@ -17,6 +17,7 @@ from pydantic import ValidationInfo, field_validator
 from autocompress.budget import Budget, parse_bytes
 from autocompress.config.front import ParetoOptions
 from autocompress.config.part import Part, as_tuple, option
+from autocompress.config.tolerance import ToleranceOptions
 from autocompress.errors import InputError
 from autocompress.files import parse_yaml
 
@@ -360,6 +361,7 @@ PARTS: tuple[type[Part], ...] = (
     MeasureOptions,
     InspectOptions,
     ParetoOptions,
+    ToleranceOptions,
     MachineOptions,
     RunOptions,
     OutputOptions,
@@ -370,6 +372,7 @@ class Config(
     OutputOptions,
     RunOptions,
     MachineOptions,
+    ToleranceOptions,
     ParetoOptions,
     InspectOptions,
     MeasureOptions,

@@ -142,7 +142,18 @@ def budgets_of(config: Config, job: Job) -> list[str]:
 
 
 def _spaced(resource: str, count: int, job: Job) -> list[str]:
-    """Budgets at equal ratios, from a little above the smallest plan to the mildest plan's amount."""
+    """Budgets at equal ratios over the span of a resource."""
+    least, most = span(resource, job)
+    unit = "b" if resource in ("size", "memory") else ""
+    return [f"{round(least * (most / least) ** (step / (count - 1)))}{unit}" for step in range(count)]
+
+
+def span(resource: str, job: Job) -> tuple[int, int]:
+    """Amounts of a resource: a little above the smallest plan's, and the mildest plan's.
+
+    Raises:
+        InputError: labels don't change it.
+    """
     none = np.zeros(len(job.problem.layers), dtype=np.int64)
     blank = Labeling(none, none, none)
     tables = Tables(job.problem)
@@ -151,9 +162,8 @@ def _spaced(resource: str, count: int, job: Job) -> list[str]:
     most = max(tables.resources(plan)[resource] for plan in (blank, mildest))
     least = math.ceil(_ROOM * Reach(tables, {resource: most}).smallest(blank, 0)[resource])
     if least >= most:
-        raise InputError(f"`points` must be on a resource that labels change, got {resource}, which they don't.")
-    unit = "b" if resource in ("size", "memory") else ""
-    return [f"{round(least * (most / least) ** (step / (count - 1)))}{unit}" for step in range(count)]
+        raise InputError(f"`resource` must be one that labels change, got {resource}, which they don't.")
+    return least, most
 
 
 def episodes_of_a_point(episodes: int, points: int) -> int:
@@ -180,25 +190,56 @@ def search_front(
     """
     config = asked.config
     wholes = [",".join(filter(None, (budget, config.budget))) for budget in budgets]
-    limits = [feasible_limits(Budget.parse(whole), job, watcher) for whole in wholes]  # before anything is searched
+    for whole in wholes:  # before anything is searched
+        feasible_limits(Budget.parse(whole), job, watcher)
     known: dict[bytes, Outcome] = {}
-    share = _Shared(job, config, [path / _name(budget) for budget in budgets], watcher)
+    share = Shared(job, config, [path / _name(budget) for budget in budgets], watcher)
     points: list[FrontPoint] = []
     episodes = episodes_of_a_point(config.episodes, len(budgets))
-    for budget, whole, within in zip(budgets, wholes, limits, strict=True):
-        folder = path / _name(budget)
+    for budget, whole in zip(budgets, wholes, strict=True):
         watcher.stage(f"point {len(points) + 1} of {len(budgets)}: {whole}")
-        if not (config.resume and (folder / OUTCOME).is_file()):
-            changes = {"budget": whole, "budgets": None, "points": None, "out": folder, "episodes": episodes}
-            resumed = config.resume and (folder / JOURNAL).is_file()
-            own = config.model_copy(update={**changes, "resume": resumed, "force": not resumed})
-            with opened(own, "pareto", versions()) as (where, begun):
-                one = replace(asked, config=begun, settings=replace(asked.settings, episodes=max(1, episodes)))
-                search_and_finish(job, one, tuning, within, share.evaluator, where, watcher, known)
-        points.append(FrontPoint(budget, folder, strict_json((folder / OUTCOME).read_bytes())))
+        folder = path / _name(budget)
+        points.append(finished_point(job, asked, tuning, (budget, whole), folder, episodes, share, watcher, known))
         front = Front(config.resource, tuple(points), path)
         write_atomically(path / FRONT, json.dumps({**front.data(), "versions": versions()}, indent=1) + "\n")
     return front
+
+
+def finished_point(
+    job: Job,
+    asked: SearchRequest,
+    tuning: FineTuning | None,
+    budget: tuple[str, str],
+    folder: Path,
+    episodes: int,
+    share: Shared,
+    watcher: Progress,
+    known: dict[bytes, Outcome],
+) -> FrontPoint:
+    """A search under one budget in a folder of its own; what is finished there, or begun, is not done again.
+
+    Args:
+        job: the network with its menus; where the budget has a limit of time, it was timed.
+        asked: what the search is asked for.
+        tuning: settings of fine-tuning; None: none.
+        budget: budget of the front's resource, and the whole budget.
+        folder: folder of the run.
+        episodes: evaluations.
+        share: what the points share.
+        watcher: observer that is told of stages, notes and evaluations.
+        known: outcomes of plans by their keys; those of this search are added.
+    """
+    config, (own, whole) = asked.config, budget
+    if not (config.resume and (folder / OUTCOME).is_file()):
+        changes = {"budget": whole, "budgets": None, "points": None, "out": folder, "episodes": episodes}
+        changes |= {"max_drop": None, "max_kl": None, "minimize": None}
+        resumed = config.resume and (folder / JOURNAL).is_file()
+        one = config.model_copy(update={**changes, "resume": resumed, "force": not resumed})
+        limits = feasible_limits(Budget.parse(whole), job, watcher)
+        with opened(one, "search", versions()) as (where, begun):
+            request = replace(asked, config=begun, settings=replace(asked.settings, episodes=max(1, episodes)))
+            search_and_finish(job, request, tuning, limits, share.evaluator, where, watcher, known)
+    return FrontPoint(own, folder, strict_json((folder / OUTCOME).read_bytes()))
 
 
 def _name(budget: str) -> str:
@@ -210,7 +251,7 @@ def _name(budget: str) -> str:
     return budget.replace("=", "-").replace("%", "pc")
 
 
-class _Shared:
+class Shared:
     """One evaluator for all points, made when it is first needed."""
 
     def __init__(self, job: Job, config: Config, folders: Sequence[Path], watcher: Progress) -> None:

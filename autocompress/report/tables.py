@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autocompress.job.front import Front
     from autocompress.job.inspection import LayerReport
     from autocompress.job.results import Finished, Inspection, Measurement, Result
+    from autocompress.job.tolerance import Smallest
     from autocompress.targets.timing import PairedTiming
     from autocompress.targets.verify import Verification
 
@@ -196,6 +197,35 @@ def print_front(console: Console, front: Front) -> None:
             escape(str(point.run_folder)),
         )
     console.print(table)
+
+
+def print_smallest(console: Console, found: Smallest) -> None:
+    """Print the budgets that were tried, and the smallest network that passed.
+
+    Args:
+        console: where to print.
+        found: result of the search.
+    """
+    table = Table(title=f"Least {NAMES[found.resource]} at {found.measure} {found.tolerated:g}", title_justify="left")
+    for column in ("budget", "used", "of the original", "loses at most", "passes", "run folder"):
+        table.add_column(column, justify="left" if column in ("budget", "run folder") else "right")
+    for each in found.tries:
+        table.add_row(
+            each.point.budget,
+            f"{each.point.amount[found.resource]:,}",
+            f"{100 * each.point.outcome['fraction_of_original'][found.resource]:.2f} %",
+            f"{each.bound:.4f}",
+            "yes" if each.passed else "no",
+            escape(str(each.point.run_folder)),
+        )
+    console.print(table)
+    console.print(
+        f"the smallest that passes: {found.chosen.point.run_folder} (95 % confidence over all tries, "
+        f"{found.samples:,} held-out samples)",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
