@@ -31,7 +31,7 @@ from autocompress.run.journal import journal_header
 from autocompress.run.names import FRONT, JOURNAL, OUTCOME
 from autocompress.run.opening import opened
 from autocompress.version import versions
-from autocompress_envs.problem import Labeling, Outcome
+from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver.feasibility import Reach
 
@@ -192,14 +192,13 @@ def search_front(
     wholes = [",".join(filter(None, (budget, config.budget))) for budget in budgets]
     for whole in wholes:  # before anything is searched
         feasible_limits(Budget.parse(whole), job, watcher)
-    known: dict[bytes, Outcome] = {}
     share = Shared(job, config, [path / _name(budget) for budget in budgets], watcher)
     points: list[FrontPoint] = []
     episodes = episodes_of_a_point(config.episodes, len(budgets))
     for budget, whole in zip(budgets, wholes, strict=True):
         watcher.stage(f"point {len(points) + 1} of {len(budgets)}: {whole}")
         folder = path / _name(budget)
-        points.append(finished_point(job, asked, tuning, (budget, whole), folder, episodes, share, watcher, known))
+        points.append(finished_point(job, asked, tuning, (budget, whole), folder, episodes, share, watcher))
         front = Front(config.resource, tuple(points), path)
         write_atomically(path / FRONT, json.dumps({**front.data(), "versions": versions()}, indent=1) + "\n")
     return front
@@ -214,7 +213,6 @@ def finished_point(
     episodes: int,
     share: Shared,
     watcher: Progress,
-    known: dict[bytes, Outcome],
 ) -> FrontPoint:
     """A search under one budget in a folder of its own; what is finished there, or begun, is not done again.
 
@@ -227,7 +225,6 @@ def finished_point(
         episodes: evaluations.
         share: what the points share.
         watcher: observer that is told of stages, notes and evaluations.
-        known: outcomes of plans by their keys; those of this search are added.
     """
     config, (own, whole) = asked.config, budget
     if not (config.resume and (folder / OUTCOME).is_file()):
@@ -238,7 +235,7 @@ def finished_point(
         limits = feasible_limits(Budget.parse(whole), job, watcher)
         with opened(one, "search", versions()) as (where, begun):
             request = replace(asked, config=begun, settings=replace(asked.settings, episodes=max(1, episodes)))
-            search_and_finish(job, request, tuning, limits, share.evaluator, where, watcher, known)
+            search_and_finish(job, request, tuning, limits, share.evaluator, where, watcher)
     return FrontPoint(own, folder, strict_json((folder / OUTCOME).read_bytes()))
 
 
@@ -252,7 +249,7 @@ def _name(budget: str) -> str:
 
 
 class Shared:
-    """One evaluator for all points, made when it is first needed."""
+    """One evaluator for all points, made when it is first needed; it knows the plans that it has evaluated."""
 
     def __init__(self, job: Job, config: Config, folders: Sequence[Path], watcher: Progress) -> None:
         self._make: Callable[[Mapping[str, Any] | None], Evaluator] = lambda before: build_evaluator(

@@ -58,7 +58,6 @@ def find(
     folder: RunFolder,
     watcher: Progress,
     time: TimeBudget | None = None,
-    known: dict[bytes, Outcome] | None = None,
 ) -> Found:
     """The policy's plan, and what a search makes of it; every evaluated plan is written down.
 
@@ -70,7 +69,6 @@ def find(
         folder: folder of the run.
         watcher: observer that is told of stages, notes and evaluations.
         time: limit of time, which the plan's file must meet. Default: none.
-        known: outcomes of plans by their keys, which need no evaluation; those of this search are added. Default: none.
 
     Raises:
         InputError: no plan is fast enough.
@@ -84,7 +82,7 @@ def find(
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         return Found(labeling, None, 0, "the policy decided alone")
     prices = None if asked.policy is None else policy_plan(asked.policy, job.problem, limits, watcher).prices
-    found, candidates = _searched(job, evaluator, asked, prices, limits, folder, watcher, known)
+    found, candidates = _searched(job, evaluator, asked, prices, limits, folder, watcher)
     tell_damaged(job.menus.store, watcher)  # effects are kept beside the menus
     selection = select(job, evaluator, asked, candidates, limits, watcher)
     if time is not None:
@@ -103,7 +101,6 @@ def _searched(
     limits: Mapping[str, int],
     folder: RunFolder,
     watcher: Progress,
-    known: dict[bytes, Outcome] | None,
 ) -> tuple[SearchResult, Candidates]:
     """What the search found, and the plans that may be its result.
 
@@ -111,18 +108,9 @@ def _searched(
     """
     simple = simple_plans(job.problem, dict(limits)) if asked.searcher.has_agent else []
     candidates = Candidates(simple, limits)
-
-    def measured(labeling: Labeling) -> Outcome:
-        if known is None:
-            return evaluator(labeling)
-        key = labeling.key()
-        if key not in known:
-            known[key] = evaluator(labeling)
-        return known[key]
-
     with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
         journaled = JournaledEvaluation(
-            folder, measured, job.menus.plan, shifts, limits, asked.config.episodes, watcher
+            folder, evaluator, job.menus.plan, shifts, limits, asked.config.episodes, watcher
         )
 
         def observe(evaluated: Evaluated) -> None:

@@ -22,7 +22,7 @@ from autocompress.progress import Progress
 from autocompress.run.folder import RunFolder
 from autocompress.run.names import CHECKPOINT, PLAN
 from autocompress.version import versions
-from autocompress_envs.problem import Labeling, Outcome
+from autocompress_envs.problem import Labeling
 
 
 def search_and_finish(
@@ -33,7 +33,6 @@ def search_and_finish(
     evaluator_of: Callable[[], Evaluator],
     path: Path,
     watcher: Progress,
-    known: dict[bytes, Outcome] | None = None,
 ) -> Result:
     """Search within limits, make the plan real, verify it and write everything down.
 
@@ -46,7 +45,6 @@ def search_and_finish(
             samples and ready-made weights take a gigabyte and more.
         path: folder of the run, which this process alone writes.
         watcher: observer that is told of stages, notes and evaluations.
-        known: outcomes of plans by their keys, which need no evaluation; those of this search are added. Default: none.
 
     Raises:
         InputError: no plan is fast enough.
@@ -56,7 +54,7 @@ def search_and_finish(
         job, inner, time = within_time(job, asked.time, limits, watcher)
     evaluator = evaluator_of()
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
-        found = find(job, evaluator, asked, inner, folder, watcher, time, known)
+        found = find(job, evaluator, asked, inner, folder, watcher, time)
         write_policy(folder, asked, found.policy_state)
         execution = execution_of(config, tuning, evaluator.dtype, path)
         del evaluator

@@ -34,7 +34,7 @@ from autocompress.targets.loading import load
 from autocompress.targets.timing import TimeLimit
 from autocompress.targets.verify import outputs_on
 from autocompress.version import versions
-from autocompress_envs.problem import FloatArray, Outcome
+from autocompress_envs.problem import FloatArray
 
 TRIES = 6  # most budgets that are tried
 ERROR = 0.05  # probability that a network that passes loses more than is tolerated, of all tests together
@@ -174,7 +174,7 @@ def _attempts(
     job: Job, asked: SearchRequest, tuning: FineTuning | None, path: Path, watcher: Progress, test: _Test
 ) -> Callable[[float, int], Try]:
     """A function that searches under a budget, makes the plan real and tests it."""
-    config, known = asked.config, dict[bytes, Outcome]()
+    config = asked.config
     resource = config.minimize or ""
     share = Shared(job, config, [path / f"try-{number + 1}" for number in range(TRIES + 1)], watcher)
     episodes = episodes_of_a_point(config.episodes, TRIES)
@@ -187,7 +187,7 @@ def _attempts(
         whole = ",".join(filter(None, (own, config.budget)))
         watcher.stage(f"try {number + 1} of at most {TRIES}: {whole}")
         folder = path / f"try-{number + 1}"
-        point = finished_point(job, request, tuning, (own, whole), folder, episodes, share, watcher, known)
+        point = finished_point(job, request, tuning, (own, whole), folder, episodes, share, watcher)
         bound = test(point.run_folder)
         watcher.note(f"{whole}: loses at most {bound:.4f} with confidence, {test.tolerated:g} are tolerated")
         return Try(point, bound, bound <= test.tolerated)
