@@ -123,5 +123,5 @@ def test_menus_with_fewer_widths_have_effects_of_their_own() -> None:
     options = given.menus.kept_options(group)
     fewer = replace(given, menus=given.menus.only({group.owner: (options[0], options[-1])}))
     whole, part = (evaluator(each).effects() for each in (given, fewer))
-    assert len(part.pruning) < len(whole.pruning)
+    assert not np.allclose(part.pruning, whole.pruning)
     np.testing.assert_allclose(part.pruning, fewer.effects().pruning, atol=1e-4)
