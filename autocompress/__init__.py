@@ -43,6 +43,7 @@ _HOMES = {
     "list_tasks": "autocompress.extensions",
     "load": "autocompress.targets.loading",
     "measure_layers": "autocompress.api",
+    "pareto": "autocompress.api",
     "register_agent": "autocompress.extensions",
     "register_criterion": "autocompress.extensions",
     "register_data": "autocompress.extensions",
@@ -54,11 +55,24 @@ _HOMES = {
     "register_task": "autocompress.extensions",
     "report": "autocompress.api",
     "search": "autocompress.api",
+    "smallest": "autocompress.api",
     "verify": "autocompress.api",
 }
 
 if TYPE_CHECKING:
-    from autocompress.api import apply, evaluate, export, finetune, inspect, measure_layers, report, search, verify
+    from autocompress.api import (
+        apply,
+        evaluate,
+        export,
+        finetune,
+        inspect,
+        measure_layers,
+        pareto,
+        report,
+        search,
+        smallest,
+        verify,
+    )
     from autocompress.budget import Budget
     from autocompress.comparison.run import Comparison, compare
     from autocompress.errors import InputError
@@ -119,6 +133,7 @@ __all__ = [
     "list_tasks",
     "load",
     "measure_layers",
+    "pareto",
     "register_agent",
     "register_criterion",
     "register_data",
@@ -130,6 +145,7 @@ __all__ = [
     "register_task",
     "report",
     "search",
+    "smallest",
     "verify",
 ]
 

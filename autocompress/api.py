@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from autocompress.budget import Budget
-from autocompress.config import Config
 from autocompress.data import Data
 from autocompress.errors import InputError
-from autocompress.evaluation import DTYPES
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.own_training import Train
-from autocompress.execute.pipeline import Execution
 from autocompress.files import write_atomically
-from autocompress.job.explained import explained
-from autocompress.job.finish import execute_and_finish, json_text, write_outcome
+from autocompress.job.ending import write_ending
+from autocompress.job.finish import execute_and_finish
 from autocompress.job.finished_run import export, verify
 from autocompress.job.finished_run import finetune as _finetune
+from autocompress.job.front import Front, budgets_of, check_front, front_path, search_front
 from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.kernel_times import timed
 from autocompress.job.load import check_labels, load, load_splits
@@ -38,19 +34,18 @@ from autocompress.job.options import (
     search_request,
 )
 from autocompress.job.prepare import (
-    Job,
     build_evaluator,
     feasible_limits,
     limits_to_check,
-    made_on,
     prepare,
     tuning_dtype,
 )
-from autocompress.job.result_data import finished_data, result_data
+from autocompress.job.result_data import finished_data
 from autocompress.job.results import Finished, Inspection, Measurement, Result
-from autocompress.job.search import find, policy_digest, write_policy
+from autocompress.job.searching import execution_of, search_and_finish
 from autocompress.job.stages import through_stages
-from autocompress.job.time_budget import FURTHER, TimeBudget, tighter, within_time
+from autocompress.job.tolerance import Smallest, check_tolerance, held_out
+from autocompress.job.tolerance import smallest as find_smallest
 from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
@@ -59,12 +54,16 @@ from autocompress.report.model_card import write_card
 from autocompress.report.run_page import write_comparison, write_report
 from autocompress.run.folder import RunFolder, begin
 from autocompress.run.journal import journal_header
-from autocompress.run.names import CHECKPOINT, LAYERS, PLAN, REPORT
+from autocompress.run.lock import locked
+from autocompress.run.names import PLAN, REPORT
 from autocompress.run.opening import opened
+from autocompress.targets.timing import TimeLimit
 from autocompress.version import versions
-from autocompress_envs.problem import Labeling
 
-__all__ = ["apply", "evaluate", "export", "finetune", "inspect", "measure_layers", "report", "search", "verify"]
+__all__ = [
+    "apply", "evaluate", "export", "finetune", "inspect", "measure_layers", "pareto", "report", "search", "smallest",
+    "verify",
+]  # fmt: skip
 
 
 def search(
@@ -115,51 +114,82 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
         job = through_stages(job, asked, tuning, limits, path, watcher)
         if asked.time is not None:
             job = timed(job, asked.time, watcher)
-    time, inner = None, limits
-    if asked.time is not None:
-        job, inner, time = within_time(job, asked.time, limits, watcher)
     config = asked.config
-    evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None, watcher)
-    with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
-        found = find(job, evaluator, asked, inner, folder, watcher, time)
-        write_policy(folder, asked, found.policy_state)
-        execution = _execution(config, tuning, evaluator.dtype, path)
-        del evaluator  # its samples and ready-made weights take a gigabyte and more
-        made = _made(job, found.labeling, limits, execution, path, watcher, time)
-        result = Result(
-            **vars(made),
-            search_outcome=found.outcome,
-            evaluations=found.evaluations,
-            stopped_because=found.stopped_because,
-        )
-        _write_ending(path, job, found.labeling, limits, asked, result_data(result), found.by_policy)
+    before = journal_header(path) if config.resume else None
+    result = search_and_finish(
+        job, asked, tuning, limits, lambda: build_evaluator(job, config, before, watcher), path, watcher
+    )
+    _write_pages(path)
     return result
 
 
-def _made(
-    job: Job,
-    labeling: Labeling,
-    limits: Mapping[str, int],
-    execution: Execution,
-    path: Path,
-    watcher: Progress,
-    time: TimeBudget | None,
-) -> Finished:
-    """A plan made real. Where its file does not keep the limit of time after all, tighter plans follow it.
+def pareto(
+    model: ModelLike = "digits", data: DataLike | None = None, *, progress: Progress | None = None, **options: Any
+) -> Front:
+    """Search under many budgets of one resource, sharing menus, effects and evaluations; files of every point.
 
-    The plan's file was timed before, so this happens where the machine has changed meanwhile.
+    Args:
+        model: a trained network, or a spec string, as for `search`.
+        data: data, or a spec string, as for `search`.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options by name, as for `search`; `resource` and `budgets` or `points` say which budgets, and a
+            `budget` of other resources holds for all of them. `episodes` are those of one search: the points together
+            take one and a half times as many.
+
+    Raises:
+        InputError: an option, the model or the data breaks a rule, or a budget is below the smallest plan.
+        WriteError: the folder can't be written. What was written before stays valid.
     """
-    if time is None:
-        return execute_and_finish(job, labeling, limits, execution, path, watcher)
-    made = execute_and_finish(job, labeling, limits, execution, path, watcher, time.limit)
-    spare = tighter(job, {**limits, "latency": job.problem.resources(labeling)["latency"]})
-    for following in itertools.islice(spare, FURTHER):
-        if not any(check.name == "latency" for check in made.verification.checks if not check.passed):
-            break
-        watcher.note("the finished file did not keep the limit of time; the solver's plan under a tighter one follows")
-        write_atomically(path / PLAN, job.menus.plan(following).to_yaml())
-        made = execute_and_finish(job, following, limits, execution, path, watcher, time.limit)
-    return made
+    asked, watcher = search_request(model, data, options), progress or Silent()
+    check_front(asked.config)
+    path = front_path(asked.config)
+    with locked(path, "out", "pareto"):
+        splits = load_splits(asked)
+        check_labels(asked, splits)
+        tuning = _fine_tuning(asked, splits)
+        job = prepare(load(asked, splits, watcher), asked.menus, asked.config, watcher)
+        remember(named_functions(vars(asked.config)))
+        if asked.time is not None:
+            job = timed(job, asked.time, watcher)
+        front = search_front(job, asked, tuning, budgets_of(asked.config, job), path, watcher)
+        for point in front.points:
+            _write_pages(point.run_folder)
+    return front
+
+
+def smallest(
+    model: ModelLike = "digits", data: DataLike | None = None, *, progress: Progress | None = None, **options: Any
+) -> Smallest:
+    """Find the least of a resource at a loss that is tolerated: `autocompress search --max-drop 1% --minimize size`.
+
+    Args:
+        model: a trained network, or a spec string, as for `search`.
+        data: data, or a spec string, as for `search`.
+        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
+        **options: options by name, as for `search`; `max_drop` or `max_kl` is the loss, `minimize` the resource, and a
+            `budget` of other resources holds as well. Budgets are tried one after the other, each with a run folder.
+
+    Raises:
+        InputError: an option, the model or the data breaks a rule, or even the mildest plan loses more.
+        WriteError: the folder can't be written. What was written before stays valid.
+    """
+    asked, watcher = search_request(model, data, options), progress or Silent()
+    config = asked.config
+    check_tolerance(config)
+    path = front_path(config)
+    with locked(path, "out", "search"):
+        splits = load_splits(asked)
+        check_labels(asked, splits)
+        splits = replace(splits, kept_out=held_out(config, splits))
+        tuning = _fine_tuning(asked, splits)
+        job = prepare(load(asked, splits, watcher), asked.menus, config, watcher)
+        remember(named_functions(vars(config)))
+        if asked.time is not None or config.minimize == "latency":
+            job = timed(job, asked.time or TimeLimit(1.0, None, config.batch, config.threads), watcher)
+        found = find_smallest(job, asked, tuning, path, watcher)
+        for each in found.tries:
+            _write_pages(each.point.run_folder)
+    return found
 
 
 def inspect(
@@ -257,9 +287,10 @@ def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finis
     dtype = tuning_dtype(job, config) if tuning else "float32"
     with RunFolder(path, config, versions(), {}) as folder:
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
-        execution = _execution(config, tuning, dtype, path)
+        execution = execution_of(config, tuning, dtype, path)
         finished = execute_and_finish(job, labeling, limits, execution, path, watcher, asked.time)
-        _write_ending(path, job, labeling, limits, asked, finished_data(finished))
+        write_ending(path, job, labeling, limits, asked, finished_data(finished))
+    _write_pages(path)
     return finished
 
 
@@ -291,8 +322,7 @@ def finetune(
         WriteError: the folder can't be written; the run is as it was.
     """
     finished = _finetune(run, model, data, train=train, trust=trust, progress=progress, **options)
-    write_report(run)
-    write_card(run)
+    _write_pages(run)
     return finished
 
 
@@ -315,32 +345,11 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     return write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or REPORT)
 
 
-def _write_ending(
-    path: Path,
-    job: Job,
-    labeling: Labeling,
-    limits: Mapping[str, int],
-    asked: Request,
-    outcome: Mapping[str, Any],
-    policy: Labeling | None = None,
-) -> None:
-    """The files that say how a run ended: layers.json, outcome.json, and report.html, which shows both."""
-    searched = isinstance(asked, SearchRequest)
-    write_atomically(path / LAYERS, json_text(explained(job, labeling, limits, policy, searched=searched)))
-    made_by = {
-        "command": "search" if searched else "apply",
-        "model_in_memory": not isinstance(asked.model, str),
-        "data_in_memory": asked.data is not None,
-    }
-    write_outcome(path, {**outcome, "made_by": made_by}, asked.config.device)
-    write_report(path)
-    write_card(path)
+def _write_pages(run: str | Path) -> None:
+    """The page and the card that show what a run's files say."""
+    write_report(run)
+    write_card(run)
 
 
 def _fine_tuning(asked: Request, data: Data) -> FineTuning | None:
     return fine_tuning(asked.config, asked.config.seed, has_labels=bool(data.classes))
-
-
-def _execution(config: Config, tuning: FineTuning | None, dtype: str, path: Path) -> Execution:
-    memory, checkpoint = config.memory_bytes(), path / CHECKPOINT
-    return Execution(config.recalibration_samples, tuning, config.device, DTYPES[dtype], checkpoint, memory)

@@ -98,6 +98,22 @@ class Budget:
         """The limit of a resource, or None."""
         return next((limit for limit in self.limits if limit.resource == resource), None)
 
+    def counted(self, name: str) -> Budget:
+        """This budget, where it needs no measurement.
+
+        Args:
+            name: name of the option, for the message.
+
+        Raises:
+            InputError: it limits `latency`.
+        """
+        if self.of("latency") is not None:
+            raise InputError(
+                f"`{name}` must be of resources that are counted ({', '.join(COUNTED)}), got latency, which is "
+                "measured on files; use `autocompress search`."
+            )
+        return self
+
     def __str__(self) -> str:
         """The normal form; `parse` reads it back."""
         return ",".join(f"{limit.resource}={_format(limit)}" for limit in self.limits)

@@ -103,7 +103,7 @@ def test_resources_are_those_of_the_environment():
         ("size=-1", f"{FORM} 'size=-1'."),
         ("size=1 pound", f"{FORM} 'size=1 pound'."),
         ("size=0.1,", f"{FORM} ''."),
-        ("flops=0.5", "`budget resource` must be one of bitops, macs, memory, size, got 'flops'."),
+        ("flops=0.5", "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'."),
         ("size=0", "`budget` of size must be above 0, got '0'."),
         ("size=0%", "`budget` of size must be above 0, got '0%'."),
         ("size=0.1,size=0.2", "`budget` must name each resource once and at least one, got ['size', 'size']."),

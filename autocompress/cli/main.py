@@ -35,9 +35,11 @@ from autocompress.config import (
     MenuOptions,
     NetworkOptions,
     OutputOptions,
+    ParetoOptions,
     Part,
     RunOptions,
     SearchOptions,
+    ToleranceOptions,
     WatchOptions,
     load_config,
     make_config,
@@ -153,6 +155,7 @@ def _help(name: str) -> str:
 @_with_options(
     NetworkOptions,
     BudgetOptions,
+    ToleranceOptions,
     MenuOptions,
     SearchOptions,
     ExecutionOptions,
@@ -162,12 +165,21 @@ def _help(name: str) -> str:
     OutputOptions,
 )
 def search(config: Config) -> None:
-    """Search for the best plan within a budget, compress the network by it, export and verify it."""
-    _check_enough(config)
+    """Search for the best plan within a budget, compress the network by it, export and verify it.
+
+    With --max-drop or --max-kl, search for the smallest network that loses no more.
+    """
+    tolerates = config.max_drop is not None or config.max_kl is not None or config.minimize is not None
+    _check_enough(config, needs_budget=not tolerates)
     from autocompress import api
     from autocompress.job.result_data import result_data
-    from autocompress.report.tables import print_result
+    from autocompress.report.tables import print_result, print_smallest
 
+    if tolerates:
+        with watching_progress(config) as view:
+            found = api.smallest(**_arguments(config), progress=view)
+        emit(config, found.data(), lambda console: print_smallest(console, found))
+        return
     with watching_progress(config) as view, on_a_page(config, view) as (progress, finish):
         result = api.search(**_arguments(config), progress=progress)
         finish(result.run_folder)
@@ -182,13 +194,38 @@ OWN_NETWORK = """For a network of your own, two functions in a file mine.py and 
 To see it work first: autocompress search --budget size=0.12            # a small network that comes with the package"""
 
 
-def _check_enough(config: Config) -> None:
+def _check_enough(config: Config, *, needs_budget: bool) -> None:
     """Raise InputError with the lines that would do, where the budget or the data of a search is missing."""
     try:
         config.required_data()
-        config.required_budget()
+        if needs_budget:
+            config.required_budget()
     except InputError as error:
         raise InputError(f"{error}\n{OWN_NETWORK}") from None
+
+
+@app.command()
+@_with_options(
+    NetworkOptions,
+    ParetoOptions,
+    BudgetOptions,
+    MenuOptions,
+    SearchOptions,
+    ExecutionOptions,
+    MachineOptions,
+    RunOptions,
+    OutputOptions,
+)
+def pareto(config: Config) -> None:
+    """Search under many budgets of one resource at once: a front, with the files of every point."""
+    from autocompress import api
+    from autocompress.report.tables import print_front
+
+    with watching_progress(config) as view:
+        front = api.pareto(**_arguments(config), progress=view)
+    emit(config, front.data(), lambda console: print_front(console, front))
+    if not front.verified:
+        raise AutocompressError("verification failed: a point of the front has claims that do not hold")
 
 
 @app.command()

@@ -309,7 +309,7 @@ def _budgets(value: Any) -> tuple[str, ...]:
         value = [value]
     if not isinstance(value, (list, tuple)) or not value:
         raise InputError(f"`budgets` must be a list such as [size=0.08, size=0.1], got {value!r}.")
-    texts = tuple(str(Budget.parse(_text("budgets", each))) for each in value)
+    texts = tuple(str(Budget.parse(_text("budgets", each)).counted("budgets")) for each in value)
     for text in texts:
         if texts.count(text) > 1:
             raise InputError(f"`budgets` must be different ones, got {text} twice.")

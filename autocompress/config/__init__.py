@@ -1,5 +1,6 @@
 """The options of a job: one table in parts, and how they are read from YAML, a command line or Python."""
 
+from autocompress.config.front import ParetoOptions
 from autocompress.config.options import (
     MOST_SEED,
     OPTIONS,
@@ -13,14 +14,15 @@ from autocompress.config.options import (
     MenuOptions,
     NetworkOptions,
     OutputOptions,
-    Part,
     RunOptions,
     SearchOptions,
     WatchOptions,
     names_of,
     part_of,
 )
+from autocompress.config.part import Part
 from autocompress.config.reading import first_difference, load_config, make_config, one_line, read_options
+from autocompress.config.tolerance import ToleranceOptions
 
 __all__ = [
     "MOST_SEED",
@@ -35,9 +37,11 @@ __all__ = [
     "MenuOptions",
     "NetworkOptions",
     "OutputOptions",
+    "ParetoOptions",
     "Part",
     "RunOptions",
     "SearchOptions",
+    "ToleranceOptions",
     "WatchOptions",
     "first_difference",
     "load_config",

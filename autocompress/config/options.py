@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import ValidationInfo, field_validator
 
 from autocompress.budget import Budget, parse_bytes
+from autocompress.config.front import ParetoOptions
+from autocompress.config.part import Part, as_tuple, option
+from autocompress.config.tolerance import ToleranceOptions
 from autocompress.errors import InputError
 from autocompress.files import parse_yaml
 
@@ -22,73 +25,61 @@ MOST_SEED = 2**32 - 1
 """Largest seed: NumPy's older generators, which Stable-Baselines3 uses, take no larger ones."""
 
 
-def _option(default: Any, help_text: str, **rules: Any) -> Any:
-    return Field(default, description=help_text, **rules)
-
-
-class Part(BaseModel):
-    """Options that belong together. Unknown ones are errors; text (from a command line) is read as YAML would be."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-    TITLE: ClassVar[str] = ""
-    """Heading of these options in help texts."""
-
-
 class NetworkOptions(Part):
     """Which network, on which data, and how the data is split."""
 
     TITLE: ClassVar[str] = "Network and data"
 
-    model: str = _option(
+    model: str = option(
         "digits",
         "Network: digits, resnet20|32|44|56|110 (CIFAR), torchvision:NAME, timm:NAME, hf:FOLDER, FILE.onnx, "
         "package.module:callable or file.py:callable.",
     )
-    weights: Path | None = _option(None, "Trained weights: .safetensors, .pt or .pth.")
-    task: str = _option(
+    weights: Path | None = option(None, "Trained weights: .safetensors, .pt or .pth.")
+    task: str = option(
         "auto",
         "What the outputs are: classification, regression, embedding, token-classification, segmentation or detection. "
         "Default: what their shapes and the labels look like.",
     )
-    model_args: dict[str, Any] = _option({}, "Keyword arguments of the network, as YAML or JSON.")
-    data: str | None = _option(
+    model_args: dict[str, Any] = option({}, "Keyword arguments of the network, as YAML or JSON.")
+    data: str | None = option(
         None,
         "Data: digits, parquet:FOLDER, imagefolder:FOLDER, audio:FOLDER, npz:FILE, hf-dataset:FOLDER, "
         "tsv|csv|jsonl|lines:FILE|FOLDER (texts), prodigy:FILE|FOLDER, labelbox:FILE|FOLDER, "
         "package.module:callable or file.py:callable. "
         "Default: digits with the network digits.",
     )
-    data_args: dict[str, Any] = _option(
+    data_args: dict[str, Any] = option(
         {},
         "Keyword arguments of a data callable, columns of a table (text or image, label), or features of sounds, as "
         "YAML or JSON.",
     )
-    tokenizer: Path | None = _option(None, "Folder with tokenizer.json, for texts.")
-    max_tokens: int = _option(128, "Most tokens of a text; the rest is cut off.", ge=1)
-    audio_seconds: float | None = _option(
+    tokenizer: Path | None = option(None, "Folder with tokenizer.json, for texts.")
+    max_tokens: int = option(128, "Most tokens of a text; the rest is cut off.", ge=1)
+    audio_seconds: float | None = option(
         None,
         "Length that sounds are padded with zeros or cut to. Default: that of the longest training file.",
         gt=0,
     )
-    image_size: int | None = _option(None, "Edge in pixels that images are resized to.", ge=1)
-    mean: tuple[float, ...] | None = _option(
+    image_size: int | None = option(None, "Edge in pixels that images are resized to.", ge=1)
+    mean: tuple[float, ...] | None = option(
         None, "Mean of every channel on [0, 1] pixels. Default: ImageNet's for RGB."
     )
-    std: tuple[float, ...] | None = _option(
+    std: tuple[float, ...] | None = option(
         None, "Standard deviation of every channel on [0, 1] pixels. Default: ImageNet's for RGB."
     )
-    search_samples: int = _option(
+    search_samples: int = option(
         1000, "Training samples set aside to compare plans on; at most half of the training data.", ge=1
     )
-    calibration_samples: int = _option(
+    calibration_samples: int = option(
         512, "Training samples that the menus are calibrated on; at most a third of the training data.", ge=1
     )
-    seed: int = _option(0, "Seed of the splits, of the menus and of the search.", ge=0, le=MOST_SEED)
+    seed: int = option(0, "Seed of the splits, of the menus and of the search.", ge=0, le=MOST_SEED)
 
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
-        return _as_tuple(value)
+        return as_tuple(value)
 
     @field_validator("model_args", "data_args", mode="before")
     @classmethod
@@ -112,13 +103,13 @@ class BudgetOptions(Part):
 
     TITLE: ClassVar[str] = "Budget"
 
-    budget: str | None = _option(
+    budget: str | None = option(
         None,
         "Upper bounds: size, macs, bitops, memory or latency, as a fraction of the original or absolute, "
         "such as size=0.1 or size=40kB,macs=50% or latency=0.5 or latency=5ms.",
     )
-    batch: int = _option(1, "Number of samples that are run at once where a budget of latency is measured.", ge=1)
-    threads: int = _option(1, "Number of threads that the runtime may use where a budget of latency is measured.", ge=1)
+    batch: int = option(1, "Number of samples that are run at once where a budget of latency is measured.", ge=1)
+    threads: int = option(1, "Number of threads that the runtime may use where a budget of latency is measured.", ge=1)
 
     @field_validator("budget", mode="before")
     @classmethod
@@ -142,30 +133,30 @@ class MenuOptions(Part):
 
     TITLE: ClassVar[str] = "Menus"
 
-    criterion: str = _option(
+    criterion: str = option(
         "obs", "Pruning criterion, which says what is removed first: obs (second order), l1, l2, activation, taylor or "
         "random."
     )  # fmt: skip
-    quantizer: str = _option("gptq", "How weights are rounded: gptq, nearest, mse, fixed-point or binary.")
-    granularity: str = _option(
+    quantizer: str = option("gptq", "How weights are rounded: gptq, nearest, mse, fixed-point or binary.")
+    granularity: str = option(
         "channel", "What is pruned: channel (whole channels), element (single weights) or n:m such as 2:4."
     )
-    weight_bits: tuple[int, ...] | None = _option(
+    weight_bits: tuple[int, ...] | None = option(
         None, "Weight bit-widths on offer: 1 to 8, 16, 32. Default: 2,4,8; with the target packed 2,3,4,5,6,8."
     )
-    activation_bits: tuple[int, ...] = _option((8,), "Bit-widths of layer inputs on offer: 4 to 8, 32.")
-    sparsity_levels: int = _option(8, "Sparsities on offer: 0, 1/levels, 2/levels, …; 1: no pruning.", ge=1)
-    remove_branches: bool | None = _option(
+    activation_bits: tuple[int, ...] = option((8,), "Bit-widths of layer inputs on offer: 4 to 8, 32.")
+    sparsity_levels: int = option(8, "Sparsities on offer: 0, 1/levels, 2/levels, …; 1: no pruning.", ge=1)
+    remove_branches: bool | None = option(
         None,
         "Also offer sparsity 1, which removes a residual branch whole: it saves time where thinner layers do not. "
         "Default: only with a budget of latency.",
     )
-    ranks: tuple[float, ...] = _option(
+    ranks: tuple[float, ...] = option(
         (),
         "Low ranks on offer, as shares of a layer's multiply-accumulates such as 0.25,0.5,0.75: two thin layers may "
         "stand in for a linear layer or 1x1 convolution. Default: none.",
     )
-    target: str = _option(
+    target: str = option(
         "onnxruntime",
         "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx) or packed "
         "(model.safetensors alone).",
@@ -174,12 +165,12 @@ class MenuOptions(Part):
     @field_validator("ranks", mode="before")
     @classmethod
     def _split_ranks(cls, value: Any) -> Any:
-        return () if value in ("none", "", None) else _as_tuple(value)
+        return () if value in ("none", "", None) else as_tuple(value)
 
     @field_validator("weight_bits", "activation_bits", mode="before")
     @classmethod
     def _split_bits(cls, value: Any, info: ValidationInfo) -> Any:
-        bits = _as_tuple(value)
+        bits = as_tuple(value)
         if bits in ([], (), ("",)):
             raise InputError(
                 f"`{info.field_name}` must be at least one bit-width, such as 2,4,8, got none; leave it out for the "
@@ -193,51 +184,51 @@ class SearchOptions(Part):
 
     TITLE: ClassVar[str] = "Search"
 
-    method: str = _option(
+    method: str = option(
         "rl",
         "Search method: rl (an agent); without learning solver, exact, greedy, measured, uniform, random, "
         "local, local-measured, posterior, mixed, evolution, tpe, cmaes or nsga2; as published amc, haq, galen or "
         "releq.",
     )
-    agent: str = _option(
+    agent: str = option(
         "labeling",
         "Agent of the method rl: labeling (a policy labels layer after layer in the environment; a model of the "
         "outputs learns from every plan, and plans on); model-based (the same without the environment); "
         "ppo, a2c, ddpg, td3, sac or maskable-ppo (with discrete actions); agents that learn offsets from the prices "
         "that an explorer proposes: anchored-ppo, anchored-td3, posterior-ppo or posterior-td3.",
     )
-    policy: str | None = _option(
+    policy: str | None = option(
         None,
         "Policy that the agent begins with: default (shipped with the package, trained on other networks), none, or a "
         "folder written by train-policy. Default: default, for agents that act by prices.",
     )
-    action: str = _option(
+    action: str = option(
         "auto",
         "What an agent of Stable-Baselines3 decides at a layer: price (how much the layer's expected loss weighs), "
         "label, or discrete (one label by its number); auto: the first of these that it takes.",
     )
-    reward: str = _option(
+    reward: str = option(
         "kl",
         "What the agent maximises: kl (a low divergence from the original), accuracy, or a published reward: "
         "amc_error, amc_flops, haq, galen.",
     )
-    episodes: int = _option(
+    episodes: int = option(
         200,
         "Most plans to evaluate; first-order effects around a plan count as the evaluations that they take as long as. "
         "0: the policy's own plan, without any evaluation.",
         ge=0,
     )
-    selection_samples: int = _option(
+    selection_samples: int = option(
         1000,
         "Unused training samples on which the plans that led the search and the simple plans are compared at the end. "
         "0: the search split decides, as it does where fewer samples are left than that split has.",
         ge=0,
     )
-    patience: int = _option(0, "Stop after this many evaluations without a better plan; 0: never.", ge=0)
-    environments: int = _option(
+    patience: int = option(0, "Stop after this many evaluations without a better plan; 0: never.", ge=0)
+    environments: int = option(
         0, "Environments that a Stable-Baselines3 agent acts in side by side; 0: as many as suit the agent.", ge=0
     )
-    price_scale: float = _option(
+    price_scale: float = option(
         2.0,
         "Range of price actions: an action of 1 multiplies a layer's expected loss by e to this power, an action of -1 "
         "divides it by as much.",
@@ -257,46 +248,46 @@ class ExecutionOptions(Part):
 
     TITLE: ClassVar[str] = "Execution"
 
-    recalibration_samples: int = _option(
+    recalibration_samples: int = option(
         1024, "Training samples, used without labels, for fitting the finished plan's layers again; 0: none.", ge=0
     )
-    finetune: float = _option(0.0, "Epochs of fine-tuning; 0: calibration only.", ge=0)
-    stages: int = _option(
+    finetune: float = option(0.0, "Epochs of fine-tuning; 0: calibration only.", ge=0)
+    stages: int = option(
         1, "Number of steps in which the budget is reached; every step has its own search and fine-tuning.", ge=1
     )
-    l1_epochs: float = _option(0.0, "Epochs of fine-tuning with an L1 penalty before pruning.", ge=0)
-    l1_weight: float = _option(1e-5, "Weight of that penalty, the sum of all weights' magnitudes, in the loss.", ge=0)
-    distillation: Literal["standard", "weak", "strong"] = _option(
+    l1_epochs: float = option(0.0, "Epochs of fine-tuning with an L1 penalty before pruning.", ge=0)
+    l1_weight: float = option(1e-5, "Weight of that penalty, the sum of all weights' magnitudes, in the loss.", ge=0)
+    distillation: Literal["standard", "weak", "strong"] = option(
         "standard",
         "How the original teaches: standard (on all training samples), weak (on the calibration split only), "
         "strong (starts from the original's own weights, and also matches outputs of inner layers).",
     )
-    learning_rate: float = _option(
+    learning_rate: float = option(
         5e-3, "Peak learning rate of fine-tuning (Adam), relative to the size of each layer's weights.", gt=0
     )
-    batch_size: int = _option(128, "Batch size of fine-tuning.", ge=1)
-    labels: Literal["data", "teacher"] = _option(
+    batch_size: int = option(128, "Batch size of fine-tuning.", ge=1)
+    labels: Literal["data", "teacher"] = option(
         "data", "Source of the hard labels in fine-tuning: the data, or the original's predictions (teacher)."
     )
-    soft_weight: float = _option(
+    soft_weight: float = option(
         1.0, "Weight of the divergence from the original's predictions in fine-tuning's loss.", ge=0
     )
-    hard_weight: float | None = _option(
+    hard_weight: float | None = option(
         None, "Weight of the cross-entropy with hard labels in that loss. Default: 0.5 where there are labels.", ge=0
     )
-    features_weight: float = _option(0.0, "Weight of the difference of inner layers' outputs in that loss.", ge=0)
-    temperature: float = _option(2.0, "Temperature that softens predictions in fine-tuning.", gt=0)
-    augmentation: Literal["none", "shift", "shift+flip"] = _option(
+    features_weight: float = option(0.0, "Weight of the difference of inner layers' outputs in that loss.", ge=0)
+    temperature: float = option(2.0, "Temperature that softens predictions in fine-tuning.", gt=0)
+    augmentation: Literal["none", "shift", "shift+flip"] = option(
         "shift", "Augmentation of images in fine-tuning: shift (by up to an eighth), flip (left and right)."
     )
-    mixup: float = _option(
+    mixup: float = option(
         0.0,
         "Largest share of another sample that is blended into each sample in fine-tuning; the original labels the "
         "blends.",
         ge=0,
         le=0.5,
     )
-    clip: float = _option(1.0, "Largest norm of the gradient in fine-tuning.", gt=0)
+    clip: float = option(1.0, "Largest norm of the gradient in fine-tuning.", gt=0)
 
 
 class MeasureOptions(Part):
@@ -304,8 +295,8 @@ class MeasureOptions(Part):
 
     TITLE: ClassVar[str] = "Measure"
 
-    plan: Path | None = _option(None, "The plan to measure: plan.yaml of a run, or your own.")
-    split: Literal["test", "search"] = _option(
+    plan: Path | None = option(None, "The plan to measure: plan.yaml of a run, or your own.")
+    split: Literal["test", "search"] = option(
         "test", "Samples to measure on: test, or search while you edit a plan by hand."
     )
 
@@ -315,10 +306,10 @@ class InspectOptions(Part):
 
     TITLE: ClassVar[str] = "Inspect"
 
-    measure: int = _option(
+    measure: int = option(
         0, "Number of single labels, drawn at random, whose expected losses are compared with measured ones.", ge=0
     )
-    plot: Path | None = _option(None, "HTML file for a plot of these labels, expected against measured loss.")
+    plot: Path | None = option(None, "HTML file for a plot of these labels, expected against measured loss.")
 
 
 class MachineOptions(Part):
@@ -326,17 +317,17 @@ class MachineOptions(Part):
 
     TITLE: ClassVar[str] = "Machine"
 
-    device: str = _option(
+    device: str = option(
         "auto", "Torch device that networks run on, such as cpu or cuda; auto is CUDA where there is one, else the CPU."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _option(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Floating-point type of evaluations; auto picks the fastest that leaves the outputs as they are."
     )
-    jobs: int | None = _option(None, "Threads that build menus. Default: one for each core.", ge=1)
-    memory: str | None = _option(
+    jobs: int | None = option(None, "Threads that build menus. Default: one for each core.", ge=1)
+    memory: str | None = option(
         None, "Most memory that the job may take, such as 4GB. Default: 70 % of what is available."
     )
-    cache: Path | None = _option(
+    cache: Path | None = option(
         None, "Folder of the menu cache. Default: $AUTOCOMPRESS_CACHE or ~/.cache/autocompress."
     )
 
@@ -358,9 +349,9 @@ class RunOptions(Part):
 
     TITLE: ClassVar[str] = "Run"
 
-    out: Path | None = _option(None, "Run folder. Default: runs/MODEL-BUDGET.")
-    force: bool = _option(False, "Replace the run that lies in the run folder.")
-    resume: bool = _option(False, "Continue the interrupted run in the run folder given by --out.")
+    out: Path | None = option(None, "Run folder. Default: runs/MODEL-BUDGET.")
+    force: bool = option(False, "Replace the run that lies in the run folder.")
+    resume: bool = option(False, "Continue the interrupted run in the run folder given by --out.")
 
 
 class WatchOptions(Part):
@@ -368,7 +359,7 @@ class WatchOptions(Part):
 
     TITLE: ClassVar[str] = "Output"
 
-    watch: bool = _option(
+    watch: bool = option(
         False, "Also show the job on a page of this machine while it runs; its address goes to standard error."
     )
 
@@ -378,8 +369,8 @@ class OutputOptions(Part):
 
     TITLE: ClassVar[str] = "Output"
 
-    quiet: bool = _option(False, "No progress, only the result.")
-    format: Literal["table", "json"] = _option("table", "Form of the result on standard output: table or json.")
+    quiet: bool = option(False, "No progress, only the result.")
+    format: Literal["table", "json"] = option("table", "Form of the result on standard output: table or json.")
 
 
 PARTS: tuple[type[Part], ...] = (
@@ -390,6 +381,8 @@ PARTS: tuple[type[Part], ...] = (
     ExecutionOptions,
     MeasureOptions,
     InspectOptions,
+    ParetoOptions,
+    ToleranceOptions,
     MachineOptions,
     RunOptions,
     WatchOptions,
@@ -402,6 +395,8 @@ class Config(
     WatchOptions,
     RunOptions,
     MachineOptions,
+    ToleranceOptions,
+    ParetoOptions,
     InspectOptions,
     MeasureOptions,
     ExecutionOptions,
@@ -433,10 +428,3 @@ OPTIONS = names_of(*PARTS)
 def part_of(option: str) -> type[Part]:
     """The part that an option belongs to."""
     return next(part for part in PARTS if option in part.model_fields)
-
-
-def _as_tuple(value: Any) -> Any:
-    """`2,4` from a command line, or a single number, as several."""
-    if isinstance(value, str):
-        return tuple(value.split(","))
-    return (value,) if isinstance(value, (int, float)) else value

@@ -30,6 +30,7 @@ class Data:
             sample.
         notes: lines for the user on how the data was read.
         are_images: whether inputs (N, C, H, W) are images, which augmentation moves and mirrors; spectra are none.
+        kept_out: indices into `train` of samples that nothing is fitted to, selected on or trained on. Default: none.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Data:
     calibration_indices: tuple[int, ...]
     notes: tuple[str, ...] = ()
     are_images: bool = True
+    kept_out: tuple[int, ...] = ()
 
     def search(self) -> tuple[Inputs, Tensor | None]:
         """The search split: inputs (N, …), normalised, numbers among them float32, and classes (N,) int64 or None."""
@@ -55,7 +57,7 @@ class Data:
 
     def unused(self, count: int) -> tuple[int, ...]:
         """Indices of at most `count` training samples of neither split, always the same ones."""
-        used = {*self.search_indices, *self.calibration_indices}
+        used = {*self.search_indices, *self.calibration_indices, *self.kept_out}
         order = np.random.default_rng(0).permutation(len(self.train)).tolist()
         return tuple([index for index in order if index not in used][:count])
 

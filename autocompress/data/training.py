@@ -21,9 +21,9 @@ _SHIFT = 8  # images are moved by up to an eighth of their edge
 
 
 def trained_on(data: Data) -> list[int]:
-    """Indices of every training sample that is not in the search split, ascending."""
-    searched = set(data.search_indices)
-    return [index for index in range(len(data.train)) if index not in searched]
+    """Indices of every training sample that is not in the search split, nor kept out of all use, ascending."""
+    others = {*data.search_indices, *data.kept_out}
+    return [index for index in range(len(data.train)) if index not in others]
 
 
 @dataclass(frozen=True)

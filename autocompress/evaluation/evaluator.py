@@ -166,7 +166,9 @@ class Evaluator:
 
     def _stored(self, samples: int, progress: Progress | None) -> Effects:
         """Effects around the original, kept beside the menus: they depend on no plan, hence on no budget either."""
-        digest = hashlib.sha256(f"{samples} {self.dtype}".encode())
+        offered = self._menus.widths  # decides which labels there are
+        widths = f" {sorted(offered.items())}" if offered else ""
+        digest = hashlib.sha256(f"{samples} {self.dtype}{widths}".encode())
         for part in (*content(self._inputs[:samples]), *content(self._reference[:samples])):
             digest.update(part)
 

@@ -114,6 +114,7 @@ def timing_data(timing: PairedTiming) -> dict[str, Any]:
         "ratio": vars(timing.ratio),
         "rounds": timing.rounds,
         "runs": timing.runs,
+        "interrupted_rounds": timing.interrupted,
         "settled": timing.settled,
         "waiting_share": timing.waiting.share,
         "load": None if math.isnan(timing.waiting.load) else timing.waiting.load,

@@ -223,4 +223,4 @@ def _network(given: Mapping[str, Any], on: str | Path) -> tuple[dict[str, Any], 
     budgets = given.get("budgets")
     if not isinstance(budgets, list) or not budgets:
         raise InputError(f"`budgets` must be a list such as [size=0.1, macs=50%], got {budgets!r} in {on}.")
-    return options, [Budget.parse(str(budget)) for budget in budgets]
+    return options, [Budget.parse(str(budget)).counted("budgets") for budget in budgets]

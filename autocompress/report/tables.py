@@ -18,8 +18,10 @@ from autocompress.targets.timing.machine import threads_in_words
 from autocompress.tasks.metrics import METRICS
 
 if TYPE_CHECKING:
+    from autocompress.job.front import Front
     from autocompress.job.inspection import LayerReport
     from autocompress.job.results import Finished, Inspection, Measurement, Result
+    from autocompress.job.tolerance import Smallest
     from autocompress.targets.timing import PairedTiming
     from autocompress.targets.verify import Verification
 
@@ -175,6 +177,59 @@ def _closing_lines(measured: Measurement) -> list[str]:
         )
         lines.insert(0, f"budget: {'met' if measured.meets_budget else 'NOT met'} ({spent})")
     return lines
+
+
+def print_front(console: Console, front: Front) -> None:
+    """Print the points of a front.
+
+    Args:
+        console: where to print.
+        front: the front.
+    """
+    table = Table(title=f"Front of {NAMES[front.resource]}", title_justify="left")
+    for column in ("budget", "used", "of the original", "KL, nats", "top-1 accuracy", "run folder"):
+        table.add_column(column, justify="left" if column in ("budget", "run folder") else "right")
+    for point in front.points:
+        compressed = point.outcome["compressed"]
+        accuracy = compressed["accuracy"]
+        table.add_row(
+            point.budget,
+            f"{point.amount[front.resource]:,}",
+            f"{100 * point.outcome['fraction_of_original'][front.resource]:.2f} %",
+            f"{compressed['kl']:.4f}",
+            _percent(math.nan if accuracy is None else accuracy),
+            escape(str(point.run_folder)),
+        )
+    console.print(table)
+
+
+def print_smallest(console: Console, found: Smallest) -> None:
+    """Print the budgets that were tried, and the smallest network that passed.
+
+    Args:
+        console: where to print.
+        found: result of the search.
+    """
+    table = Table(title=f"Least {NAMES[found.resource]} at {found.measure} {found.tolerated:g}", title_justify="left")
+    for column in ("budget", "used", "of the original", "loses at most", "passes", "run folder"):
+        table.add_column(column, justify="left" if column in ("budget", "run folder") else "right")
+    for each in found.tries:
+        table.add_row(
+            each.point.budget,
+            f"{each.point.amount[found.resource]:,}",
+            f"{100 * each.point.outcome['fraction_of_original'][found.resource]:.2f} %",
+            f"{each.bound:.4f}",
+            "yes" if each.passed else "no",
+            escape(str(each.point.run_folder)),
+        )
+    console.print(table)
+    console.print(
+        f"the smallest that passes: {found.chosen.point.run_folder} (95 % confidence over all tries, "
+        f"{found.samples:,} held-out samples)",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:

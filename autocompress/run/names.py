@@ -15,4 +15,6 @@ RUN_FILES = (
     POLICY_WEIGHTS, POLICY,
 )  # fmt: skip
 NEXT_CONFIG = "config.next.yaml"  # options of a run that has not begun; it begins when its menus are made
+TOLERANCE = "tolerance.json"  # of a folder with a run for each budget that was tried
+FRONT = "pareto.json"  # of a folder with a run for each of many budgets
 STAGE = "stage-"  # a folder for each part before the last search, with its number

@@ -114,3 +114,14 @@ def test_an_evaluator_of_lazy_menus_predicts_what_it_measures(name: str, monkeyp
     moved = evaluate(changed(plan, weight_bits=(rows[0], 2))).shift - start
     option = 2 * len(given.menus.settings.activation_bits) + 1
     assert share_missed(around.rounding[rows[0], option], moved) < 0.25
+
+
+def test_menus_with_fewer_widths_have_effects_of_their_own() -> None:
+    """Both keep their effects in one store: those of all widths are no use to menus that offer some."""
+    given = case("concat")
+    group = given.menus.network.groups[0]
+    options = given.menus.kept_options(group)
+    fewer = replace(given, menus=given.menus.only({group.owner: (options[0], options[-1])}))
+    whole, part = (evaluator(each).effects() for each in (given, fewer))
+    assert not np.allclose(part.pruning, whole.pruning)
+    np.testing.assert_allclose(part.pruning, fewer.effects().pruning, atol=1e-4)

@@ -84,7 +84,7 @@ def test_a_plan_that_removes_branches_is_applied_without_the_option(applied):
         name: float(name in GONE) for name in LAYERS
     }
     assert result["compressed"]["resources"]["size"] == (folder / "model.safetensors").stat().st_size
-    assert "remove_branches: false" in (folder / "config.yaml").read_text()
+    assert "remove_branches: null" in (folder / "config.yaml").read_text()
 
 
 def test_a_run_without_branches_is_verified_and_exported_again(applied):

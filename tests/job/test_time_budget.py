@@ -70,7 +70,7 @@ class FakeTimer:
         around = Interval(share, 0.998 * share, 1.002 * share)
         seconds = Times(2e-5, 2e-5, Interval(2e-5, 2e-5, 2e-5))
         taken = Times(share * 2e-5, share * 2e-5, Interval(share * 2e-5, share * 2e-5, share * 2e-5))
-        return PairedTiming(seconds, taken, around, 10, 10, True, Waiting(0.0, 0.0, 2), this_machine())
+        return PairedTiming(seconds, taken, around, 10, 10, 0, True, Waiting(0.0, 0.0, 2), this_machine())
 
 
 @pytest.fixture

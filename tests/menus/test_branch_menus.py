@@ -235,3 +235,33 @@ def test_settings_that_can_not_go_with_it(options: dict[str, Any], got: str) -> 
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         MenuSettings(**options, remove_branches=True)
     assert not MenuSettings(**options).remove_branches
+
+
+def narrowed(judged: bool) -> tuple[Menus, Menus]:
+    """Menus with all widths of the branch (6, 5, 3, 2 and 0 channels), and the same with three of them."""
+    model, x = block()
+    settings = MenuSettings(**SMALL | {"remove_branches": True})
+    judging = x if judged else None
+    built = build_menus(
+        model, trace(model, x[:1]), x, settings, data_fingerprint="", cache=None, jobs=1, judging_inputs=judging
+    )
+    return built, built.only({"conv1": (6, 3, 0)})
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_fewer_widths_keep_their_losses_and_plans(judged: bool) -> None:
+    whole, fewer = narrowed(judged)
+    before, after = whole.problem().layers, fewer.problem().layers
+    options = before[1].kept.tolist()
+    kept = [options.index(width) for width in (6, 3, 0)]
+    assert after[1].kept.tolist() == [6, 3, 0]
+    np.testing.assert_allclose(after[1].sparsities, [0.0, 0.5, 1.0])
+    np.testing.assert_allclose(after[2].errors, before[2].errors[kept])  # conv2 reads the branch
+    for other in (0, 3):
+        np.testing.assert_allclose(after[other].errors, before[other].errors)
+    none = np.zeros(4, np.int64)
+    chosen = Labeling(np.array([0, 1, 0, 0]), none, none)
+    plan = fewer.plan(chosen)
+    assert plan.labels["conv1"].sparsity == 0.5
+    assert fewer.labeling(plan).key() == chosen.key()
+    assert whole.labeling(plan).sparsity.tolist() == [0, options.index(3), 0, 0]

@@ -34,11 +34,10 @@ class Fake:
         world.order.append(self.name)
 
 
-def timed(world, original, compressed, **effort):
+def timed(world, original, compressed, interruptions=None, **effort):
     settings = Effort(**{"least_rounds": 10, "warm_up": 2, **effort})
-    return time_pair(
-        world.session("a", original), world.session("b", compressed), torch.zeros(1, 2), settings, clock=world.clock
-    )
+    sessions = world.session("a", original), world.session("b", compressed)
+    return time_pair(*sessions, torch.zeros(1, 2), settings, clock=world.clock, interruptions=interruptions)
 
 
 def test_the_two_take_turns_in_bursts():
@@ -60,6 +59,28 @@ def test_a_machine_that_slows_down_slows_both():
     assert found.ratio.median == pytest.approx(0.75)
     assert found.ratio.tightness < 0.001
     assert found.original.p95 == pytest.approx(0.04)
+
+
+def interrupted_world():
+    """Every third run takes 20 times as long, because the system gave the processor to another program."""
+    world = World(lambda call: 20.0 if call % 3 == 0 and call >= 4 else 1.0)
+    return world, lambda: max(0, (world.calls - 1) // 3 - 1)
+
+
+def test_interrupted_rounds_do_not_count():
+    world, interruptions = interrupted_world()
+    found = timed(world, 0.004, 0.003, interruptions, burst_seconds=0.0, least_rounds=30)
+    assert found.rounds >= 30
+    assert found.interrupted > found.rounds  # two rounds of three
+    assert found.original.p95 == pytest.approx(0.004)
+    assert found.ratio == Interval(*[pytest.approx(0.75)] * 3)
+
+
+def test_where_all_rounds_are_interrupted_all_count():
+    world = World()
+    found = timed(world, 0.004, 0.003, lambda: world.calls, least_rounds=12, seconds=0.0)
+    assert (found.rounds, found.interrupted) == (12, 12)
+    assert found.ratio.median == pytest.approx(0.75)
 
 
 def test_timing_stops_at_its_limits_and_says_that_nothing_settled():

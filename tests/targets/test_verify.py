@@ -336,7 +336,7 @@ def timing(ratio, milliseconds=1.0, machine=MACHINE):
 
     seconds = milliseconds / 1e3
     times = [Times(each, each, around(each)) for each in (seconds / ratio, seconds)]
-    return PairedTiming(*times, around(ratio), 10, 100, True, Waiting(0.0, 0.5, 2), machine)
+    return PairedTiming(*times, around(ratio), 10, 100, 0, True, Waiting(0.0, 0.5, 2), machine)
 
 
 def test_a_limit_of_time_holds_for_the_upper_bound():

@@ -2,8 +2,9 @@
 
 A machine is never quite quiet: clocks change, other programs come and go. So the two take turns (A, B, A, B, …) in
 short bursts of runs, and what counts is the ratio of the two bursts of one round: what slows the machine slows both.
-The interval comes from a bootstrap over blocks of neighbouring rounds, since neighbours are alike. Timing ends when it
-is narrow enough, or when the rounds or the seconds are used up, which the result says.
+Rounds in which the system took the processor away measure other programs: where there are enough others, they do not
+count. The interval comes from a bootstrap over blocks of neighbouring rounds, since neighbours are alike. Timing ends
+when it is narrow enough, or when the rounds or the seconds are used up, which the result says.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ Clock = Callable[[], float]
 
 CONFIDENCE = 0.95  # of the intervals, two-sided: the upper bound is exceeded in 2.5 % of repetitions
 _RESAMPLES = 500
+_PATIENCE = 3  # most seconds that all rounds take, in units of what those that count may take
+_MANY = 10  # so many times the fewest rounds, and few of them clean: then all count
 _BLOCKS = 40  # most blocks of neighbouring rounds that are drawn from
 
 
@@ -34,7 +37,7 @@ class Effort:
 
     Attributes:
         tightness: half the width of the ratio's interval, relative to the ratio, at which timing stops.
-        seconds: most seconds that the measured runs take.
+        seconds: most seconds that the rounds that count take; with the others three times as many.
         least_rounds: fewest rounds.
         most_rounds: most rounds.
         warm_up: runs of each network that come first and do not count.
@@ -47,7 +50,7 @@ class Effort:
     least_rounds: int = 40
     most_rounds: int = 4_000
     warm_up: int = 10
-    burst_seconds: float = 0.002
+    burst_seconds: float = 0.001
     most_in_burst: int = 25
 
 
@@ -101,8 +104,9 @@ class PairedTiming:
         original: times of the first network.
         compressed: times of the second network.
         ratio: time of the second network in units of the first one's, round by round.
-        rounds: number of rounds.
-        runs: number of measured runs of each.
+        rounds: number of rounds that count.
+        runs: number of runs of each in these.
+        interrupted: number of rounds in which the system took the processor away.
         settled: whether the interval of the ratio became as narrow as was wanted.
         waiting: how busy the machine was.
         machine: where it was.
@@ -113,6 +117,7 @@ class PairedTiming:
     ratio: Interval
     rounds: int
     runs: int
+    interrupted: int
     settled: bool
     waiting: Waiting
     machine: Machine = field(default_factory=this_machine)
@@ -131,7 +136,13 @@ class PairedTiming:
 
 
 def time_pair(
-    original: Session, compressed: Session, batch: Inputs, effort: Effort | None = None, *, clock: Clock | None = None
+    original: Session,
+    compressed: Session,
+    batch: Inputs,
+    effort: Effort | None = None,
+    *,
+    clock: Clock | None = None,
+    interruptions: Callable[[], int] | None = None,
 ) -> PairedTiming:
     """The times of two loaded networks on the same batch, in turns.
 
@@ -141,36 +152,100 @@ def time_pair(
         batch: (N, …) inputs that both are given.
         effort: how much it may take. Default: `Effort()`.
         clock: function that gives the time in seconds. Default: `time.perf_counter`.
+        interruptions: function that gives how often the system took the processor away so far. Default: the system's
+            own count; none with another clock.
     """
     first, second = call_of(original, batch), call_of(compressed, batch)
-    return time_calls(first, second, effort or Effort(), clock or time.perf_counter)
+    if interruptions is None:
+        interruptions = involuntary_switches if clock is None else lambda: 0
+    return time_calls(first, second, effort or Effort(), clock or time.perf_counter, interruptions)
 
 
-def time_calls(first: Callable[[], Any], second: Callable[[], Any], effort: Effort, clock: Clock) -> PairedTiming:
+def time_calls(
+    first: Callable[[], Any],
+    second: Callable[[], Any],
+    effort: Effort,
+    clock: Clock,
+    interruptions: Callable[[], int],
+) -> PairedTiming:
     """`time_pair` of any two functions."""
     seconds = min(_burst(call, max(1, effort.warm_up), clock).min() for call in (first, second))
     count = int(np.clip(effort.burst_seconds / max(seconds, 1e-9), 1, effort.most_in_burst))
-    a: list[FloatArray] = []
-    b: list[FloatArray] = []
-    watch, spent, check = Watch(), 0.0, effort.least_rounds
-    settled = False
-    while not settled and len(a) < effort.most_rounds and (spent < effort.seconds or len(a) < effort.least_rounds):
-        a.append(_burst(first, count, clock))
-        b.append(_burst(second, count, clock))
-        spent += float(a[-1].sum() + b[-1].sum())
-        if len(a) >= check:
-            check = int(1.5 * check) + 1
-            settled = interval(_medians(b) / _medians(a)).tightness <= effort.tightness
-    ratio = interval(_medians(b) / _medians(a))
+    rounds = _Rounds(effort)
+    watch, settled, check = Watch(), False, effort.least_rounds
+    while not settled and rounds.may_go_on():
+        before = interruptions()
+        bursts = _burst(first, count, clock), _burst(second, count, clock)
+        rounds.add(*bursts, is_clean=interruptions() == before)
+        if rounds.are_enough() and len(rounds.counting()) >= check:
+            check = int(1.5 * len(rounds.counting())) + 1
+            settled = rounds.ratio().tightness <= effort.tightness
+    counting, ratio = rounds.counting(), rounds.ratio()
     return PairedTiming(
-        original=_times(a),
-        compressed=_times(b),
+        original=_times(counting[:, 0]),
+        compressed=_times(counting[:, 1]),
         ratio=ratio,
-        rounds=len(a),
-        runs=len(a) * count,
+        rounds=len(counting),
+        runs=len(counting) * count,
+        interrupted=rounds.interrupted,
         settled=ratio.tightness <= effort.tightness,
         waiting=watch.waiting(),
     )
+
+
+class _Rounds:
+    """The rounds so far, and which of them count: the clean ones where there are enough, else all."""
+
+    def __init__(self, effort: Effort) -> None:
+        self._effort = effort
+        self._clean: list[FloatArray] = []
+        self._all: list[FloatArray] = []
+        self._clean_seconds = self._all_seconds = 0.0
+
+    @property
+    def interrupted(self) -> int:
+        """Number of rounds that were not clean."""
+        return len(self._all) - len(self._clean)
+
+    def add(self, first: FloatArray, second: FloatArray, *, is_clean: bool) -> None:
+        """Add the bursts of a round, each (runs,) seconds."""
+        both, seconds = np.stack([first, second]), float(first.sum() + second.sum())
+        self._all.append(both)
+        self._all_seconds += seconds
+        if is_clean:
+            self._clean.append(both)
+            self._clean_seconds += seconds
+
+    def may_go_on(self) -> bool:
+        """Whether neither the rounds nor the seconds are used up."""
+        effort = self._effort
+        if len(self._all) < effort.least_rounds:
+            return True
+        in_time = self._clean_seconds < effort.seconds and self._all_seconds < _PATIENCE * effort.seconds
+        return in_time and len(self._all) < effort.most_rounds
+
+    def are_enough(self) -> bool:
+        """Whether enough rounds are clean, or it is clear that they will not be."""
+        least = self._effort.least_rounds
+        return len(self._clean) >= least or len(self._all) >= _MANY * least
+
+    def counting(self) -> FloatArray:
+        """(rounds, 2, runs) seconds of the rounds that count."""
+        return np.stack(self._clean if len(self._clean) >= self._effort.least_rounds else self._all)
+
+    def ratio(self) -> Interval:
+        """The ratio of the two networks' times, round by round."""
+        medians = np.median(self.counting(), axis=2)
+        return interval(medians[:, 1] / medians[:, 0])
+
+
+def involuntary_switches() -> int:
+    """How often the system took the processor away from this process so far; 0 where it does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 def interval(samples: FloatArray) -> Interval:
@@ -204,11 +279,7 @@ def _burst(call: Callable[[], Any], count: int, clock: Clock) -> FloatArray:
     return seconds
 
 
-def _medians(bursts: list[FloatArray]) -> FloatArray:
-    return np.median(np.stack(bursts), axis=1)
-
-
-def _times(bursts: list[FloatArray]) -> Times:
-    runs = np.concatenate(bursts)
-    p50, p95 = np.quantile(runs, [0.5, 0.95])
-    return Times(float(p50), float(p95), interval(_medians(bursts)))
+def _times(bursts: FloatArray) -> Times:
+    """Times of the bursts (rounds, runs) of one network."""
+    p50, p95 = np.quantile(bursts, [0.5, 0.95])
+    return Times(float(p50), float(p95), interval(np.median(bursts, axis=1)))

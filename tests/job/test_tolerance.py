@@ -1,0 +1,168 @@
+"""The least of a resource at a tolerated loss: bounds with known answers, samples that stay unseen, whole searches."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import autocompress
+from autocompress.cli.main import app
+from autocompress.data import load_data
+from autocompress.data.training import trained_on
+from autocompress.errors import InputError
+from autocompress.job import tolerance
+from autocompress.job.tolerance import divergences, drop_bound, held_out, mean_bound
+
+
+def answers(right, labels):
+    """(N, 2) logits that are right where `right` says so."""
+    wanted = torch.where(right, labels, 1 - labels)
+    return torch.nn.functional.one_hot(wanted, 2).double()
+
+
+def test_the_bound_of_a_drop_by_hand():
+    """1,000 samples, 30 lost and 10 won: 20 / 1,002 and 1.645 standard errors of sqrt(41 - 20^2 / 1,002) / 1,002."""
+    labels = torch.zeros(1_000, dtype=torch.int64)
+    was, now = torch.ones(1_000, dtype=torch.bool), torch.ones(1_000, dtype=torch.bool)
+    now[:30], was[30:40] = False, False
+    error = 1.6448536 * math.sqrt(41 - 400 / 1_002) / 1_002
+    assert drop_bound(answers(was, labels), answers(now, labels), labels, 0.05) == pytest.approx(20 / 1_002 + error)
+
+
+def test_equal_networks_are_not_proven_equal_by_few_samples():
+    for count, most in ((100, 0.02), (10_000, 0.0002)):
+        labels = torch.zeros(count, dtype=torch.int64)
+        right = answers(torch.ones(count, dtype=torch.bool), labels)
+        assert 0.5 * most < drop_bound(right, right, labels, 0.05) < most
+
+
+def test_the_bound_of_a_drop_is_rarely_too_low():
+    """True drop: 3 points (5 % lost, 2 % won)."""
+    rng, low = np.random.default_rng(0), []
+    for _ in range(400):
+        drawn = torch.from_numpy(rng.random(500))
+        was, now = ~((drawn > 0.05) & (drawn < 0.07)), drawn >= 0.05
+        labels = torch.zeros(500, dtype=torch.int64)
+        low.append(drop_bound(answers(was, labels), answers(now, labels), labels, 0.05) < 0.03)
+    assert np.mean(low) <= 0.08
+
+
+def test_divergences_by_hand():
+    even, sure = torch.log(torch.tensor([[0.5, 0.5]])), torch.log(torch.tensor([[0.9, 0.1]]))
+    expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.1)
+    assert divergences(even, sure) == pytest.approx([expected], rel=1e-6)
+    assert divergences(even[:, None].repeat(1, 2, 1), torch.stack([even, sure], 1)) == pytest.approx([expected / 2])
+
+
+def test_the_bound_of_a_mean_is_rarely_too_low():
+    rng = np.random.default_rng(0)
+    low = [mean_bound(rng.exponential(1.0, 400), 0.05) < 1.0 for _ in range(100)]
+    assert np.mean(low) <= 0.15
+    assert mean_bound(np.full(100, 0.25), 0.05) == 0.25
+
+
+@pytest.fixture(scope="module")
+def options(quick):
+    return {**quick, "target": "packed", "episodes": 6, "selection_samples": 100}
+
+
+@pytest.fixture(scope="module")
+def found(folder, spec, options):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tolerance, "TRIES", 3)
+        return autocompress.smallest(spec, max_kl=0.6, minimize="size", out=folder / "tolerance", **options)
+
+
+def test_the_smallest_network_that_passes_is_chosen(found):
+    passed = [each for each in found.tries if each.passed]
+    assert passed
+    assert found.chosen in passed
+    sizes = [each.point.amount["size"] for each in passed]
+    assert found.chosen.point.amount["size"] == min(sizes)
+    for each in found.tries:
+        assert each.passed == (each.bound <= 0.6)
+        assert each.bound > each.point.outcome["compressed"]["kl"] * 0.5  # a bound, on other samples
+    assert autocompress.verify(found.chosen.point.run_folder).passed
+
+
+def test_failing_budgets_are_followed_by_milder_ones(found):
+    budgets = [int(each.point.budget.removeprefix("size=").removesuffix("b")) for each in found.tries]
+    for before, now, following in zip(found.tries, budgets, budgets[1:], strict=False):
+        assert (following < now) == before.passed
+
+
+def test_the_result_is_written_as_data(found, folder):
+    saved = json.loads((folder / "tolerance" / "tolerance.json").read_text())
+    saved.pop("versions")
+    assert saved == json.loads(json.dumps(found.data()))
+    assert saved["confidence"] == 0.95
+
+
+def test_samples_of_the_test_are_used_for_nothing_else():
+    from dataclasses import replace
+    from types import SimpleNamespace
+
+    data = load_data("digits", search_samples=100, calibration_samples=100)
+    config = SimpleNamespace(max_drop=0.01, selection_samples=200)
+    kept = held_out(config, data)
+    assert len(kept) >= 500
+    without = replace(data, kept_out=kept)
+    others = {*data.search_indices, *data.calibration_indices, *without.unused(10_000), *trained_on(without)}
+    assert not others & set(kept)
+    assert data.unused(200) == without.unused(200)  # the selection's samples are the same
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"minimize": "size"}, "`max_drop` or `max_kl` must go with `minimize`, and one of them only, got none."),
+        (
+            {"minimize": "size", "max_kl": 0.1, "max_drop": "1%"},
+            "`max_drop` or `max_kl` must go with `minimize`, and one of them only, got both.",
+        ),
+        ({"max_kl": 0.1}, "`minimize` must be given with `max_drop` and `max_kl`, such as --minimize size."),
+        (
+            {"max_kl": 0.1, "minimize": "speed"},
+            "`resource` must be one of bitops, latency, macs, memory, size, got 'speed'.",
+        ),
+        (
+            {"max_kl": 0.1, "minimize": "size", "budget": "size=0.5"},
+            "`minimize` must be another resource than the budget's, got size in both.",
+        ),
+        ({"max_drop": "much%", "minimize": "size"}, "`max_drop` must be a share such as 1% or 0.01, got 'much%'."),
+        (
+            {"max_kl": 1e-9, "minimize": "size"},
+            "`max_kl` must be within reach, got 1e-09; the mildest plan may lose up to ",
+        ),
+    ],
+)
+def test_wrong_tolerances(given, message, spec, options, folder, monkeypatch):
+    monkeypatch.setattr(tolerance, "TRIES", 1)
+    with pytest.raises(InputError) as caught:
+        autocompress.smallest(spec, out=folder / "wrong", force=True, **options, **given)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_drop_needs_labels(spec, folder, options):
+    images = torch.randn(400, 1, 8, 8)
+    settings = {**options, "search_samples": 64, "data": (images, None)}
+    with pytest.raises(InputError) as caught:
+        autocompress.smallest(spec, max_drop=0.01, minimize="size", out=folder / "unlabelled", **settings)
+    assert str(caught.value) == (
+        "`max_drop` needs labelled classes, got tensors without; pass --max-kl, which needs none, instead."
+    )
+
+
+def test_the_command_goes_on_and_prints_every_try(found, spec, folder, options, monkeypatch):
+    monkeypatch.setattr(tolerance, "TRIES", 3)
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    out = str(folder / "tolerance")
+    done = CliRunner().invoke(
+        app, ["search", spec, "--max-kl", "0.6", "--minimize", "size", "--out", out, "--resume", *flags]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("size=") == len(found.tries)
+    assert f"the smallest that passes: {found.chosen.point.run_folder} (95 % confidence over all tries, " in done.stdout
