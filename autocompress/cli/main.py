@@ -1,17 +1,15 @@
 """The command line: a thin shell over `autocompress.api`.
 
 Results go to standard output, all else to standard error.
-A command gets its options from the parts in `autocompress.config.options` (`_with_options`). The values stay
+A command gets its options from the parts in `autocompress.config.options` (`options.with_options`). The values stay
 text until `Config` checks them, so a wrong value gives the same one-line error from the command line, a file
 and Python.
 """
 
 from __future__ import annotations
 
-import inspect as python_inspect
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,13 +17,13 @@ from autocompress.cli.cache import cache_app
 from autocompress.cli.compare import compare
 from autocompress.cli.doctor import doctor
 from autocompress.cli.mcp import mcp
+from autocompress.cli.options import arguments_of, help_of, with_options
 from autocompress.cli.pack import pack, unpack_
 from autocompress.cli.policy import policy_app
 from autocompress.cli.report import report
 from autocompress.cli.shell import Format, Quiet, Trust, emit, on_a_page, reported, watching_progress
 from autocompress.cli.train_policy import train_policy
 from autocompress.config import (
-    OPTIONS,
     BudgetOptions,
     Config,
     ExecutionOptions,
@@ -36,19 +34,13 @@ from autocompress.config import (
     NetworkOptions,
     OutputOptions,
     ParetoOptions,
-    Part,
     RunOptions,
     SearchOptions,
     ToleranceOptions,
     WatchOptions,
-    load_config,
     make_config,
-    names_of,
-    part_of,
 )
 from autocompress.errors import AutocompressError, InputError
-from autocompress.run.folder import default_path, options_file
-from autocompress.run.names import JOURNAL, NEXT_CONFIG
 from autocompress.version import __version__
 
 if TYPE_CHECKING:
@@ -82,77 +74,8 @@ def _root(
     pass
 
 
-def _with_options(*parts: type[Part]) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
-    """A decorator that gives a command the options of these parts, and reports errors as one line."""
-    names = [name for name in names_of(*parts) if name != "model"]
-
-    def decorate(command: Callable[[Config], None]) -> Callable[..., None]:
-        def run(config_file: str | None, trust: bool = False, **given: Any) -> None:
-            with reported() as context:
-                config = _load(config_file, given, RunOptions in parts, trust=trust)
-                context.how_to_resume = lambda: _how_to_resume(command.__name__, config)
-                command(config)
-
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        run.__annotations__ = {}
-        parameters = [*_common_parameters(), *map(_parameter, names)]
-        run.__signature__ = python_inspect.Signature(parameters)  # type: ignore[attr-defined]
-        return run
-
-    return decorate
-
-
-def _common_parameters() -> list[python_inspect.Parameter]:
-    """The parameters of every command with options: the network, a file of options, and whether a run's is trusted.
-
-    `trust` is no option of `Config`, which files can set.
-    """
-    model = typer.Argument(metavar="MODEL", help=_help("model"), show_default=False)
-    config = typer.Option(
-        "--config", metavar="FILE", help="YAML file with options; options on the command line override the file's."
-    )
-    trust = python_inspect.Parameter("trust", python_inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Trust)
-    return [
-        _keyword("model", Annotated[str | None, model]),
-        _keyword("config_file", Annotated[str | None, config]),
-        trust,
-    ]
-
-
-def _parameter(name: str) -> python_inspect.Parameter:
-    """The command-line parameter of an option. Its value stays text, or None if it is not given."""
-    flag = f"--{name.replace('_', '-')}"
-    extra: dict[str, Any] = {"help": _help(name), "rich_help_panel": part_of(name).TITLE, "show_default": False}
-    annotation = Config.model_fields[name].annotation
-    if annotation in (bool, bool | None):
-        return _keyword(name, Annotated[bool | None, typer.Option(f"{flag}/--no-{flag[2:]}", **extra)])
-    return _keyword(name, Annotated[str | None, typer.Option(flag, metavar=_metavar(annotation), **extra)])
-
-
-def _keyword(name: str, annotation: Any) -> python_inspect.Parameter:
-    """A keyword parameter with the default None."""
-    return python_inspect.Parameter(name, python_inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-
-
-def _metavar(annotation: Any) -> str:
-    """The placeholder of a value in help texts, by its type."""
-    kinds = [get_origin(kind) or kind for kind in (annotation, *get_args(annotation))]
-    metavars = ((tuple, "LIST"), (Path, "PATH"), (int, "N"), (float, "X"))
-    return next((metavar for kind, metavar in metavars if kind in kinds), "TEXT")
-
-
-def _help(name: str) -> str:
-    """The help text of an option, with its default where it has one."""
-    field = Config.model_fields[name]
-    text, default = field.description or "", field.default
-    if default in (None, False, {}) or "Default:" in text:
-        return text
-    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{text} Default: {shown}."
-
-
 @app.command()
-@_with_options(
+@with_options(
     NetworkOptions,
     BudgetOptions,
     ToleranceOptions,
@@ -177,11 +100,11 @@ def search(config: Config) -> None:
 
     if tolerates:
         with watching_progress(config) as view:
-            found = api.smallest(**_arguments(config), progress=view)
+            found = api.smallest(**arguments_of(config), progress=view)
         emit(config, found.data(), lambda console: print_smallest(console, found))
         return
     with watching_progress(config) as view, on_a_page(config, view) as (progress, finish):
-        result = api.search(**_arguments(config), progress=progress)
+        result = api.search(**arguments_of(config), progress=progress)
         finish(result.run_folder)
     emit(config, result_data(result), lambda console: print_result(console, result))
     _stop_unless(result.verification)
@@ -205,7 +128,7 @@ def _check_enough(config: Config, *, needs_budget: bool) -> None:
 
 
 @app.command()
-@_with_options(
+@with_options(
     NetworkOptions,
     ParetoOptions,
     BudgetOptions,
@@ -222,14 +145,14 @@ def pareto(config: Config) -> None:
     from autocompress.report.tables import print_front
 
     with watching_progress(config) as view:
-        front = api.pareto(**_arguments(config), progress=view)
+        front = api.pareto(**arguments_of(config), progress=view)
     emit(config, front.data(), lambda console: print_front(console, front))
     if not front.verified:
         raise AutocompressError("verification failed: a point of the front has claims that do not hold")
 
 
 @app.command()
-@_with_options(NetworkOptions, MenuOptions, InspectOptions, MachineOptions, OutputOptions)
+@with_options(NetworkOptions, MenuOptions, InspectOptions, MachineOptions, OutputOptions)
 def inspect(config: Config) -> None:
     """Show a network's layers and channel groups: costs, labels on offer, and each label's expected loss.
 
@@ -240,12 +163,12 @@ def inspect(config: Config) -> None:
     from autocompress.report.tables import print_inspection
 
     with watching_progress(config) as view:
-        inspection = api.inspect(**_arguments(config), progress=view)
+        inspection = api.inspect(**arguments_of(config), progress=view)
     emit(config, inspection_data(inspection), lambda console: print_inspection(console, inspection))
 
 
 @app.command()
-@_with_options(NetworkOptions, BudgetOptions, MenuOptions, MeasureOptions, MachineOptions, OutputOptions)
+@with_options(NetworkOptions, BudgetOptions, MenuOptions, MeasureOptions, MachineOptions, OutputOptions)
 def evaluate(config: Config) -> None:
     """Measure a plan beside the original network; the plan may be edited by hand."""
     from autocompress import api
@@ -253,12 +176,12 @@ def evaluate(config: Config) -> None:
     from autocompress.report.tables import print_measurement
 
     with watching_progress(config) as view:
-        measured = api.evaluate(**_arguments(config), progress=view)
+        measured = api.evaluate(**arguments_of(config), progress=view)
     emit(config, measurement_data(measured), lambda console: print_measurement(console, measured))
 
 
 @app.command()
-@_with_options(
+@with_options(
     NetworkOptions,
     BudgetOptions,
     MenuOptions,
@@ -276,7 +199,7 @@ def apply(config: Config) -> None:
     from autocompress.report.tables import print_finished
 
     with watching_progress(config) as view, on_a_page(config, view) as (progress, finish):
-        finished = api.apply(**_arguments(config), progress=progress)
+        finished = api.apply(**arguments_of(config), progress=progress)
         finish(finished.run_folder)
     emit(config, finished_data(finished), lambda console: print_finished(console, finished))
     _stop_unless(finished.verification)
@@ -289,7 +212,7 @@ OwnModel = Annotated[
 OwnData = Annotated[
     str | None, typer.Option("--data", metavar="TEXT", help="Data in place of that which the run's folder names.")
 ]
-Device = Annotated[str | None, typer.Option(metavar="TEXT", help=_help("device"))]
+Device = Annotated[str | None, typer.Option(metavar="TEXT", help=help_of("device"))]
 
 
 @app.command()
@@ -298,13 +221,13 @@ def finetune(
     epochs: Annotated[
         str, typer.Option(metavar="X", help="Number of passes over the training samples; fractions are allowed.")
     ],
-    learning_rate: Annotated[str | None, typer.Option(metavar="X", help=_help("learning_rate"))] = None,
-    batch_size: Annotated[str | None, typer.Option(metavar="N", help=_help("batch_size"))] = None,
-    distillation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("distillation"))] = None,
-    labels: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("labels"))] = None,
-    hard_weight: Annotated[str | None, typer.Option(metavar="X", help=_help("hard_weight"))] = None,
-    augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=_help("augmentation"))] = None,
-    mixup: Annotated[str | None, typer.Option(metavar="X", help=_help("mixup"))] = None,
+    learning_rate: Annotated[str | None, typer.Option(metavar="X", help=help_of("learning_rate"))] = None,
+    batch_size: Annotated[str | None, typer.Option(metavar="N", help=help_of("batch_size"))] = None,
+    distillation: Annotated[str | None, typer.Option(metavar="TEXT", help=help_of("distillation"))] = None,
+    labels: Annotated[str | None, typer.Option(metavar="TEXT", help=help_of("labels"))] = None,
+    hard_weight: Annotated[str | None, typer.Option(metavar="X", help=help_of("hard_weight"))] = None,
+    augmentation: Annotated[str | None, typer.Option(metavar="TEXT", help=help_of("augmentation"))] = None,
+    mixup: Annotated[str | None, typer.Option(metavar="X", help=help_of("mixup"))] = None,
     device: Device = None,
     model: OwnModel = None,
     data: OwnData = None,
@@ -387,46 +310,6 @@ def _stop_unless(verified: Verification) -> None:
     """Raise an error, which ends the command with exit code 1, if a claim does not hold."""
     for line in verified.failures():
         raise AutocompressError(f"verification failed: {line}")
-
-
-def _load(config_file: str | None, given: Mapping[str, Any], makes_run: bool, *, trust: bool) -> Config:
-    """The options of a command: those given on the command line, over those of a file, over the defaults.
-
-    Args:
-        config_file: path of a YAML file; if None, `--resume` reads the options of the run in `--out`.
-        given: options of the command line by name; None for those that were not given.
-        makes_run: whether the command makes a run folder, which then gets a default name.
-        trust: whether functions that a run's file of options names may run.
-    """
-    path = None if config_file is None else Path(config_file)
-    if path is None and given.get("resume") and given.get("out"):
-        own = options_file(Path(given["out"]))  # of the run that is resumed
-        path = own if own.is_file() else None
-    config = load_config(path, given)
-    if path is not None and (path.parent / JOURNAL).exists():
-        _check_trusted(config, given, path.parent, trust)
-    if makes_run and config.out is None and not config.resume:
-        return config.model_copy(update={"out": default_path(config.model, config.budget)})
-    return config
-
-
-def _check_trusted(config: Config, given: Mapping[str, Any], folder: Path, trust: bool) -> None:
-    """Raise InputError where the options of a run's folder name a function that may not run."""
-    from autocompress.job.trust import check_trusted, named_functions
-
-    named = [function for function in named_functions(vars(config)) if given.get(function.option) is None]
-    check_trusted(named, folder, trust=trust)
-
-
-def _how_to_resume(command: str, config: Config) -> str:
-    """A sentence with the command that continues the run; empty where there is none."""
-    if config.out is None or not any((config.out / name).is_file() for name in (JOURNAL, NEXT_CONFIG)):
-        return ""
-    return f" What was evaluated is kept; continue with: autocompress {command} --out {config.out} --resume"
-
-
-def _arguments(config: Config) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in OPTIONS}
 
 
 app.command()(compare)
