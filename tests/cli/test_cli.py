@@ -97,7 +97,7 @@ def test_every_option_stands_in_the_help_of_a_command():
         (["--budget", "size=0.1", "--action", "guess"], "`action` must be one of discrete, label, price, got 'guess'."),
         (
             ["--budget", "size=0.1", "--reward", "speed"],
-            "`reward` must be one of accuracy, amc_error, amc_flops, galen, haq, kl, got 'speed'.",
+            "`reward` must be one of accuracy, amc_error, amc_flops, balanced, galen, haq, kl, got 'speed'.",
         ),
         (
             ["--budget", "size=0.1", "--config", "none.yaml"],
