@@ -77,7 +77,8 @@ def test_run_folder_holds_the_result(finished):
     result, watcher = finished
     folder = result.run_folder
     assert {path.name for path in folder.iterdir()} == {
-        "config.yaml", "journal.jsonl", "journal.f16", "model.safetensors", "outcome.json", "plan.yaml", "tb",
+        "README.md", "config.yaml", "journal.jsonl", "journal.f16", "layers.json", "model.safetensors", "outcome.json",
+        "plan.yaml", "report.html", "tb",
     }  # fmt: skip
     assert Plan.load(folder / "plan.yaml") == result.plan
     assert (folder / "model.safetensors").stat().st_size == result.outcome.resources["size"]

@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -81,8 +82,7 @@ def test_signals_end_a_command_in_one_line(name, capsys):
     number, before = getattr(signal, name), signal.getsignal(getattr(signal, name))
     with pytest.raises(Exception, match="130") as stop, reported() as context:  # noqa: PT012
         context.how_to_resume = lambda: " Go on so."
-        os.kill(os.getpid(), number)
-        signal.pause()
+        signal.pthread_kill(threading.get_ident(), number)  # another thread of the tests' would not wake this one
     assert stop.value.exit_code == 130
     assert capsys.readouterr().err == "autocompress: interrupted. Go on so.\n"
     assert signal.getsignal(number) == before

@@ -16,12 +16,14 @@ def test_fine_tuning_a_run_improves_it_and_renews_its_files(run):
     assert (done.exit_code, done.stderr) == (0, "")
     after = json.loads((run / "outcome.json").read_text())
     assert set(after.pop("versions")) == {"autocompress", "python", "torch"}
+    assert after.pop("machine")["device"] == "cpu"
+    assert after.pop("made_by") == outcome["made_by"]
     assert json.loads(done.stdout) | {"run_folder": ""} == after | {"run_folder": ""}
     assert after["finetuning"]["best_step"] > 0
     assert after["compressed"]["kl"] < outcome["compressed"]["kl"]
     assert after["budget"]["limits"] == outcome["budget"]["limits"]
     changed = {name for name, content in contents(run).items() if content != before.get(name)}
-    assert changed == {"model.onnx", "model.safetensors", "outcome.json"}
+    assert changed == {"README.md", "model.onnx", "model.safetensors", "outcome.json", "report.html"}
     assert api.verify(run).passed
 
 
