@@ -77,7 +77,7 @@ def test_the_summary_is_a_geometric_mean():
         ),
         (
             "networks: [{model: digits, budgets: [flops=1]}]",
-            "`budget resource` must be one of bitops, macs, memory, size, got 'flops'.",
+            "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'.",
         ),
     ],
 )
