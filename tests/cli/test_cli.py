@@ -68,7 +68,10 @@ def test_every_option_stands_in_the_help_of_a_command():
     ("arguments", "message"),
     [
         ([], "`budget` must be given, such as --budget size=0.1 (a tenth of the original's bytes)."),
-        (["--budget", "flops=0.5"], "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'."),
+        (
+            ["--budget", "flops=0.5"],
+            "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'.",
+        ),
         (
             ["--budget", "size=half"],
             "`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got 'size=half'.",
