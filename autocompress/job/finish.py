@@ -44,7 +44,6 @@ from autocompress.targets.verify import (
 from autocompress.version import versions
 from autocompress_envs.problem import Labeling, Outcome
 
-
 _TIMINGS = 3  # of a finished file whose interval holds the limit
 
 
