@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ from autocompress.targets.verify import (
 )
 from autocompress.version import versions
 from autocompress_envs.problem import Labeling, Outcome
+
+_TIMINGS = 3  # of a finished file whose interval holds the limit
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +245,21 @@ def _timed(found: RuntimeOutcome, opened: _Opened, inputs: Inputs, time: TimeCla
     if time is None:
         return replace(found, timings=timings)
     batch = time.limit.batch
-    closely = latencies(opened.original, opened.compressed, inputs, [batch], LEADER)
-    return replace(found, timings={**closely, **timings, **closely}, threads=time.limit.threads)
+    closely = _decided(
+        lambda: latencies(opened.original, opened.compressed, inputs, [batch], LEADER)[batch], time.limit
+    )
+    return replace(found, timings={**timings, batch: closely}, threads=time.limit.threads)
+
+
+def _decided(timed: Callable[[], PairedTiming], limit: TimeLimit) -> PairedTiming:
+    """A timing that says whether the limit is kept: on a busy machine the closest of several, whatever it says."""
+    found = timed()
+    for _ in range(_TIMINGS - 1):
+        used = limit.used(found)
+        if found.settled or used.high <= 1.0 or used.low > 1.0:
+            break
+        found = min(found, timed(), key=lambda each: each.ratio.tightness)
+    return found
 
 
 def _nanoseconds(limit: TimeLimit, timing: PairedTiming) -> int:

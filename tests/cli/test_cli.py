@@ -59,7 +59,7 @@ def test_help_and_version_need_no_torch():
 
 
 def test_every_option_stands_in_the_help_of_a_command():
-    texts = [invoke(command, "--help").stdout for command in ("search", "inspect", "evaluate")]
+    texts = [invoke(command, "--help").stdout for command in ("search", "inspect", "evaluate", "pareto")]
     for option in set(OPTIONS) - {"model"}:
         assert any(f"--{option.replace('_', '-')} " in text for text in texts), option
 
@@ -67,7 +67,10 @@ def test_every_option_stands_in_the_help_of_a_command():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--budget", "flops=0.5"], "`budget resource` must be one of bitops, macs, memory, size, got 'flops'."),
+        (
+            ["--budget", "flops=0.5"],
+            "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'.",
+        ),
         (
             ["--budget", "size=half"],
             "`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got 'size=half'.",

@@ -56,10 +56,10 @@ def test_yaml_round_trip():
 
 
 def test_unknown_options_list_the_known(tmp_path):
-    path = write(tmp_path, "episods: 7\nbudgets: size=0.5\nseed: 1\n")
+    path = write(tmp_path, "episods: 7\nbudgetz: size=0.5\nseed: 1\n")
     with pytest.raises(InputError) as error:
         load_config(path, {})
-    assert str(error.value) == f"Unknown budgets, episods in {path}; known: {', '.join(OPTIONS)}."
+    assert str(error.value) == f"Unknown budgetz, episods in {path}; known: {', '.join(OPTIONS)}."
     with pytest.raises(InputError) as error:
         make_config({"episods": 7})
     assert str(error.value) == f"Unknown episods in the options; known: {', '.join(OPTIONS)}."

@@ -122,6 +122,6 @@ def test_menus_with_fewer_widths_have_effects_of_their_own() -> None:
     group = given.menus.network.groups[0]
     options = given.menus.kept_options(group)
     fewer = replace(given, menus=given.menus.only({group.owner: (options[0], options[-1])}))
-    whole, part = (evaluator(each).effects() for each in (given, fewer))
+    whole, part = (evaluator(each, dtype="float32").effects() for each in (given, fewer))
     assert not np.allclose(part.pruning, whole.pruning)
     np.testing.assert_allclose(part.pruning, fewer.effects().pruning, atol=1e-4)

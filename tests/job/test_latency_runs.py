@@ -13,8 +13,8 @@ from autocompress.budget import Budget
 from autocompress.cli.main import app
 from autocompress.comparison.suite import make_suite
 from autocompress.errors import InputError
-from autocompress.job import kernel_times, time_budget
-from autocompress.targets.timing import Effort, this_machine
+from autocompress.job import finish, kernel_times, time_budget
+from autocompress.targets.timing import Effort, Interval, PairedTiming, TimeLimit, Times, Waiting, this_machine
 
 SHORT = Effort(seconds=0.1)
 LIMIT = "latency=100ms,size=0.9"  # a thousand times what the network takes
@@ -56,6 +56,30 @@ def test_latency_is_a_resource_like_the_others(searched):
     names = [check.name for check in searched.verification.checks]
     assert (names.count("latency"), names.count("budget")) == (1, 1)
     assert set(searched.verification.runtime.timings) == {1, 2, 32}
+
+
+def timing(median, width, settled=False):
+    """A timing of half the original's time or so, for the rule of repeated timings alone."""
+    around = Interval(median, median - width, median + width)
+    times = Times(1e-3, 1e-3, Interval(1e-3, 1e-3, 1e-3))
+    return PairedTiming(times, times, around, 10, 10, 0, settled, Waiting(0.5, 3.0, 2), this_machine())
+
+
+@pytest.mark.parametrize(
+    ("timings", "taken"),
+    [
+        ([timing(0.49, 0.005)], 0),  # kept at once
+        ([timing(0.6, 0.01)], 0),  # broken for certain
+        ([timing(0.495, 0.02, settled=True)], 0),
+        ([timing(0.49, 0.05), timing(0.48, 0.01)], 1),
+        ([timing(0.49, 0.05), timing(0.47, 0.06), timing(0.51, 0.02)], 2),  # the closest, though it is the slowest
+    ],
+)
+def test_an_undecided_file_is_timed_again_and_the_closest_timing_counts(timings, taken):
+    given = iter(timings)
+    found = finish._decided(lambda: next(given), TimeLimit(0.5, None, 1, 1))
+    assert found is timings[taken]
+    assert next(given, None) is None  # all were taken, and no more asked for
 
 
 def test_verification_times_again(searched):
