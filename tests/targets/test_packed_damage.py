@@ -256,7 +256,8 @@ def test_damaged_indices_are_refused(granularity, stored, message):
     [
         (
             {"bits": 4},
-            "it must be as its label says, Label(sparsity=0.0, weight_bits=3, activation_bits=8, rank=0), got (0.0, 4, 8)",
+            "it must be as its label says, Label(sparsity=0.0, weight_bits=3, activation_bits=8, rank=0), "
+            "got (0.0, 4, 8)",
         ),
         ({"scale": torch.zeros(4)}, "its scale must be > 0, got 0.0"),
         ({"values": torch.full((4, 1, 3, 3), 4, dtype=torch.int8)}, "its codes must be -4 to 3, got 4 to 4"),
