@@ -209,8 +209,8 @@ class SearchOptions(Part):
     )
     reward: str = option(
         "kl",
-        "What the agent maximises: kl (a low divergence from the original), accuracy, or a published reward: "
-        "amc_error, amc_flops, haq, galen.",
+        "What the agent maximises: kl (a low divergence from the original), accuracy, balanced (accuracy less a price "
+        "on what a plan takes), or a published reward: amc_error, amc_flops, haq, galen.",
     )
     episodes: int = option(
         200,

@@ -159,7 +159,11 @@ def here(tmp_path_factory):
          "`force` can't be given to a tool; use the command line."),
         ("search", {"budget": "size=0.1", "model": "resnet20"},
          "`data` must be given for the network resnet20, such as --data parquet:FOLDER."),
-        ("search", {"budget": "flops=1"}, "`budget resource` must be one of bitops, macs, memory, size, got 'flops'."),
+        (
+            "search",
+            {"budget": "flops=1"},
+            "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'.",
+        ),
         ("compare", {"suite": "suite.yaml"}, "`data` must lie in ROOT, got /etc/other.npz."),
         ("compare", {"suite": "/etc/suite.yaml"}, "`suite` must lie in ROOT, got /etc/suite.yaml."),
         ("status", {"handle": "search-7"}, "`handle` must be one of none so far, got 'search-7'."),

@@ -38,12 +38,15 @@ networks:
 - {name: little, model: "autocompress.models.small_nets:SmallResNet", data: digits, epochs: 0.05, augmentation: none,
    model_args: {blocks: [1], width: 8, channels: 1}}
 tasks:
-- {name: joint, resource: size, low: 0.3, high: 0.9, options: {target: packed, sparsity_levels: 2}}
+- name: joint
+  budgets: [{resource: size, low: 0.3, high: 0.9}]
+  options: {target: packed, sparsity_levels: 2}
 data: {digits: digits}
 budgets: 3
-episodes: 4
+plans: 4
 search_samples: 64
-fitting: {steps: 60, members: 1}
+fitting: {steps: 60, width: 8}
+reinforcement: {steps: 0}
 """
 
 

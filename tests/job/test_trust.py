@@ -143,10 +143,10 @@ def test_a_comparisons_folder(tmp_path, trace, stranger):
 @pytest.mark.parametrize("option", ["data", "model"])
 def test_a_trainings_folder(tmp_path, trace, stranger, option):
     folder = tmp_path / "theirs"
-    (folder / "episodes").mkdir(parents=True)
+    (folder / "experience").mkdir(parents=True)
     network = {"name": "a", "model": "digits", "data": "d", "epochs": 1}
-    recipe = {"data": {"d": "digits"}, "networks": [network], "tasks": [{"name": "t", "resource": "size", "low": 0.1,
-              "high": 0.5}]}  # fmt: skip
+    recipe = {"data": {"d": "digits"}, "networks": [network], "tasks": [{"name": "t", "budgets": [{"resource": "size",
+              "low": 0.1, "high": 0.5}]}]}  # fmt: skip
     if option == "data":
         recipe["data"]["d"] = "subprocess:call"
     else:

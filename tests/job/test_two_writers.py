@@ -77,7 +77,7 @@ def test_a_live_comparison(option, tmp_path):
 def test_a_live_training(option, tmp_path):
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
     network = {"name": "res", "model": "autocompress.models.small_nets:SmallResNet", "data": "digits", "epochs": 1}
-    task = {"name": "small", "resource": "size", "low": 0.5, "high": 0.9}
+    task = {"name": "small", "budgets": [{"resource": "size", "low": 0.5, "high": 0.9}]}
     content = {"data": {"digits": "digits"}, "networks": [network], "tasks": [task]}
     recipe.write_text(yaml.safe_dump(content))
     with locked(out, "out", "train-policy"):

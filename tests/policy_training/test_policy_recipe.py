@@ -19,7 +19,9 @@ SMALLEST = {
     "networks": [{"name": "net", "model": "digits", "data": "digits", "epochs": 1}],
     "tasks": [{"name": "small", "budgets": [{"resource": "size", "low": 0.2, "high": 0.8}]}],
 }
-MENUS = "activation_bits, criterion, granularity, quantizer, ranks, remove_branches, sparsity_levels, target, weight_bits"
+MENUS = (
+    "activation_bits, criterion, granularity, quantizer, ranks, remove_branches, sparsity_levels, target, weight_bits"
+)
 
 
 def written(folder, content):
