@@ -21,7 +21,7 @@ from autocompress.config import Config
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import Evaluator
 from autocompress.execute.finetune import FineTuning
-from autocompress.files import strict_json, write_atomically
+from autocompress.files import is_passing, strict_json, write_atomically
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job, build_evaluator, feasible_limits
 from autocompress.job.searching import search_and_finish
@@ -117,7 +117,8 @@ def front_path(config: Config) -> Path:
     path = config.out or default_path(config.model, "front")
     if config.resume and not path.is_dir():
         raise InputError(f"`resume` needs the folder of a front, got {path}, which does not exist.")
-    if path.is_dir() and any(path.iterdir()) and not (config.resume or config.force):
+    is_taken = path.is_dir() and not all(is_passing(each.name) for each in path.iterdir())
+    if is_taken and not (config.resume or config.force):
         raise InputError(
             f"`out` must be a new or empty folder, got {path}; pass --resume to continue a front, or --force to "
             "replace its runs."

@@ -79,6 +79,6 @@ def test_wrong_ranks_are_one_line():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert " ".join(done.stderr.split()) == (
-        "error: `ranks` must be ascending shares above 0 and below 1 of a layer's multiply-accumulates, such as "
+        "autocompress: `ranks` must be ascending shares above 0 and below 1 of a layer's multiply-accumulates, such as "
         "0.25,0.5,0.75, got [1.5]."
     )
