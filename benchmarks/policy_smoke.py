@@ -92,8 +92,8 @@ def main() -> None:
 
     agent = MaskablePPO(
         MaskedLabelPolicy, DummyVecEnv([make(number) for number in range(ENVIRONMENTS)]), n_steps=48, batch_size=96,
-        n_epochs=4, learning_rate=1e-3, gamma=1.0, ent_coef=0.01, seed=asked.seed, device="cpu",
-        policy_kwargs={"features_extractor_kwargs": {"width": 32}},
+        n_epochs=4, learning_rate=lambda left: 1e-3 * left, gamma=1.0, ent_coef=0.01, target_kl=0.05, seed=asked.seed,
+        device="cpu", policy_kwargs={"features_extractor_kwargs": {"width": 32}},
     )  # fmt: skip
     agent.learn(asked.steps)
     assert isinstance(agent.policy, MaskedLabelPolicy)
