@@ -416,7 +416,7 @@ def names_of(*parts: type[Part]) -> tuple[str, ...]:
     """Names of the options of some parts, in their order.
 
     >>> names_of(BudgetOptions, OutputOptions)
-    ('budget', 'quiet', 'format')
+    ('budget', 'batch', 'threads', 'quiet', 'format')
     """
     return tuple(name for part in parts for name in part.model_fields)
 

@@ -240,6 +240,7 @@ def drop_bound(original: Tensor, compressed: Tensor, labels: Tensor, error: floa
     Samples on which both are right, or both are wrong, tell nothing. Of the others half a sample is added to either
     side, so that the bound is honest where few differ (Agresti & Min 2005, adjusted Wald for matched pairs).
 
+    >>> import torch
     >>> right, wrong = torch.eye(2)[[0] * 100], torch.eye(2)[[1] * 10 + [0] * 90]
     >>> round(drop_bound(right, wrong, torch.zeros(100, dtype=torch.int64), 0.05), 3)
     0.149

@@ -147,7 +147,8 @@ def _experience(folder: Path) -> None:
 
     draw, (problem, _) = np.random.default_rng(0), toy_problem()
     effects = Effects(draw.random((3, 2, 4, 2)).astype(np.float32), draw.random((3, 3, 4, 2)).astype(np.float32), 1.0)
-    plans = Labeling(*(draw.integers(0, 2, (3, 5, 3))))
+    none = np.zeros((5, 3), dtype=np.int64)
+    plans = Labeling(none, draw.integers(0, 3, (5, 3)), none)
     shifts = draw.random((5, 4, 2)).astype(np.float16)
     found = Experience(problem, np.full((4, 2), 0.5), effects, plans, draw.random(5), shifts, ({"bitops": 512},))
     folder.mkdir()
