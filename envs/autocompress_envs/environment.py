@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from autocompress_envs import rewards
 from autocompress_envs.actions import ACTIONS, Actions
+from autocompress_envs.episode import check_choice, pay
 from autocompress_envs.observation import HIGH, LOW, Observer
 from autocompress_envs.problem import BoolArray, Labeling, Outcome, Problem
-from autocompress_envs.problem.tables import checked_limits, is_within
-from autocompress_envs.rewards import REWARDS, RewardContext
+from autocompress_envs.problem.tables import checked_limits
+from autocompress_envs.rewards import REWARDS
 from autocompress_envs.solver import Solver
 
 Evaluate = Callable[[Labeling], Outcome]
@@ -103,8 +103,8 @@ class LayerLabelingEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
         price_scale: float = 2.0,
         original_accuracy: float = float("nan"),
     ) -> None:
-        _check_name("action", action, ACTIONS)
-        _check_name("reward", reward, REWARDS)
+        check_choice("action", action, sorted(ACTIONS))
+        check_choice("reward", reward, sorted(REWARDS))
         if not 0.0 < price_scale < 20.0:
             raise ValueError(f"`price_scale` must be above 0 and below 20, got {price_scale}.")
         self.problem = problem
@@ -205,15 +205,5 @@ class LayerLabelingEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
 
     def _finish(self, info: Info) -> float:
         """The terminal reward; the labelling and its outcome are put into `info`."""
-        labeling = self._actions.finish()
-        assert is_within(self.problem.resources(labeling), self._limits), "an episode broke its budget"
-        outcome = self._evaluate(labeling)
-        info.update(labeling=labeling, outcome=outcome)
-        context = RewardContext(self._original_accuracy, self.problem.original(), self._limits)
-        return rewards.compute(self._reward, outcome, context)
-
-
-def _check_name(what: str, name: str, choices: Iterable[str]) -> None:
-    """Raise a ValueError that lists the choices where `name` is none of them."""
-    if name not in choices:
-        raise ValueError(f"`{what}` must be one of {', '.join(sorted(choices))}, got {name!r}.")
+        labeling, accuracy = self._actions.finish(), self._original_accuracy
+        return pay(labeling, self.problem, self._limits, self._evaluate, self._reward, accuracy, info)

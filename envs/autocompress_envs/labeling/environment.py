@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from autocompress_envs import rewards
 from autocompress_envs.actions import DiscreteActions
+from autocompress_envs.episode import check_choice, pay
 from autocompress_envs.labeling.forecast import Forecast
 from autocompress_envs.labeling.observation import BOUND, CONTEXT_NAMES, LAYER_NAMES, OPTION_NAMES, Arrays, Observer
 from autocompress_envs.labeling.rendering import as_pixels, as_text
 from autocompress_envs.labeling.sketch import Sketch
 from autocompress_envs.problem import BoolArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import checked_limits, is_within
-from autocompress_envs.rewards import KL_FLOOR, REWARDS, RewardContext
+from autocompress_envs.rewards import KL_FLOOR, REWARDS
 from autocompress_envs.solver import Solver
 
 Evaluate = Callable[[Labeling], Outcome]
@@ -124,9 +124,9 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
         most_options: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        _check_choice("reward", reward, tuple(sorted(REWARDS)))
+        check_choice("reward", reward, sorted(REWARDS))
         if render_mode is not None:
-            _check_choice("render_mode", render_mode, tuple(self.metadata["render_modes"]))
+            check_choice("render_mode", render_mode, self.metadata["render_modes"])
         self.problem, self.render_mode = problem, render_mode
         self._evaluate, self._reward, self._shaping = evaluate, reward, shaping
         self._original_accuracy = original_accuracy
@@ -274,12 +274,8 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
 
     def _finish(self, info: Info) -> float:
         """The terminal reward; the labelling and its outcome are put into `info`."""
-        labeling = self._actions.finish()
-        assert is_within(self.problem.resources(labeling), self._limits), "an episode broke its budget"
-        outcome = self._evaluate(labeling)
-        info.update(labeling=labeling, outcome=outcome)
-        context = RewardContext(self._original_accuracy, self.problem.original(), self._limits)
-        return rewards.compute(self._reward, outcome, context)
+        labeling, accuracy = self._actions.finish(), self._original_accuracy
+        return pay(labeling, self.problem, self._limits, self._evaluate, self._reward, accuracy, info)
 
 
 def longest_menu(problem: Problem) -> int:
@@ -300,12 +296,6 @@ def observation_space(most_layers: int, most_options: int) -> spaces.Dict:
 
 def _flat_bits(errors: npt.NDArray[np.float64]) -> int:
     return int(errors.shape[2] * errors.shape[3])
-
-
-def _check_choice(what: str, name: str, choices: tuple[str, ...]) -> None:
-    """Raise a ValueError that lists the choices where `name` is none of them."""
-    if name not in choices:
-        raise ValueError(f"`{what}` must be one of {', '.join(choices)}, got {name!r}.")
 
 
 def _check_rows(what: str, given: int, least: int) -> None:
