@@ -34,6 +34,7 @@ from autocompress.job.options import (
     search_request,
 )
 from autocompress.job.prepare import (
+    Job,
     build_evaluator,
     feasible_limits,
     limits_to_check,
@@ -103,8 +104,7 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
     splits = load_splits(asked)
     check_labels(asked, splits)
     tuning = _fine_tuning(asked, splits)
-    job = prepare(load(asked, splits, watcher), asked.menus, asked.config, watcher)
-    remember(named_functions(vars(asked.config)))
+    job = _prepared(asked, splits, watcher)
     if asked.time is not None:
         job = timed(job, asked.time, watcher)
     limits = feasible_limits(wanted, job, watcher)
@@ -121,6 +121,13 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
     )
     _write_pages(path)
     return result
+
+
+def _prepared(asked: Request, splits: Data, watcher: Progress) -> Job:
+    """The job of a command that runs the user's own functions, which are trusted from here on."""
+    job = prepare(load(asked, splits, watcher), asked.menus, asked.config, watcher)
+    remember(named_functions(vars(asked.config)))
+    return job
 
 
 def pareto(
@@ -147,8 +154,7 @@ def pareto(
         splits = load_splits(asked)
         check_labels(asked, splits)
         tuning = _fine_tuning(asked, splits)
-        job = prepare(load(asked, splits, watcher), asked.menus, asked.config, watcher)
-        remember(named_functions(vars(asked.config)))
+        job = _prepared(asked, splits, watcher)
         if asked.time is not None:
             job = timed(job, asked.time, watcher)
         front = search_front(job, asked, tuning, budgets_of(asked.config, job), path, watcher)
@@ -182,8 +188,7 @@ def smallest(
         check_labels(asked, splits)
         splits = replace(splits, kept_out=held_out(config, splits))
         tuning = _fine_tuning(asked, splits)
-        job = prepare(load(asked, splits, watcher), asked.menus, config, watcher)
-        remember(named_functions(vars(config)))
+        job = _prepared(asked, splits, watcher)
         if asked.time is not None or config.minimize == "latency":
             job = timed(job, asked.time or TimeLimit(1.0, None, config.batch, config.threads), watcher)
         found = find_smallest(job, asked, tuning, path, watcher)
@@ -280,8 +285,7 @@ def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finis
     config, splits = asked.config, load_splits(asked)
     check_labels(asked, splits)
     tuning = _fine_tuning(asked, splits)
-    job = prepare(load(asked, splits, watcher), asked.menus, config, watcher)
-    remember(named_functions(vars(config)))
+    job = _prepared(asked, splits, watcher)
     labeling = job.menus.labeling(wanted)
     limits = limits_to_check(config.budget, job)
     dtype = tuning_dtype(job, config) if tuning else "float32"

@@ -53,23 +53,7 @@ def finetune(
     progress: Progress | None = None,
     **options: Any,
 ) -> Finished:
-    """Fine-tune a run's network further, export and verify it anew; `autocompress.api.finetune` is the public form.
-
-    Args:
-        run: folder of a finished run; its files are replaced when everything has gone well.
-        model: original network, where the run was made with a module and not a spec string.
-        data: data of the run, where the run was made with tensors and not a spec string.
-        train: function that trains in the place of ours: from (network, original, data) to the trained network, or None
-            where it trained in place; see `autocompress.execute.own_training`. Default: distillation from the original.
-        trust: whether functions of somebody's own that the folder names may run; see `autocompress.job.trust`.
-            Default: only those that you named in making the run, or name anew.
-        progress: observer that is told of stages, notes and evaluations; see `autocompress.progress`.
-        **options: options that differ from the run's; `finetune` is the number of epochs.
-
-    Raises:
-        InputError: the folder holds no finished run, another process writes there, or an option breaks a rule.
-        WriteError: the folder can't be written; the run is as it was.
-    """
+    """`autocompress.api.finetune`, which says what the arguments are, without the pages that it writes anew."""
     path, watcher = Path(run), progress or Silent()
     _config_of(path, {})  # a folder that holds no run gets no lock
     with locked(path, "run", "finetune"):
