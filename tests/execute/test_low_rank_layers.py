@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -167,7 +168,6 @@ def test_files_compute_the_same(toy, bits):
 
 
 def test_onnx_has_two_nodes_for_each_layer(toy):
-    onnx = pytest.importorskip("onnx")
     count = []
     for cut in (CUT, ()):
         content = write_onnx(lower(toy.compressed(8, cut=cut), toy.inputs, integer=True))
