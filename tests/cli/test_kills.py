@@ -77,9 +77,25 @@ def test_an_interruption_while_the_program_is_imported_is_one_line(module, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def heard():
+    """A function that gives a signal its usual handler, which `nohup` and a shell's `&` take away, and returns it."""
+    before = {}
+
+    def hear(number):
+        usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        before[number] = signal.signal(number, usual)
+        return usual
+
+    yield hear
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
-def test_signals_end_a_command_in_one_line(name, capsys):
-    number, before = getattr(signal, name), signal.getsignal(getattr(signal, name))
+def test_signals_end_a_command_in_one_line(name, heard, capsys):
+    number = getattr(signal, name)
+    before = heard(number)
     with pytest.raises(Exception, match="130") as stop, reported() as context:  # noqa: PT012
         context.how_to_resume = lambda: " Go on so."
         signal.pthread_kill(threading.get_ident(), number)  # another thread of the tests' would not wake this one
