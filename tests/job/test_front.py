@@ -105,9 +105,9 @@ def test_points_are_spaced_by_equal_ratios(front, spec, options, folder, monkeyp
         ({"budgets": "0.5,0.1"}, "`size` budget must be at least "),
     ],
 )
-def test_wrong_fronts(given, message, spec, options, folder):
+def test_wrong_fronts(given, message, spec, options, tmp_path):
     with pytest.raises(InputError) as caught:
-        autocompress.pareto(spec, out=folder / "wrong", **options, **given)
+        autocompress.pareto(spec, out=tmp_path / "wrong", **options, **given)
     assert str(caught.value).startswith(message)
 
 

@@ -139,10 +139,10 @@ def test_samples_of_the_test_are_used_for_nothing_else():
         ),
     ],
 )
-def test_wrong_tolerances(given, message, spec, options, folder, monkeypatch):
+def test_wrong_tolerances(given, message, spec, options, tmp_path, monkeypatch):
     monkeypatch.setattr(tolerance, "TRIES", 1)
     with pytest.raises(InputError) as caught:
-        autocompress.smallest(spec, out=folder / "wrong", force=True, **options, **given)
+        autocompress.smallest(spec, out=tmp_path / "wrong", force=True, **options, **given)
     assert str(caught.value).startswith(message)
 
 
