@@ -104,7 +104,8 @@ def main() -> None:
     images, boxes = samples(options.images)
     result = autocompress.search(
         options.model, ((pictures(options.calibration, options.samples), None), (images, None)), options.budget,
-        task=options.task, episodes=options.episodes, activation_bits=options.activation_bits, out=options.out, force=True,
+        task=options.task, episodes=options.episodes, activation_bits=options.activation_bits,
+        out=options.out, force=True,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

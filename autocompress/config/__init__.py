@@ -1,5 +1,6 @@
 """The options of a job: one table in parts, and how they are read from YAML, a command line or Python."""
 
+from autocompress.config.execution import ExecutionOptions
 from autocompress.config.front import ParetoOptions
 from autocompress.config.options import (
     MOST_SEED,
@@ -7,7 +8,6 @@ from autocompress.config.options import (
     PARTS,
     BudgetOptions,
     Config,
-    ExecutionOptions,
     InspectOptions,
     MachineOptions,
     MeasureOptions,

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from autocompress.config.execution import ExecutionOptions
 from autocompress.config.options import (
     OPTIONS,
     BudgetOptions,
     Config,
-    ExecutionOptions,
     MenuOptions,
     NetworkOptions,
     SearchOptions,

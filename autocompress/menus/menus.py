@@ -20,6 +20,7 @@ from torch import Tensor
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.low_rank import Format, low_rank_variants, offered_ranks
+from autocompress.menus.plan_checks import check_plan, check_tie
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store
 from autocompress.menus.ties import label_places, tied
@@ -349,42 +350,13 @@ class Menus:
             InputError: the plan is for another network or granularity, misses a layer, names an unknown one,
                 holds a label that is not on the menu, or tears a tie apart.
         """
-        self._check_plan(plan)
+        check_plan(plan, self.network, self.settings.granularity)
         indices = [self._label_indices(layer, plan.labels[layer.name]) for layer in self.network.layers]
         for index, leader in self.leaders().items():
-            self._check_tie(plan, index, leader)
+            check_tie(plan, *(self.network.layers[each].name for each in (index, leader)))
             indices[index] = (indices[index][0], 0, 0)
         sparsity, weight_bits, activation_bits = np.array(indices, dtype=np.int64).T
         return Labeling(sparsity, weight_bits, activation_bits)
-
-    def _check_plan(self, plan: Plan) -> None:
-        """Raise InputError where the plan is for another network or granularity, or for other layers."""
-        names = [layer.name for layer in self.network.layers]
-        if plan.fingerprint not in ("", self.network.fingerprint):
-            raise InputError(
-                f"`plan` must be for this network ({self.network.fingerprint}), got one for {plan.fingerprint}."
-            )
-        if plan.granularity != self.settings.granularity:
-            raise InputError(
-                f"`plan` must have granularity {self.settings.granularity}, got {plan.granularity}; set --granularity."
-            )
-        unknown = sorted(set(plan.labels) - set(names))
-        missing = [name for name in names if name not in plan.labels]
-        if unknown:
-            raise InputError(f"`plan` names layers that the network does not have: {', '.join(unknown)}.")
-        if missing:
-            raise InputError(f"`plan` must label every layer, these are missing: {', '.join(missing)}.")
-
-    def _check_tie(self, plan: Plan, index: int, leader: int) -> None:
-        """Raise InputError where a layer has not the bits of the one that it is tied to."""
-        name, first = (self.network.layers[each].name for each in (index, leader))
-        found, wanted = plan.labels[name], plan.labels[first]
-        for part in ("weight_bits", "activation_bits", "rank"):
-            if getattr(found, part) != getattr(wanted, part):
-                raise InputError(
-                    f"Layer {name}: `{part}` must be those of {first}, which runtimes run together with it: "
-                    f"{getattr(wanted, part)}, got {getattr(found, part)}."
-                )
 
     def _label_indices(self, layer: Layer, label: Label) -> tuple[int, int, int]:
         """Indices of a label's numbers in the layer's menu. Raises InputError where one is not offered."""
