@@ -51,7 +51,7 @@ class SileroVad(nn.Module):
         x = (x[:, :BINS].square() + x[:, BINS:].square()).sqrt()
         for convolution in (self.conv1, self.conv2, self.conv3, self.conv4):
             x = F.relu(convolution(x))
-        states, _ = self.lstm(x.squeeze(-1).unflatten(0, (len(sound), -1)))
+        states, _ = self.lstm(x.reshape(-1, windows.shape[1], 128))
         logit = self.head(F.relu(states))  # (N, W, 1)
         return torch.cat([-logit / 2, logit / 2], -1)
 

@@ -187,7 +187,7 @@ def latencies(
     compressed: Session,
     inputs: Inputs,
     batches: Iterable[int] = BATCHES,
-    effort: Effort = LATENCY_EFFORT,
+    effort: Effort | None = None,
 ) -> dict[int, PairedTiming]:
     """Times of the original and of the compressed network, in turns, by batch size.
 
@@ -196,8 +196,9 @@ def latencies(
         compressed: compressed network, loaded in the same runtime.
         inputs: (n, …) samples, repeated to fill a batch.
         batches: batch sizes.
-        effort: how much each of them may take.
+        effort: how much each of them may take. Default: `LATENCY_EFFORT`.
     """
+    effort = effort or LATENCY_EFFORT
     return {size: time_pair(original, compressed, batch_of(inputs, size), effort) for size in batches}
 
 

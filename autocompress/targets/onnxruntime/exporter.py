@@ -36,6 +36,7 @@ from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
 from autocompress.targets.onnxruntime.norms import write_norms_out_
 from autocompress.targets.onnxruntime.recurrent import long_short_to_onnx, recurrence_to_onnx, replace_recurrent_
+from autocompress.targets.onnxruntime.translations import kept_translations
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -200,7 +201,7 @@ def exported(module: fx.GraphModule, inputs: Sequence[Field], outputs: Sequence[
     example = tuple(field.zeros(2) for field in inputs)
     dynamic = free_axes(module, len(example), any_length=takes_any_length(module))
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), kept_translations(), torch.no_grad():
             program = torch.export.export(module, example, dynamic_shapes=dynamic)
             written = torch.onnx.export(
                 program,
