@@ -242,6 +242,30 @@ def test_wrong_arguments(given, message):
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_following_a_plan_is_its_episode(seed):
+    env, rng = random_env(seed)
+    rewards, observed, info = played(env, lambda seen, mask: int(rng.choice(np.flatnonzero(mask))))
+    episode = env.follow(info["labeling"])
+    assert episode.labeling is info["labeling"]
+    assert episode.outcome == info["outcome"]
+    assert episode.rewards.tolist() == rewards
+    assert (episode.actions == positions_of(Tables(env.problem), info["labeling"])).all()
+    assert episode.masks[range(len(rewards)), episode.actions].all()
+    for name, parts in episode.observed.items():
+        assert (parts == np.stack([each[name] for each in observed[:-1]])).all()
+
+
+def test_without_an_evaluation_the_outcome_is_what_is_expected():
+    env, rng = random_env(5)
+    bare = LabelingEnv(env.problem, None, env.limits, env._sketch)
+    _, _, info = played(bare, lambda seen, mask: int(rng.choice(np.flatnonzero(mask))))
+    value = bare.forecast.plan_value(positions_of(Tables(env.problem), info["labeling"]))
+    assert info["outcome"].kl == bare.twin(env.expected).follow(info["labeling"]).outcome.kl == value
+    assert info["outcome"].resources == env.problem.resources(info["labeling"])
+    assert np.isnan([info["outcome"].accuracy, info["outcome"].agreement]).all()
+
+
 def test_wrong_resets_and_steps():
     problem, evaluate = toy_problem()
     env = LabelingEnv(problem, evaluate, TOY_LIMITS)
