@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from autocompress_envs.actions import DiscreteActions
 from autocompress_envs.episode import check_choice, pay
 from autocompress_envs.labeling.forecast import Forecast, positions_of
+from autocompress_envs.labeling.ledger import Ledger, LedgerActions
 from autocompress_envs.labeling.observation import BOUND, CONTEXT_NAMES, LAYER_NAMES, OPTION_NAMES, Arrays, Observer
 from autocompress_envs.labeling.rendering import as_pixels, as_text
 from autocompress_envs.labeling.sketch import Sketch
@@ -285,7 +285,8 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
         """
         other = copy.copy(self)
         other._evaluate, other._step = evaluate or self._evaluate, len(self.problem.layers)
-        other._actions, other._forecast = DiscreteActions(self._solver), copy.copy(self._forecast)
+        other._forecast, other._ledger = copy.copy(self._forecast), copy.copy(self._ledger)
+        other._actions = LedgerActions(self._solver, other._ledger)
         return other
 
     def _checked_plan(self, plan: Labeling | None) -> Labeling | None:
@@ -306,14 +307,15 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
         self._limits = limits
         self._reference = self._solver.solve()
         self._forecast = Forecast(tables, sketch, self._reference)
-        self._observer = Observer(self._solver, self._reference, self._forecast, *self._most)
-        self._actions = DiscreteActions(self._solver)
+        self._ledger = Ledger(self._solver, self._reference)
+        self._observer = Observer(self._solver, self._reference, self._forecast, self._ledger, *self._most)
+        self._actions = LedgerActions(self._solver, self._ledger)
 
     def _observe(self) -> Arrays:
         allowed = np.zeros(0, dtype=bool)
         if self._step < len(self.problem.layers):
             allowed = self._actions.allowed(self._step).ravel()
-        return self._observer.observe(self._step, self._actions.so_far(), allowed, self._forecast)
+        return self._observer.observe(self._step, self._actions.so_far(), allowed, self._forecast, self._ledger)
 
     def _expected(self) -> float:
         """The potential: log10 of the expected divergence of the labels so far and the reference's rest."""
