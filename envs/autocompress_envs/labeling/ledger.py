@@ -22,15 +22,39 @@ from autocompress_envs.problem.tables import RESOURCES
 from autocompress_envs.solver import Solver
 
 _REFERENCE, _CHEAPEST = 0, 1  # the two completions, in the order of axes of 2
+_NOTHING = np.zeros((2, 1, 0), dtype=np.int64)
+_UNKNOWN = np.zeros(0, dtype=bool)
+
+
+class _Readers(NamedTuple):
+    """The n layers whose costs depend on the sparsity of one layer, that layer among them.
+
+    Attributes:
+        rows: (n,) indices of these layers.
+        place: position of the one layer among them.
+        per_column, per_row: (n,) columns and rows that each has per channel of the layer's group; zeros without one.
+        counts: sparsities, weight bits and activation bits on the layer's menu.
+        group: index of the layer's group, -1 for none.
+        elsewhere: (2, n) whether each counts among the other layers: with the reference's rest all but the one layer,
+            with the cheapest rest the layers before it.
+        later: (n,) whether each comes after it.
+    """
+
+    rows: IntArray
+    place: int
+    per_column: IntArray
+    per_row: IntArray
+    counts: tuple[int, int, int]
+    group: int
+    elsewhere: IntArray
+    later: IntArray
 
 
 class _Ahead(NamedTuple):
     """What the S sparsities of the next layer would change, and whether its options are within reach.
 
     Attributes:
-        rows: (n,) layers whose costs depend on the sparsity, the next one among them.
-        place: position of the next layer among them.
-        fan_in, out: (2, S, n) their columns and rows; empty where the next layer owns no group.
+        fan_in, out: (2, S, n) columns and rows of the layers that read its group; empty where it owns none.
         costs: (R, 2, S or 1, n, O * B * A) what every option of these layers costs.
         change: (2, S) channels that each sparsity adds to the group of the next layer.
         least: (R, S or 1, n) the least that these layers need of every resource, with the cheapest rest.
@@ -39,8 +63,6 @@ class _Ahead(NamedTuple):
         is_reachable: (Q, S, B, A) whether an option is within all limits with the cheapest rest by every score.
     """
 
-    rows: IntArray
-    place: int
     fan_in: IntArray
     out: IntArray
     costs: IntArray
@@ -89,7 +111,8 @@ class Ledger:
         self._step, self._seen = 0, False
         self._kept, self._widths = self._first_kept.copy(), self._first_widths.copy()
         self._costs, self._options = self._first_costs.copy(), self._first_options.copy()
-        self._taken = np.take_along_axis(self._costs, self._options[None, ..., None], -1)[..., 0]  # (R, 2, L)
+        both, each = np.indices(self._options.shape, sparse=True)
+        self._taken = self._costs[:, both, each, self._options]  # (R, 2, L)
         self._fixed = np.stack([np.broadcast_to(costs.fixed(name, self._kept), 2) for name in self._names])  # (R, 2)
         self._least = self._costs[:, _CHEAPEST].min(-1)  # (R, L)
         self._picks, self._picked = self._cheapest(self._costs[:, _CHEAPEST], np.arange(tables.layer_count))
@@ -122,7 +145,7 @@ class Ledger:
             so_far: labels, of which the first ones count.
         """
         ahead, step, limited = self._look(so_far), self._step, self._limited
-        sparsities, bits, activations = self._tables.counts[step]
+        sparsities, bits, activations = self._readers[step].counts
         elsewhere = self._elsewhere(ahead, _REFERENCE)[limited]  # (r, S)
         own = self._own(ahead, _REFERENCE)[limited]  # (r, S, B, A)
         found = (own + elsewhere[..., None, None]).reshape(len(limited), sparsities * bits * activations)
@@ -153,7 +176,8 @@ class Ledger:
         ahead, first = self._look(so_far), self._step + 1
         score = int(ahead.is_reachable[(slice(None), *label)].argmax())
         picks = self._picks[score].copy()
-        picks[ahead.rows] = ahead.picks[score, min(label[0], ahead.picks.shape[1] - 1)]
+        if ahead.fan_in.size:
+            picks[self._readers[self._step].rows] = ahead.picks[score, label[0]]
         own, bits, activations = np.unravel_index(picks[first:], self._shape)
         rest = self._fewest[first:] if self._tables.by_channel else own
         parts = zip(_parts(so_far), (rest, bits, activations), strict=True)
@@ -164,12 +188,13 @@ class Ledger:
         ahead, step, costs = self._look(so_far), self._step, self._tables.problem.costs
         sparsity, bits, activations = label
         if ahead.fan_in.size and ahead.change[:, sparsity].any():
-            rows, group = ahead.rows, self._tables.group[step]
+            rows, group = self._readers[step].rows, self._readers[step].group
             change = ahead.change[:, sparsity]
             self._kept[:, group] += change
             self._widths[:, :, rows] = ahead.fan_in[:, sparsity], ahead.out[:, sparsity]
             self._costs[:, :, rows] = ahead.costs[:, :, sparsity]
-            self._taken[:, :, rows] = _at_options(ahead.costs[:, :, sparsity], self._options[:, rows])
+            both, each = np.indices((2, len(rows)), sparse=True)
+            self._taken[:, :, rows] = ahead.costs[:, both, sparsity, each, self._options[:, rows]]
             self._fixed[0] += change * costs.fixed_bytes_coef[group]
             self._least[:, rows] = ahead.least[:, sparsity]
             self._picks[:, rows], self._picked[:, :, rows] = ahead.picks[:, sparsity], ahead.picked[:, :, sparsity]
@@ -178,7 +203,7 @@ class Ledger:
         self._taken[:, :, step] = self._costs[:, :, step, option]
         read = costs.tensor_readers[:, step] * self._tables.activation_bits[step, activations]
         self._read_bits = np.maximum(self._read_bits, read)
-        _, bits_count, activation_count = self._tables.counts[step]
+        _, bits_count, activation_count = self._readers[step].counts
         self.positions[step] = (sparsity * bits_count + bits) * activation_count + activations
         self._step, self._seen = step + 1, False
 
@@ -190,46 +215,41 @@ class Ledger:
 
     def _looked(self, so_far: Labeling) -> _Ahead:
         tables, step = self._tables, self._step
-        rows, place, per_column, per_row = self._readers[step]
-        count, group = int(tables.counts[step, 0]), tables.group[step]
-        change = np.zeros((2, count), dtype=np.int64)
-        fan_in = out = np.zeros((2, count, 0), dtype=np.int64)
+        rows, (count, _, _), group = self._readers[step].rows, self._readers[step].counts, self._readers[step].group
         if group < 0:
-            costs = self._costs[:, :, None, rows]
-            least, picks, picked = (
-                self._least[:, None, rows],
-                self._picks[:, None, rows],
-                self._picked[:, :, None, rows],
-            )
+            none = _NOTHING
+            costs, change = self._costs[:, :, None, step : step + 1], np.zeros((2, count), dtype=np.int64)
+            ahead = _Ahead(none, none, costs, change, none, none, none, _UNKNOWN)
         else:
             change = tables.kept[step, :count] - self._kept[:, group, None]
-            fan_in = self._widths[0][:, None, rows] + change[..., None] * per_column
-            out = self._widths[1][:, None, rows] + change[..., None] * per_row
+            fan_in = self._widths[0][:, None, rows] + change[..., None] * self._readers[step].per_column
+            out = self._widths[1][:, None, rows] + change[..., None] * self._readers[step].per_row
             amounts = tables.option_costs(fan_in, out, rows)
-            costs = np.stack([each.reshape(2, count, len(rows), -1) for each in amounts.values()])
+            costs = np.array(list(amounts.values())).reshape(len(amounts), 2, count, len(rows), -1)
             least = costs[:, _CHEAPEST].min(-1)
-            picks, picked = self._cheapest(costs[:, _CHEAPEST], rows)
-        ahead = _Ahead(rows, place, fan_in, out, costs, change, least, picks, picked, np.zeros(0, dtype=bool))
+            ahead = _Ahead(fan_in, out, costs, change, least, *self._cheapest(costs[:, _CHEAPEST], rows), _UNKNOWN)
         return ahead._replace(is_reachable=self._within_reach(ahead, so_far))
 
     def _within_reach(self, ahead: _Ahead, so_far: Labeling) -> BoolArray:
         """(Q, S, B, A) the field `is_reachable`."""
-        limited, step, later = self._limited, self._step, ahead.rows > self._step
+        limited, step, rows = self._limited, self._step, self._readers[self._step].rows
         own = self._own(ahead, _CHEAPEST)[limited]  # (r, S, B, A)
         rest = self._picked[limited, :, step + 1 :].sum(-1)[..., None]  # (r, Q, 1)
         if ahead.fan_in.size:
-            rest = rest + (ahead.picked[limited] - self._picked[limited][:, :, None, ahead.rows]) @ later
+            more = ahead.picked[limited] - self._picked[limited][:, :, None, rows]
+            rest = rest + more @ self._readers[step].later
         total = self._elsewhere(ahead, _CHEAPEST)[limited][:, None] + rest  # (r, Q, S)
         fits: BoolArray = (own[:, None] + total[..., None, None] <= self._limits[:, None, None, None, None]).all(0)
         if self._most_memory is None:
             return fits
-        kept, rows = self._kept_ahead(ahead, _CHEAPEST), np.arange(step + 1, self._tables.layer_count)
+        kept, after = self._kept_ahead(ahead, _CHEAPEST), np.arange(step + 1, self._tables.layer_count)
         found = np.broadcast_to(fits, (len(self._picks), *own.shape[1:])).copy()
         for score, is_within in enumerate(found):
             picks = np.repeat(self._picks[score][None], len(kept), axis=0)  # (S, L)
-            picks[:, ahead.rows] = ahead.picks[score]
+            if ahead.fan_in.size:
+                picks[:, rows] = ahead.picks[score]
             _, bits, activations = np.unravel_index(picks[:, step + 1 :], self._shape)
-            rest_bits, rest_ranks = self._tables.activation_bits[rows, activations], self._tables.ranks[rows, bits]
+            rest_bits, rest_ranks = self._tables.activation_bits[after, activations], self._tables.ranks[after, bits]
             is_within &= self._reach.memory(so_far, step, kept, rest_bits, rest_ranks) <= self._most_memory
         return found
 
@@ -241,18 +261,18 @@ class Ledger:
             total = total - self._taken[:, rest, self._step]
         if not ahead.fan_in.size:
             return np.repeat(total[:, None], ahead.change.shape[1], axis=1)
-        rows = ahead.rows
-        counts = (rows < stop) & (rows != self._step)
-        now = _at_options(ahead.costs[:, rest], self._options[rest, rows])  # (R, S, n)
-        found: IntArray = total[:, None] + (now - self._taken[:, rest][:, None, rows]) @ counts
-        group = self._tables.group[self._step]
-        found[0] += ahead.change[rest] * self._tables.problem.costs.fixed_bytes_coef[group]
+        readers = self._readers[self._step]
+        now = ahead.costs[:, rest][:, :, np.arange(len(readers.rows)), self._options[rest, readers.rows]]  # (R, S, n)
+        found: IntArray = total[:, None] + (now - self._taken[:, rest][:, None, readers.rows]) @ readers.elsewhere[rest]
+        found[0] += ahead.change[rest] * self._tables.problem.costs.fixed_bytes_coef[readers.group]
         return found
 
     def _own(self, ahead: _Ahead, rest: int) -> IntArray:
         """(R, S, B, A) what every option of the next layer takes there."""
-        sparsities, bits, activations = self._tables.counts[self._step]
-        own = ahead.costs[:, rest, :, ahead.place].reshape(len(self._names), -1, *self._shape)  # (R, S or 1, O, B, A)
+        (sparsities, bits, activations), place = self._readers[self._step].counts, self._readers[self._step].place
+        own = ahead.costs[:, rest, :, place if ahead.fan_in.size else 0].reshape(
+            len(self._names), -1, *self._shape
+        )  # (R, S or 1, O, B, A)
         own = own[:, :, 0] if self._tables.by_channel else own[:, 0]
         found = own[:, :sparsities, :bits, :activations]
         return found if found.shape[1] == sparsities else np.repeat(found, sparsities, axis=1)
@@ -261,14 +281,15 @@ class Ledger:
         """(S, G) channels left in every group, by the sparsity of the next layer."""
         kept = np.repeat(self._kept[rest][None], ahead.change.shape[1], axis=0)
         if ahead.fan_in.size:
-            kept[:, self._tables.group[self._step]] += ahead.change[rest]
+            kept[:, self._readers[self._step].group] += ahead.change[rest]
         return kept
 
     def _cheapest(self, costs: IntArray, rows: IntArray) -> tuple[IntArray, IntArray]:
         """(Q, …, n) cheapest options of layers by every score, and (R, Q, …, n) their costs, of costs (R, …, n, K)."""
         options = dict(zip(self._names, costs, strict=True))
-        picks = np.stack(self._reach.picks(options, rows))
-        return picks, np.take_along_axis(costs[:, None], picks[None, ..., None], -1)[..., 0]
+        picks = np.array(self._reach.picks(options, rows))
+        outer = np.indices(picks.shape[1:], sparse=True)
+        return picks, costs[:, *outer, picks]
 
     def _flat(self, sparsity: IntArray | int, bits: IntArray | int, activations: IntArray | int) -> IntArray:
         """Positions of labels in tables (O, B, A), in which the sparsities of groups have no axis."""
@@ -303,16 +324,26 @@ class LedgerActions(DiscreteActions):
         return self._ledger.completion(self.so_far(), label)
 
 
-def _readers(solver: Solver, layer: int) -> tuple[IntArray, int, IntArray, IntArray]:
-    """Layers (n,) whose widths the sparsity of a layer changes, its own place, and (n,) columns and rows a channel."""
+def _readers(solver: Solver, layer: int) -> _Readers:
+    """The layers whose costs depend on the sparsity of a layer."""
     tables, costs = solver.tables, solver.tables.problem.costs
-    group = tables.group[layer]
-    if group < 0:
-        return np.array([layer]), 0, np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.int64)
-    is_reader = (costs.fan_in_coef[:, group] != 0) | (costs.out_coef[:, group] != 0)
-    is_reader[layer] = True
+    group, is_reader = int(tables.group[layer]), np.arange(tables.layer_count) == layer
+    per_column = per_row = np.zeros(tables.layer_count, dtype=np.int64)
+    if group >= 0:
+        per_column, per_row = costs.fan_in_coef[:, group], costs.out_coef[:, group]
+        is_reader = is_reader | (per_column != 0) | (per_row != 0)
     rows = np.flatnonzero(is_reader)
-    return rows, int(is_reader[:layer].sum()), costs.fan_in_coef[rows, group], costs.out_coef[rows, group]
+    sparsities, bits, activations = map(int, tables.counts[layer])
+    return _Readers(
+        rows,
+        int(is_reader[:layer].sum()),
+        per_column[rows],
+        per_row[rows],
+        (sparsities, bits, activations),
+        group,
+        np.array([rows != layer, rows < layer]).astype(np.int64),
+        (rows > layer).astype(np.int64),
+    )
 
 
 def _memory_of_rest(solver: Solver) -> IntArray:
@@ -321,13 +352,6 @@ def _memory_of_rest(solver: Solver) -> IntArray:
     fewest = tables.problem.costs.tensor_readers * tables.activation_bits.min(1)  # (T, L)
     found = np.zeros((tables.layer_count + 1, len(fewest)), dtype=np.int64)
     found[:-1] = np.maximum.accumulate(fewest.T[::-1])[::-1]
-    return found
-
-
-def _at_options(costs: IntArray, options: IntArray) -> IntArray:
-    """(…, n) what one option of each layer costs, of costs (…, n, K) and options (n,) or (…, n)."""
-    wanted = np.broadcast_to(options, costs.shape[:-1])[..., None]
-    found: IntArray = np.take_along_axis(costs, wanted, -1)[..., 0]
     return found
 
 

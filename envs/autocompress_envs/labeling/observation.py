@@ -151,6 +151,10 @@ class Observer:
         ]
         self._layers = np.zeros((most_layers, len(LAYER_NAMES)), dtype=np.float32)
         self._layers[: self._count] = _static_layers(solver, reference, forecast, self._scale * self._count)
+        self._rows = np.arange(self._count)
+        self._labels = np.zeros((self._count, max(len(each.rows) for each in self._static), 3), dtype=np.float32)
+        for layer, each in enumerate(self._static):
+            self._labels[layer, : len(each.rows)] = each.rows[:, :3]
         self._context = self._static_context(original, forecast)
         self._columns = [_CHANGE + number for number in self._limited] + [OPTION_NAMES.index(name) for name in _DYNAMIC]
 
@@ -176,8 +180,7 @@ class Observer:
         layers[:step, _IS_LABELLED] = 1.0
         if step < self._count:
             layers[step, _IS_NEXT] = 1.0
-        for layer, position in enumerate(ledger.positions[:step]):
-            layers[layer, _LABEL:] = self._static[layer].rows[position, :3]
+        layers[:step, _LABEL:] = self._labels[self._rows[:step], ledger.positions[:step]]
         return {
             "layers": layers,
             "options": options,
@@ -211,10 +214,10 @@ class Observer:
         np.multiply(self._weights @ changes, self.multiplier, out=price)  # in E / L
         np.add(losses[1], price, out=lagrangian)
         scores = -lagrangian
-        cheapest = np.where(allowed, np.stack([lagrangian, changes.sum(0)]), np.inf).argmin(1)
+        cheapest = np.where(allowed, np.array([lagrangian, changes.sum(0)]), np.inf).argmin(1)
         np.arcsinh(found[:-2], out=found[:-2])
         along = effects @ others
-        dots = np.stack([along - along[at], effects @ forecast.prefix])
+        dots = np.array([along - along[at], effects @ forecast.prefix])
         lengths = np.sqrt(static.squared * np.array([[others @ others], [forecast.prefix @ forecast.prefix]]))
         found[-2:] = 0.0
         np.divide(dots, lengths, out=found[-2:], where=lengths > _SHORTEST)
@@ -229,7 +232,7 @@ class Observer:
         spent, least = ledger.spent()
         context, count, whole = self._context.copy(), self._count, self._scale * self._count
         shares = context[_SPENT].reshape(3, -1)  # spent, cheapest rest, drift
-        np.divide(np.stack([spent, least - spent, count * (spent - self._spent[step])]), self._limits, out=shares)
+        np.divide(np.array([spent, least - spent, count * (spent - self._spent[step])]), self._limits, out=shares)
         shares[2] = np.where(self._context[: len(RESOURCES)], np.arcsinh(shares[2]), 0.0)
         context[_DIVERGENCE] = np.arcsinh((forecast.value() - whole) / whole)
         return _bounded(context).astype(np.float32)
