@@ -274,8 +274,9 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
 
     def expected(self, labeling: Labeling) -> Outcome:
         """A plan's outcome without an evaluation: the expected divergence, unknown metrics, and the resources."""
-        kl = self._forecast.plan_value(positions_of(self._solver.tables, labeling))
-        return Outcome(kl, math.nan, math.nan, self.problem.resources(labeling))
+        tables = self._solver.tables
+        kl = self._forecast.plan_value(positions_of(tables, labeling))
+        return Outcome(kl, math.nan, math.nan, tables.resources(labeling))
 
     def twin(self, evaluate: Evaluate | None = None) -> LabelingEnv:
         """Another environment of the same network and budget, which costs next to nothing; no episode runs in it.
@@ -325,7 +326,7 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
         """The terminal reward; the labelling and its outcome are put into `info`."""
         labeling, accuracy = self._actions.finish(), self._original_accuracy
         evaluate = self._evaluate or self.expected
-        return pay(labeling, self.problem, self._limits, evaluate, self._reward, accuracy, info)
+        return pay(labeling, self._solver.tables, self._limits, evaluate, self._reward, accuracy, info)
 
 
 def longest_menu(problem: Problem) -> int:

@@ -111,11 +111,11 @@ class Ledger:
         self._step, self._seen = 0, False
         self._kept, self._widths = self._first_kept.copy(), self._first_widths.copy()
         self._costs, self._options = self._first_costs.copy(), self._first_options.copy()
-        both, each = np.indices(self._options.shape, sparse=True)
-        self._taken = self._costs[:, both, each, self._options]  # (R, 2, L)
+        layers, both = np.arange(tables.layer_count), np.arange(2)[:, None]
+        self._taken = self._costs[:, both, layers, self._options]  # (R, 2, L)
         self._fixed = np.stack([np.broadcast_to(costs.fixed(name, self._kept), 2) for name in self._names])  # (R, 2)
         self._least = self._costs[:, _CHEAPEST].min(-1)  # (R, L)
-        self._picks, self._picked = self._cheapest(self._costs[:, _CHEAPEST], np.arange(tables.layer_count))
+        self._picks, self._picked = self._cheapest(self._costs[:, _CHEAPEST], layers)
         self._elements = costs.tensor_const + self._kept[_CHEAPEST] @ costs.tensor_coef.T  # (T,)
         self._read_bits = np.zeros(len(self._elements), dtype=np.int64)  # by layers with a label
         self.positions: IntArray = np.zeros(tables.layer_count, dtype=np.int64)
@@ -163,8 +163,7 @@ class Ledger:
 
     def reachable(self, so_far: Labeling) -> BoolArray:
         """(S, B, A) which options of the next layer leave every limit within reach, as `Reach.allowed`."""
-        found: BoolArray = self._look(so_far).is_reachable.any(0)
-        return found
+        return np.asarray(self._look(so_far).is_reachable.any(0))
 
     def completion(self, so_far: Labeling, label: tuple[int, int, int]) -> Labeling:
         """A plan within all limits: the labels so far, a reachable label of the next layer, and a cheapest rest.
@@ -193,8 +192,8 @@ class Ledger:
             self._kept[:, group] += change
             self._widths[:, :, rows] = ahead.fan_in[:, sparsity], ahead.out[:, sparsity]
             self._costs[:, :, rows] = ahead.costs[:, :, sparsity]
-            both, each = np.indices((2, len(rows)), sparse=True)
-            self._taken[:, :, rows] = ahead.costs[:, both, sparsity, each, self._options[:, rows]]
+            both, places = np.arange(2)[:, None], np.arange(len(rows))
+            self._taken[:, :, rows] = ahead.costs[:, both, sparsity, places, self._options[:, rows]]
             self._fixed[0] += change * costs.fixed_bytes_coef[group]
             self._least[:, rows] = ahead.least[:, sparsity]
             self._picks[:, rows], self._picked[:, :, rows] = ahead.picks[:, sparsity], ahead.picked[:, :, sparsity]
