@@ -61,5 +61,6 @@ def reason_of(error: BaseException) -> str:
     >>> reason_of(ValueError("no"))
     'no'
     """
-    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    said = str(error.args[0] if isinstance(error, KeyError) and error.args else error)  # a KeyError puts it in quotes
+    text = (said.strip() or type(error).__name__).splitlines()[0].rstrip(".")
     return text if len(text) <= _MOST_REPEATED else f"{text[:_MOST_REPEATED]}…"

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from sb3_contrib import MaskablePPO
@@ -25,37 +24,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from autocompress.policies.labeling import PolicyInSearch
 from autocompress.policies.masked_policy import MaskedLabelPolicy
 from autocompress_envs import LabelingEnv
-from autocompress_envs.labeling.observation import Arrays
-from autocompress_envs.problem import BoolArray, Labeling
+from autocompress_envs.labeling.many import ManyNetworks
+from autocompress_envs.problem import Labeling
 from autocompress_envs.testing import cancelling_toy
 
 LAYERS, TRAINED_ON, LEFT_OUT, ENVIRONMENTS = 6, 320, 64, 8
-
-
-class Toys(gymnasium.Env[Arrays, Any]):
-    """An environment that labels one toy after another.
-
-    Args:
-        toys: environments of the same observation space.
-        seed: seed of their order.
-    """
-
-    def __init__(self, toys: list[LabelingEnv], seed: int) -> None:
-        self._toys, self._rng, self._toy = toys, np.random.default_rng(seed), toys[0]
-        self.observation_space, self.action_space = toys[0].observation_space, toys[0].action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
-        """Begin an episode of another toy."""
-        self._toy = self._toys[int(self._rng.integers(len(self._toys)))]
-        return self._toy.reset()
-
-    def step(self, action: Any) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
-        """A step of the toy."""
-        return self._toy.step(action)
-
-    def action_masks(self) -> BoolArray:
-        """Which actions are legal now."""
-        return self._toy.action_masks()
 
 
 def toy(rng: np.random.Generator) -> LabelingEnv:
@@ -87,8 +60,9 @@ def main() -> None:
     torch.set_num_threads(1)
     toys, others = ([toy(rng) for _ in range(count)] for count in (TRAINED_ON, LEFT_OUT))
 
-    def make(number: int) -> Callable[[], Toys]:
-        return lambda: Toys(toys[number::ENVIRONMENTS], asked.seed + number)
+    def make(number: int) -> Callable[[], ManyNetworks]:
+        rng, own = np.random.default_rng(asked.seed + number), toys[number::ENVIRONMENTS]
+        return lambda: ManyNetworks(lambda: own[int(rng.integers(len(own)))], episodes=1)
 
     agent = MaskablePPO(
         MaskedLabelPolicy, DummyVecEnv([make(number) for number in range(ENVIRONMENTS)]), n_steps=48, batch_size=96,

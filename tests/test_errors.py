@@ -12,6 +12,7 @@ from autocompress.models import load_model
 def test_one_line_is_the_first_and_no_longer_than_300_characters() -> None:
     assert reason_of(ValueError("first.\nsecond")) == "first"
     assert reason_of(ValueError()) == "ValueError"
+    assert reason_of(KeyError("no such key.")) == "no such key"
     assert reason_of(ValueError("x" * 1_000)) == "x" * 300 + "…"
 
 

@@ -291,6 +291,7 @@ def _task(prepared: Prepared, shared: SharedEvaluations, asked: SearchRequest, l
         None if says is None else says.prices,
         evaluator.effects if needs_outputs else None,
         None if says is None else says.copy,
+        None if says is None else says.environment,
     )
 
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml
 
-from autocompress.budget import Budget
+from autocompress.comparison.values import parse_budgets, parse_episodes, parse_seeds, parse_test
 from autocompress.config import (
-    MOST_SEED,
     OPTIONS,
     Config,
     MachineOptions,
@@ -29,7 +28,6 @@ from autocompress.files import read_yaml
 
 EPISODES = 400  # default of a cell's evaluations
 SEEDS = 5  # default number of seeds
-MOST_SEEDS = 10_000
 _KEYS = ("base", "budgets", "methods", "seeds", "episodes", "test")
 _METHOD_ONLY = frozenset({"method", "episodes"})
 _WITHOUT_EFFECT = frozenset({"selection_samples"})  # searches are compared by what they find on the search split
@@ -187,11 +185,11 @@ def make_suite(content: Any, where: str = "the suite") -> Suite:
         raise InputError(f"Unknown {', '.join(unknown)} in {where}; known: {', '.join(_KEYS)}.")
     return Suite(
         base=_base(content.get("base", {})),
-        budgets=_budgets(content.get("budgets")),
+        budgets=parse_budgets(content.get("budgets")),
         methods=_methods(content.get("methods")),
         seeds=parse_seeds(content.get("seeds", SEEDS)),
-        episodes=_episodes(content.get("episodes", EPISODES)),
-        test=_test(content.get("test", True)),
+        episodes=parse_episodes(content.get("episodes", EPISODES)),
+        test=parse_test(content.get("test", True)),
     )
 
 
@@ -221,7 +219,7 @@ def overridden(
         base=_base({**suite.base, **given}),
         methods=suite.methods if methods is None else _chosen(suite, methods),
         seeds=suite.seeds if seeds is None else parse_seeds(seeds),
-        episodes=suite.episodes if episodes is None else _episodes(episodes),
+        episodes=suite.episodes if episodes is None else parse_episodes(episodes),
     )
 
 
@@ -249,28 +247,6 @@ def check_continues(before: Suite, now: Suite) -> None:
         if option is not None:
             old, new = getattr(config, option), getattr(now.configs[name], option)
             raise _changed(option, f"of {name} to be as in the comparison to resume, {old!r}", f"{new!r}")
-
-
-def parse_seeds(value: Any) -> tuple[int, ...]:
-    """Seeds from their number (5 means 0 to 4), a list, or text such as `5` or `0,3,4`.
-
-    Raises:
-        InputError: the value is something else, or holds a seed twice.
-    """
-    parts = value.split(",") if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
-    numbers = [_whole(part) for part in parts]
-    if None in numbers or not numbers or min(number for number in numbers if number is not None) < 0:
-        raise InputError(f"`seeds` must be a number of seeds, or a list of whole numbers from 0, got {value!r}.")
-    seeds = tuple(number for number in numbers if number is not None)
-    is_number = len(seeds) == 1 and not isinstance(value, (list, tuple))
-    most = MOST_SEEDS if is_number else MOST_SEED
-    if max(seeds) > most:
-        raise InputError(f"`seeds` must be {'at most' if is_number else 'numbers up to'} {most}, got {max(seeds)}.")
-    if is_number:
-        seeds = tuple(range(seeds[0]))
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise InputError(f"`seeds` must be at least one, and different ones, got {value!r}.")
-    return seeds
 
 
 def _changed(what: str, rule: str, got: object) -> InputError:
@@ -301,19 +277,6 @@ def _misplaced(name: str, known: frozenset[str], where: str) -> InputError:
     if name in OPTIONS:
         return InputError(f"`{name}` must be left out of {where}: it has no effect on a comparison.")
     return InputError(f"Unknown {name} in {where}; known: {', '.join(each for each in OPTIONS if each in known)}.")
-
-
-def _budgets(value: Any) -> tuple[str, ...]:
-    """The budgets of the key `budgets` in their normal form, checked."""
-    if isinstance(value, str):
-        value = [value]
-    if not isinstance(value, (list, tuple)) or not value:
-        raise InputError(f"`budgets` must be a list such as [size=0.08, size=0.1], got {value!r}.")
-    texts = tuple(str(Budget.parse(_text("budgets", each)).counted("budgets")) for each in value)
-    for text in texts:
-        if texts.count(text) > 1:
-            raise InputError(f"`budgets` must be different ones, got {text} twice.")
-    return texts
 
 
 def _methods(value: Any) -> tuple[Method, ...]:
@@ -371,37 +334,6 @@ def _config(base: Mapping[str, Any], method: Method, episodes: int) -> Config:
     """All options of a method's cells except budget and seed; InputError if one breaks a rule."""
     with method.named():
         return make_config({**base, "episodes": episodes, **method.options})
-
-
-def _episodes(value: Any) -> int:
-    number = _whole(value)
-    if number is None or number < 1:
-        raise InputError(f"`episodes` must be a whole number of at least 1, got {value!r}.")
-    return number
-
-
-def _test(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"`test` must be true or false, got {value!r}.")
-    return value
-
-
-def _whole(value: Any) -> int | None:
-    """A whole number, also one that is given as text; None for anything else."""
-    if (
-        isinstance(value, str) and value.strip().isdecimal() and len(value) < 100
-    ):  # Python reads no number of 5,000 digits
-        return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _text(what: str, value: Any) -> str:
-    """A budget as text, also one that is given as a mapping."""
-    if isinstance(value, Mapping):
-        return ",".join(f"{resource}={amount}" for resource, amount in value.items())
-    if not isinstance(value, str):
-        raise InputError(f"Each of `{what}` must be text such as size=0.1, got {value!r}.")
-    return value
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

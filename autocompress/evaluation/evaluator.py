@@ -150,8 +150,7 @@ class Evaluator:
             The effects, on at least that many samples, or on as many as are worth their time: fewer of a large network
             (`gradient_samples`).
         """
-        affordable = gradient_samples(self._menus.network.layer_macs, len(self._inputs))
-        wanted = min(samples or affordable, affordable)
+        wanted = self._samples_of_effects(samples)
         if self._effects is None or self._effects.samples < wanted:
             self._effects = self._stored(wanted, progress)
         if around is None:
@@ -159,6 +158,14 @@ class Evaluator:
         inputs, far = self._placed[:wanted], self._effects.first(wanted)
         pooled = self._predictions.pooled
         return self._counted(effects_around(self._prepared(), self._menus, around, inputs, pooled, far, progress))
+
+    def knows_effects(self, samples: int | None = None) -> bool:
+        """Whether `effects` around the original, on so many samples, are in memory: they take no time then."""
+        return self._effects is not None and self._effects.samples >= self._samples_of_effects(samples)
+
+    def _samples_of_effects(self, samples: int | None) -> int:
+        affordable = gradient_samples(self._menus.network.layer_macs, len(self._inputs))
+        return min(samples or affordable, affordable)
 
     def _counted(self, effects: Effects) -> Effects:
         """With passes over the whole search split, as evaluations are."""

@@ -129,6 +129,7 @@ def _searched(
             None if says is None else says.prices,
             lambda around: effects_with_progress(evaluator, watcher, around),
             None if says is None else says.copy,
+            None if says is None else says.environment,
         )
         log = folder.path / TENSORBOARD
         found = run_search(task, asked.settings, method=asked.searcher, observe=observe, tensorboard=log)

@@ -296,9 +296,3 @@ def _json_bytes(content: Mapping[str, Any]) -> bytes:
         return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise InputError(f"`record` must be JSON data, got: {error}.") from error
-
-
-def first_line(error: Exception) -> str:
-    """The first line of another library's error message without a full stop, else its class."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

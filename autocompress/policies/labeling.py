@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
@@ -11,17 +11,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from autocompress.policies.network import LabelPolicy
-from autocompress_envs.labeling.environment import LabelingEnv
-from autocompress_envs.labeling.forecast import positions_of
+from autocompress.policies.network import LabelPolicy, masked
+from autocompress_envs.labeling.environment import Episode, LabelingEnv
 from autocompress_envs.labeling.observation import KINDS, LAYER_NAMES, Arrays
-from autocompress_envs.labeling.sketch import Sketch
-from autocompress_envs.problem import BoolArray, FloatArray, Labeling, Outcome, Problem
-from autocompress_envs.problem.tables import Tables
+from autocompress_envs.problem import FloatArray, Labeling, Problem
 
 _STEPS = 3  # gradient steps when a plan is imitated
 _LEARNING_RATE = 1e-3
-_ILLEGAL = -1e9  # logit
 _NEAREST: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "depthwise": ("conv", "linear"),
@@ -72,7 +68,7 @@ class PolicyInSearch:
         while not found:
             masks = np.stack([env.action_masks() for env in envs])
             with torch.inference_mode():
-                logits = self._policy(self._tensors(observed)).logits.double().numpy()
+                logits = self._policy(self._tensors(_stacked(observed))).logits.double().numpy()
             logits = np.where(masks, logits, -np.inf)
             drawn = logits if rng is None else logits + rng.gumbel(size=logits.shape)
             steps = [env.step(int(action)) for env, action in zip(envs, drawn.argmax(1), strict=True)]
@@ -80,81 +76,40 @@ class PolicyInSearch:
             found = [step[4]["labeling"] for step in steps if step[2]]
         return found
 
-    def imitate(self, env: LabelingEnv, labeling: Labeling) -> None:
-        """Make a plan likelier under the environment's budget, by `_STEPS` gradient steps on its labels' likelihood.
+    def imitate(self, episode: Episode) -> None:
+        """Make the plan of an episode likelier, by `_STEPS` gradient steps on the likelihood of its labels.
 
         Args:
-            env: environment of the plan's network and budget; an episode of the plan is run in it.
-            labeling: plan within the limits.
+            episode: episode of `LabelingEnv.follow` in the policy's network.
         """
-        observed, masks, actions = followed(env, labeling)
-        tensors, legal, options = self._tensors(observed), torch.from_numpy(masks), torch.from_numpy(actions)
+        tensors = self._tensors(episode.observed)
+        masks, options = torch.from_numpy(episode.masks), torch.from_numpy(episode.actions)
         for _ in range(_STEPS):
-            logits = self._policy(tensors).logits.masked_fill(~legal, _ILLEGAL)
             self._optimizer.zero_grad()
-            F.cross_entropy(logits, options).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(masked(self._policy(tensors).logits, masks), options).backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
 
     def prices(self, env: LabelingEnv) -> FloatArray:
         """(L, 2) log prices of pruning and of rounding every layer, under the environment's budget; it is reset."""
         observed, _ = env.reset()
         with torch.inference_mode():
-            prices = self._policy(self._tensors([observed])).prices[0, : len(env.problem.layers)]
+            prices = self._policy(self._tensors(_stacked([observed]))).prices[0, : len(env.problem.layers)]
         found: FloatArray = prices.double().numpy()
         return found
 
-    def _tensors(self, observed: Sequence[Arrays]) -> dict[str, torch.Tensor]:
-        """Observations as tensors with a leading batch axis."""
-        tensors = {name: torch.from_numpy(np.stack([each[name] for each in observed])) for name in observed[0]}
+    def _tensors(self, observed: Arrays) -> dict[str, torch.Tensor]:
+        """Observations, which have a leading batch axis, as tensors."""
+        tensors = {name: torch.from_numpy(values) for name, values in observed.items()}
         if self._shown is not None:
             first = LAYER_NAMES.index(f"is_{KINDS[0]}")
+            tensors["layers"] = tensors["layers"].clone()
             tensors["layers"][:, : len(self._shown), first : first + len(KINDS)] = torch.from_numpy(self._shown)
         return tensors
 
 
-def followed(
-    env: LabelingEnv, labeling: Labeling, rewarded: Callable[[float], None] = lambda reward: None
-) -> tuple[list[Arrays], BoolArray, npt.NDArray[np.int64]]:
-    """The observations, masks and actions of the episode in which the layers get a plan's labels.
-
-    Args:
-        env: environment of the plan's network; it is reset.
-        labeling: plan within its limits.
-        rewarded: function that is called with every step's reward.
-
-    Returns:
-        L observations, (L, O) legal options, and (L,) the plan's options.
-    """
-    positions = positions_of(Tables(env.problem), labeling)
-    seen, _ = env.reset(options={"plan": labeling})
-    observed, masks = [], []
-    for option in positions:
-        observed.append(seen)
-        masks.append(env.action_masks())
-        seen, reward, _, _, _ = env.step(int(option))
-        rewarded(float(reward))
-    return observed, np.stack(masks), positions
-
-
-def forecast_environment(problem: Problem, limits: Mapping[str, int], sketch: Sketch | None) -> LabelingEnv:
-    """An environment whose outcomes are the expected divergences of its own forecast: nothing is evaluated.
-
-    Args:
-        problem: the network in numbers.
-        limits: absolute upper bounds by resource.
-        sketch: first-order effects of all labels; None for unknown ones.
-
-    Raises:
-        InfeasibleBudgetError: no plan meets the limits.
-    """
-    tables = Tables(problem)
-
-    def expected(labeling: Labeling) -> Outcome:
-        kl = env.forecast.plan_value(positions_of(tables, labeling))
-        return Outcome(kl, float("nan"), float("nan"), problem.resources(labeling))
-
-    env = LabelingEnv(problem, expected, limits, sketch)
-    return env
+def _stacked(observed: Sequence[Arrays]) -> Arrays:
+    """Observations with a leading batch axis."""
+    return {name: np.stack([each[name] for each in observed]) for name in observed[0]}
 
 
 def _kind_columns(problem: Problem, known: Sequence[str]) -> npt.NDArray[np.float32] | None:

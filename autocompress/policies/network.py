@@ -30,6 +30,7 @@ WIDTH = 64
 HEADS = 4
 DEPTH = 2
 _SIZES = {"layers": len(LAYER_NAMES), "options": len(OPTION_NAMES), "context": len(CONTEXT_NAMES)}
+_ILLEGAL = -1e9  # logit
 _PRESENT, _NEXT, _LABELLED = (LAYER_NAMES.index(f"is_{name}") for name in ("present", "next", "labelled"))
 
 
@@ -123,6 +124,11 @@ class LabelPolicy(nn.Module):
         logits = torch.stack([scores.logits for scores in said]).mean(0)
         values = torch.stack([scores.values for scores in said]).mean(0)
         return Scores(logits, values, torch.stack([scores.prices for scores in said]).mean(0))
+
+
+def masked(logits: Tensor, masks: Tensor) -> Tensor:
+    """Logits (B, O) with those of illegal options so low that their probability is 0."""
+    return logits.masked_fill(~masks, _ILLEGAL)
 
 
 def _mean(rows: Tensor, weights: Tensor) -> Tensor:

@@ -16,13 +16,14 @@ from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator
 from autocompress.evaluation.effects import Effects
 from autocompress.policies.files import DEFAULT, SavedPolicy, load_policy
-from autocompress.policies.labeling import PolicyInSearch, forecast_environment, nearest_kinds
+from autocompress.policies.labeling import PolicyInSearch, nearest_kinds
 from autocompress.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import LabelingPolicy, SearchSettings
 from autocompress.searchers.model_based.first_order import SAMPLES, FirstOrderModel, predicted_best_plan
 from autocompress.searchers.model_based.planning import Planner
 from autocompress.searchers.search import Searcher
+from autocompress_envs.labeling.environment import LabelingEnv
 from autocompress_envs.problem import FloatArray, Labeling, Problem
 
 NONE = "none"
@@ -66,11 +67,13 @@ class PolicySays:
         prices: (L, 2) log prices of pruning and of rounding every layer.
         labeling: plan of its likeliest labels.
         copy: function that gives a fresh copy of the policy that labels layers and may learn.
+        environment: environment of the network under the budget, which evaluates nothing.
     """
 
     prices: FloatArray
     labeling: Labeling
     copy: Callable[[], LabelingPolicy]
+    environment: LabelingEnv
 
 
 def policy_says(
@@ -99,10 +102,10 @@ def policy_says(
     for kind, stand_in in nearest_kinds(problem, known).items():
         count = sum(layer.kind == kind for layer in problem.layers)
         watcher.note(f"the policy was not trained on {kind} layers; it takes the {count} here for {stand_in} layers")
-    env = forecast_environment(problem, limits, None if effects is None else effects.sketch(probabilities))
+    env = LabelingEnv(problem, None, limits, None if effects is None else effects.sketch(probabilities))
     policy = PolicyInSearch(saved.policy, problem, known)
     (labeling,) = policy.plans([env], None)
-    return PolicySays(policy.prices(env), labeling, lambda: PolicyInSearch(saved.policy, problem, known))
+    return PolicySays(policy.prices(env), labeling, lambda: PolicyInSearch(saved.policy, problem, known), env)
 
 
 def zero_shot_plan(
@@ -133,8 +136,7 @@ def zero_shot_plan(
     says = policy_says(saved, problem, limits, probabilities, effects, watcher)
     if not descends:
         return says.labeling
-    env = forecast_environment(problem, limits, effects.sketch(probabilities))
-    drawn = says.copy().plans([env.twin() for _ in range(_DRAWS)], np.random.default_rng(0))
+    drawn = says.copy().plans([says.environment.twin() for _ in range(_DRAWS)], np.random.default_rng(0))
     plans = [says.labeling, *drawn, predicted_best_plan(problem, limits, probabilities, effects, says.prices)]
     model = FirstOrderModel(problem, probabilities, effects, says.prices)
     codes = np.stack([model.encoding.encode(plan) for plan in plans])
@@ -148,7 +150,7 @@ def effects_with_progress(
 ) -> Effects:
     """First-order effects of an evaluator's network, by `Evaluator.effects`; the watcher is told beforehand.
 
-    They take as long as a dozen evaluations and more.
+    They take as long as a dozen evaluations and more, where they are not known already; then nothing is told.
 
     Args:
         evaluator: evaluator of the network.
@@ -156,6 +158,8 @@ def effects_with_progress(
         around: plan around which the effects are taken; None: the original network.
         samples: number of samples that they are taken on; None: as many as are worth their time.
     """
+    if around is None and evaluator.knows_effects(samples):
+        return evaluator.effects(None, samples)
     if around is None:
         watcher.stage("first-order effects: what every label does to the outputs, before a plan is evaluated")
     else:

@@ -194,13 +194,14 @@ def _searched(
     saved: SavedPolicy | None, job: Job, evaluator: Evaluator, limits: Mapping[str, int], settings: SearchSettings
 ) -> float:
     """KL of the best plan of a search of the method `rl`, in nats."""
-    prices = policy = None
+    prices = policy = environment = None
     if saved is not None:
         says = policy_says(saved, job.problem, limits, evaluator.probabilities, evaluator.effects(), Silent())
-        prices, policy = says.prices, says.copy
+        prices, policy, environment = says.prices, says.copy, says.environment
     task = Task(
-        job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices, evaluator.effects, policy
-    )
+        job.problem, dict(limits), evaluator, math.nan, evaluator.probabilities, prices, evaluator.effects, policy,
+        environment,
+    )  # fmt: skip
     return run_search(task, settings, method="rl").best.outcome.kl
 
 

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autocompress.errors import InputError
+from autocompress.errors import InputError, reason_of
 from autocompress.evaluation.effects import Effects
 from autocompress.files import write_atomically
-from autocompress.policies.files import first_line
 from autocompress.policy_training.experience import Experience
 from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Problem
 from autocompress_envs.problem.tables import Tables, checked_limits
@@ -85,7 +84,7 @@ def load_experience(file: Path, made_for: str) -> tuple[bool, Experience | None]
             return False, None
         return True, None if arrays["is_empty"] else _experience(arrays)
     except _DAMAGED as error:
-        raise InputError(f"{file} must hold experience, got a damaged file: {first_line(error)}; remove it.") from error
+        raise InputError(f"{file} must hold experience, got a damaged file: {reason_of(error)}; remove it.") from error
 
 
 def _experience(arrays: Arrays) -> Experience:

@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autocompress.policies.network import LabelPolicy, Scores
+from autocompress.policies.network import LabelPolicy, Scores, masked
 from autocompress.policy_training.lessons import Lesson
 from autocompress.policy_training.recipe import Fitting
 
 _VALUE = 0.5
 _PRICE = 0.1
 _LEAST_DEVIATION = 0.05  # of a column that hardly varies in the zoo: it may vary on other networks
-_ILLEGAL = -1e9  # logit
 _CLIP = 1.0  # largest norm of a gradient
 
 
@@ -63,11 +62,6 @@ def imitate(
 def tensors_of_lesson(lesson: Lesson) -> dict[str, Tensor]:
     """Observations of a lesson as tensors, with the leading axis L."""
     return {name: torch.from_numpy(values) for name, values in lesson.observed.items()}
-
-
-def masked(logits: Tensor, masks: Tensor) -> Tensor:
-    """Logits (B, O) with those of illegal options so low that their probability is 0."""
-    return logits.masked_fill(~masks, _ILLEGAL)
 
 
 def _losses(policy: LabelPolicy, lesson: Lesson, settings: Fitting) -> dict[str, Tensor]:

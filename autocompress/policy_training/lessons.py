@@ -16,7 +16,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autocompress.policies.labeling import followed
 from autocompress.policy_training.experience import STARTS, Experience, plan_at
 from autocompress.searchers.model_based.output_model import OutputModel
 from autocompress.searchers.model_based.planning import Planner
@@ -74,11 +73,9 @@ def lesson(experience: Experience, limits: Mapping[str, int], sketch: Sketch, mo
     """
     plan, _ = best_known(experience, limits, model)
     env = model_environment_of(experience, limits, sketch, model)
-    rewards: list[float] = []
-    observed, masks, positions = followed(env, plan, rewards.append)
-    returns = np.cumsum(np.array(rewards)[::-1])[::-1]
-    stacked = {name: np.stack([each[name] for each in observed]) for name in observed[0]}
-    return Lesson(stacked, masks, positions, returns.copy(), *_priced(experience, limits))
+    walked = env.follow(plan)
+    returns = np.cumsum(walked.rewards[::-1])[::-1]
+    return Lesson(walked.observed, walked.masks, walked.actions, returns.copy(), *_priced(experience, limits))
 
 
 def best_known(experience: Experience, limits: Mapping[str, int], model: OutputModel) -> tuple[Labeling, float]:

@@ -18,57 +18,33 @@ from autocompress.policies.network import LabelPolicy
 from autocompress.policy_training.experience import Experience
 from autocompress.policy_training.lessons import model_environment_of
 from autocompress.policy_training.recipe import Reinforcement
-from autocompress_envs.labeling.environment import LabelingEnv, longest_menu, observation_space
-from autocompress_envs.labeling.observation import Arrays
-from autocompress_envs.problem import BoolArray
+from autocompress_envs.labeling.environment import LabelingEnv, longest_menu
+from autocompress_envs.labeling.many import ManyNetworks
 
 _EPISODES_EACH = 16  # of one network under one budget, before another one's turn: its model takes a second to build
 
 
-class ManyNetworks(gymnasium.Env[Arrays, Any]):
-    """An environment that labels one network after another, each under several budgets.
+class Zoo:
+    """Draws environments of networks under their budgets, all of the same observation space.
 
     Args:
         experience: what was measured of the networks.
         seed: seed of the order of networks and budgets.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - Gymnasium's own convention
-
     def __init__(self, experience: Sequence[Experience], seed: int) -> None:
         self._experience, self._rng = experience, np.random.default_rng(seed)
-        self._most = {
-            "most_layers": max(len(each.problem.layers) for each in experience),
-            "most_options": max(longest_menu(each.problem) for each in experience),
-        }
-        self.observation_space: gymnasium.Space[Any] = observation_space(*self._most.values())
-        self.action_space = gymnasium.spaces.Discrete(self._most["most_options"])
-        self._left = 0
+        self._most_layers = max(len(each.problem.layers) for each in experience)
+        self._most_options = max(longest_menu(each.problem) for each in experience)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Arrays, dict[str, Any]]:
-        """Begin an episode, of another network after `_EPISODES_EACH` of one; `options` are ignored."""
-        super().reset(seed=seed)
-        if not self._left:
-            self._env, self._left = self._drawn(), _EPISODES_EACH
-        self._left -= 1
-        return self._env.reset()
-
-    def step(self, action: Any) -> tuple[Arrays, float, bool, bool, dict[str, Any]]:
-        """A step of the network's own environment."""
-        return self._env.step(action)
-
-    def action_masks(self) -> BoolArray:
-        """(most options,) which actions are legal now."""
-        return self._env.action_masks()
-
-    def _drawn(self) -> LabelingEnv:
+    def __call__(self) -> LabelingEnv:
         """The environment of a network and one of its budgets, both drawn at random."""
         experience = self._experience[int(self._rng.integers(len(self._experience)))]
         limits = experience.budgets[int(self._rng.integers(len(experience.budgets)))]
         model = experience.output_model()
         model.expand_around(int(experience.within(limits)[0]))
         sketch = experience.effects.sketch(experience.probabilities)
-        return model_environment_of(experience, limits, sketch, model, **self._most)
+        return model_environment_of(experience, limits, sketch, model, self._most_layers, self._most_options)
 
 
 def reinforce(
@@ -105,7 +81,7 @@ def reinforce(
             told(self.num_timesteps, float(np.mean(recent)) if recent else 0.0)
 
     def make(number: int) -> Callable[[], gymnasium.Env[Any, Any]]:
-        return lambda: ManyNetworks(experience, 1000 * seed + number)
+        return lambda: ManyNetworks(Zoo(experience, 1000 * seed + number), _EPISODES_EACH)
 
     envs = VecMonitor(DummyVecEnv([make(number) for number in range(settings.environments)]))
     shape = {"members": len(policy.members), "width": policy.width}

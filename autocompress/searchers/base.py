@@ -21,7 +21,7 @@ from autocompress.errors import InputError
 from autocompress.evaluation.effects import Effects
 from autocompress.registry import Registry
 from autocompress_envs import rewards
-from autocompress_envs.labeling.environment import LabelingEnv
+from autocompress_envs.labeling.environment import Episode, LabelingEnv
 from autocompress_envs.problem import FloatArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.rewards import Reward, RewardContext, compute
@@ -88,8 +88,8 @@ class LabelingPolicy(Protocol):
     def plans(self, envs: Sequence[LabelingEnv], rng: np.random.Generator | None) -> list[Labeling]:
         """One plan for each environment, each in one episode: drawn by `rng`, or the likeliest labels for None."""
 
-    def imitate(self, env: LabelingEnv, labeling: Labeling) -> None:
-        """Make a plan likelier under the environment's budget, by a few gradient steps."""
+    def imitate(self, episode: Episode) -> None:
+        """Make the plan of an episode likelier, by a few gradient steps."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class Task:
             `Recorder.spend`. Default: None, for none at all.
         policy: function that gives a fresh copy of the policy that labels layers in the environment. Default: None,
             for labels by the solver's multiplier.
+        environment: environment of the problem under these limits, with its effects around the original; its twins
+            evaluate nothing or by the recorder. Default: None, for one that the searcher makes itself.
     """
 
     problem: Problem
@@ -124,6 +126,7 @@ class Task:
     prices: FloatArray | None = None
     effects: Callable[[Labeling | None], Effects | None] | None = None
     policy: Callable[[], LabelingPolicy] | None = None
+    environment: LabelingEnv | None = None
 
 
 @dataclass(frozen=True)

@@ -132,12 +132,12 @@ class _SequentialLabels:
         self._chosen: IntArray = np.zeros((3, count), dtype=np.int64)
         self._witness = plan or self._reach.cheapest  # a completion of what is chosen, within the limits
         self._allowed: tuple[int, BoolArray] | None = None
-        self._last = np.zeros(3)
+        self._last: tuple[int, tuple[int, int, int]] | None = None  # layer and label that were chosen last
 
     def allowed(self, index: int) -> BoolArray:
         """(S, B, A) which labels of layer `index` leave every limit within reach."""
         if self._allowed is None or self._allowed[0] != index:
-            allowed = self._reach.allowed(self.so_far(), index)
+            allowed = self._reachable(index)
             allowed[label_at(self._witness, index)] = True
             self._allowed = index, allowed
         return self._allowed[1]
@@ -146,19 +146,30 @@ class _SequentialLabels:
         """Give layer `index` an allowed label: indices of sparsity, weight bits and activation bits."""
         self._chosen[:, index] = label
         if label != label_at(self._witness, index):
-            completion = self._reach.complete(self.so_far(), index + 1)
-            assert completion is not None, "an allowed label has no completion"
-            self._witness = completion
-        self._last = menu_coordinates(self._tables, index)[np.arange(3), label]
+            self._witness = self._completion(index, label)
+        self._last = index, label
 
     def coordinates(self) -> FloatArray:
-        return self._last
+        if self._last is None:
+            return np.zeros(3)
+        index, label = self._last
+        return menu_coordinates(self._tables, index)[np.arange(3), label]
 
     def so_far(self) -> Labeling:
         return Labeling(*self._chosen)
 
     def finish(self) -> Labeling:
         return Labeling(*self._chosen.copy())
+
+    def _reachable(self, index: int) -> BoolArray:
+        """(S, B, A) which labels of layer `index` can be completed."""
+        return self._reach.allowed(self.so_far(), index)
+
+    def _completion(self, index: int, label: tuple[int, int, int]) -> Labeling:
+        """A plan within the limits of the labels so far, the allowed `label` of layer `index` among them."""
+        completion = self._reach.complete(self.so_far(), index + 1)
+        assert completion is not None, f"the allowed label {label} has no completion"
+        return completion
 
 
 class LabelActions(_SequentialLabels):
@@ -195,7 +206,7 @@ class LabelActions(_SequentialLabels):
         label = int(first), int(second), int(third)
         unlimited = tuple(int(axis.argmin()) for axis in axes)
         self.choose(index, label)
-        return np.where(np.array(label) == unlimited, wanted, self._last).astype(np.float32)
+        return np.where(np.array(label) == unlimited, wanted, self.coordinates()).astype(np.float32)
 
     def mask(self, index: int) -> BoolArray:
         raise ValueError("`action` must be discrete for action masks, got label.")

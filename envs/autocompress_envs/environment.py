@@ -206,4 +206,4 @@ class LayerLabelingEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
     def _finish(self, info: Info) -> float:
         """The terminal reward; the labelling and its outcome are put into `info`."""
         labeling, accuracy = self._actions.finish(), self._original_accuracy
-        return pay(labeling, self.problem, self._limits, self._evaluate, self._reward, accuracy, info)
+        return pay(labeling, self._solver.tables, self._limits, self._evaluate, self._reward, accuracy, info)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from autocompress_envs import rewards
-from autocompress_envs.problem import Labeling, Outcome, Problem
-from autocompress_envs.problem.tables import is_within
+from autocompress_envs.problem import Labeling, Outcome
+from autocompress_envs.problem.tables import Tables, is_within
 from autocompress_envs.rewards import RewardContext
 
 
@@ -19,7 +19,7 @@ def check_choice(what: str, name: str, choices: Iterable[str]) -> None:
 
 def pay(
     labeling: Labeling,
-    problem: Problem,
+    tables: Tables,
     limits: Mapping[str, int],
     evaluate: Callable[[Labeling], Outcome],
     reward: str,
@@ -27,7 +27,7 @@ def pay(
     info: dict[str, Any],
 ) -> float:
     """The terminal reward of a labelling, which keeps its limits; it and its outcome are put into `info`."""
-    assert is_within(problem.resources(labeling), limits), "an episode broke its budget"
+    assert is_within(tables.resources(labeling, limits), limits), "an episode broke its budget"
     outcome = evaluate(labeling)
     info.update(labeling=labeling, outcome=outcome)
-    return rewards.compute(reward, outcome, RewardContext(original_accuracy, problem.original(), limits))
+    return rewards.compute(reward, outcome, RewardContext(original_accuracy, tables.problem.original(), limits))

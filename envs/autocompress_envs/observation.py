@@ -259,7 +259,7 @@ def progress(
         tables.sparsities[rows, so_far.sparsity[:decided]],
         tables.ranks[rows, so_far.weight_bits[:decided]],
     )
-    after = tables.option_costs(fan_in[decided:], out[decided:], decided)
+    after = tables.option_costs(fan_in[decided:], out[decided:], slice(decided, None))
     spent = {name: int(before[name].sum() + costs.fixed(name, kept)) for name in costs.additive}
     least = {name: spent[name] + int(after[name].min((1, 2, 3)).sum()) for name in costs.additive}
     least["memory"] = int(costs.memory(kept, activations))

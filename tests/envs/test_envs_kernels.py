@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from envs_toys import kernels_of, with_kernels
 
 from autocompress_envs.actions import DiscreteActions
-from autocompress_envs.problem import KernelCosts, Labeling, Problem
+from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver import InfeasibleBudgetError, Solver
 from autocompress_envs.testing import additive_error, all_errors, all_labelings, random_problem, toy_problem
 
 KINDS = ["chain", "residual", "concat", "depthwise"]
-
-
-def kernels_of(count: int, rng: np.random.Generator | None = None) -> KernelCosts:
-    """Two kernels for 8-bit inputs: a fast one that wants even columns and two rows or more, else one twice as slow."""
-    shape = (2, count)
-    each = np.ones(shape) if rng is None else rng.uniform(0.5, 2.0, shape)
-    slow = np.array([[1.0], [2.0]])
-    return KernelCosts(
-        kernel=np.zeros((33, 33), dtype=np.int64),
-        instead=np.array([1, 1]),
-        column_step=np.array([[2], [1]]).repeat(count, 1),
-        row_step=np.ones(shape, dtype=np.int64),
-        least_rows=np.array([[2], [1]]).repeat(count, 1),
-        per_layer=10 * each * slow,
-        per_column=1 * each * slow,
-        per_row=2 * each * slow,
-        per_weight=0.5 * each * slow,
-        fixed=7,
-    )
-
-
-def with_kernels(problem: Problem, rng: np.random.Generator | None = None) -> Problem:
-    return replace(problem, costs=replace(problem.costs, kernels=kernels_of(len(problem.layers), rng)))
 
 
 def test_time_by_hand() -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from envs_toys import ranked
 
 from autocompress_envs.problem import CostModel, Labeling, LayerNumbers, Problem, layer_resources
 from autocompress_envs.problem.tables import Tables, is_within
@@ -17,24 +18,6 @@ from autocompress_envs.testing import (
     build_problem,
     random_problem,
 )
-
-
-def ranked(problem: Problem, rng: np.random.Generator) -> Problem:
-    """The same problem with one or two low ranks before the entries of every second layer, which lose more."""
-    layers = []
-    for index, layer in enumerate(problem.layers):
-        low = np.sort(rng.choice(np.arange(1, 6), 1 + index % 2, replace=False)) if index % 3 else np.zeros(0, int)
-        own = layer.weight_bits
-        factors = [1.0 + rng.uniform(0, 3) for _ in low]
-        layers.append(
-            replace(
-                layer,
-                weight_bits=np.concatenate([*[own for _ in low], own]),
-                ranks=np.concatenate([np.repeat(low, len(own)), 0 * own]),
-                errors=np.concatenate([*[layer.errors * factor for factor in factors], layer.errors], axis=1),
-            )
-        )
-    return replace(problem, layers=tuple(layers))
 
 
 def tiny(rng: np.random.Generator, kind: str) -> Problem:

@@ -3,7 +3,9 @@
 import gymnasium
 import numpy as np
 import pytest
+from envs_toys import ranked, with_kernels
 from gymnasium.utils.env_checker import check_env
+from slow_labeling import SlowEnv
 
 from autocompress_envs import LabelingEnv, Sketch
 from autocompress_envs.labeling.forecast import Forecast, positions_of
@@ -12,6 +14,7 @@ from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.rewards import KL_FLOOR
 from autocompress_envs.solver import InfeasibleBudgetError
+from autocompress_envs.solver.feasibility import Reach
 from autocompress_envs.testing import TOY_LIMITS, cancelling_toy, layer_errors, random_problem, toy_problem
 
 
@@ -33,6 +36,22 @@ def random_env(seed, count=8):
         limits = {name: int(share * original[name]) for name in rng.choice(["size", "macs", "bitops"], 2, False)}
         try:
             return LabelingEnv(problem, additive(problem), limits, Sketch(pruning, rounding)), rng
+        except InfeasibleBudgetError:
+            continue
+
+
+def limited_env(rng, kind, names):
+    """A random problem of one kind with low ranks and timed kernels, and random effects, under the named limits."""
+    while True:
+        problem = with_kernels(ranked(random_problem(rng, 7, kind), rng), rng)
+        tables, original = Tables(problem), problem.original()
+        pruning = rng.normal(0, 0.1, (7, tables.errors.shape[1], 3))
+        rounding = rng.normal(0, 0.1, (7, tables.errors.shape[2] * tables.errors.shape[3], 3))
+        blank = Labeling(*np.zeros((3, 7), dtype=np.int64))
+        least = Reach(tables, {name: 10**15 for name in names}).smallest(blank, 0)
+        limits = {name: int(least[name] + rng.uniform(0.1, 0.7) * (original[name] - least[name])) for name in names}
+        try:
+            return LabelingEnv(problem, additive(problem), limits, Sketch(pruning, rounding))
         except InfeasibleBudgetError:
             continue
 
@@ -240,6 +259,64 @@ def test_wrong_arguments(given, message):
     with pytest.raises(ValueError, match=r"^`") as caught:
         LabelingEnv(problem, evaluate, TOY_LIMITS, **given)
     assert str(caught.value) == message
+
+
+KINDS = ["chain", "residual", "concat", "depthwise", "element"]
+LIMITED = [
+    ("size",),
+    ("bitops", "size"),
+    ("memory",),
+    ("size", "memory"),
+    ("latency", "macs"),
+    ("size", "memory", "bitops"),
+]
+
+
+@pytest.mark.parametrize("names", LIMITED, ids="-".join)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_counted_label_by_label_is_what_is_counted_from_nothing(kind, names):
+    """Random walks on problems with low ranks and timed kernels: the same masks, and the same observations."""
+    rng = np.random.default_rng([KINDS.index(kind), LIMITED.index(names)])
+    for _ in range(2):
+        env = limited_env(rng, kind, names)
+        slow = SlowEnv(env)
+        assert env._observer.multiplier == pytest.approx(slow.multiplier, rel=1e-9)
+        for _ in range(3):
+            seen, wanted, done = env.reset()[0], slow.reset(), False
+            while not done:
+                assert (env.action_masks() == slow.action_masks()).all()
+                for name, part in wanted.items():
+                    assert np.abs(seen[name] - part).max(initial=0) < 2e-6, name
+                action = int(rng.choice(np.flatnonzero(env.action_masks())))
+                wanted = slow.step(action)
+                seen, _, done, _, info = env.step(action)
+            for name, part in wanted.items():
+                assert np.abs(seen[name] - part).max(initial=0) < 2e-6, name
+            assert info["labeling"].key() == slow.actions.finish().key()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_following_a_plan_is_its_episode(seed):
+    env, rng = random_env(seed)
+    rewards, observed, info = played(env, lambda seen, mask: int(rng.choice(np.flatnonzero(mask))))
+    episode = env.follow(info["labeling"])
+    assert episode.labeling is info["labeling"]
+    assert episode.outcome == info["outcome"]
+    assert episode.rewards.tolist() == rewards
+    assert (episode.actions == positions_of(Tables(env.problem), info["labeling"])).all()
+    assert episode.masks[range(len(rewards)), episode.actions].all()
+    for name, parts in episode.observed.items():
+        assert (parts == np.stack([each[name] for each in observed[:-1]])).all()
+
+
+def test_without_an_evaluation_the_outcome_is_what_is_expected():
+    env, rng = random_env(5)
+    bare = LabelingEnv(env.problem, None, env.limits, env._sketch)
+    _, _, info = played(bare, lambda seen, mask: int(rng.choice(np.flatnonzero(mask))))
+    value = bare.forecast.plan_value(positions_of(Tables(env.problem), info["labeling"]))
+    assert info["outcome"].kl == bare.twin(env.expected).follow(info["labeling"]).outcome.kl == value
+    assert info["outcome"].resources == env.problem.resources(info["labeling"])
+    assert np.isnan([info["outcome"].accuracy, info["outcome"].agreement]).all()
 
 
 def test_wrong_resets_and_steps():

@@ -5,9 +5,10 @@ import pytest
 import torch
 from policy_toys import grown, observations
 
-from autocompress.policies.labeling import PolicyInSearch, followed, forecast_environment, nearest_kinds
-from autocompress.policies.network import LabelPolicy
+from autocompress.policies.labeling import PolicyInSearch, _stacked, nearest_kinds
+from autocompress.policies.network import LabelPolicy, masked
 from autocompress.searchers.model_based.labeling import MultiplierPolicy
+from autocompress_envs import LabelingEnv
 from autocompress_envs.labeling.observation import KINDS, LAYER_NAMES
 from autocompress_envs.problem import Labeling
 from autocompress_envs.testing import TOY_LIMITS, cancelling_toy, random_problem, toy_problem
@@ -25,7 +26,7 @@ def test_an_untrained_policy_says_what_the_solvers_multiplier_says():
     assert not said.values.any()
     assert not said.prices.any()
     problem, sketch, _, limits = cancelling_toy([1, -1, -1, 1])
-    env = forecast_environment(problem, limits, sketch)
+    env = LabelingEnv(problem, None, limits, sketch)
     mine = PolicyInSearch(LabelPolicy(), problem).plans([env], None)[0]
     assert mine.key() == MultiplierPolicy().plans([env], None)[0].key()
 
@@ -70,7 +71,7 @@ def test_seeds_make_weights_and_leave_the_generator_alone():
 def test_plans_of_a_policy_meet_the_budget_and_drawn_ones_follow_the_seed():
     problem = random_problem(np.random.default_rng(4), 8, "residual")
     limits = {"size": int(0.5 * problem.original()["size"])}
-    env = forecast_environment(problem, limits, None)
+    env = LabelingEnv(problem, None, limits)
     policy = PolicyInSearch(grown(LabelPolicy(1, 16), scale=0.1), problem)
     drawn = [policy.plans([env.twin() for _ in range(4)], np.random.default_rng(seed)) for seed in (0, 0, 1)]
     keys = [[plan.key() for plan in plans] for plans in drawn]
@@ -82,21 +83,21 @@ def test_plans_of_a_policy_meet_the_budget_and_drawn_ones_follow_the_seed():
 
 def test_imitation_makes_a_plan_likelier_and_leaves_the_original_policy_alone():
     problem, _ = toy_problem()
-    env = forecast_environment(problem, TOY_LIMITS, None)
+    env = LabelingEnv(problem, None, TOY_LIMITS)
     original = LabelPolicy(1, 16)
     policy = PolicyInSearch(original, problem)
     none = np.zeros(3, dtype=np.int64)
     plan = Labeling(none, none, none)  # 2 bits everywhere: what nobody would choose
 
     def likelihood():
-        observed, masks, actions = followed(env, plan)
+        episode = env.follow(plan)
         with torch.inference_mode():
-            logits = policy._policy(policy._tensors(observed)).logits.masked_fill(~torch.from_numpy(masks), -1e9)
-        return float(logits.log_softmax(1)[range(3), actions].sum())
+            logits = masked(policy._policy(policy._tensors(episode.observed)).logits, torch.from_numpy(episode.masks))
+        return float(logits.log_softmax(1)[range(3), episode.actions].sum())
 
     before = likelihood()
     for _ in range(10):
-        policy.imitate(env.twin(), plan)
+        policy.imitate(env.follow(plan))
     assert likelihood() > before + 0.1
     assert all(torch.equal(a, b) for a, b in zip(original.parameters(), LabelPolicy(1, 16).parameters(), strict=True))
 
@@ -113,10 +114,10 @@ def test_imitation_makes_a_plan_likelier_and_leaves_the_original_policy_alone():
 def test_unknown_kinds_are_shown_as_the_nearest_known_ones(known, expected):
     problem, _ = toy_problem()  # conv, conv, linear
     assert nearest_kinds(problem, known) == expected
-    env = forecast_environment(problem, TOY_LIMITS, None)
+    env = LabelingEnv(problem, None, TOY_LIMITS)
     policy = PolicyInSearch(LabelPolicy(1, 8), problem, known)
     first = LAYER_NAMES.index("is_conv")
-    shown = policy._tensors([env.reset()[0]])["layers"][0, :, first : first + len(KINDS)]
+    shown = policy._tensors(_stacked([env.reset()[0]]))["layers"][0, :, first : first + len(KINDS)]
     wanted = [expected.get(layer.kind, layer.kind) for layer in problem.layers]
     assert [KINDS[int(row.argmax())] for row in shown] == wanted
     assert shown.sum(1).tolist() == [1.0] * 3

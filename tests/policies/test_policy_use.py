@@ -15,8 +15,9 @@ from autocompress.job.load import load, load_splits
 from autocompress.job.options import request, search_request
 from autocompress.job.prepare import build_evaluator, prepare
 from autocompress.policies.files import load_policy, save_policy
-from autocompress.policies.labeling import PolicyInSearch, forecast_environment
+from autocompress.policies.labeling import PolicyInSearch
 from autocompress.policies.network import LabelPolicy
+from autocompress.policies.use import effects_with_progress
 from autocompress.progress import Silent
 from autocompress.run.journal import read_journal
 from autocompress.searchers.agents import AGENTS
@@ -27,6 +28,7 @@ from autocompress.searchers.model_based.first_order import FirstOrderModel, pred
 from autocompress.searchers.prices import PriceBelief
 from autocompress.searchers.search import run_search
 from autocompress.searchers.simple_plans import simple_plans
+from autocompress_envs import LabelingEnv
 from autocompress_envs.labeling.observation import KINDS
 from autocompress_envs.problem.loss_parts import LossParts
 from autocompress_envs.solver import Solver
@@ -45,7 +47,10 @@ PRICES = np.array([[0.0, 0.0], [0.0, 2.0], [0.0, -1.0]])
 
 class Watcher(Silent):
     def __init__(self):
-        self.notes, self.steps = [], []
+        self.stages, self.notes, self.steps = [], [], []
+
+    def stage(self, text):
+        self.stages.append(text)
 
     def note(self, text):
         self.notes.append(text)
@@ -236,7 +241,7 @@ def test_the_policy_labels_first_and_every_evaluation_is_an_episode(mine):
     )  # fmt: skip
     seen = []
     run_search(task, SearchSettings(episodes=10), observe=seen.append)
-    env = forecast_environment(problem, TOY_LIMITS, None)
+    env = LabelingEnv(problem, None, TOY_LIMITS)
     (plan,) = PolicyInSearch(load_policy(mine).policy, problem, known).plans([env], None)
     simple = [each.key() for each in simple_plans(problem, dict(TOY_LIMITS))[:3]]
     keys = [each.labeling.key() for each in seen]
@@ -250,7 +255,7 @@ def test_without_evaluations_the_plan_is_the_best_that_policy_and_effects_expect
     result, watcher = zero_shot
     evaluator = build_evaluator(*job)
     given = result.problem, result.limits, evaluator.probabilities, evaluator.effects()
-    env = forecast_environment(*given[:2], given[3].sketch(given[2]))
+    env = LabelingEnv(given[0], None, given[1], given[3].sketch(given[2]))
     prices = PolicyInSearch(load_policy(mine).policy, result.problem, ["conv"]).prices(env)
     model = FirstOrderModel(result.problem, *given[2:], prices)
     others = predicted_best_plan(*given, prices), predicted_best_plan(*given), Solver(*given[:2]).solve()
@@ -261,6 +266,14 @@ def test_without_evaluations_the_plan_is_the_best_that_policy_and_effects_expect
     assert result.meets_budget
     assert watcher.steps == []
     assert watcher.notes == ["the policy was not trained on linear layers; it takes the 1 here for conv layers"]
+
+
+def test_effects_that_are_known_are_not_told_again(job):
+    evaluator, watcher = build_evaluator(*job), Watcher()
+    first = effects_with_progress(evaluator, watcher)
+    assert effects_with_progress(evaluator, watcher) is first
+    assert effects_with_progress(evaluator, watcher, samples=16) is first
+    assert watcher.stages == ["first-order effects: what every label does to the outputs, before a plan is evaluated"]
 
 
 def test_without_evaluations_nothing_stands_in_the_journal(zero_shot):

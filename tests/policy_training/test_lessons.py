@@ -13,7 +13,8 @@ from autocompress.policy_training.experience_files import load_experience, save_
 from autocompress.policy_training.imitation import imitate
 from autocompress.policy_training.lessons import best_known, lessons, model_environment_of
 from autocompress.policy_training.recipe import Fitting, Reinforcement
-from autocompress.policy_training.reinforcement import ManyNetworks, reinforce
+from autocompress.policy_training.reinforcement import Zoo, reinforce
+from autocompress_envs.labeling.many import ManyNetworks
 from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.solver import Solver
 from autocompress_envs.testing import cancelling_toy, fair_coins
@@ -150,7 +151,7 @@ def test_imitation_learns_the_lessons_and_is_the_same_for_the_same_seed(toys):
 
 
 def test_many_networks_take_turns_in_one_observation_space(toys):
-    env = ManyNetworks([experience for experience, _ in toys], 0)
+    env = ManyNetworks(Zoo([experience for experience, _ in toys], 0), episodes=16)
     problems = []
     for _ in range(70):
         seen, _ = env.reset()

@@ -50,3 +50,34 @@ def option_kernel(errors: FloatArray, correlation: float) -> FloatArray:
     root = np.sqrt(errors)
     kernel: FloatArray = root[:, :, None] * root[:, None, :] * correlations
     return kernel
+
+
+def variance_changes(
+    pairs: float,
+    total: float,
+    error_change: FloatArray,
+    kernel: FloatArray,
+    kernel_change: FloatArray,
+    alpha: FloatArray,
+) -> tuple[FloatArray, FloatArray]:
+    """What M single changes of one plan do to its posterior variance v, to second order.
+
+    The prior variance k(p, p) = t + c t^2, with t the sum of the plan's layer errors, changes by y (1 + 2
+    c t) + c y^2 for an error that changes by y, and by 2 c y y' more for two together. The part that
+    measurements explain, k' K_y^-1 k, changes by 2 m' K_y^-1 k + m' K_y^-1 m, and by 2 m' K_y^-1 m' more.
+
+    Args:
+        pairs: weight c of the square.
+        total: sum t of the plan's layer errors.
+        error_change: (M,) changes y of the layer errors.
+        kernel: (n,) the plan's kernel values k.
+        kernel_change: (M, n) changes m of these values.
+        alpha: (M, n) m' K_y^-1.
+
+    Returns:
+        (M,) the change of v that each makes alone, and (M, M) what two make on top of the sum of their own.
+    """
+    explained = alpha @ kernel_change.T  # (M, M)
+    prior = error_change * (1.0 + 2.0 * pairs * total) + pairs * error_change**2
+    alone = prior - 2.0 * alpha @ kernel - np.diag(explained)
+    return alone, 2.0 * (pairs * np.outer(error_change, error_change) - explained)

@@ -19,10 +19,8 @@ import numpy as np
 
 from autocompress.searchers.base import LabelingPolicy, Recorder, SearchSettings, Task
 from autocompress.searchers.model_based.search import ModelSearch
-from autocompress_envs.labeling.environment import Info, LabelingEnv
-from autocompress_envs.labeling.forecast import positions_of
+from autocompress_envs.labeling.environment import Episode, Info, LabelingEnv
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, Outcome
-from autocompress_envs.problem.tables import Tables
 
 DRAWS = 8  # plans that the policy draws at its turn; the model picks one
 
@@ -43,11 +41,9 @@ class LabelingSearch(ModelSearch):
 
     def __init__(self, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
         super().__init__(task, settings, recorder)
-        self._tables = Tables(task.problem)
-        assert task.probabilities is not None
-        sketch = None if self._effects is None else self._effects.sketch(task.probabilities)
-        self._env = LabelingEnv(task.problem, recorder, task.limits, sketch)
-        self._drawing = [self._env.twin(self._expected) for _ in range(DRAWS)]
+        env = task.environment or self._environment()
+        self._env = env.twin(recorder)
+        self._drawing = [env.twin(env.expected) for _ in range(DRAWS)]
         self._policy: LabelingPolicy = MultiplierPolicy() if task.policy is None else task.policy()
 
     def begin(self) -> None:
@@ -81,23 +77,22 @@ class LabelingSearch(ModelSearch):
     def _measure(self, labeling: Labeling) -> Outcome:
         """The outcome of an episode in which the layers get a plan's labels."""
         best = self._recorder.best
-        self._env.reset(options={"plan": labeling})
         self._count(1)
-        info: Info = {}
-        for option in positions_of(self._tables, labeling):
-            _, _, _, _, info = self._env.step(int(option))
-        outcome: Outcome = info["outcome"]
+        episode = self._env.follow(labeling)
         if best is not None and self._recorder.best is not best:
-            self._policy.imitate(self._env.twin(self._expected), labeling)
-        return outcome
+            self._policy.imitate(episode)
+        return episode.outcome
 
     def _count(self, episodes: int) -> None:
         """Count the steps of episodes."""
         self._recorder.steps += episodes * len(self._task.problem.layers)
 
-    def _expected(self, labeling: Labeling) -> Outcome:
-        """A plan's outcome as nobody needs it: episodes without an evaluation end with it."""
-        return Outcome(0.0, float("nan"), float("nan"), self._task.problem.resources(labeling))
+    def _environment(self) -> LabelingEnv:
+        """An environment of the task that evaluates nothing."""
+        task = self._task
+        assert task.probabilities is not None
+        sketch = None if self._effects is None else self._effects.sketch(task.probabilities)
+        return LabelingEnv(task.problem, None, task.limits, sketch)
 
 
 class MultiplierPolicy:
@@ -107,7 +102,7 @@ class MultiplierPolicy:
         """One plan for each environment, each in one episode: drawn by `rng`, or the likeliest labels for None."""
         return [self._plan(env, rng) for env in envs]
 
-    def imitate(self, env: LabelingEnv, labeling: Labeling) -> None:
+    def imitate(self, episode: Episode) -> None:
         """Learn nothing."""
 
     def _plan(self, env: LabelingEnv, rng: np.random.Generator | None) -> Labeling:

@@ -52,7 +52,7 @@ from autocompress.evaluation.effects import Effects
 from autocompress.searchers.model_based.basis import Basis, affordable_samples, fitted_slope
 from autocompress.searchers.model_based.divergence import shifted
 from autocompress.searchers.model_based.encoding import Matrix, PlanEncoding
-from autocompress.searchers.model_based.kernel import CHOICES, KernelSettings, option_kernel
+from autocompress.searchers.model_based.kernel import CHOICES, KernelSettings, option_kernel, variance_changes
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, Outcome, Problem
 
 REFIT = 24  # evaluations between two choices of kernel settings
@@ -283,45 +283,12 @@ class OutputModel:
         alone += 0.5 * np.diag(joint)
         if caution > 0:
             weight = 0.5 * caution * self.signal_variance
-            variance_alone, variance_joint = self._variance_changes(
-                codes, (before, after), kernel, kernel_change, alpha
-            )
+            errors = self.encoding.slot_errors
+            total, error_change = errors[self.encoding.slots(codes)].sum(), errors[after] - errors[before]
+            variance_alone, variance_joint = variance_changes(pairs, total, error_change, kernel, kernel_change, alpha)
             alone += weight * variance_alone
             joint += weight * variance_joint
         return alone, joint
-
-    def _variance_changes(
-        self,
-        codes: IntArray,
-        slots: tuple[IntArray, IntArray],
-        kernel: FloatArray,
-        kernel_change: FloatArray,
-        alpha: FloatArray,
-    ) -> tuple[FloatArray, FloatArray]:
-        """What M single changes of one plan do to its posterior variance v, to second order.
-
-        The prior variance k(p, p) = t + c t^2, with t the sum of the plan's layer errors, changes by y (1 + 2
-        c t) + c y^2 for an error that changes by y, and by 2 c y y' more for two together. The part that
-        measurements explain, k' K_y^-1 k, changes by 2 m' K_y^-1 k + m' K_y^-1 m, and by 2 m' K_y^-1 m' more.
-
-        Args:
-            codes: (2L,) the plan.
-            slots: (M,) slots that the changes leave, and (M,) slots that they take.
-            kernel: (n,) the plan's kernel values k.
-            kernel_change: (M, n) changes m of these values.
-            alpha: (M, n) m' K_y^-1.
-
-        Returns:
-            (M,) the change of v that each makes alone, and (M, M) what two make on top of the sum of their
-            own.
-        """
-        errors, pairs = self.encoding.slot_errors, self.settings.pairs
-        before, after = slots
-        total, error_change = errors[self.encoding.slots(codes)].sum(), errors[after] - errors[before]  # t, y
-        explained = alpha @ kernel_change.T  # (M, M)
-        prior = error_change * (1.0 + 2.0 * pairs * total) + pairs * error_change**2
-        alone = prior - 2.0 * alpha @ kernel - np.diag(explained)
-        return alone, 2.0 * (pairs * np.outer(error_change, error_change) - explained)
 
     @property
     def _residual_metric(self) -> FloatArray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -12,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
-from autocompress_envs.actions import DiscreteActions
 from autocompress_envs.episode import check_choice, pay
-from autocompress_envs.labeling.forecast import Forecast
+from autocompress_envs.labeling.forecast import Forecast, positions_of
+from autocompress_envs.labeling.ledger import Ledger, LedgerActions
 from autocompress_envs.labeling.observation import BOUND, CONTEXT_NAMES, LAYER_NAMES, OPTION_NAMES, Arrays, Observer
 from autocompress_envs.labeling.rendering import as_pixels, as_text
 from autocompress_envs.labeling.sketch import Sketch
-from autocompress_envs.problem import BoolArray, Labeling, Outcome, Problem
+from autocompress_envs.problem import BoolArray, FloatArray, IntArray, Labeling, Outcome, Problem
 from autocompress_envs.problem.tables import checked_limits, is_within
 from autocompress_envs.rewards import KL_FLOOR, REWARDS
 from autocompress_envs.solver import Solver
@@ -28,6 +29,27 @@ Evaluate = Callable[[Labeling], Outcome]
 
 Info = dict[str, Any]
 """Gymnasium's `info` of a step, by name."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """The episode in which L layers got the labels of a given plan.
+
+    Attributes:
+        labeling: the plan.
+        observed: observations before each layer, by part, with the leading axis L.
+        masks: (L, O) legal options.
+        actions: (L,) the plan's options.
+        rewards: (L,) rewards of the steps.
+        outcome: the plan's outcome.
+    """
+
+    labeling: Labeling
+    observed: Arrays
+    masks: BoolArray
+    actions: IntArray
+    rewards: FloatArray
+    outcome: Outcome
 
 
 class LabelingEnv(gymnasium.Env[Arrays, Any]):
@@ -89,7 +111,7 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
 
     Args:
         problem: the layers' menus and the cost model.
-        evaluate: function that measures a finished labelling.
+        evaluate: function that measures a finished labelling; None for `expected`, which evaluates nothing.
         limits: absolute upper bounds by resource, at least one.
         sketch: first-order effects of all labels. Default: None, for unknown ones.
         reward: name of the reward in `rewards.REWARDS`. Default: `kl`.
@@ -113,7 +135,7 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
     def __init__(
         self,
         problem: Problem,
-        evaluate: Evaluate,
+        evaluate: Evaluate | None,
         limits: Mapping[str, int],
         sketch: Sketch | None = None,
         reward: str = "kl",
@@ -230,6 +252,32 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
         draw = as_text if self.render_mode == "ansi" else as_pixels
         return draw(self._solver.tables, self._actions.so_far(), self._step, self._limits)
 
+    def follow(self, plan: Labeling) -> Episode:
+        """Run the episode in which the layers get a plan's labels, from `reset` to the plan's outcome.
+
+        Args:
+            plan: labelling within the limits.
+
+        Raises:
+            ValueError: the plan breaks the limits.
+        """
+        seen, _ = self.reset(options={"plan": plan})
+        actions, info = positions_of(self._solver.tables, plan), Info()
+        observed, masks, rewards = [], [], []
+        for option in actions:
+            observed.append(seen)
+            masks.append(self.action_masks())
+            seen, reward, _, _, info = self.step(option)
+            rewards.append(reward)
+        stacked = {name: np.stack([each[name] for each in observed]) for name in observed[0]}
+        return Episode(plan, stacked, np.stack(masks), actions, np.array(rewards), info["outcome"])
+
+    def expected(self, labeling: Labeling) -> Outcome:
+        """A plan's outcome without an evaluation: the expected divergence, unknown metrics, and the resources."""
+        tables = self._solver.tables
+        kl = self._forecast.plan_value(positions_of(tables, labeling))
+        return Outcome(kl, math.nan, math.nan, tables.resources(labeling))
+
     def twin(self, evaluate: Evaluate | None = None) -> LabelingEnv:
         """Another environment of the same network and budget, which costs next to nothing; no episode runs in it.
 
@@ -238,7 +286,8 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
         """
         other = copy.copy(self)
         other._evaluate, other._step = evaluate or self._evaluate, len(self.problem.layers)
-        other._actions, other._forecast = DiscreteActions(self._solver), copy.copy(self._forecast)
+        other._forecast, other._ledger = copy.copy(self._forecast), copy.copy(self._ledger)
+        other._actions = LedgerActions(self._solver, other._ledger)
         return other
 
     def _checked_plan(self, plan: Labeling | None) -> Labeling | None:
@@ -259,14 +308,15 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
         self._limits = limits
         self._reference = self._solver.solve()
         self._forecast = Forecast(tables, sketch, self._reference)
-        self._observer = Observer(self._solver, self._reference, self._forecast, *self._most)
-        self._actions = DiscreteActions(self._solver)
+        self._ledger = Ledger(self._solver, self._reference)
+        self._observer = Observer(self._solver, self._reference, self._forecast, self._ledger, *self._most)
+        self._actions = LedgerActions(self._solver, self._ledger)
 
     def _observe(self) -> Arrays:
         allowed = np.zeros(0, dtype=bool)
         if self._step < len(self.problem.layers):
             allowed = self._actions.allowed(self._step).ravel()
-        return self._observer.observe(self._step, self._actions.so_far(), allowed, self._forecast)
+        return self._observer.observe(self._step, self._actions.so_far(), allowed, self._forecast, self._ledger)
 
     def _expected(self) -> float:
         """The potential: log10 of the expected divergence of the labels so far and the reference's rest."""
@@ -275,7 +325,8 @@ class LabelingEnv(gymnasium.Env[Arrays, Any]):
     def _finish(self, info: Info) -> float:
         """The terminal reward; the labelling and its outcome are put into `info`."""
         labeling, accuracy = self._actions.finish(), self._original_accuracy
-        return pay(labeling, self.problem, self._limits, self._evaluate, self._reward, accuracy, info)
+        evaluate = self._evaluate or self.expected
+        return pay(labeling, self._solver.tables, self._limits, evaluate, self._reward, accuracy, info)
 
 
 def longest_menu(problem: Problem) -> int:

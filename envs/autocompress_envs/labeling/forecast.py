@@ -10,6 +10,7 @@ predicts plans. Layers that are not labelled yet count with the labels of a refe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -32,10 +33,15 @@ class OptionLosses:
     pruning: FloatArray
     rounding: FloatArray
 
-    @property
+    @cached_property
     def expected(self) -> FloatArray:
         """(O,) expected losses in nats."""
         return np.asarray(self.pruning + self.rounding)
+
+    @cached_property
+    def squared(self) -> FloatArray:
+        """(O,) squared lengths of the effects."""
+        return np.asarray((self.effects**2).sum(1))
 
 
 class Forecast:
@@ -87,14 +93,15 @@ class Forecast:
 
     def first_order(self) -> FloatArray:
         """(O,) |Z|^2 / 2 in nats with each option of the next layer."""
-        others, options = self.others, self.options[self._step].effects
-        squared = others @ others + 2.0 * (options @ others) + (options**2).sum(1)
+        others, options = self.others, self.options[self._step]
+        squared = others @ others + 2.0 * (options.effects @ others) + options.squared
         return np.asarray(0.5 * squared)
 
-    def values(self) -> FloatArray:
-        """(O,) J in nats with each option of the next layer."""
-        expected = self.options[self._step].expected + self._prefix_loss + self._rest_losses[self._step + 1]
-        return np.asarray(self.first_order() + expected + expected**2)
+    def values(self, first_order: FloatArray | None = None) -> FloatArray:
+        """(O,) J in nats with each option of the next layer; `first_order` is what the method of this name says."""
+        first = self.first_order() if first_order is None else first_order
+        expected = self.options[self._step].expected + (self._prefix_loss + self._rest_losses[self._step + 1])
+        return np.asarray(first + expected + expected**2)
 
     def plan_value(self, positions: IntArray) -> float:
         """J in nats of a whole plan, given as positions (L,) on the menus."""

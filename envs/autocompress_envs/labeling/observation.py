@@ -7,11 +7,16 @@ reference's share a layer; differences of costs in limit / L. `asinh` makes larg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
+from autocompress_envs.actions import label_at
 from autocompress_envs.labeling.forecast import Forecast, labels_at
-from autocompress_envs.observation import progress, static_features
+from autocompress_envs.labeling.ledger import Ledger
+from autocompress_envs.observation import static_features
 from autocompress_envs.problem import BoolArray, FloatArray, Labeling
 from autocompress_envs.problem.tables import RESOURCES, Tables
 from autocompress_envs.solver import Solver
@@ -78,9 +83,35 @@ asinh of
 
 BOUND = 12.0  # of every number; asinh of 80,000
 _SMALLEST = 1e-12  # nats; stands for 0 in logarithms
+_SHORTEST = 1e-15  # product of two lengths; below it, there is no angle
 _QUANTILE = 0.1  # share of all slopes that may lie on the wrong side of the multiplier
 
+_CHANGE = OPTION_NAMES.index("size_change")  # followed by those of the other resources
+_LOSSES = ("expected_loss", "pruning_loss", "rounding_loss", "effect")
+_DYNAMIC = (
+    "slack", "effect_change", "divergence_change", "price", "lagrangian", "alignment", "alignment_so_far",
+)  # fmt: skip
+"""Columns of `options` that change within an episode, beside the changes of limited resources and the last two."""
+_IS_CHEAPEST = [OPTION_NAMES.index("is_least_lagrangian"), OPTION_NAMES.index("is_cheapest")]
+_IS_NEXT, _IS_LABELLED, _LABEL = (LAYER_NAMES.index(name) for name in ("is_next", "is_labelled", "sparsity"))
+_SPENT = slice(CONTEXT_NAMES.index("size_spent"), CONTEXT_NAMES.index("reference_divergence"))
+_DIVERGENCE = CONTEXT_NAMES.index("divergence")
+
 Arrays = dict[str, npt.NDArray[np.float32]]
+
+
+class _Options(NamedTuple):
+    """What of the O options of a layer does not change within an episode.
+
+    Attributes:
+        rows: (O, F) their rows, with 0 in the columns that change.
+        at: position of the reference's label.
+        squared: (2, O) squared lengths of their effects against the reference's, and of their effects.
+    """
+
+    rows: npt.NDArray[np.float32]
+    at: int
+    squared: FloatArray
 
 
 class Observer:
@@ -90,32 +121,44 @@ class Observer:
         solver: solver of the problem under its budget.
         reference: the solver's plan.
         forecast: expected divergence of the labels so far, of which there are none.
+        ledger: costs of the labels so far, of which there are none.
         most_layers: rows of `layers`; those beyond L are zeros.
         most_options: rows of `options`; those beyond a layer's menu are zeros.
     """
 
     def __init__(
-        self, solver: Solver, reference: Labeling, forecast: Forecast, most_layers: int, most_options: int
+        self,
+        solver: Solver,
+        reference: Labeling,
+        forecast: Forecast,
+        ledger: Ledger,
+        most_layers: int,
+        most_options: int,
     ) -> None:
-        self._tables, self._reference = solver.tables, reference
-        self._shape = most_layers, most_options
-        self._original = solver.problem.original()
-        self._is_limited = np.array([name in solver.limits for name in RESOURCES])
-        limits = [solver.limits.get(name, max(self._original.get(name, 1), 1)) for name in RESOURCES]
-        self._limits = np.array(limits, dtype=np.float64)
-        self._names = [name for name in RESOURCES if name in solver.limits]
-        self._scale = max(forecast.value(), _SMALLEST) / solver.tables.layer_count  # E / L
-        self._static = _static_options(solver.tables, forecast, self._scale * solver.tables.layer_count)
-        used = np.array([solver.tables.resources(reference, self._names)[name] for name in self._names])
-        self._weights = (used / self._limits[self._is_limited]) ** 3  # a resource that is not used up is worth little
-        self.multiplier = self._multiplier(forecast)
-        self._layers = self._static_layers(solver, reference, forecast)
-        self._spent = [
-            progress(solver.tables, reference, step, tuple(RESOURCES))[0]
-            for step in range(solver.tables.layer_count + 1)
+        self._tables, self._count, self._shape = solver.tables, solver.tables.layer_count, (most_layers, most_options)
+        original, limits = solver.problem.original(), solver.limits
+        self._limited = [number for number, name in enumerate(RESOURCES) if name in limits]
+        self._limits = np.array([limits.get(name, max(original.get(name, 1), 1)) for name in RESOURCES], dtype=float)
+        self._own_limits = self._limits[self._limited, None]  # (limited, 1)
+        self._scale = max(forecast.value(), _SMALLEST) / self._count  # E / L
+        names = [name for name in RESOURCES if name in limits]
+        used = solver.tables.resources(reference, names)
+        shares = np.array([used[name] / limits[name] for name in names])
+        self._weights = shares**3  # a resource that is not used up is worth little
+        self.multiplier, self._spent = self._along_reference(reference, forecast, ledger)
+        self._static = [
+            _static_options(solver.tables, forecast, layer, self._scale, self._count) for layer in range(self._count)
         ]
+        self._layers = np.zeros((most_layers, len(LAYER_NAMES)), dtype=np.float32)
+        self._layers[: self._count] = _static_layers(solver, reference, forecast, self._scale * self._count)
+        self._rows = np.arange(self._count)
+        self._labels = np.zeros((self._count, max(len(each.rows) for each in self._static), 3), dtype=np.float32)
+        for layer, each in enumerate(self._static):
+            self._labels[layer, : len(each.rows)] = each.rows[:, :3]
+        self._context = self._static_context(original, forecast)
+        self._columns = [_CHANGE + number for number in self._limited] + [OPTION_NAMES.index(name) for name in _DYNAMIC]
 
-    def observe(self, step: int, so_far: Labeling, allowed: BoolArray, forecast: Forecast) -> Arrays:
+    def observe(self, step: int, so_far: Labeling, allowed: BoolArray, forecast: Forecast, ledger: Ledger) -> Arrays:
         """The observation after `step` layers were labelled.
 
         Args:
@@ -123,6 +166,7 @@ class Observer:
             so_far: labels, of which the first `step` count.
             allowed: (O,) which options of the next layer are legal.
             forecast: expected divergence of these labels.
+            ledger: costs of these labels.
 
         Returns:
             `layers`, `options` and `context` (see the module's tables), and `base`: (rows of `options`,) minus the
@@ -130,186 +174,180 @@ class Observer:
         """
         options = np.zeros((self._shape[1], len(OPTION_NAMES)), dtype=np.float32)
         base = np.zeros(self._shape[1], dtype=np.float32)
-        if step < self._tables.layer_count:
-            rows, scores = self._options(step, so_far, allowed, forecast)
-            options[: len(rows)], base[: len(rows)] = np.clip(rows, -BOUND, BOUND), np.clip(scores, -BOUND, BOUND)
+        if step < self._count:
+            self._fill_options(options, base, step, so_far, allowed, forecast, ledger)
+        layers = self._layers.copy()
+        layers[:step, _IS_LABELLED] = 1.0
+        if step < self._count:
+            layers[step, _IS_NEXT] = 1.0
+        layers[:step, _LABEL:] = self._labels[self._rows[:step], ledger.positions[:step]]
         return {
-            "layers": self._observed_layers(step, so_far),
+            "layers": layers,
             "options": options,
-            "context": self._context(step, so_far, forecast),
+            "context": self._observed_context(step, forecast, ledger),
             "base": base,
         }
 
-    def _options(
-        self, step: int, so_far: Labeling, allowed: BoolArray, forecast: Forecast
-    ) -> tuple[FloatArray, FloatArray]:
-        """(O, F) rows of the next layer's options, and (O,) their scores."""
-        at = int(forecast.reference_options[step])
-        options, others = forecast.options[step], forecast.others
-        changes, slack = self._costs(step, so_far, at)  # (O, R), (O,)
+    def _fill_options(
+        self,
+        options: npt.NDArray[np.float32],
+        base: npt.NDArray[np.float32],
+        step: int,
+        so_far: Labeling,
+        allowed: BoolArray,
+        forecast: Forecast,
+        ledger: Ledger,
+    ) -> None:
+        """Write the rows of the next layer's options (O, F), and their scores (O,)."""
+        static, effects = self._static[step], forecast.options[step].effects
+        at, others, limited = static.at, forecast.others, len(self._limited)
+        shares = ledger.amounts(so_far) / self._own_limits  # (limited, O)
         first = forecast.first_order()
-        values = forecast.values()
-        loss_changes = np.stack([first, options.pruning, options.rounding, values], axis=1)
-        loss_changes = (loss_changes - loss_changes[at]) / self._scale  # (O, 4)
-        price = self.multiplier * (changes[:, self._is_limited] @ self._weights)  # in E / L
-        lagrangian = loss_changes[:, 3] + price
-        is_least = np.arange(len(price)) == np.where(allowed, lagrangian, np.inf).argmin()
-        weighted = changes[:, self._is_limited].sum(1)
-        is_cheapest = np.arange(len(price)) == np.where(allowed, weighted, np.inf).argmin()
-        dynamic = [
-            np.arcsinh(changes),
-            np.arcsinh(slack)[:, None],
-            self._static[step][1],
-            _cosines(options.effects - options.effects[at], others)[:, None],
-            _cosines(options.effects, forecast.prefix)[:, None],
-            np.arcsinh(loss_changes),
-            np.arcsinh(price)[:, None],
-            np.arcsinh(lagrangian)[:, None],
-            np.stack([np.arange(len(price)) == at, is_least, is_cheapest], axis=1),
-        ]
-        return np.concatenate([self._static[step][0], *dynamic], axis=1), -lagrangian
+        values = forecast.values(first)
+        found = np.empty((limited + 7, len(first)))  # columns that change: of the limits, and `_DYNAMIC`
+        changes, losses, price, lagrangian = found[:limited], found[limited + 1 : limited + 3], found[-4], found[-3]
+        np.multiply(shares - shares[:, at, None], self._count, out=changes)
+        found[limited] = self._count * (1.0 - shares.max(0))
+        losses[0], losses[1] = first, values
+        losses -= losses[:, at, None].copy()
+        losses /= self._scale
+        np.multiply(self._weights @ changes, self.multiplier, out=price)  # in E / L
+        np.add(losses[1], price, out=lagrangian)
+        scores = -lagrangian
+        cheapest = np.where(allowed, np.array([lagrangian, changes.sum(0)]), np.inf).argmin(1)
+        np.arcsinh(found[:-2], out=found[:-2])
+        along = effects @ others
+        dots = np.array([along - along[at], effects @ forecast.prefix])
+        lengths = np.sqrt(static.squared * np.array([[others @ others], [forecast.prefix @ forecast.prefix]]))
+        found[-2:] = 0.0
+        np.divide(dots, lengths, out=found[-2:], where=lengths > _SHORTEST)
+        rows = options[: len(first)]
+        rows[:] = static.rows
+        rows[:, self._columns] = _bounded(found).T
+        rows[cheapest, _IS_CHEAPEST] = 1.0
+        base[: len(first)] = _bounded(scores)
 
-    def _costs(self, step: int, so_far: Labeling, at: int) -> tuple[FloatArray, FloatArray]:
-        """(O, R) costs beside the option `at`, and (O,) the least room left, both in limit / L."""
-        amounts = _amounts_of(self._tables, self._plans(step, so_far), self._names)  # (O, limited)
-        shares, count = amounts / self._limits[self._is_limited], self._tables.layer_count
-        changes = np.zeros((len(shares), len(RESOURCES)))  # in the order of `RESOURCES`
-        changes[:, self._is_limited] = count * (shares - shares[at])
-        return changes, count * (1.0 - shares.max(1))
+    def _observed_context(self, step: int, forecast: Forecast, ledger: Ledger) -> npt.NDArray[np.float32]:
+        """(F,) the budgets and the expected divergence after `step` labels."""
+        spent, least = ledger.spent()
+        context, count, whole = self._context.copy(), self._count, self._scale * self._count
+        shares = context[_SPENT].reshape(3, -1)  # spent, cheapest rest, drift
+        np.divide(np.array([spent, least - spent, count * (spent - self._spent[step])]), self._limits, out=shares)
+        shares[2] = np.where(self._context[: len(RESOURCES)], np.arcsinh(shares[2]), 0.0)
+        context[_DIVERGENCE] = np.arcsinh((forecast.value() - whole) / whole)
+        return _bounded(context).astype(np.float32)
 
-    def _plans(self, step: int, so_far: Labeling) -> Labeling:
-        """(O, L) the labels so far, each option of the next layer, and the reference's rest."""
-        own = labels_at(self._tables, step)
-        parts = []
-        for before, rest, options in zip(_parts(so_far), _parts(self._reference), own, strict=True):
-            rows = np.repeat(np.concatenate([before[:step], rest[step:]])[None], len(options), axis=0)
-            rows[:, step] = options
-            parts.append(rows)
-        return Labeling(*parts)
+    def _along_reference(
+        self, reference: Labeling, forecast: Forecast, ledger: Ledger
+    ) -> tuple[float, list[FloatArray]]:
+        """What limit / L is worth in E / L, and (L + 1) times what the reference has spent before each layer, (5,).
 
-    def _multiplier(self, forecast: Forecast) -> float:
-        """What limit / L is worth in E / L: between the best gains that the reference left and the least losses that it
-        took.
-
-        A change of one label that saves d of the budget and loses l more has the slope l / d. At the solver's
-        multiplier m, no saving costs less than m, and no gain is worth more.
+        The worth lies between the best gains that the reference left and the least losses that it took. A change of
+        one label that saves d of the budget and loses l more has the slope l / d. At the solver's multiplier m, no
+        saving costs less than m, and no gain is worth more.
         """
-        gains, losses = [], []
-        for step in range(self._tables.layer_count):
+        gains, losses, spent = [], [], [ledger.spent()[0]]
+        for step in range(self._count):
             at = int(forecast.reference_options[step])
-            changes, _ = self._costs(step, self._reference, at)
-            cost = changes[:, self._is_limited] @ self._weights
+            shares = ledger.amounts(reference) / self._own_limits
+            cost = self._weights @ (self._count * (shares - shares[:, at, None]))
             values = forecast.values() / self._scale
             loss = values - values[at]
-            forecast.add(at)
             gains.append((-loss / np.maximum(cost, 1e-9))[(cost > 1e-6) & (loss < 0)])
             losses.append((loss / np.maximum(-cost, 1e-9))[(cost < -1e-6) & (loss > 0)])
+            forecast.add(at)
+            ledger.choose(reference, label_at(reference, step))
+            spent.append(ledger.spent()[0])
         forecast.start()
+        ledger.start()
         best, least = np.concatenate(gains), np.concatenate(losses)
         bounds = [np.quantile(best, 1 - _QUANTILE)] if len(best) else []
         bounds += [np.quantile(least, _QUANTILE)] if len(least) else []
-        return float(np.exp(np.mean(np.log(np.clip(bounds, 1e-6, 1e6))))) if bounds else 1.0
+        return float(np.exp(np.mean(np.log(np.clip(bounds, 1e-6, 1e6))))) if bounds else 1.0, spent
 
-    def _static_layers(self, solver: Solver, reference: Labeling, forecast: Forecast) -> npt.NDArray[np.float32]:
-        """(L, F) what of `layers` does not change within an episode; the labels are the reference's."""
-        tables, count = solver.tables, solver.tables.layer_count
-        features = static_features(solver, reference)
-        at = forecast.reference_options
-        effects = np.stack([each.effects[o] for each, o in zip(forecast.options, at, strict=True)])  # (L, D)
-        chooses = np.stack([tables.counts[:, 0] > 1, tables.counts[:, 1:].prod(1) > 1], axis=1)
-        columns = [
-            np.ones((count, 1)),
-            np.zeros((count, 2)),
-            np.arange(count)[:, None] / count,
-            np.array([[layer.kind == kind for kind in KINDS] for layer in solver.problem.layers]),
-            features.shares,
-            features.widths,
-            features.bits_errors,
-            features.sparsity_errors,
-            chooses,
-            features.reference_label,
-            features.reference_errors,
-            _log_loss(0.5 * (effects**2).sum(1), self._scale * count)[:, None],
-            _cosines(effects, effects.sum(0))[:, None],
-            features.reference_label,
-        ]
-        return np.asarray(np.clip(np.concatenate(columns, axis=1), -BOUND, BOUND), dtype=np.float32)
-
-    def _observed_layers(self, step: int, so_far: Labeling) -> npt.NDArray[np.float32]:
-        """(most layers, F) the layers after `step` labels."""
-        layers = np.zeros((self._shape[0], len(LAYER_NAMES)), dtype=np.float32)
-        layers[: len(self._layers)] = self._layers
-        rows = np.arange(step)
-        layers[:step, LAYER_NAMES.index("is_labelled")] = 1.0
-        if step < len(self._layers):
-            layers[step, LAYER_NAMES.index("is_next")] = 1.0
-        layers[:step, -3] = self._tables.sparsities[rows, so_far.sparsity[:step]]
-        layers[:step, -2] = np.log2(self._tables.weight_bits[rows, so_far.weight_bits[:step]]) / 5
-        layers[:step, -1] = np.log2(self._tables.activation_bits[rows, so_far.activation_bits[:step]]) / 5
-        return layers
-
-    def _context(self, step: int, so_far: Labeling, forecast: Forecast) -> npt.NDArray[np.float32]:
-        """(F,) the budgets and the expected divergence after `step` labels."""
-        spent, least = progress(self._tables, so_far, step, tuple(RESOURCES))
-        count, whole = self._tables.layer_count, self._scale * self._tables.layer_count
-        budget = self._limits / np.maximum([self._original.get(name, 1) for name in RESOURCES], 1)
-        drift = np.arcsinh(count * (spent - self._spent[step]) / self._limits)
-        entries: list[npt.ArrayLike] = [
-            self._is_limited,
-            np.where(self._is_limited, budget, 1.0),
-            spent / self._limits,
-            (least - spent) / self._limits,
-            np.where(self._is_limited, drift, 0.0),
-            [
-                np.log10(whole) / 6,
-                np.arcsinh((forecast.value() - whole) / whole),
-                np.log2(count) / 16,
-                float(forecast.prefix.size > 0),
-            ],
-        ]
-        return np.asarray(
-            np.clip(np.concatenate([np.asarray(each, dtype=np.float64) for each in entries]), -BOUND, BOUND),
-            dtype=np.float32,
-        )
+    def _static_context(self, original: Mapping[str, int], forecast: Forecast) -> FloatArray:
+        """(F,) what of `context` does not change within an episode; 0 elsewhere."""
+        context = np.zeros(len(CONTEXT_NAMES))
+        context[self._limited] = 1.0
+        budget = self._limits / np.maximum([original.get(name, 1) for name in RESOURCES], 1)
+        context[len(RESOURCES) : 2 * len(RESOURCES)] = np.where(context[: len(RESOURCES)], budget, 1.0)
+        context[_DIVERGENCE - 1] = np.log10(self._scale * self._count) / 6
+        context[_DIVERGENCE + 1] = np.log2(self._count) / 16
+        context[_DIVERGENCE + 2] = float(forecast.prefix.size > 0)
+        return context
 
 
-def _static_options(tables: Tables, forecast: Forecast, whole: float) -> list[tuple[FloatArray, FloatArray]]:
-    """For every layer, (O, 7) labels and their places, and (O, 4) losses of each label alone."""
-    found = []
-    least_width = np.minimum(*tables.problem.costs.widths(tables.problem.costs.group_width))
-    for layer, options in enumerate(forecast.options):
-        own = labels_at(tables, layer)
-        menus = (
-            tables.sparsities[layer],
-            np.log2(tables.weight_bits[layer]) / 5,
-            np.log2(tables.activation_bits[layer]) / 5,
-        )
-        labels = [menu[index] for menu, index in zip(menus, own, strict=True)]
-        labels.append(tables.ranks[layer][own[1]] / max(int(least_width[layer]), 1))
-        places = [index / max(count - 1, 1) for index, count in zip(own, tables.counts[layer], strict=True)]
-        alone = options.expected, options.pruning, options.rounding, 0.5 * (options.effects**2).sum(1)
-        losses = np.stack([_log_loss(each, whole) for each in alone], axis=1)
-        found.append((np.stack([*labels, *places], axis=1), losses))
-    return found
+def _static_layers(solver: Solver, reference: Labeling, forecast: Forecast, whole: float) -> npt.NDArray[np.float32]:
+    """(L, F) what of `layers` does not change within an episode; the labels are the reference's."""
+    tables, count = solver.tables, solver.tables.layer_count
+    features = static_features(solver, reference)
+    at = forecast.reference_options
+    effects = np.stack([each.effects[o] for each, o in zip(forecast.options, at, strict=True)])  # (L, D)
+    chooses = np.stack([tables.counts[:, 0] > 1, tables.counts[:, 1:].prod(1) > 1], axis=1)
+    columns = [
+        np.ones((count, 1)),
+        np.zeros((count, 2)),
+        np.arange(count)[:, None] / count,
+        np.array([[layer.kind == kind for kind in KINDS] for layer in solver.problem.layers]),
+        features.shares,
+        features.widths,
+        features.bits_errors,
+        features.sparsity_errors,
+        chooses,
+        features.reference_label,
+        features.reference_errors,
+        _log_loss(0.5 * (effects**2).sum(1), whole)[:, None],
+        _cosines(effects, effects.sum(0))[:, None],
+        features.reference_label,
+    ]
+    return np.asarray(_bounded(np.concatenate(columns, axis=1)), dtype=np.float32)
 
 
-def _amounts_of(tables: Tables, plans: Labeling, names: list[str]) -> FloatArray:
-    """(O, R) amounts of the named resources that plans (O, L) take."""
-    amounts = tables.amounts(plans, names)
-    return np.stack([amounts[name] for name in names], axis=1).astype(np.float64)
+def _static_options(tables: Tables, forecast: Forecast, layer: int, scale: float, count: int) -> _Options:
+    """What of the options of a layer does not change within an episode.
 
-
-def _parts(labeling: Labeling) -> tuple[npt.NDArray[np.int64], ...]:
-    return labeling.sparsity, labeling.weight_bits, labeling.activation_bits
+    Args:
+        tables: padded menus of the problem.
+        forecast: expected divergence, which knows the options' losses.
+        layer: index of the layer.
+        scale: E / L in nats.
+        count: number L of layers.
+    """
+    options, at, own = forecast.options[layer], int(forecast.reference_options[layer]), labels_at(tables, layer)
+    least_width = int(np.minimum(*tables.problem.costs.widths(tables.problem.costs.group_width))[layer])
+    menus = (
+        tables.sparsities[layer],
+        np.log2(tables.weight_bits[layer]) / 5,
+        np.log2(tables.activation_bits[layer]) / 5,
+    )
+    labels = [menu[index] for menu, index in zip(menus, own, strict=True)]
+    labels.append(tables.ranks[layer][own[1]] / max(least_width, 1))
+    places = [index / max(count - 1, 1) for index, count in zip(own, tables.counts[layer], strict=True)]
+    alone = options.expected, options.pruning, options.rounding, 0.5 * options.squared
+    columns = {name: values for name, values in zip(OPTION_NAMES, [*labels, *places], strict=False)}
+    columns |= zip(_LOSSES, (_log_loss(each, scale * count) for each in alone), strict=True)
+    for name, loss in (("pruning_change", options.pruning), ("rounding_change", options.rounding)):
+        columns[name] = np.arcsinh((loss - loss[at]) / scale)
+    columns["is_reference"] = np.arange(len(alone[0])) == at
+    rows = np.zeros((len(alone[0]), len(OPTION_NAMES)), dtype=np.float32)
+    for name, values in columns.items():
+        rows[:, OPTION_NAMES.index(name)] = _bounded(values)
+    squared = np.stack([((options.effects - options.effects[at]) ** 2).sum(1), options.squared])
+    return _Options(rows, at, squared)
 
 
 def _cosines(rows: FloatArray, vector: FloatArray) -> FloatArray:
     """(O,) cosines between rows (O, D) and a vector (D,); 0 where one of them is 0."""
     lengths = np.sqrt((rows**2).sum(1) * (vector @ vector))
-    cosines: FloatArray = np.divide(rows @ vector, lengths, out=np.zeros(len(rows)), where=lengths > 1e-15)
+    cosines: FloatArray = np.divide(rows @ vector, lengths, out=np.zeros(len(rows)), where=lengths > _SHORTEST)
     return cosines
 
 
 def _log_loss(losses: FloatArray, whole: float) -> FloatArray:
     """log10(loss / E) / 6 of losses of any shape, in nats."""
     return np.asarray(np.log10(np.maximum(losses, _SMALLEST) / whole) / 6)
+
+
+def _bounded(values: FloatArray) -> FloatArray:
+    """Numbers within `BOUND`; np.clip takes several times as long on a few of them."""
+    return np.asarray(np.minimum(np.maximum(values, -BOUND), BOUND))

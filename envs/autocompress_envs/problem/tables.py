@@ -167,26 +167,28 @@ class Tables:
             totals["memory"] = costs.memory(kept, activation_bits, rank)
         return totals
 
-    def option_costs(self, fan_in: IntArray, out: IntArray, first: int = 0) -> dict[str, IntArray]:
-        """The amounts of the additive resources that every option takes, at the layers from `first` on.
+    def option_costs(
+        self, fan_in: IntArray, out: IntArray, layers: slice | IntArray = slice(None)
+    ) -> dict[str, IntArray]:
+        """The amounts of the additive resources that every option of some layers takes.
 
         Args:
-            fan_in: (..., L - first) weight columns.
-            out: (..., L - first) weight rows.
-            first: index of the first of these layers, 0 by default.
+            fan_in: (..., n) weight columns of these layers.
+            out: (..., n) weight rows.
+            layers: the n layers. Default: all.
 
         Returns:
-            `size`, `macs`, `bitops` and, where it was timed, `latency`, each (..., L - first, O, B, A).
+            `size`, `macs`, `bitops` and, where it was timed, `latency`, each (..., n, O, B, A).
         """
         wide = (..., None, None, None)
         amounts = self.problem.costs.of_layers(
-            self._rows[first:][wide],
+            self._rows[layers][wide],
             fan_in[wide],
             out[wide],
-            self.weight_bits[first:, None, :, None],
-            self.activation_bits[first:, None, None, :],
-            self.own[first:, :, None, None],
-            self.ranks[first:, None, :, None],
+            self.weight_bits[layers, None, :, None],
+            self.activation_bits[layers, None, None, :],
+            self.own[layers, :, None, None],
+            self.ranks[layers, None, :, None],
         )
         shape = (*fan_in.shape, self.own.shape[1], self.weight_bits.shape[1], self.activation_bits.shape[1])
         return {name: np.broadcast_to(amount, shape) for name, amount in amounts.items()}

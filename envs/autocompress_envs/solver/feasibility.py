@@ -67,7 +67,10 @@ class Reach:
         self.limits = dict(limits)
         self._fewest = np.argmin(tables.kept, axis=1)  # (L,) sparsity index that leaves the fewest channels
         read_elements = tables.problem.costs.tensor_readers.T @ tables.problem.costs.tensor_const  # (L,)
-        self._read_elements = np.maximum(read_elements, 1)
+        handed_on = 8 * tables.problem.costs.handed_on(tables.ranks.T).T  # (L, B)
+        stored = np.maximum(read_elements, 1)[:, None, None] * tables.activation_bits[:, None] + handed_on[..., None]
+        shape = (tables.layer_count, tables.own.shape[1], *stored.shape[1:])
+        self._memory_scores = np.broadcast_to(stored[:, None], shape).reshape(tables.layer_count, -1)  # (L, O*B*A)
         empty = np.zeros(tables.layer_count, dtype=np.int64)
         self.cheapest = self.complete(Labeling(empty, empty, empty), 0) or self._refuse()
 
@@ -128,7 +131,7 @@ class Reach:
                 total = here[name] + elsewhere[:, None, None]
                 fits &= (total <= self.limits[name])[:, :bits, :activations]
             if "memory" in self.limits:
-                fits &= self._memory(labeling, index, kept, rest_bits, rest_ranks) <= self.limits["memory"]
+                fits &= self.memory(labeling, index, kept, rest_bits, rest_ranks) <= self.limits["memory"]
             allowed |= fits
             if is_least:
                 break  # no other rest is cheaper in any resource
@@ -156,7 +159,7 @@ class Reach:
     def _here(self, index: int, kept: IntArray) -> dict[str, IntArray]:
         """(S, B, A) amounts by resource of the options of layer `index`, for channels (S, G)."""
         fan_in, out = self.tables.problem.costs.widths(kept)
-        options = self.tables.option_costs(fan_in[:, index:], out[:, index:], index)
+        options = self.tables.option_costs(fan_in[:, index:], out[:, index:], slice(index, None))
         count = len(kept)
         own = np.arange(count) if not self.tables.by_channel else np.zeros(count, dtype=np.int64)
         return {name: amount[np.arange(count), 0, own] for name, amount in options.items()}
@@ -183,12 +186,7 @@ class Reach:
     def _choices(
         self, kept: IntArray, first: int, limits: Mapping[str, int]
     ) -> tuple[list[IntArray], dict[str, IntArray]]:
-        """The cheapest option of each of the R layers from `first` on, by several scores.
-
-        The score of an option is its sum over limited resources of amount / limit. With several limits,
-        further scores weigh each resource 1,000,000 times as much in turn. Peak memory is no sum over layers;
-        the bits of the tensors that a layer reads stand for it, as they order its options by activation bits, and
-        those that two factors hand on.
+        """The cheapest option of each of the R layers from `first` on, by several scores (`picks`).
 
         Args:
             kept: (S, G) channels left in every group.
@@ -199,19 +197,38 @@ class Reach:
             Flat option indices (S, R), one array a score; and amounts (S, R, O*B*A) by resource.
         """
         fan_in, out = self.tables.problem.costs.widths(kept)  # (S, L)
-        raw = self.tables.option_costs(fan_in[:, first:], out[:, first:], first)  # (S, R, O, B, A) each
-        shape = raw["size"].shape
-        flat = (*shape[:2], int(np.prod(shape[2:])))
-        handed_on = 8 * self.tables.problem.costs.handed_on(self.tables.ranks.T).T  # (L, B)
-        memory = self._read_elements[first:, None, None, None] * self.tables.activation_bits[first:, None, None, :]
-        memory = memory + handed_on[first:, None, :, None]
+        raw = self.tables.option_costs(fan_in[:, first:], out[:, first:], slice(first, None))  # (S, R, O, B, A) each
+        flat = (*raw["size"].shape[:2], self._memory_scores.shape[1])
         options = {name: amount.reshape(flat) for name, amount in raw.items()}
-        options["memory"] = np.broadcast_to(memory, shape).reshape(flat)
-        scored = {name: options[name] / limits[name] for name in self._scored(limits)}
-        alike: FloatArray = np.sum(list(scored.values()), axis=0)  # (S, R, O*B*A)
-        favouring = [alike + FAVOUR * score for score in scored.values()] if len(scored) > 1 else []
-        scores = [alike, *favouring]
-        return [score.argmin(-1) for score in scores], options
+        options["memory"] = np.broadcast_to(self._memory_scores[first:], flat)
+        return self.picks(options, slice(first, None), limits), options
+
+    def picks(
+        self, options: Mapping[str, IntArray], layers: slice | IntArray, limits: Mapping[str, int] | None = None
+    ) -> list[IntArray]:
+        """The cheapest option of some layers, by several scores.
+
+        The score of an option is its sum over limited resources of amount / limit. With several limits,
+        further scores weigh each resource 1,000,000 times as much in turn. Peak memory is no sum over layers;
+        the bits of the tensors that a layer reads stand for it, as they order its options by activation bits, and
+        those that two factors hand on.
+
+        Args:
+            options: (…, n, O*B*A) amounts of the additive resources by name.
+            layers: the n layers.
+            limits: amounts by which resources are scored. Default: None, for the limits.
+
+        Returns:
+            Flat option indices (…, n), one array a score.
+        """
+        limits = self.limits if limits is None else limits
+        memory = self._memory_scores[layers]
+        scored = [(memory if name == "memory" else options[name]) / limits[name] for name in self._scored(limits)]
+        if len(scored) == 1:
+            shape = np.broadcast_shapes(scored[0].shape, options["size"].shape)
+            return [np.broadcast_to(scored[0], shape).argmin(-1)]
+        alike: FloatArray = np.sum(np.broadcast_arrays(*scored), axis=0)  # (…, n, O*B*A)
+        return [score.argmin(-1) for score in (alike, *(alike + FAVOUR * score for score in scored))]
 
     @staticmethod
     def _scored(limits: Mapping[str, int]) -> list[str]:
@@ -224,7 +241,7 @@ class Reach:
         own, bits, activations = np.unravel_index(choice, shape)
         return own, bits, activations
 
-    def _memory(
+    def memory(
         self, labeling: Labeling, index: int, kept: IntArray, rest_bits: IntArray, rest_ranks: IntArray
     ) -> IntArray:
         """(S, B, A) bytes of peak memory for the options of layer `index`.

@@ -1,0 +1,50 @@
+"""Random problems with time and with low ranks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from autocompress_envs.problem import KernelCosts, Problem
+
+
+def kernels_of(count: int, rng: np.random.Generator | None = None) -> KernelCosts:
+    """Two kernels for 8-bit inputs: a fast one that wants even columns and two rows or more, else one twice as slow."""
+    shape = (2, count)
+    each = np.ones(shape) if rng is None else rng.uniform(0.5, 2.0, shape)
+    slow = np.array([[1.0], [2.0]])
+    return KernelCosts(
+        kernel=np.zeros((33, 33), dtype=np.int64),
+        instead=np.array([1, 1]),
+        column_step=np.array([[2], [1]]).repeat(count, 1),
+        row_step=np.ones(shape, dtype=np.int64),
+        least_rows=np.array([[2], [1]]).repeat(count, 1),
+        per_layer=10 * each * slow,
+        per_column=1 * each * slow,
+        per_row=2 * each * slow,
+        per_weight=0.5 * each * slow,
+        fixed=7,
+    )
+
+
+def with_kernels(problem: Problem, rng: np.random.Generator | None = None) -> Problem:
+    return replace(problem, costs=replace(problem.costs, kernels=kernels_of(len(problem.layers), rng)))
+
+
+def ranked(problem: Problem, rng: np.random.Generator) -> Problem:
+    """The same problem with one or two low ranks before the entries of every second layer, which lose more."""
+    layers = []
+    for index, layer in enumerate(problem.layers):
+        low = np.sort(rng.choice(np.arange(1, 6), 1 + index % 2, replace=False)) if index % 3 else np.zeros(0, int)
+        own = layer.weight_bits
+        factors = [1.0 + rng.uniform(0, 3) for _ in low]
+        layers.append(
+            replace(
+                layer,
+                weight_bits=np.concatenate([*[own for _ in low], own]),
+                ranks=np.concatenate([np.repeat(low, len(own)), 0 * own]),
+                errors=np.concatenate([*[layer.errors * factor for factor in factors], layer.errors], axis=1),
+            )
+        )
+    return replace(problem, layers=tuple(layers))
