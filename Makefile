@@ -6,10 +6,10 @@ TESTS ?=
 # One process a core; the tests of a file share what they build, so they stay together.
 PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile
 
-.PHONY: demo test policy-smoke check docs wheel clean
+.PHONY: demo test policy-smoke check docs notebooks wheel clean
 
 # The tests' networks are tiny: a second thread only waits for the first, the longer the busier the machine.
-test policy-smoke check: export OMP_NUM_THREADS ?= 1
+test policy-smoke check notebooks: export OMP_NUM_THREADS ?= 1
 
 demo: $(READY)  ## Compress the embedded network to 12 % of its bytes.
 	$(BIN)/autocompress search --budget size=0.12 --out runs/demo --force
@@ -30,6 +30,9 @@ check: $(READY)  ## Everything that has to hold before a commit.
 
 docs: $(READY)  ## The documentation site, into build/site; a warning is an error.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+notebooks: $(READY)  ## Run the notebooks of docs/notebooks again, and keep what they print: a minute.
+	$(BIN)/python docs/hooks/run_notebooks.py
 
 wheel: $(READY)  ## The wheel and the source archive, into dist/, built and checked.
 	rm -rf dist
