@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from autocompress.files import strict_json
+
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "benchmarks").glob("*.py"))
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
@@ -52,3 +54,14 @@ def test_a_configuration_names_the_files_that_it_needs_with_their_checksums(path
     for file, checksum in listed.items():
         if (ROOT / file).is_file():
             assert hashlib.sha256((ROOT / file).read_bytes()).hexdigest() == checksum
+
+
+def test_the_page_of_architectures_is_that_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page, zoo = importlib.import_module("architectures_page"), importlib.import_module("architectures_zoo")
+    data = strict_json(page.DATA.read_bytes())
+    assert page.page(data, zoo.KINDS) == page.PAGE.read_text()
+    assert set(data) <= set(zoo.ARCHITECTURES)
+    assert list(data) == [name for name in data if ("line" in data[name]) != ("verified" in data[name])]
+    rows = [line for line in page.PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert len(rows) == sum(result.get("verified", False) for result in data.values())
