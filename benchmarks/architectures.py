@@ -2,11 +2,13 @@
 
 python benchmarks/architectures.py                        # all, one process each; about 40 minutes on one thread
 python benchmarks/architectures.py --only bert,vit        # those whose names hold one of these
+python benchmarks/architectures.py --page                 # none: only writes the page of the results so far
 
 Networks of torchvision, timm and transformers are built from their own classes and small configurations; nothing is
-downloaded. Prints a row for each: task that was taken, layers, share of the weights that may be labelled, channel
-groups, size and divergence of the result, whether the file agrees with PyTorch, seconds and peak memory. Where a
-network does not go all the way, the row is the line that a user would read.
+downloaded. Results go into architectures.json beside this script, where those of networks that are not run again stay,
+and from there into docs/architectures.md: task that was taken, layers, share of the weights that may be labelled,
+channel groups, size and divergence of the result, whether the file agrees with PyTorch, seconds and peak memory. Where
+a network does not go all the way, the result is the line that a user would read.
 """
 
 from __future__ import annotations
@@ -21,15 +23,19 @@ import time
 from typing import Any
 
 import torch
-from architectures_zoo import ARCHITECTURES
+from architectures_page import DATA, PAGE, page
+from architectures_zoo import ARCHITECTURES, KINDS
 from torch import Tensor
 
 import autocompress
 from autocompress.data import from_tensors
 from autocompress.errors import ExportError
+from autocompress.files import write_atomically
+from autocompress.machine import machine
 from autocompress.progress import Silent
 
 LIMIT_S = 900
+LIBRARIES = ("torchvision", "timm", "transformers")
 
 
 class Notes(Silent):
@@ -63,6 +69,7 @@ def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
     labelled = sum(layer.parameters for layer in result.network.layers)
     runtime = result.verification.runtime
     return {
+        **described(model),
         "task": notes.task,
         "layers": len(result.network.layers),
         "labelled": min(1.0, labelled / weights),
@@ -74,6 +81,18 @@ def one(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "verified": json.loads(content)["verified"],
         "seconds": time.perf_counter() - started,
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }
+
+
+def described(model: torch.nn.Module) -> dict[str, Any]:
+    """Class of a network, or of the largest part that a library made, that library, and its number of weights."""
+    classes = [type(module) for module in model.modules()]
+    made = [each for each in classes if each.__module__.partition(".")[0] in LIBRARIES] or classes[:1]
+    library = made[0].__module__.partition(".")[0]
+    return {
+        "class": made[0].__name__,
+        "library": library if library in LIBRARIES else "",
+        "weights": sum(each.numel() for each in model.parameters()),
     }
 
 
@@ -93,7 +112,11 @@ def main() -> None:
     parser.add_argument("--size", default="0.4")
     parser.add_argument("--target", default="onnxruntime")
     parser.add_argument("--one", action="store_true", help="run in this process, and print JSON")
+    parser.add_argument("--page", action="store_true", help="run none, and write the page of the results so far")
     options = parser.parse_args()
+    if options.page:
+        write_atomically(PAGE, page(json.loads(DATA.read_text()), KINDS))
+        return
     wanted = options.only.split(",")
     names = [name for name in ARCHITECTURES if any(part in name for part in wanted)]
     if options.one:
@@ -103,35 +126,41 @@ def main() -> None:
             print(json.dumps({"line": str(error)}))
         return
     own = [f"--{name}={getattr(options, name)}" for name in ("samples", "episodes", "size", "target")]
-    passed = 0
     for name in names:
-        passed += _report(name, [sys.executable, __file__, "--one", "--only", name, *own])
-    print(f"{passed} of {len(names)} went all the way")
+        result = _result([sys.executable, __file__, "--one", "--only", name, *own])
+        print(f"{name}: {json.dumps(result)}", flush=True)
+        _keep(name, {**result, **conditions(options)})
 
 
-def _report(name: str, command: list[str]) -> bool:
-    """Run one architecture in a process of its own and print its row. Returns whether it went all the way."""
+def conditions(options: argparse.Namespace) -> dict[str, Any]:
+    """How and where a network was run."""
+    found = machine()
+    return {
+        "options": f"{options.samples} + {options.samples} samples, {options.episodes} evaluations, "
+        f"size={options.size}, {options.target}",
+        "machine": f"{found['cores']} cores, {found['processor']}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def _keep(name: str, result: dict[str, Any]) -> None:
+    """Put a result among those of before, and write the page anew."""
+    data = json.loads(DATA.read_text())
+    data[name] = result
+    write_atomically(DATA, json.dumps(data, indent=1) + "\n")
+    write_atomically(PAGE, page(data, KINDS))
+
+
+def _result(command: list[str]) -> dict[str, Any]:
+    """Run one architecture in a process of its own: its numbers, or why there are none, as `line`."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
-        print(f"{name}: not finished after {LIMIT_S} s", flush=True)
-        return False
+        return {"line": f"not finished after {LIMIT_S} s"}
     if done.returncode:
-        print(f"{name}: CRASHED: {done.stderr.strip().splitlines()[-1:]}", flush=True)
-        return False
-    row = json.loads(done.stdout.strip().splitlines()[-1])
-    if "line" in row:
-        print(f"{name}: refused: {row['line']}", flush=True)
-        return False
-    agreement = "not run" if row["agreement"] is None else f"{100 * row['agreement']:.1f} %"
-    difference = "" if row["difference"] is None else f" ({100 * row['difference']:.2g} % of the spread)"
-    print(
-        f"{name}: {row['task']}, {row['layers']} layers, {100 * row['labelled']:.1f} % of the weights, {row['groups']} "
-        f"groups, size {100 * row['size']:.1f} %, KL {row['kl']:.4f}, agrees on {agreement}{difference}, "
-        f"{'verified' if row['verified'] else 'NOT VERIFIED'}, {row['seconds']:.0f} s, peak {row['peak_gb']:.1f} GB",
-        flush=True,
-    )
-    return bool(row["verified"])
+        return {"line": f"CRASHED: {done.stderr.strip().splitlines()[-1:]}"}
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":

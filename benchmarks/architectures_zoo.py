@@ -260,8 +260,7 @@ SPEECH = {
     "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4,
 }  # fmt: skip
 
-ARCHITECTURES: dict[str, tuple[Build, Inputs]] = {
-    # images
+IMAGES: dict[str, tuple[Build, Inputs]] = {
     "resnet18": (torchvision("resnet18"), images(64)),
     "densenet121": (torchvision("densenet121"), images(64)),
     "mobilenet_v3_small": (torchvision("mobilenet_v3_small"), images(64)),
@@ -288,7 +287,8 @@ ARCHITECTURES: dict[str, tuple[Build, Inputs]] = {
                             image_size=28, patch_size=14), by_name("pixel_values", images(28))),
     "clip_vision": (transformers("CLIPVisionModel", "CLIPVisionConfig", **VISION, image_size=32, patch_size=8),
                     by_name("pixel_values", images(32))),
-    # dense outputs and detection
+}  # fmt: skip
+DENSE: dict[str, tuple[Build, Inputs]] = {
     "lraspp": (torchvision("lraspp_mobilenet_v3_large", weights_backbone=None, num_classes=21), images(64)),
     "fcn": (torchvision("fcn_resnet50", weights_backbone=None, num_classes=5), images(32)),
     "segformer": (transformers("SegformerForSemanticSegmentation", "SegformerConfig", hidden_sizes=[16, 32, 48, 64],
@@ -299,7 +299,8 @@ ARCHITECTURES: dict[str, tuple[Build, Inputs]] = {
     "ssdlite320": (heads_of("ssdlite320_mobilenet_v3_large"), images(96)),
     "raft_small": (LastFlow, lambda count: (images(128)(count), images(128)(count))),
     "autoencoder": (Autoencoder, images(32)),
-    # text
+}  # fmt: skip
+TEXTS: dict[str, tuple[Build, Inputs]] = {
     "bert": (transformers("BertForSequenceClassification", "BertConfig", **BERT, num_labels=3), texts),
     "bert_tokens": (transformers("BertForTokenClassification", "BertConfig", **BERT, num_labels=5), texts),
     "distilbert": (transformers("DistilBertForSequenceClassification", "DistilBertConfig", vocab_size=WORDS, dim=64,
@@ -320,7 +321,8 @@ ARCHITECTURES: dict[str, tuple[Build, Inputs]] = {
                           n_head=4, n_positions=64, pad_token_id=0), texts),
     "llama": (transformers("LlamaForSequenceClassification", "LlamaConfig", **BERT, num_key_value_heads=2,
                            pad_token_id=0), texts),
-    # speech and sequences
+}  # fmt: skip
+SPEECH_AND_SEQUENCES: dict[str, tuple[Build, Inputs]] = {
     "wav2vec2": (transformers("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", **SPEECH, vocab_size=32),
                  by_name("input_values", numbers(4000))),
     "hubert": (transformers("HubertForSequenceClassification", "HubertConfig", **SPEECH, vocab_size=32),
@@ -336,10 +338,19 @@ ARCHITECTURES: dict[str, tuple[Build, Inputs]] = {
     "gru_regressor": (lambda: Recurrent("GRU", 1), numbers(20, 8)),
     "lstm_vad": (lambda: Recurrent("LSTM", 2), numbers(20, 8)),
     "temporal_convolutions": (Temporal, numbers(8, 64)),
-    # and more
+}  # fmt: skip
+OTHERS: dict[str, tuple[Build, Inputs]] = {
     "transformer_encoder": (Attention, numbers(12, 32)),
     "pointnet": (Points, numbers(64, 3)),
     "video": (Video, numbers(3, 6, 16, 16)),
     "tabular": (Tabular, lambda count: {"values": torch.randn(count, 10, generator=RANDOM),
                                         "kind": torch.randint(20, (count,), generator=RANDOM)}),
 }  # fmt: skip
+KINDS = {
+    "Images": IMAGES,
+    "Segmentation, detection and other dense outputs": DENSE,
+    "Text": TEXTS,
+    "Speech and sequences": SPEECH_AND_SEQUENCES,
+    "Others": OTHERS,
+}
+ARCHITECTURES = {name: parts for kind in KINDS.values() for name, parts in kind.items()}

@@ -53,7 +53,7 @@ def main() -> None:
     named = (task.split("=", 1) for task in arguments.tasks)
     standings = {name: read(where, arguments.episodes) for name, where in named}
     for name, standing in standings.items():
-        _show(name, standing)
+        show(name, standing)
     _show_all(standings)
 
 
@@ -70,7 +70,8 @@ def read(where: str, episodes: int) -> Standing:
     return Standing(dict(kl), dict(test_kl), min(row["kl"] for row in finished))
 
 
-def _show(name: str, standing: Standing) -> None:
+def show(name: str, standing: Standing) -> None:
+    """Print the table of a task."""
     print(f"\n{name}: best known {standing.best:.4f}")
     print("| method | seeds | KL | worst | gap closed | KL over the solver's | test KL |\n" + "| --- " * 7 + "|")
     for method in sorted(standing.kl, key=lambda each: float(np.mean(standing.kl[each]))):

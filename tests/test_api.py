@@ -1,13 +1,16 @@
 """The three functions end to end on the digits: budgets, what is left alone, what is written, and resuming."""
 
+import importlib
+import inspect
 import json
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
 
 import autocompress
-from autocompress import InputError, Label, Plan
+from autocompress import InputError, Label, Plan, api
 from autocompress.data import load_data
 from autocompress.models import load_model
 from autocompress.progress import Silent
@@ -239,3 +242,12 @@ def test_evaluate_needs_a_plan():
     with pytest.raises(InputError) as error:
         autocompress.evaluate()
     assert str(error.value) == "`plan` must be given, such as --plan runs/demo/plan.yaml."
+
+
+def test_public_names_stay_what_they_are_when_a_folder_of_that_name_is_imported():
+    for name in autocompress.__all__:
+        if find_spec(f"autocompress.{name}") is not None:  # as `search` imports `autocompress.report` to write its page
+            importlib.import_module(f"autocompress.{name}")
+        assert not inspect.ismodule(getattr(autocompress, name)), name
+    assert find_spec("autocompress.report") is not None
+    assert autocompress.report is api.report
