@@ -19,13 +19,17 @@ from autocompress_envs.solver import Solver
 OBSERVATION_VERSION = 1
 """Version of the names and their order; a policy is loaded only where it was trained on the same version."""
 
+SHOWN = ("size", "macs", "bitops", "memory", "latency")
+"""Resources with columns of their own, the first of `RESOURCES`. Of the others there is what stands for all budgets
+together: slack, price, lagrangian, and which option is the cheapest."""
+
 KINDS = ("conv", "depthwise", "linear", "embedding", "recurrent", "transposed")
 """Kinds of layers, in the order of their columns; other kinds have none."""
 
 OPTION_NAMES = (
     "sparsity", "weight_bits", "activation_bits", "rank",
     "sparsity_place", "weight_place", "activation_place",
-    *(f"{name}_change" for name in RESOURCES),
+    *(f"{name}_change" for name in SHOWN),
     "slack",
     "expected_loss", "pruning_loss", "rounding_loss", "effect",
     "alignment", "alignment_so_far",
@@ -64,11 +68,11 @@ LAYER_NAMES = (
 """Columns of `layers`, one row a layer; the last three hold the label, the reference's where there is none yet."""
 
 CONTEXT_NAMES = (
-    *(f"limits_{name}" for name in RESOURCES),
-    *(f"{name}_budget" for name in RESOURCES),
-    *(f"{name}_spent" for name in RESOURCES),
-    *(f"{name}_cheapest_rest" for name in RESOURCES),
-    *(f"{name}_drift" for name in RESOURCES),
+    *(f"limits_{name}" for name in SHOWN),
+    *(f"{name}_budget" for name in SHOWN),
+    *(f"{name}_spent" for name in SHOWN),
+    *(f"{name}_cheapest_rest" for name in SHOWN),
+    *(f"{name}_drift" for name in SHOWN),
     "reference_divergence", "divergence", "depth", "has_effects",
 )  # fmt: skip
 """Entries of `context`: whether a resource has a limit; limit / original; shares of the limit that the labels so far
@@ -157,7 +161,7 @@ class Observer:
         weighted = changes[:, self._is_limited].sum(1)
         is_cheapest = np.arange(len(price)) == np.where(allowed, weighted, np.inf).argmin()
         dynamic = [
-            np.arcsinh(changes),
+            np.arcsinh(changes[:, : len(SHOWN)]),
             np.arcsinh(slack)[:, None],
             self._static[step][1],
             _cosines(options.effects - options.effects[at], others)[:, None],
@@ -254,12 +258,15 @@ class Observer:
         count, whole = self._tables.layer_count, self._scale * self._tables.layer_count
         budget = self._limits / np.maximum([self._original.get(name, 1) for name in RESOURCES], 1)
         drift = np.arcsinh(count * (spent - self._spent[step]) / self._limits)
-        entries: list[npt.ArrayLike] = [
+        of_resources = (
             self._is_limited,
             np.where(self._is_limited, budget, 1.0),
             spent / self._limits,
             (least - spent) / self._limits,
             np.where(self._is_limited, drift, 0.0),
+        )
+        entries: list[npt.ArrayLike] = [
+            *(each[: len(SHOWN)] for each in of_resources),
             [
                 np.log10(whole) / 6,
                 np.arcsinh((forecast.value() - whole) / whole),
