@@ -17,13 +17,32 @@ RESOURCES: Mapping[str, str] = {
     "bitops": "bit operations",
     "memory": "bytes of activations at the peak",
     "latency": "nanoseconds of a batch",
+    "energy": "picojoules a sample, modelled",
 }
 """Units of the resources by name. All but `latency`, which is measured, are counted."""
 
-COUNTED = ("size", "macs", "bitops", "memory")
-"""Resources that are counted, whatever the machine."""
+COUNTED = ("size", "macs", "bitops", "memory", "energy")
+"""Resources that are counted, whatever the machine; `energy` by a model of a chip."""
+
+ABSOLUTE = {"size": "b", "memory": "b", "latency": "ns", "energy": "pJ"}
+"""Units of whole amounts in the text of a budget, by resource; others go without."""
+
+
+def shown_name(resource: str) -> str:
+    """The name of a resource beside an amount: energy is modelled, which must be said wherever it is shown.
+
+    >>> shown_name("size"), shown_name("energy")
+    ('size', 'modelled energy')
+    """
+    return "modelled energy" if resource == "energy" else resource
+
 
 _SECONDS = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6, "s": 10**9}  # in nanoseconds
+_JOULES = {"pj": 1, "nj": 10**3, "uj": 10**6, "µj": 10**6, "μj": 10**6, "mj": 10**9, "j": 10**12}  # in picojoules
+_OWN_UNITS = {
+    "latency": (_SECONDS, "time such as 5ms (ns, us, ms or s)", "time"),
+    "energy": (_JOULES, "modelled energy a sample such as 2mJ (pJ, nJ, uJ, mJ or J)", "energy"),
+}  # units, and how messages name an amount and the original's
 _SUFFIXES = {
     "": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30,
@@ -76,7 +95,8 @@ class Budget:
         """Read `RESOURCE=AMOUNT[,RESOURCE=AMOUNT…]`.
 
         A bare number up to 1 is a fraction of the original, as is a percentage; larger numbers, and numbers with
-        a unit (kB, MB, KiB, k, M, G), are absolute. Absolute latencies need a unit: ns, us, ms or s.
+        a unit (kB, MB, KiB, k, M, G), are absolute. Absolute latencies need a unit (ns, us, ms or s), and so do
+        absolute energies (pJ, nJ, uJ, mJ or J).
 
         Raises:
             InputError: malformed text, an unknown resource, or an amount that is not positive.
@@ -158,8 +178,8 @@ def format_bytes(amount: int) -> str:
 def _parse_limit(part: str) -> Limit:
     resource, equals, number = (piece.strip() for piece in part.partition("="))
     match = _NUMBER.match(number)
-    if resource == "latency":
-        return _parse_latency(number, match)
+    if resource in _OWN_UNITS:
+        return _parse_with_unit(resource, number, match)
     if not equals or match is None or match[2].lower() not in (*_SUFFIXES, "%"):
         raise InputError(f"`budget` must read RESOURCE=AMOUNT such as size=0.1, size=40kB or macs=50%, got {part!r}.")
     if resource not in RESOURCES:
@@ -172,20 +192,21 @@ def _parse_limit(part: str) -> Limit:
     return Limit(resource, amount * _SUFFIXES[unit], unit == "" and amount <= 1)
 
 
-def _parse_latency(number: str, match: re.Match[str] | None) -> Limit:
-    """A fraction of the original's time, or a time."""
+def _parse_with_unit(resource: str, number: str, match: re.Match[str] | None) -> Limit:
+    """A fraction of the original's amount, or an amount with a unit of the resource's own."""
+    units, such, whole = _OWN_UNITS[resource]
     unit = "" if match is None else match[2].lower()
-    amount = None if match is None else _amount("`budget` of latency", match[1])
-    if amount is None or (unit not in ("", "%", *_SECONDS)) or (unit == "" and amount > 1):
+    amount = None if match is None else _amount(f"`budget` of {resource}", match[1])
+    if amount is None or (unit not in ("", "%", *units)) or (unit == "" and amount > 1):
         raise InputError(
-            "`budget` of latency must be a fraction of the original's time such as 0.5 or 50%, or a time such as 5ms "
-            f"(ns, us, ms or s), got {number!r}."
+            f"`budget` of {resource} must be a fraction of the original's {whole} such as 0.5 or 50%, or a {such}, "
+            f"got {number!r}."
         )
     if amount <= 0:
-        raise InputError(f"`budget` of latency must be above 0, got {number!r}.")
-    if unit in _SECONDS:
-        return Limit("latency", amount * _SECONDS[unit], False)
-    return Limit("latency", amount / 100 if unit == "%" else amount, True)
+        raise InputError(f"`budget` of {resource} must be above 0, got {number!r}.")
+    if unit in units:
+        return Limit(resource, amount * units[unit], False)
+    return Limit(resource, amount / 100 if unit == "%" else amount, True)
 
 
 def _amount(what: str, number: str) -> Fraction:
@@ -202,6 +223,6 @@ def _format(limit: Limit) -> str:
     number = f"{Decimal(amount.numerator) / Decimal(amount.denominator):f}"
     if limit.is_fraction:
         return f"{number}%"
-    if limit.resource == "latency":
-        return f"{number}ns"
+    if limit.resource in _OWN_UNITS:
+        return f"{number}{ABSOLUTE[limit.resource]}"
     return f"{number}b" if amount <= 1 else number  # bare, it would read as a fraction

@@ -22,7 +22,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "text": ("networks by hf:FOLDER, and tokenizers", ("transformers", "tokenizers")),
         "audio": ("sounds by audio:FOLDER", ("soundfile",)),
         "metrics": ("metrics of tasks other than classification", ("torchmetrics", "pycocotools")),
-        "openvino": ("export to OpenVINO", ("openvino",)),
+        "openvino": ("the target openvino, and export to its format", ("openvino",)),
         "mcp": ("autocompress mcp, tools for coding assistants", ("mcp",)),
     }
 )

@@ -3,8 +3,8 @@
 python benchmarks/latency_guarantee.py --model digits runs/d1 runs/d2
 python benchmarks/latency_guarantee.py --model resnet20 --weights FILE --shape 3,32,32 runs/a runs/b
 
-Only the original's float32 file is made by the package. Timing is ONNX Runtime and NumPy: one run of the original,
-one of the run's file, and so on; medians, and the median of the ratios.
+Only the original's float32 file is made by the package. Timing is the target's runtime (ONNX Runtime or OpenVINO) and
+NumPy: one run of the original, one of the run's file, and so on; medians, and the median of the ratios.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +27,53 @@ from autocompress.network import fold_batch_norms, trace
 from autocompress.targets.graph.lowering import lower
 from autocompress.targets.onnxruntime.file import write_onnx
 
+FILES = {"ONNX Runtime": "model.onnx", "OpenVINO": "model_openvino.onnx"}  # by runtime
+Call = Callable[[], Any]
 
-def session(content: bytes | str, threads: int) -> onnxruntime.InferenceSession:
+
+def onnxruntime_call(content: bytes, threads: int, batch: np.ndarray) -> Call:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    feed = {session.get_inputs()[0].name: batch}
+    return lambda: session.run(None, feed)
 
 
-def seconds(loaded: onnxruntime.InferenceSession, feed: dict[str, np.ndarray]) -> float:
+def openvino_call(content: bytes, threads: int, batch: np.ndarray) -> Call:
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(content)
+    model.reshape(list(batch.shape))
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
+    settings |= {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
+    request = core.compile_model(model, "CPU", settings).create_infer_request()
+    request.set_input_tensor(openvino.Tensor(batch))
+    return request.infer
+
+
+CALLS = {"ONNX Runtime": onnxruntime_call, "OpenVINO": openvino_call}
+
+
+def seconds(call: Call) -> float:
     start = time.perf_counter()
-    loaded.run(None, feed)
+    call()
     return time.perf_counter() - start
 
 
 def measure(original: bytes, run: Path, shape: tuple[int, ...], least_seconds: float) -> dict[str, Any]:
     outcome = json.loads((run / "outcome.json").read_text())
-    limit = outcome["latency"]["limit"]
-    both = [session(each, limit["threads"]) for each in (original, str(run / "model.onnx"))]
+    limit, runtime = outcome["latency"]["limit"], outcome["runtime"]["name"]
     batch = np.random.default_rng(0).standard_normal((limit["batch"], *shape)).astype(np.float32)
-    feeds = [{each.get_inputs()[0].name: batch} for each in both]
-    for loaded, feed in zip(both, feeds, strict=True):
+    contents = original, (run / FILES[runtime]).read_bytes()
+    both = [CALLS[runtime](each, limit["threads"], batch) for each in contents]
+    for call in both:
         for _ in range(20):
-            seconds(loaded, feed)
+            seconds(call)
     taken: list[tuple[float, float]] = []
     end = time.perf_counter() + least_seconds
     while time.perf_counter() < end or len(taken) < 200:
-        first, second = (seconds(loaded, feed) for loaded, feed in zip(both, feeds, strict=True))
+        first, second = (seconds(call) for call in both)
         taken.append((first, second))
     times = np.array(taken)
     ratio = float(np.median(times[:, 1] / times[:, 0]))
@@ -59,6 +81,7 @@ def measure(original: bytes, run: Path, shape: tuple[int, ...], least_seconds: f
     used = ratio / limit["share"] if limit["share"] is not None else milliseconds[1] / 1e3 / limit["seconds"]
     return {
         "run": str(run),
+        "runtime": runtime,
         "limit": limit["share"] if limit["share"] is not None else f"{1e3 * limit['seconds']:g} ms",
         "claimed_ratio": outcome["latency"]["ratio"]["median"],
         "ratio": round(ratio, 4),

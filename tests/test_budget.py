@@ -103,7 +103,7 @@ def test_resources_are_those_of_the_environment():
         ("size=-1", f"{FORM} 'size=-1'."),
         ("size=1 pound", f"{FORM} 'size=1 pound'."),
         ("size=0.1,", f"{FORM} ''."),
-        ("flops=0.5", "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'."),
+        ("flops=0.5", "`budget resource` must be one of bitops, energy, latency, macs, memory, size, got 'flops'."),
         ("size=0", "`budget` of size must be above 0, got '0'."),
         ("size=0%", "`budget` of size must be above 0, got '0%'."),
         ("size=0.1,size=0.2", "`budget` must name each resource once and at least one, got ['size', 'size']."),
@@ -152,3 +152,30 @@ def test_what_is_no_amount_of_bytes(text, message):
 def test_bytes_for_people_are_rounded_up_and_read_again(amount):
     if amount:
         assert amount <= parse_bytes(format_bytes(amount), "memory") <= 1.11 * amount + 1_000
+
+
+@pytest.mark.parametrize(
+    ("text", "normal", "limit"),
+    [
+        ("energy=0.5", "energy=50%", 2_500),
+        ("energy=2mJ", "energy=2000000000pJ", 2 * 10**9),
+        ("energy=800 nJ", "energy=800000pJ", 800_000),
+        ("energy=3pJ", "energy=3pJ", 3),
+    ],
+)
+def test_energies(text, normal, limit):
+    budget = Budget.parse(text)
+    assert str(budget) == normal
+    assert Budget.parse(normal) == budget
+    assert budget.resolve({"energy": 5_000}) == {"energy": limit}
+    assert budget.counted("budget") == budget
+
+
+@pytest.mark.parametrize("number", ["2", "5ms", "3 watts", "x"])
+def test_energies_that_are_none(number):
+    with pytest.raises(InputError) as error:
+        Budget.parse(f"energy={number}")
+    assert str(error.value) == (
+        "`budget` of energy must be a fraction of the original's energy such as 0.5 or 50%, or a modelled energy a "
+        f"sample such as 2mJ (pJ, nJ, uJ, mJ or J), got {number!r}."
+    )

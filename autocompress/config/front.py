@@ -16,7 +16,10 @@ class ParetoOptions(Part):
 
     TITLE: ClassVar[str] = "Front"
 
-    resource: str = option("size", "Resource whose budgets differ from point to point: size, macs, bitops or memory.")
+    resource: str = option(
+        "size",
+        "Resource whose budgets differ from point to point: size, macs, bitops, memory or energy (modelled).",
+    )
     budgets: tuple[str, ...] | None = option(
         None, "Budgets of that resource, such as 0.05,0.1,0.2 or 20kB,40kB; or --points."
     )

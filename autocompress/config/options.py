@@ -106,8 +106,8 @@ class BudgetOptions(Part):
 
     budget: str | None = option(
         None,
-        "Upper bounds: size, macs, bitops, memory or latency, as a fraction of the original or absolute, "
-        "such as size=0.1 or size=40kB,macs=50% or latency=0.5 or latency=5ms.",
+        "Upper bounds: size, macs, bitops, memory, energy (modelled) or latency, as a fraction of the original or "
+        "absolute, such as size=0.1 or size=40kB,macs=50% or latency=0.5 or latency=5ms or energy=0.5.",
     )
     batch: int = option(1, "Number of samples that are run at once where a budget of latency is measured.", ge=1)
     threads: int = option(1, "Number of threads that the runtime may use where a budget of latency is measured.", ge=1)
@@ -159,8 +159,8 @@ class MenuOptions(Part):
     )
     target: str = option(
         "onnxruntime",
-        "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx) or packed "
-        "(model.safetensors alone).",
+        "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx), openvino "
+        "(model_openvino.onnx) or packed (model.safetensors alone).",
     )
 
     @field_validator("ranks", mode="before")

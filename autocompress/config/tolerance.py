@@ -27,7 +27,8 @@ class ToleranceOptions(Part):
     )
     minimize: str | None = option(
         None,
-        "Resource of which the least is sought with --max-drop or --max-kl: size, macs, bitops, memory or latency.",
+        "Resource of which the least is sought with --max-drop or --max-kl: size, macs, bitops, memory, energy "
+        "(modelled) or latency.",
     )
 
     @field_validator("max_drop", mode="before")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.budget import COUNTED, Budget
+from autocompress.budget import ABSOLUTE, COUNTED, Budget
 from autocompress.config import Config
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import Evaluator
@@ -145,7 +145,7 @@ def budgets_of(config: Config, job: Job) -> list[str]:
 def _spaced(resource: str, count: int, job: Job) -> list[str]:
     """Budgets at equal ratios over the span of a resource."""
     least, most = span(resource, job)
-    unit = "b" if resource in ("size", "memory") else ""
+    unit = ABSOLUTE.get(resource, "")
     return [f"{round(least * (most / least) ** (step / (count - 1)))}{unit}" for step in range(count)]
 
 

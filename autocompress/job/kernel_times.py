@@ -45,7 +45,8 @@ def timed(job: Job, limit: TimeLimit, watcher: Progress) -> Job:
             f"the machine was busy while {int(found['waiting'].item())} of {len(labelings)} variants were timed; "
             "ratios to the original are used, which hold"
         )
-    fit = fit_kernels(_shapes(job), _measured(job, labelings, found["ratios"].numpy() * original))
+    measured = _measured(job, labelings, found["ratios"].numpy() * original)
+    fit = fit_kernels(_shapes(job), measured, timer.runtime.integer_bits)
     watcher.note(
         f"latency: the original takes {original / 1e6:.3f} ms in {timer.runtime.version} at batch {limit.batch}, "
         f"{threads_in_words(limit.threads)}; predicted from {fit}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autocompress_envs.problem import IntArray, Labeling, Outcome, Problem, removed_weights
+
+ENERGY_SOURCE = "M. Horowitz, Computing's energy problem, ISSCC 2014: a chip in 45 nm"
+"""Where the constants of the modelled energy come from."""
 
 if TYPE_CHECKING:
     from autocompress.execute.finetune import Tuned
@@ -60,6 +64,7 @@ def measurement_data(measured: Measurement) -> dict[str, Any]:
         "fraction_of_original": fractions,
         "budget": {"limits": dict(measured.limits), "met": measured.meets_budget} if measured.limits else None,
         "metrics": {name: {"original": a, "compressed": b} for name, (a, b) in measured.metrics.items()},
+        "energy": energy_data(original.resources, compressed.resources, None),
         "labels": label_summary(measured.problem, measured.labeling),
     }
 
@@ -73,6 +78,7 @@ def finished_data(finished: Finished) -> dict[str, Any]:
         "measured_in": {"compressed": "PyTorch", "size": "file", "runtime": _runtime_name(verified)},
         "runtime": runtime_data(verified),
         "latency": latency_data(finished),
+        "energy": energy_data(finished.original_outcome.resources, finished.outcome.resources, verified),
         "file_bytes": dict(verified.file_bytes),
         "recalibrated": finished.executed.recalibrated,
         "finetuning": None if tuned is None else tuning_data(tuned),
@@ -103,6 +109,33 @@ def latency_data(finished: Finished) -> dict[str, Any] | None:
         "met": time.limit.is_met(timing),
         "machine": timing.machine.data(),
         **timing_data(timing),
+    }
+
+
+def energy_data(
+    original: Mapping[str, int], compressed: Mapping[str, int], verified: Verification | None
+) -> dict[str, Any] | None:
+    """The energy of a network, modelled, and measured where the machine has a counter; None where nothing is known.
+
+    Args:
+        original: resources of the original.
+        compressed: resources of the compressed network.
+        verified: what was measured; None: nothing.
+    """
+    if "energy" not in compressed or "energy" not in original:
+        return None
+    measured = {} if verified is None else measured_energy(verified)
+    modelled = {"unit": "picojoules a sample", "original": original["energy"], "compressed": compressed["energy"]}
+    return {"modelled": {**modelled, "source": ENERGY_SOURCE}, "measured_by_batch": measured or None}
+
+
+def measured_energy(verified: Verification) -> dict[str, dict[str, Any]]:
+    """The energy of a run of the original and of the file, by batch size; empty where no counter was read."""
+    timings = {} if verified.runtime is None else verified.runtime.timings
+    return {
+        str(batch): {"unit": "joules a batch", **vars(timing.energy)}
+        for batch, timing in timings.items()
+        if timing.energy is not None
     }
 
 
@@ -164,6 +197,7 @@ def verification_data(verified: Verification) -> dict[str, Any]:
         "runtime": runtime_data(verified),
         "file_bytes": dict(verified.file_bytes),
         "resources": dict(verified.resources),
+        "measured_energy_by_batch": measured_energy(verified) or None,
     }
 
 

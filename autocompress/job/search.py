@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from autocompress.budget import shown_name
 from autocompress.evaluation import Evaluator, measure, measured_at_once
 from autocompress.job.journaled import JournaledEvaluation
 from autocompress.job.options import SearchRequest
@@ -169,4 +170,4 @@ def write_policy(folder: RunFolder, asked: SearchRequest, policy: Mapping[str, T
 
 
 def _described(limits: Mapping[str, int], original: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} at most {limit:,} of {original[name]:,}" for name, limit in limits.items())
+    return ", ".join(f"{shown_name(name)} at most {limit:,} of {original[name]:,}" for name, limit in limits.items())

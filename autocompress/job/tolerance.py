@@ -18,7 +18,7 @@ import numpy as np
 from scipy.stats import norm
 from torch import Tensor
 
-from autocompress.budget import RESOURCES, Budget
+from autocompress.budget import ABSOLUTE, RESOURCES, Budget
 from autocompress.config import Config
 from autocompress.data import Data
 from autocompress.errors import InputError, unknown_name
@@ -199,7 +199,7 @@ def _budget(resource: str, amount: float, job: Job) -> str:
     """The text of a budget."""
     if resource == "latency":
         return f"latency={amount / job.original['latency']:.4f}"
-    return f"{resource}={int(amount)}{'b' if resource in ('size', 'memory') else ''}"
+    return f"{resource}={int(amount)}{ABSOLUTE.get(resource, '')}"
 
 
 class _Test:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
 from autocompress.network.flow import folded_storages, layers_ahead, moments
-from autocompress.network.structure import Group, Layer
+from autocompress.network.structure import EMBEDDING, Group, Layer
 from autocompress.network.tape import BATCH, Tape, first_values
-from autocompress_envs.problem import CostModel
+from autocompress_envs.problem import FLOAT_MAC, CostModel, EnergyCosts, access_energy
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -48,7 +49,8 @@ def build_costs(
     rows = np.array([layer.rows for layer in layers], np.int64)
     fixed_bytes, fixed_bytes_coef = _fixed_bytes(model, layers, groups)
     tensor_const, tensor_coef, readers, alive = _activations(tape, layers, groups)
-    return CostModel(
+    fixed_macs = sum(fixed_operators(tape).values())
+    made = CostModel(
         group_width=width,
         fan_in_const=fan_in - fan_in_coef @ width,
         fan_in_coef=fan_in_coef,
@@ -63,8 +65,37 @@ def build_costs(
         tensor_readers=readers,
         alive=alive,
         granularity=granularity,
-        fixed_macs=sum(fixed_operators(tape).values()),
+        fixed_macs=fixed_macs,
     )
+    most = int(made.memory(width, np.full(len(layers), 32)))
+    return replace(made, energy=_energy(layers, most, fixed_macs))
+
+
+def _energy(layers: Sequence[Layer], memory_bytes: int, fixed_macs: int) -> EnergyCosts:
+    """What the energy of the layers depends on.
+
+    Args:
+        layers: layers in network order.
+        memory_bytes: bytes of the original's activations at the peak.
+        fixed_macs: multiply-accumulates a sample of operators without weights, which compute in float32.
+    """
+    has_own = np.array([layer.kind == "depthwise" for layer in layers], bool)
+    return EnergyCosts(
+        input_elements=np.array([_input_elements(layer) for layer in layers], np.int64),
+        width=np.array([layer.rows if own else layer.fan_in for layer, own in zip(layers, has_own, strict=True)]),
+        has_own_inputs=has_own,
+        lookups=np.array([layer.positions if layer.kind == EMBEDDING else 0 for layer in layers], np.int64),
+        access=access_energy(memory_bytes),
+        fixed=-(-fixed_macs * FLOAT_MAC // 1000),
+    )
+
+
+def _input_elements(layer: Layer) -> int:
+    """Elements of a layer's input for one sample, over all calls; of an embedding none, as it reads indices."""
+    if layer.kind == EMBEDDING:
+        return 0
+    positions = int(np.prod(layer.output_shape, dtype=np.int64)) // layer.width  # of one call
+    return int(np.prod(layer.input_shape, dtype=np.int64)) * layer.positions // max(positions, 1)
 
 
 def fixed_operators(tape: Tape) -> dict[str, int]:

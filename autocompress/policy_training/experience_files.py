@@ -28,8 +28,8 @@ _DAMAGED = (
 )  # fmt: skip
 _LAYER_ARRAYS = ("sparsities", "kept", "weight_bits", "activation_bits", "errors", "ranks")
 _COSTS = tuple(
-    field.name for field in dataclasses.fields(CostModel) if field.name != "kernels"
-)  # nothing is timed here
+    field.name for field in dataclasses.fields(CostModel) if field.name not in ("kernels", "energy")
+)  # no lesson has a budget of time or energy
 _LABELING = ("sparsity", "weight_bits", "activation_bits")
 
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -22,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from autocompress.budget import shown_name
 from autocompress.progress import Step
 
 
@@ -228,7 +229,8 @@ def best_so_far(step: Step) -> str:
     """
     accuracy = "" if math.isnan(step.best_accuracy) else f", accuracy {100 * step.best_accuracy:.1f} %"
     spent = "".join(
-        f", {name} {100 * step.resources[name] / limit:.1f} % of the budget" for name, limit in step.limits.items()
+        f", {shown_name(name)} {100 * step.resources[name] / limit:.1f} % of the budget"
+        for name, limit in step.limits.items()
     )
     return f"best plan: KL {step.best_kl:.4f} nats{accuracy}{spent}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from autocompress.budget import shown_name
 from autocompress.files import write_atomically
 from autocompress.report.run_numbers import outcome_rows
 from autocompress.report.run_record import Row, RunRecord, is_known, read_run
@@ -102,7 +103,7 @@ def _timed_in(record: RunRecord) -> str:
 
 def _budget(record: RunRecord) -> str:
     limits = (record.outcome.get("budget") or {}).get("limits", {})
-    return ", ".join(f"{name} at most {limit:,}" for name, limit in limits.items()) or "no budget"
+    return ", ".join(f"{shown_name(name)} at most {limit:,}" for name, limit in limits.items()) or "no budget"
 
 
 def _table(rows: list[Row]) -> str:

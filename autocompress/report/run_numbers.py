@@ -29,7 +29,16 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[Row]:
     if is_known(compressed.get("agreement")):
         rows.append(_share("same top-1 answer as the original", None, compressed["agreement"], samples))
     rows += [_cost(name, original["resources"], amount) for name, amount in compressed["resources"].items()]
-    return rows + _times(outcome.get("runtime") or {})
+    energies = (outcome.get("energy") or {}).get("measured_by_batch") or {}
+    return rows + _times(outcome.get("runtime") or {}) + [_energy(batch, each) for batch, each in energies.items()]
+
+
+def _energy(batch: str, measured: Mapping[str, Any]) -> Row:
+    """The energy that a counter showed."""
+    both = (measured["original"], measured["compressed"])
+    change = percent(both[1] / both[0]) + " left" if both[0] else ""
+    title = f"energy at batch {batch}, measured ({measured['source']})"
+    return _row(title, "time", both, lambda joules: f"{1e3 * joules:.3g} mJ", change)
 
 
 def _share(title: str, before: float | None, after: float, samples: int) -> Row:

@@ -31,6 +31,7 @@ NAMES = {
     "bitops": "bit operations",
     "latency": "latency, nanoseconds of a batch",
     "memory": "peak activation memory in bytes",
+    "energy": "modelled energy, picojoules a sample",
 }
 _SAME_SPEED = 0.01  # latencies that differ by at most this fraction are called equal
 
@@ -130,7 +131,26 @@ def _runtime_lines(verified: Verification) -> list[str]:
     lines = [f"in {found.runtime}: {accuracy}; {agreement}"]
     for batch, timing in found.timings.items():
         lines.append(f"latency at batch {batch}, {threads_in_words(found.threads)}: {_latency(timing)}")
+        if timing.energy is not None:
+            lines.append(f"energy at batch {batch}, {energy_text(vars(timing.energy))}")
     return lines
+
+
+def energy_text(measured: Mapping[str, Any]) -> str:
+    """A measured energy in words.
+
+    >>> energy_text({"original": 0.004, "compressed": 0.001, "source": "RAPL package-0"})
+    'measured (RAPL package-0, all that ran there): 4 mJ original, 1 mJ compressed, 0.250 of the original'
+
+    Args:
+        measured: joules of a run of both networks, and what was read.
+    """
+    before, after = measured["original"], measured["compressed"]
+    share = f", {after / before:.3f} of the original" if before > 0 else ""
+    return (
+        f"measured ({measured['source']}, all that ran there): {1e3 * before:.3g} mJ original, "
+        f"{1e3 * after:.3g} mJ compressed{share}"
+    )
 
 
 def _latency(timing: PairedTiming) -> str:

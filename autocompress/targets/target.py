@@ -13,6 +13,7 @@ Everything that `write` needs is in `Lowered`.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,11 +21,12 @@ from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.files import LOCK
 from autocompress.registry import Registry
-from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, NEXT_CONFIG, RUN_FILES, TENSORBOARD
+from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, MODEL_OPENVINO, NEXT_CONFIG, RUN_FILES, TENSORBOARD
 from autocompress.samples import Inputs, fields_of
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
+from autocompress.targets.openvino.session import INTEGER_BITS, open_openvino, write_openvino_onnx
 from autocompress.targets.packed.file import pack, pack_weights
 from autocompress.targets.timing import Session
 
@@ -44,12 +46,15 @@ class Runtime:
             network takes one tensor of numbers.
         open_with: function from the content and a number of threads to the same; None: it runs on one thread only.
         package: name of the installed package whose version decides how long a network takes; empty: none.
+        integer_bits: bit-widths of weights at which the runtime has integer kernels, where the inputs are rounded too.
+            Default: all below 16.
     """
 
     name: str
     open: Callable[[bytes], Session]
     open_with: Callable[[bytes, int], Session] | None = None
     package: str = ""
+    integer_bits: tuple[int, ...] = tuple(range(1, 9))
 
     def load(self, content: bytes, threads: int) -> Session:
         """The network of a file, loaded for so many threads.
@@ -99,6 +104,7 @@ class Target:
             file holds no graph. Otherwise such networks are refused.
         runtime: program that runs the file on this machine; then the file is run and timed beside PyTorch whenever a
             run is verified. None: there is none.
+        extra: extra of this package that `write` and `runtime` need, and a module that it brings; None: none.
 
     Raises:
         InputError: the name is empty; the file name is no plain file name, or is one that a run folder uses itself;
@@ -115,6 +121,7 @@ class Target:
     integer_kernels: bool = False
     holds_any_network: bool = False
     runtime: Runtime | None = None
+    extra: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -148,6 +155,16 @@ class Target:
     def offered_weight_bits(self) -> tuple[int, ...]:
         """Bit-widths of weights on offer where the user names none, ascending."""
         return self.default_weight_bits or self.weight_bits
+
+    def check_installed(self) -> None:
+        """Refuse a target whose extra is missing.
+
+        Raises:
+            InputError: it is; the message says how to install it.
+        """
+        if self.extra is not None and importlib.util.find_spec(self.extra[1]) is None:
+            name = self.extra[0]
+            raise InputError(f"`target` {self.name} needs the extra {name}: pip install 'autocompress[{name}]'.")
 
     def check(self, weight_bits: Iterable[int], activation_bits: Iterable[int], granularity: str) -> None:
         """Refuse labels that are not legal here.
@@ -200,6 +217,18 @@ TARGETS: Registry[Target] = Registry(
             file_name=MODEL_ONNX,
             write=write_onnx,
             runtime=Runtime("ONNX Runtime", open_session, open_session, "onnxruntime"),
+        ),
+        "openvino": Target(
+            name="openvino",
+            weight_bits=(4, 8, 16, 32),
+            default_weight_bits=(4, 8),
+            activation_bits=(8, 32),
+            only_channels=True,
+            integer_kernels=True,
+            file_name=MODEL_OPENVINO,
+            write=write_openvino_onnx,
+            runtime=Runtime("OpenVINO", open_openvino, open_openvino, "openvino", INTEGER_BITS),
+            extra=("openvino", "openvino"),
         ),
         "packed": Target(
             name="packed",

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.budget import shown_name
 from autocompress.evaluation.batches import Note, running
 from autocompress.evaluation.measure import AT_ONCE, CLASSES, Closeness, Kept, closeness, compare
 from autocompress.execute.compressed import LayerWeights
@@ -305,7 +306,7 @@ def check_budget(limits: Mapping[str, int], resources: Mapping[str, int]) -> lis
     """
     if not limits:
         return []
-    spent = ", ".join(f"{name} {resources[name]:,} of {limit:,}" for name, limit in limits.items())
+    spent = ", ".join(f"{shown_name(name)} {resources[name]:,} of {limit:,}" for name, limit in limits.items())
     return [Check("budget", is_within(resources, limits), spent)]
 
 

@@ -73,7 +73,7 @@ class LayerLabelingEnv(gymnasium.Env[npt.NDArray[np.float32], Any]):
     Args:
         problem: the layers' menus and the cost model.
         evaluate: function that measures a finished labelling.
-        limits: absolute upper bounds by resource (`size`, `macs`, `bitops`, `memory`), at least one.
+        limits: absolute upper bounds by resource (`size`, `macs`, `bitops`, `memory`, `energy`), at least one.
         action: name of the action scheme: `price`, `label` or `discrete`. `price` by default.
         reward: name of the reward: `kl`, `accuracy`, `amc_error`, `amc_flops`, `haq` or `galen`. `kl` by
             default.

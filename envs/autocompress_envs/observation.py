@@ -17,7 +17,7 @@ OBSERVATION_VERSION = 2
 """Version of the fields and their order; a policy is loaded only where it was trained on the same version."""
 
 SHOWN = ("size", "macs", "bitops", "memory")
-"""Resources that the observation shows, in its order. A budget of latency is met by the masks, and not shown."""
+"""Resources that the observation shows, in its order. The masks meet budgets of others, which are not shown."""
 
 KINDS = ("conv", "depthwise", "linear")
 """Kinds of layers, in the order of the observation's one-hot code."""
@@ -240,8 +240,8 @@ def progress(
         names: resources to count. Default: `SHOWN`.
 
     Returns:
-        (R,) amounts spent, and (R,) least amounts of all layers together, in the order of `names`; 0 for a latency that
-        nothing was timed of.
+        (R,) amounts spent, and (R,) least amounts of all layers together, in the order of `names`; 0 for a resource
+        that the cost model does not know.
     """
     costs, rows = tables.problem.costs, np.arange(decided)
     sparsity = np.concatenate([so_far.sparsity[:decided], tables.kept.argmin(1)[decided:]])

@@ -162,7 +162,7 @@ def here(tmp_path_factory):
         (
             "search",
             {"budget": "flops=1"},
-            "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'.",
+            "`budget resource` must be one of bitops, energy, latency, macs, memory, size, got 'flops'.",
         ),
         ("compare", {"suite": "suite.yaml"}, "`data` must lie in ROOT, got /etc/other.npz."),
         ("compare", {"suite": "/etc/suite.yaml"}, "`suite` must lie in ROOT, got /etc/suite.yaml."),

@@ -69,7 +69,7 @@ def test_every_option_stands_in_the_help_of_a_command():
     [
         (
             ["--budget", "flops=0.5"],
-            "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'.",
+            "`budget resource` must be one of bitops, energy, latency, macs, memory, size, got 'flops'.",
         ),
         (
             ["--budget", "size=half"],

@@ -70,7 +70,7 @@ def test_shipped_suites_pass_every_check(path):
         ({"methods": ["rl"]}, "`budgets` must be a list such as [size=0.08, size=0.1], got None."),
         (
             {**SMALL, "budgets": ["flops=1"]},
-            "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'.",
+            "`budget resource` must be one of bitops, energy, latency, macs, memory, size, got 'flops'.",
         ),
         ({**SMALL, "budgets": [0.1]}, "Each of `budgets` must be text such as size=0.1, got 0.1."),
         ({**SMALL, "budgets": ["size=0.1", "size=10%"]}, "`budgets` must be different ones, got size=10% twice."),

@@ -78,7 +78,10 @@ def test_unknown_options_list_the_known(tmp_path):
         ({"model_args": "{a: "}, "`model_args` must be a valid dictionary, got '{a: '."),
         ({"format": "xml"}, "`format` must be 'table' or 'json', got 'xml'."),
         ({"force": "perhaps"}, "`force` must be a valid boolean, got 'perhaps'."),
-        ({"budget": "flops=1"}, "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'."),
+        (
+            {"budget": "flops=1"},
+            "`budget resource` must be one of bitops, energy, latency, macs, memory, size, got 'flops'.",
+        ),
         ({"budget": 0.5}, "`budget` must be a valid string, got 0.5."),
     ],
 )

@@ -1,4 +1,4 @@
-"""Random problems with time and with low ranks."""
+"""Random problems with time, with energy and with low ranks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from autocompress_envs.problem import KernelCosts, Problem
+from autocompress_envs.problem import EnergyCosts, KernelCosts, Problem
 
 
 def kernels_of(count: int, rng: np.random.Generator | None = None) -> KernelCosts:
@@ -48,3 +48,13 @@ def ranked(problem: Problem, rng: np.random.Generator) -> Problem:
             )
         )
     return replace(problem, layers=tuple(layers))
+
+
+def with_energy(problem: Problem) -> Problem:
+    """The problem with a modelled energy, whose memory is the smallest one."""
+    costs = problem.costs
+    fan_in, out = costs.widths(costs.group_width)
+    own = np.array([layer.kind == "depthwise" for layer in problem.layers])
+    width = np.where(own, out, fan_in)
+    energy = EnergyCosts(3 * width, width, own, np.zeros_like(width), access=1_250, fixed=7)
+    return replace(problem, costs=replace(costs, energy=energy))

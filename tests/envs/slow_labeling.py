@@ -5,7 +5,7 @@ import numpy as np
 from autocompress_envs import Solver
 from autocompress_envs.actions import DiscreteActions
 from autocompress_envs.labeling.forecast import Forecast, labels_at
-from autocompress_envs.labeling.observation import BOUND, LAYER_NAMES, OPTION_NAMES, _static_layers
+from autocompress_envs.labeling.observation import BOUND, LAYER_NAMES, OPTION_NAMES, SHOWN, _static_layers
 from autocompress_envs.observation import progress
 from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.tables import RESOURCES
@@ -93,7 +93,7 @@ class SlowEnv:
         lagrangian = losses[3] + price
         allowed = self.actions.allowed(step).ravel()
         columns = [
-            *labels, *places, *np.arcsinh(changes.T), np.arcsinh(slack), *alone,
+            *labels, *places, *np.arcsinh(changes.T)[: len(SHOWN)], np.arcsinh(slack), *alone,
             cosines(options.effects - options.effects[at], forecast.others), cosines(options.effects, forecast.prefix),
             *np.arcsinh(losses), np.arcsinh(price), np.arcsinh(lagrangian),
             *(np.arange(len(price)) == number for number in (
@@ -120,9 +120,13 @@ class SlowEnv:
         budget = self.limits / np.maximum([self.original.get(name, 1) for name in RESOURCES], 1)
         drift = np.arcsinh(self.count * (spent - before) / self.limits)
         last = np.log10(self.whole) / 6, np.arcsinh((self.forecast.value() - self.whole) / self.whole)
-        return np.concatenate([
+        of_resources = (
             is_limited, np.where(is_limited, budget, 1), spent / self.limits, (least - spent) / self.limits,
-            np.where(is_limited, drift, 0), last, [np.log2(self.count) / 16, self.forecast.prefix.size > 0],
+            np.where(is_limited, drift, 0),
+        )  # fmt: skip
+        return np.concatenate([
+            *(each[: len(SHOWN)] for each in of_resources), last,
+            [np.log2(self.count) / 16, self.forecast.prefix.size > 0],
         ])  # fmt: skip
 
     def _multiplier(self):

@@ -212,12 +212,13 @@ def test_infeasible_only_together() -> None:
 @pytest.mark.parametrize(
     ("limits", "message"),
     [
-        ({}, "`limits` must hold at least one of size, macs, bitops, memory, latency, got none."),
+        ({}, "`limits` must hold at least one of size, macs, bitops, memory, latency, energy, got none."),
         (
-            {"energy": 3},
-            "`limits` must name resources among size, macs, bitops, memory, latency, got 'energy'.",
+            {"parameters": 3},
+            "`limits` must name resources among size, macs, bitops, memory, latency, energy, got 'parameters'.",
         ),
         ({"latency": 3}, "`limits` of latency need a cost model with `kernels`, got one without."),
+        ({"energy": 3}, "`limits` of energy need a cost model with `energy`, got one without."),
         ({"size": 0}, "`limits` of size must be a positive whole number, got 0."),
         ({"size": 0.5}, "`limits` of size must be a positive whole number, got 0.5."),
     ],

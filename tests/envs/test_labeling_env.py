@@ -3,7 +3,7 @@
 import gymnasium
 import numpy as np
 import pytest
-from envs_toys import ranked, with_kernels
+from envs_toys import ranked, with_energy, with_kernels
 from gymnasium.utils.env_checker import check_env
 from slow_labeling import SlowEnv
 
@@ -43,7 +43,7 @@ def random_env(seed, count=8):
 def limited_env(rng, kind, names):
     """A random problem of one kind with low ranks and timed kernels, and random effects, under the named limits."""
     while True:
-        problem = with_kernels(ranked(random_problem(rng, 7, kind), rng), rng)
+        problem = with_energy(with_kernels(ranked(random_problem(rng, 7, kind), rng), rng))
         tables, original = Tables(problem), problem.original()
         pruning = rng.normal(0, 0.1, (7, tables.errors.shape[1], 3))
         rounding = rng.normal(0, 0.1, (7, tables.errors.shape[2] * tables.errors.shape[3], 3))
@@ -269,6 +269,8 @@ LIMITED = [
     ("size", "memory"),
     ("latency", "macs"),
     ("size", "memory", "bitops"),
+    ("energy", "size"),
+    ("memory", "latency", "energy"),
 ]
 
 

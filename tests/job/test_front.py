@@ -92,7 +92,10 @@ def test_points_are_spaced_by_equal_ratios(front, spec, options, folder, monkeyp
     [
         ({}, "`budgets` or `points` must be given, and one of them only, got none."),
         ({"budgets": "0.1,0.2", "points": 3}, "`budgets` or `points` must be given, and one of them only, got both."),
-        ({"points": 3, "resource": "latency"}, "`resource` must be one of bitops, macs, memory, size, got 'latency'."),
+        (
+            {"points": 3, "resource": "latency"},
+            "`resource` must be one of bitops, energy, macs, memory, size, got 'latency'.",
+        ),
         (
             {"points": 3, "budget": "size=0.5"},
             "`budget` must be of other resources than the front's, got size in both; leave it out of one.",

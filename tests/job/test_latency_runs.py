@@ -133,7 +133,7 @@ def test_a_given_plan_is_timed_against_a_budget(searched, folder, spec, quick, t
         ),
         (
             ["search", "--budget", "latency=0.5", "--target", "packed"],
-            "`budget` of latency must go with a target whose file runs here (onnxruntime), got packed; "
+            "`budget` of latency must go with a target whose file runs here (onnxruntime, openvino), got packed; "
             "pass --target onnxruntime.",
         ),
         (
@@ -165,8 +165,8 @@ def test_a_suite_does_not_time():
     with pytest.raises(InputError) as caught:
         Budget.parse("size=0.5,latency=0.5").counted("budgets")
     assert str(caught.value) == (
-        "`budgets` must be of resources that are counted (size, macs, bitops, memory), got latency, which is measured "
-        "on files; use `autocompress search`."
+        "`budgets` must be of resources that are counted (size, macs, bitops, memory, energy), got latency, which is "
+        "measured on files; use `autocompress search`."
     )
     with pytest.raises(InputError, match="`budgets` must be of resources that are counted"):
         make_suite({"base": {"model": "digits"}, "budgets": ["latency=0.5"], "methods": ["solver"], "episodes": 5})

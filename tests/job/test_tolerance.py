@@ -126,7 +126,7 @@ def test_samples_of_the_test_are_used_for_nothing_else():
         ({"max_kl": 0.1}, "`minimize` must be given with `max_drop` and `max_kl`, such as --minimize size."),
         (
             {"max_kl": 0.1, "minimize": "speed"},
-            "`resource` must be one of bitops, latency, macs, memory, size, got 'speed'.",
+            "`resource` must be one of bitops, energy, latency, macs, memory, size, got 'speed'.",
         ),
         (
             {"max_kl": 0.1, "minimize": "size", "budget": "size=0.5"},

@@ -1,6 +1,7 @@
 """Costs derived by hand."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ from autocompress.network.costs import header_bytes
 
 
 def resources(network: Network, kept: list[int], weight_bits: int, activation_bits: int) -> dict[str, int]:
-    """Size without the fixed bytes, which have tests of their own."""
+    """Size without the fixed bytes, which have tests of their own, as energy has."""
     layers = len(network.layers)
     totals = network.costs.resources(np.array(kept), np.full(layers, weight_bits), np.full(layers, activation_bits))
     amounts = {name: int(amount) for name, amount in totals.items()}
     fixed = network.costs.fixed_bytes + int(np.array(kept) @ network.costs.fixed_bytes_coef)
+    del amounts["energy"]
     return amounts | {"size": amounts["size"] - fixed}
 
 
@@ -42,6 +44,42 @@ def test_chain_pruned_and_quantized() -> None:
         "bitops": 240 * 4 * 8,
         "memory": 32 + 32,
     }
+
+
+def energy(network: Network, kept: list[int], weight_bits: int, activation_bits: int) -> int:
+    layers = len(network.layers)
+    totals = network.costs.resources(np.array(kept), np.full(layers, weight_bits), np.full(layers, activation_bits))
+    return int(totals["energy"])
+
+
+def test_energy_of_a_chain() -> None:
+    """Multiply-accumulates, bytes from DRAM at 160 picojoules, inputs written and read once at 1.25 a byte."""
+    network = trace(chain(), torch.zeros(1, 1, 4, 4))
+    floats = (
+        math.ceil(288 * 4.6 + 4 * (18 + 2) * 160 + 2 * 16 * 4 * 1.25),
+        math.ceil(96 * 4.6 + 4 * (6 + 3) * 160 + 2 * 32 * 4 * 1.25),
+        math.ceil(96 * 4.6 + 4 * (96 + 2) * 160 + 2 * 48 * 4 * 1.25),
+    )
+    assert energy(network, [2, 3], 32, 32) == sum(floats)
+    pruned = (  # 1 and 2 channels of 4 bits, which read 8 bits: 0.2 picojoules a multiply-accumulate
+        math.ceil(144 * 0.2 + (5 + 8 + 8) * 160 + 2 * 16 * 1.25),
+        math.ceil(32 * 0.2 + (1 + 16 + 8) * 160 + 2 * 16 * 1.25),
+        math.ceil(64 * 0.2 + (32 + 16 + 8) * 160 + 2 * 32 * 1.25),
+    )
+    assert energy(network, [1, 2], 4, 8) == sum(pruned)
+
+
+def test_energy_of_depthwise_layers_and_tables() -> None:
+    """Inputs shrink with a depthwise layer's rows; of a table one row is moved for each index."""
+    network = trace(depthwise(), torch.zeros(1, 2, 4, 4))
+    costs = network.costs.energy
+    assert costs is not None
+    assert costs.input_elements.tolist() == [32, 64, 64, 3]
+    assert costs.has_own_inputs.tolist() == [False, True, False, False]
+    table = nn.Sequential(nn.Embedding(100, 8), nn.Flatten(), nn.Linear(24, 2))
+    found = trace(table, torch.zeros(1, 3, dtype=torch.int64)).costs.energy
+    assert found is not None
+    assert (found.lookups.tolist(), found.input_elements.tolist()) == ([3, 0], [0, 24])
 
 
 def test_residual() -> None:

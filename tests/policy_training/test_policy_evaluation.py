@@ -83,7 +83,7 @@ def test_the_summary_has_every_writer_beside_the_solver_and_searches_beside_each
         ),
         (
             "networks: [{model: digits, budgets: [flops=1]}]",
-            "`budget resource` must be one of bitops, latency, macs, memory, size, got 'flops'.",
+            "`budget resource` must be one of bitops, energy, latency, macs, memory, size, got 'flops'.",
         ),
     ],
 )

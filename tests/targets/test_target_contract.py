@@ -247,7 +247,7 @@ def test_a_target_from_outside_has_a_file_of_its_own(name):
 def test_unknown_target_lists_the_choices():
     with pytest.raises(InputError) as error:
         TARGETS.find("gpu")
-    assert str(error.value) == "`target` must be one of onnxruntime, packed, got 'gpu'."
+    assert str(error.value) == "`target` must be one of onnxruntime, openvino, packed, got 'gpu'."
 
 
 def test_a_network_that_cannot_be_exported(counted):

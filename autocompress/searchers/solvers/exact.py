@@ -59,7 +59,7 @@ def solve_exactly(problem: Problem, limits: Mapping[str, int], seconds: float = 
 
     Args:
         problem: menus, layer errors and costs of the network.
-        limits: upper bound of every limited resource (`size`, `macs`, `bitops`, `memory`), in absolute units;
+        limits: upper bound of every limited resource (`size`, `macs`, `bitops`, `memory`, `energy`), in absolute units;
             at least one.
         seconds: most time that HiGHS may take; then its best labelling so far counts. Default: 60.
 

@@ -102,22 +102,33 @@ class Fit:
         )
 
 
-def kernel_types(weight_bits: IntArray, activation_bits: IntArray) -> IntArray:
-    """The type of kernel that runs a label: 0 integer, 1 rounded weights alone, 2 rounded inputs alone, 3 float."""
-    types: IntArray = 2 * (np.asarray(weight_bits) > 8) + (np.asarray(activation_bits) > 8)
+def kernel_types(weight_bits: IntArray, activation_bits: IntArray, integer_bits: Sequence[int]) -> IntArray:
+    """The type of kernel that runs a label: 0 integer, 1 rounded weights alone, 2 rounded inputs, 3 float.
+
+    Where the runtime has no integer kernel for rounded weights of these bits, the kernel is one of rounded inputs.
+
+    Args:
+        weight_bits: bits of the weights.
+        activation_bits: bits of the layers' inputs.
+        integer_bits: bits of the weights at which there are integer kernels.
+    """
+    weights, inputs = np.asarray(weight_bits), np.asarray(activation_bits)
+    is_rounded = np.where(inputs > 8, weights <= 8, np.isin(weights, integer_bits))
+    types: IntArray = 2 * ~is_rounded + (inputs > 8)
     return types
 
 
-def fit_kernels(shapes: LayerShapes, measured: Measured) -> Fit:
+def fit_kernels(shapes: LayerShapes, measured: Measured, integer_bits: Sequence[int] = tuple(range(1, 9))) -> Fit:
     """Costs of kernels from whole networks.
 
     Args:
         shapes: what is known of the layers.
         measured: networks that were timed, at least 2.
+        integer_bits: bits of the weights at which the runtime has integer kernels. Default: 1 to 8.
     """
     conditions: dict[tuple[int, str], Condition] = {}
-    best = _held_out(_Model(shapes, conditions), measured)
-    types = kernel_types(measured.weight_bits, measured.activation_bits)
+    best = _held_out(_Model(shapes, conditions, integer_bits), measured)
+    types = kernel_types(measured.weight_bits, measured.activation_bits, integer_bits)
     for kind in dict.fromkeys(shapes.kinds):
         rows = np.array([each == kind for each in shapes.kinds])
         for kernel in np.unique(types[:, rows]).tolist():
@@ -125,12 +136,12 @@ def fit_kernels(shapes: LayerShapes, measured: Measured) -> Fit:
             while improves:
                 condition = conditions.get((kernel, kind), Condition())
                 tried = [(conditions | {(kernel, kind): other}) for other in _others(condition)]
-                errors = [_held_out(_Model(shapes, each), measured) for each in tried]
+                errors = [_held_out(_Model(shapes, each, integer_bits), measured) for each in tried]
                 found = int(np.argmin([_score(each) for each in errors]))
                 improves = _score(errors[found]) <= CLEARLY * _score(best)
                 if improves:
                     conditions, best = tried[found], errors[found]
-    model = _Model(shapes, conditions)
+    model = _Model(shapes, conditions, integer_bits)
     return Fit(model.costs(model.solve(measured)), best)
 
 
@@ -176,10 +187,13 @@ class _Model:
     Args:
         shapes: what is known of the layers.
         conditions: widths that suit a kernel, by its type and the layers' kind; all do where nothing is said.
+        integer_bits: bits of the weights at which the runtime has integer kernels.
     """
 
-    def __init__(self, shapes: LayerShapes, conditions: Mapping[tuple[int, str], Condition]) -> None:
-        self._shapes = shapes
+    def __init__(
+        self, shapes: LayerShapes, conditions: Mapping[tuple[int, str], Condition], integer_bits: Sequence[int]
+    ) -> None:
+        self._shapes, self._integer_bits = shapes, integer_bits
         self._conditions = conditions
         self._classes: dict[tuple[str, int], list[int]] = {}
         for layer, key in enumerate(zip(shapes.kinds, shapes.areas.tolist(), strict=True)):
@@ -189,7 +203,7 @@ class _Model:
     def features(self, measured: Measured) -> FloatArray:
         """(V, 1 + 5 cells) features: a 1, then for each cell its layers' calls, positions, columns, rows, weights."""
         found = [np.ones((len(measured.nanoseconds), 1))]
-        types = kernel_types(measured.weight_bits, measured.activation_bits)
+        types = kernel_types(measured.weight_bits, measured.activation_bits, self._integer_bits)
         suits = self._suits(types, measured)
         alive = (measured.fan_in > 0) & (measured.out > 0)
         for kernel, is_suited, key in self._cells:
@@ -228,7 +242,7 @@ class _Model:
             steps[:, kernel, layer] = condition.channel_step * size, condition.row_step, condition.least_rows
         bits = np.arange(33)
         return KernelCosts(
-            kernel=kernel_types(bits[:, None], bits[None]),
+            kernel=kernel_types(bits[:, None], bits[None], self._integer_bits),
             instead=np.array([4, 5, 6, 7, 4, 5, 6, 7]),
             column_step=steps[0],
             row_step=steps[1],

@@ -1,1 +1,1 @@
-"""OpenVINO's intermediate representation, made of the ONNX file."""
+"""OpenVINO: a target of its own, and its intermediate representation, both made of the ONNX file."""

@@ -36,11 +36,11 @@ def write_openvino(content: bytes | str | Path, out_dir: str | Path) -> tuple[Pa
         ExportError: OpenVINO can't read the network.
         WriteError: a file can't be written.
     """
-    openvino = _openvino()
+    openvino = openvino_module()
     path = Path(out_dir) / "model.xml"
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "model.onnx", Path(folder) / "model.xml"
-        write_atomically(source, _for_openvino(content if isinstance(content, bytes) else Path(content).read_bytes()))
+        write_atomically(source, for_openvino(content if isinstance(content, bytes) else Path(content).read_bytes()))
         try:
             model = openvino.convert_model(source, share_weights=False)
         except (RuntimeError, ValueError) as error:
@@ -54,8 +54,12 @@ def write_openvino(content: bytes | str | Path, out_dir: str | Path) -> tuple[Pa
     return path, path.with_suffix(".bin")
 
 
-def _for_openvino(content: bytes) -> bytes:
-    """The ONNX file without INT2, and without the casts to INT8, which OpenVINO would carry out as it reads it."""
+def for_openvino(content: bytes) -> bytes:
+    """An ONNX file as OpenVINO reads it: without INT2, and without the casts to INT8, which it would carry out.
+
+    Args:
+        content: ONNX file of `write_onnx`.
+    """
     import onnx
     from onnx import TensorProto, numpy_helper
 
@@ -88,7 +92,7 @@ def run_openvino(path: str | Path, inputs: Tensor) -> Tensor:
     Raises:
         InputError: OpenVINO is not installed, or can't load the file.
     """
-    openvino = _openvino()
+    openvino = openvino_module()
     try:
         model = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     except RuntimeError as error:
@@ -96,8 +100,8 @@ def run_openvino(path: str | Path, inputs: Tensor) -> Tensor:
     return torch.from_numpy(model(inputs.detach().cpu().float().contiguous().numpy())[0].copy())
 
 
-def _openvino() -> Any:
-    """The package, which is an extra. Raises InputError, which says how to install it, where it is missing."""
+def openvino_module() -> Any:
+    """The package `openvino`, an extra. Raises InputError, which says how to install it, where it is missing."""
     try:
         return importlib.import_module("openvino")
     except ModuleNotFoundError as error:

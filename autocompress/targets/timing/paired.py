@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autocompress.samples import Inputs
+from autocompress.targets.timing.energy import EnergyCounter, MeasuredEnergy, energy_counter
 from autocompress.targets.timing.machine import Machine, Waiting, Watch, this_machine
 from autocompress.targets.timing.session import Session, call_of
 
@@ -110,6 +111,8 @@ class PairedTiming:
         settled: whether the interval of the ratio became as narrow as was wanted.
         waiting: how busy the machine was.
         machine: where it was.
+        energy: energy of a run of each, in the rounds that count; None where the machine has no counter that this
+            process may read.
     """
 
     original: Times
@@ -121,6 +124,7 @@ class PairedTiming:
     settled: bool
     waiting: Waiting
     machine: Machine = field(default_factory=this_machine)
+    energy: MeasuredEnergy | None = None
 
     def notes(self) -> list[str]:
         """What has to be known of these times: that the machine was busy, that they never settled."""
@@ -143,6 +147,7 @@ def time_pair(
     *,
     clock: Clock | None = None,
     interruptions: Callable[[], int] | None = None,
+    counter: EnergyCounter | None = None,
 ) -> PairedTiming:
     """The times of two loaded networks on the same batch, in turns.
 
@@ -154,11 +159,14 @@ def time_pair(
         clock: function that gives the time in seconds. Default: `time.perf_counter`.
         interruptions: function that gives how often the system took the processor away so far. Default: the system's
             own count; none with another clock.
+        counter: counter of energy. Default: the machine's own, if there is one; none with another clock.
     """
     first, second = call_of(original, batch), call_of(compressed, batch)
     if interruptions is None:
         interruptions = involuntary_switches if clock is None else lambda: 0
-    return time_calls(first, second, effort or Effort(), clock or time.perf_counter, interruptions)
+    if counter is None and clock is None:
+        counter = energy_counter()
+    return time_calls(first, second, effort or Effort(), clock or time.perf_counter, interruptions, counter)
 
 
 def time_calls(
@@ -167,20 +175,25 @@ def time_calls(
     effort: Effort,
     clock: Clock,
     interruptions: Callable[[], int],
+    counter: EnergyCounter | None = None,
 ) -> PairedTiming:
     """`time_pair` of any two functions."""
+    joules = (lambda: 0.0) if counter is None else counter.joules
     seconds = min(_burst(call, max(1, effort.warm_up), clock).min() for call in (first, second))
     count = int(np.clip(effort.burst_seconds / max(seconds, 1e-9), 1, effort.most_in_burst))
     rounds = _Rounds(effort)
     watch, settled, check = Watch(), False, effort.least_rounds
     while not settled and rounds.may_go_on():
-        before = interruptions()
-        bursts = _burst(first, count, clock), _burst(second, count, clock)
-        rounds.add(*bursts, is_clean=interruptions() == before)
+        before, start = interruptions(), joules()
+        first_burst, middle = _burst(first, count, clock), joules()
+        second_burst, end = _burst(second, count, clock), joules()
+        is_clean = interruptions() == before
+        rounds.add(first_burst, second_burst, is_clean=is_clean, joules=(middle - start, end - middle))
         if rounds.are_enough() and len(rounds.counting()) >= check:
             check = int(1.5 * len(rounds.counting())) + 1
             settled = rounds.ratio().tightness <= effort.tightness
     counting, ratio = rounds.counting(), rounds.ratio()
+    first_joules, second_joules = (float(each) / count for each in rounds.joules())
     return PairedTiming(
         original=_times(counting[:, 0]),
         compressed=_times(counting[:, 1]),
@@ -190,6 +203,7 @@ def time_calls(
         interrupted=rounds.interrupted,
         settled=ratio.tightness <= effort.tightness,
         waiting=watch.waiting(),
+        energy=None if counter is None else MeasuredEnergy(first_joules, second_joules, counter.source),
     )
 
 
@@ -200,6 +214,8 @@ class _Rounds:
         self._effort = effort
         self._clean: list[FloatArray] = []
         self._all: list[FloatArray] = []
+        self._clean_joules: list[tuple[float, float]] = []
+        self._all_joules: list[tuple[float, float]] = []
         self._clean_seconds = self._all_seconds = 0.0
 
     @property
@@ -207,13 +223,15 @@ class _Rounds:
         """Number of rounds that were not clean."""
         return len(self._all) - len(self._clean)
 
-    def add(self, first: FloatArray, second: FloatArray, *, is_clean: bool) -> None:
-        """Add the bursts of a round, each (runs,) seconds."""
+    def add(self, first: FloatArray, second: FloatArray, *, is_clean: bool, joules: tuple[float, float]) -> None:
+        """Add the bursts of a round, each (runs,) seconds, and the joules of both."""
         both, seconds = np.stack([first, second]), float(first.sum() + second.sum())
         self._all.append(both)
+        self._all_joules.append(joules)
         self._all_seconds += seconds
         if is_clean:
             self._clean.append(both)
+            self._clean_joules.append(joules)
             self._clean_seconds += seconds
 
     def may_go_on(self) -> bool:
@@ -231,7 +249,16 @@ class _Rounds:
 
     def counting(self) -> FloatArray:
         """(rounds, 2, runs) seconds of the rounds that count."""
-        return np.stack(self._clean if len(self._clean) >= self._effort.least_rounds else self._all)
+        return np.stack(self._clean if self._are_clean() else self._all)
+
+    def joules(self) -> FloatArray:
+        """(2,) mean joules of the two bursts in the rounds that count."""
+        found: FloatArray = np.mean(self._clean_joules if self._are_clean() else self._all_joules, axis=0)
+        return found
+
+    def _are_clean(self) -> bool:
+        """Whether there are enough clean rounds, so that the others do not count."""
+        return len(self._clean) >= self._effort.least_rounds
 
     def ratio(self) -> Interval:
         """The ratio of the two networks' times, round by round."""

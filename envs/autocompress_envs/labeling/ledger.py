@@ -22,6 +22,7 @@ from autocompress_envs.problem.tables import RESOURCES
 from autocompress_envs.solver import Solver
 
 _REFERENCE, _CHEAPEST = 0, 1  # the two completions, in the order of axes of 2
+_MEMORY = list(RESOURCES).index("memory")  # the only resource that is no sum over layers
 _NOTHING = np.zeros((2, 1, 0), dtype=np.int64)
 _UNKNOWN = np.zeros(0, dtype=bool)
 
@@ -88,6 +89,7 @@ class Ledger:
         self._tables, self._reach, self._reference = solver.tables, solver.reach, reference
         tables, costs = solver.tables, solver.tables.problem.costs
         self._names = costs.additive
+        self._places = [list(RESOURCES).index(name) for name in self._names]
         self._limited = [number for number, name in enumerate(self._names) if name in solver.limits]
         self._limits = np.array([solver.limits[self._names[number]] for number in self._limited])
         self._most_memory = solver.limits.get("memory")
@@ -124,7 +126,7 @@ class Ledger:
         """Amounts that the labels so far take, and that the whole network needs at least, as `observation.progress`.
 
         Returns:
-            (5,) and (5,), in the order of `RESOURCES`; 0 for a latency that nothing was timed of.
+            (6,) and (6,), in the order of `RESOURCES`; 0 for a latency that nothing was timed of.
         """
         step = self._step
         spent = self._taken[:, _CHEAPEST, :step].sum(-1) + self._fixed[:, _CHEAPEST]
@@ -133,9 +135,7 @@ class Ledger:
         bits = np.stack([self._read_bits, np.where(all_bits > 0, all_bits, 32)])
         memory = (-(-self._elements * bits // 8) @ self._alive).max(-1, initial=0)  # (2,)
         found = np.zeros((2, len(RESOURCES)))
-        found[:, :3], found[:, 3] = (spent[:3], least[:3]), memory
-        if len(self._names) > 3:
-            found[:, 4] = spent[3], least[3]
+        found[:, self._places], found[:, _MEMORY] = (spent, least), memory
         return found[0], found[1]
 
     def amounts(self, so_far: Labeling) -> IntArray:
@@ -158,7 +158,7 @@ class Ledger:
         rest = [np.broadcast_to(each, (sparsities, len(rows))) for each in (rest_bits, rest_ranks)]
         memory = self._reach.memory(so_far, step, kept, *rest)
         memory = np.broadcast_to(memory, (sparsities, bits, activations)).reshape(1, -1)
-        place = sum(number < 3 for number in limited)  # RESOURCES has the latency behind the memory
+        place = sum(self._places[number] < _MEMORY for number in limited)
         return np.concatenate([found[:place], memory, found[place:]])
 
     def reachable(self, so_far: Labeling) -> BoolArray:

@@ -24,13 +24,17 @@ from autocompress_envs.solver import Solver
 OBSERVATION_VERSION = 1
 """Version of the names and their order; a policy is loaded only where it was trained on the same version."""
 
+SHOWN = ("size", "macs", "bitops", "memory", "latency")
+"""Resources with columns of their own, the first of `RESOURCES`. Of the others there is what stands for all budgets
+together: slack, price, lagrangian, and which option is the cheapest."""
+
 KINDS = ("conv", "depthwise", "linear", "embedding", "recurrent", "transposed")
 """Kinds of layers, in the order of their columns; other kinds have none."""
 
 OPTION_NAMES = (
     "sparsity", "weight_bits", "activation_bits", "rank",
     "sparsity_place", "weight_place", "activation_place",
-    *(f"{name}_change" for name in RESOURCES),
+    *(f"{name}_change" for name in SHOWN),
     "slack",
     "expected_loss", "pruning_loss", "rounding_loss", "effect",
     "alignment", "alignment_so_far",
@@ -69,11 +73,11 @@ LAYER_NAMES = (
 """Columns of `layers`, one row a layer; the last three hold the label, the reference's where there is none yet."""
 
 CONTEXT_NAMES = (
-    *(f"limits_{name}" for name in RESOURCES),
-    *(f"{name}_budget" for name in RESOURCES),
-    *(f"{name}_spent" for name in RESOURCES),
-    *(f"{name}_cheapest_rest" for name in RESOURCES),
-    *(f"{name}_drift" for name in RESOURCES),
+    *(f"limits_{name}" for name in SHOWN),
+    *(f"{name}_budget" for name in SHOWN),
+    *(f"{name}_spent" for name in SHOWN),
+    *(f"{name}_cheapest_rest" for name in SHOWN),
+    *(f"{name}_drift" for name in SHOWN),
     "reference_divergence", "divergence", "depth", "has_effects",
 )  # fmt: skip
 """Entries of `context`: whether a resource has a limit; limit / original; shares of the limit that the labels so far
@@ -156,7 +160,12 @@ class Observer:
         for layer, each in enumerate(self._static):
             self._labels[layer, : len(each.rows)] = each.rows[:, :3]
         self._context = self._static_context(original, forecast)
-        self._columns = [_CHANGE + number for number in self._limited] + [OPTION_NAMES.index(name) for name in _DYNAMIC]
+        shown = [number for number in self._limited if number < len(SHOWN)]
+        self._columns = [_CHANGE + number for number in shown] + [OPTION_NAMES.index(name) for name in _DYNAMIC]
+        hidden = len(self._limited) - len(shown)  # they come last
+        self._found = np.delete(
+            np.arange(len(self._limited) + len(_DYNAMIC)), np.arange(len(shown), len(shown) + hidden)
+        )
 
     def observe(self, step: int, so_far: Labeling, allowed: BoolArray, forecast: Forecast, ledger: Ledger) -> Arrays:
         """The observation after `step` layers were labelled.
@@ -223,7 +232,7 @@ class Observer:
         np.divide(dots, lengths, out=found[-2:], where=lengths > _SHORTEST)
         rows = options[: len(first)]
         rows[:] = static.rows
-        rows[:, self._columns] = _bounded(found).T
+        rows[:, self._columns] = _bounded(found[self._found]).T
         rows[cheapest, _IS_CHEAPEST] = 1.0
         base[: len(first)] = _bounded(scores)
 
@@ -232,8 +241,9 @@ class Observer:
         spent, least = ledger.spent()
         context, count, whole = self._context.copy(), self._count, self._scale * self._count
         shares = context[_SPENT].reshape(3, -1)  # spent, cheapest rest, drift
-        np.divide(np.array([spent, least - spent, count * (spent - self._spent[step])]), self._limits, out=shares)
-        shares[2] = np.where(self._context[: len(RESOURCES)], np.arcsinh(shares[2]), 0.0)
+        found = np.array([spent, least - spent, count * (spent - self._spent[step])]) / self._limits
+        shares[:] = found[:, : len(SHOWN)]
+        shares[2] = np.where(self._context[: len(SHOWN)], np.arcsinh(shares[2]), 0.0)
         context[_DIVERGENCE] = np.arcsinh((forecast.value() - whole) / whole)
         return _bounded(context).astype(np.float32)
 
@@ -268,9 +278,9 @@ class Observer:
     def _static_context(self, original: Mapping[str, int], forecast: Forecast) -> FloatArray:
         """(F,) what of `context` does not change within an episode; 0 elsewhere."""
         context = np.zeros(len(CONTEXT_NAMES))
-        context[self._limited] = 1.0
-        budget = self._limits / np.maximum([original.get(name, 1) for name in RESOURCES], 1)
-        context[len(RESOURCES) : 2 * len(RESOURCES)] = np.where(context[: len(RESOURCES)], budget, 1.0)
+        context[: len(SHOWN)] = [number in self._limited for number in range(len(SHOWN))]
+        budget = self._limits[: len(SHOWN)] / np.maximum([original.get(name, 1) for name in SHOWN], 1)
+        context[len(SHOWN) : 2 * len(SHOWN)] = np.where(context[: len(SHOWN)], budget, 1.0)
         context[_DIVERGENCE - 1] = np.log10(self._scale * self._count) / 6
         context[_DIVERGENCE + 1] = np.log2(self._count) / 16
         context[_DIVERGENCE + 2] = float(forecast.prefix.size > 0)

@@ -3,6 +3,7 @@
 from autocompress_envs.problem.arrays import BoolArray, FloatArray, IntArray
 from autocompress_envs.problem.costs import (
     BIAS_BYTES,
+    FLOAT_BYTES,
     RANGE_BYTES,
     SCALE_BYTES,
     CostModel,
@@ -11,15 +12,19 @@ from autocompress_envs.problem.costs import (
     removed_weights,
     stored_bits,
 )
+from autocompress_envs.problem.energy import FLOAT_MAC, EnergyCosts, access_energy
 from autocompress_envs.problem.kernels import KernelCosts
 from autocompress_envs.problem.problem import Labeling, LayerNumbers, Outcome, Problem
 
 __all__ = [
     "BIAS_BYTES",
+    "FLOAT_BYTES",
+    "FLOAT_MAC",
     "RANGE_BYTES",
     "SCALE_BYTES",
     "BoolArray",
     "CostModel",
+    "EnergyCosts",
     "FloatArray",
     "IntArray",
     "KernelCosts",
@@ -27,6 +32,7 @@ __all__ = [
     "LayerNumbers",
     "Outcome",
     "Problem",
+    "access_energy",
     "layer_resources",
     "n_of_m",
     "removed_weights",

@@ -1,4 +1,4 @@
-"""What a labelling costs: bytes, multiply-accumulates, bit operations, time and peak memory in closed form."""
+"""What a labelling costs: bytes, operations, time, energy and peak memory in closed form."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from autocompress_envs.problem.arrays import BoolArray, FloatArray, IntArray
+from autocompress_envs.problem.energy import EnergyCosts
 from autocompress_envs.problem.kernels import KernelCosts
 
 SCALE_BYTES = 4
@@ -19,6 +20,9 @@ BIAS_BYTES = 4
 
 RANGE_BYTES = 8
 """Bytes of the scale and the zero point, both float32, of a layer's input below 32 bits."""
+
+FLOAT_BYTES = 4
+"""Bytes of one element in float32."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class CostModel:
         fixed_macs: multiply-accumulates of operators that carry no weights; they stay whatever the labels.
         kernels: time of the layers in the kernels of a runtime; None: nothing was timed, and there is no resource
             `latency`. Layers of a low rank are not timed: it is that of the whole layer.
+        energy: what the modelled energy depends on; None, the default: there is no resource `energy`.
         members: (L,) layers whose rows a layer's `out` counts: 1, but for the first layer of a tie. Of a low rank each
             of them has a first factor of its own. Empty, the default: 1 everywhere.
     """
@@ -74,12 +79,15 @@ class CostModel:
     granularity: str = "channel"
     fixed_macs: int = 0
     kernels: KernelCosts | None = None
+    energy: EnergyCosts | None = None
     members: IntArray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @property
     def additive(self) -> tuple[str, ...]:
         """Names of the resources that are sums over layers; peak memory is none."""
-        return ("size", "macs", "bitops") if self.kernels is None else ("size", "macs", "bitops", "latency")
+        found = ["size", "macs", "bitops"]
+        found += [] if self.kernels is None else ["latency"]
+        return (*found, *([] if self.energy is None else ["energy"]))
 
     @property
     def first_factors(self) -> IntArray:
@@ -128,8 +136,9 @@ class CostModel:
 
         Returns:
             `size` (bytes of the file), `macs` (multiply-accumulates a sample), `bitops` (bit operations a
-            sample), `latency` (nanoseconds of a batch; only where something was timed) and `memory` (bytes of
-            activations at the peak, for one sample), each of shape (...).
+            sample), `latency` (nanoseconds of a batch; only where something was timed), `energy` (picojoules a
+            sample; only where it is modelled) and `memory` (bytes of activations at the peak, for one sample), each
+            of shape (...).
         """
         fan_in, out = self.widths(kept)
         at = np.arange(len(self.positions))
@@ -176,7 +185,20 @@ class CostModel:
         )
         if self.kernels is not None:
             amounts["latency"] = self.kernels.of_layers(at, fan_in, out, weight_bits, activation_bits)
+        if self.energy is not None:
+            macs = self._factor_macs(at, fan_in, out, rank, amounts["macs"])
+            handed = rank * self.first_factors[at] * self.positions[at] * FLOAT_BYTES
+            amounts["energy"] = self.energy.of_layers(
+                at, fan_in, out, weight_bits, activation_bits, macs, amounts["size"], np.asarray(handed)
+            )
         return amounts
+
+    def _factor_macs(
+        self, at: IntArray, fan_in: IntArray, out: IntArray, rank: IntArray | int, macs: IntArray
+    ) -> tuple[IntArray, IntArray]:
+        """Multiply-accumulates of whole layers and of first factors; and of second factors, which read float32."""
+        second = np.asarray(rank * out * self.positions[at])
+        return macs - second, second
 
     def fixed(self, name: str, kept: IntArray) -> IntArray | int:
         """The part of an additive resource that belongs to no layer.
@@ -184,7 +206,7 @@ class CostModel:
         Operators without weights have no label; they compute in 32 bits.
 
         Args:
-            name: `size`, `macs`, `bitops` or `latency`.
+            name: `size`, `macs`, `bitops`, `latency` or `energy`.
             kept: (..., G) channels left in every group.
 
         Returns:
@@ -195,6 +217,8 @@ class CostModel:
             return fixed_bytes
         if name == "latency" and self.kernels is not None:
             return self.kernels.fixed
+        if name == "energy" and self.energy is not None:
+            return self.energy.fixed
         return {"macs": self.fixed_macs, "bitops": self.fixed_macs * 32 * 32}[name]
 
     def handed_on(self, rank: IntArray | int) -> IntArray:
@@ -203,7 +227,7 @@ class CostModel:
         Args:
             rank: (..., L) rank of every layer's two factors, 0 for a layer as it is.
         """
-        handed: IntArray = np.asarray(rank) * self.first_factors * self.positions * 4
+        handed: IntArray = np.asarray(rank) * self.first_factors * self.positions * FLOAT_BYTES
         return handed
 
     def memory(self, kept: IntArray, activation_bits: IntArray, rank: IntArray | int = 0) -> IntArray:

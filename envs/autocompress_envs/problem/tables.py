@@ -20,10 +20,11 @@ RESOURCES: Mapping[str, str] = {
     "bitops": "bit operations",
     "memory": "bytes of activations at the peak",
     "latency": "nanoseconds of a batch",
+    "energy": "picojoules a sample, modelled",
 }
 """Units of the resources by name, in the order in which all arrays over resources have them."""
 
-ADDITIVE = ("size", "macs", "bitops", "latency")
+ADDITIVE = ("size", "macs", "bitops", "latency", "energy")
 """The resources that are sums over layers; peak memory is none."""
 
 
@@ -127,7 +128,10 @@ class Tables:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the resources that are counted, in the order of `RESOURCES`; `latency` only where it was timed."""
+        """Names of the resources that are counted, in the order of `RESOURCES`.
+
+        `latency` is one only where it was timed, and `energy` where it is modelled.
+        """
         return tuple(name for name in RESOURCES if name not in ADDITIVE or name in self.problem.costs.additive)
 
     def resources(self, labeling: Labeling, names: Iterable[str] | None = None) -> dict[str, int]:
@@ -178,7 +182,7 @@ class Tables:
             layers: the n layers. Default: all.
 
         Returns:
-            `size`, `macs`, `bitops` and, where it was timed, `latency`, each (..., n, O, B, A).
+            `size`, `macs`, `bitops` and, where there are any, `latency` and `energy`, each (..., n, O, B, A).
         """
         wide = (..., None, None, None)
         amounts = self.problem.costs.of_layers(

@@ -5,8 +5,8 @@ C_r(x) <= limit_r for every limited resource r? It is answered by the cheapest c
 
 - Every cost grows with every width. So whatever the bits are, the rest is cheapest with each undecided group
   at its fewest channels.
-- For fixed widths, `size`, `macs`, `bitops` and `latency` are sums over layers, so each layer's cheapest bits
-  can be chosen alone. Peak memory is least with the fewest activation bits at every layer.
+- For fixed widths, `size`, `macs`, `bitops`, `latency` and `energy` are sums over layers, so each layer's cheapest
+  bits can be chosen alone. Peak memory is least with the fewest activation bits at every layer.
 
 With one limit the answer is exact. With several, one layer's cheapest label may differ between resources:
 16-bit weights need no scales and 32-bit activations no ranges, which saves a few bytes. Then completions are

@@ -35,10 +35,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autocompress_envs.problem import BIAS_BYTES, RANGE_BYTES, SCALE_BYTES, FloatArray, IntArray, Labeling
+from autocompress_envs.problem import (
+    BIAS_BYTES,
+    FLOAT_BYTES,
+    RANGE_BYTES,
+    SCALE_BYTES,
+    FloatArray,
+    IntArray,
+    Labeling,
+)
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver.dependencies import colours, dependencies, pair_widths
-from autocompress_envs.solver.terms import LayerTerms, TimeTerms
+from autocompress_envs.solver.terms import EnergyTerms, LayerTerms, TimeTerms
 
 SWEEPS = 4  # most passes of the coordinate descent over all coupled sparsities
 PEAK_POWER = 8  # the peak is smoothed to this norm over moments, whose gradient says which tensors matter
@@ -81,7 +89,8 @@ class Multipliers:
     """Relative Lagrange multipliers w_r: what one unit of every resource contributes to the cost C(x).
 
     Attributes:
-        additive: weights by name of the resources that are sums over layers (`size`, `macs`, `bitops`, `latency`).
+        additive: weights by name of the resources that are sums over layers (`size`, `macs`, `bitops`, `latency`,
+            `energy`).
         memory: weight of one byte of peak memory; 0 where memory has no limit.
     """
 
@@ -282,7 +291,7 @@ class Lagrangian:
             bitops = n positions b a
 
         Of a low rank r there are r fan_in weights in each first factor, with r scales, and r out in the second one,
-        which reads 32 bits. Time is what `KernelCosts` says.
+        which reads 32 bits. Time is what `KernelCosts` says, energy what `EnergyCosts` says.
 
         Args:
             multipliers: relative multipliers of the resources.
@@ -290,22 +299,27 @@ class Lagrangian:
             by_bits: (B*A, L) weighted memory costs by the layer's bits.
         """
         additive = {name: multiplier * weight for name, weight in multipliers.additive.items()}
-        size, macs, bitops = (additive.get(name, 0.0) for name in ("size", "macs", "bitops"))
-        has_bias = self.tables.problem.costs.has_bias
-        members, is_low = self.tables.problem.costs.first_factors, self.ranks > 0
-        per_weight = size * self.bits / 8 + self._positions * (macs + bitops * self.bits * self.activations)
-        of_second = size * self.bits / 8 + self._positions * (macs + bitops * self.bits * 32)
-        per_scale = size * SCALE_BYTES * (self.bits < 16)
-        kernels, latency = self.tables.problem.costs.kernels, additive.get("latency", 0.0)
+        size, macs, bitops, energy = (additive.get(name, 0.0) for name in ("size", "macs", "bitops", "energy"))
+        costs = self.tables.problem.costs
+        has_bias, members, is_low = costs.has_bias, costs.first_factors, self.ranks > 0
+        joules = EnergyTerms.of(costs.energy, energy, self.bits, self.activations)
+        byte = size + joules.byte
+        per_mac = macs + bitops * self.bits * self.activations + joules.mac
+        per_weight = byte * self.bits / 8 + self._positions * per_mac
+        of_second = byte * self.bits / 8 + self._positions * (macs + bitops * self.bits * 32 + joules.float_mac)
+        handed_on = self.ranks * members * self._positions * FLOAT_BYTES * joules.handed_byte
+        per_scale = byte * SCALE_BYTES * (self.bits < 16)
+        kernels, latency = costs.kernels, additive.get("latency", 0.0)
         time = None
         if kernels is not None and latency:
             time = TimeTerms(kernels, latency, np.arange(self.tables.layer_count), self.bits, self.activations)
         return LayerTerms(
             per_weight=np.where(is_low, 0.0, per_weight),
-            per_column=self.ranks * members * per_weight,
-            per_row=per_scale + size * BIAS_BYTES * has_bias + self.ranks * of_second,
-            per_layer=size * RANGE_BYTES * (self.activations < 32)
+            per_column=self.ranks * members * per_weight + joules.column,
+            per_row=per_scale + byte * BIAS_BYTES * has_bias + self.ranks * of_second + joules.row,
+            per_layer=byte * RANGE_BYTES * (self.activations < 32)
             + self.ranks * members * per_scale
+            + handed_on
             + multiplier * by_bits,
             time=time,
         )

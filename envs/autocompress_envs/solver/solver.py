@@ -74,7 +74,8 @@ class Solver:
 
     Args:
         problem: the layers' menus and the cost model.
-        limits: absolute upper bounds by resource (`size`, `macs`, `bitops`, `memory`, `latency`), at least one.
+        limits: absolute upper bounds by resource (`size`, `macs`, `bitops`, `memory`, `latency`,
+            `energy`), at least one.
 
     Attributes:
         problem: the problem that was given.
@@ -94,6 +95,8 @@ class Solver:
         self.limits = checked_limits(limits)
         if "latency" in self.limits and problem.costs.kernels is None:
             raise ValueError("`limits` of latency need a cost model with `kernels`, got one without.")
+        if "energy" in self.limits and problem.costs.energy is None:
+            raise ValueError("`limits` of energy need a cost model with `energy`, got one without.")
         self.tables = Tables(problem)
         self.reach = Reach(self.tables, self.limits)
         self.lagrangian = Lagrangian(self.tables)

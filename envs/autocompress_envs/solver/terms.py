@@ -1,4 +1,4 @@
-"""What layers cost as functions of their widths, for fixed multipliers: size, multiply-accumulates, time.
+"""What layers cost as functions of their widths, for fixed multipliers: size, multiply-accumulates, time, energy.
 
 Shapes: L layers; S sparsities, B weight bits and A activation bits on the longest menus.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from autocompress_envs.problem import FloatArray, IntArray, KernelCosts
+from autocompress_envs.problem import FLOAT_MAC, EnergyCosts, FloatArray, IntArray, KernelCosts
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,50 @@ class TimeTerms:
 
 
 @dataclass(frozen=True)
+class EnergyTerms:
+    """What the energy of layers costs, by its parts.
+
+    Attributes:
+        mac: (B*A, L) cost of one multiply-accumulate.
+        float_mac: cost of one that reads float32.
+        byte: (B*A, L) cost of one byte of the layer.
+        column: (B*A, L) cost of the inputs of one weight column.
+        row: (B*A, L) cost of the inputs of one weight row.
+        handed_byte: cost of one byte that a first factor hands on.
+    """
+
+    mac: FloatArray | float = 0.0
+    float_mac: float = 0.0
+    byte: FloatArray | float = 0.0
+    column: FloatArray | float = 0.0
+    row: FloatArray | float = 0.0
+    handed_byte: float = 0.0
+
+    @classmethod
+    def of(
+        cls, energy: EnergyCosts | None, weight: float, weight_bits: IntArray, activation_bits: IntArray
+    ) -> EnergyTerms:
+        """The terms of all layers, where one picojoule costs `weight`; zeros where energy has no limit.
+
+        Args:
+            energy: what the layers' energy depends on.
+            weight: cost of one picojoule.
+            weight_bits: (B*A, L) weight bits of every flat option.
+            activation_bits: (B*A, L) activation bits of every flat option.
+        """
+        if energy is None or not weight:
+            return cls()
+        mac, byte, column, row = (np.asarray(weight * slope) for slope in energy.slopes(weight_bits, activation_bits))
+        return cls(mac, weight * FLOAT_MAC / 1000, byte, column, row, weight * 2 * energy.access / 1000)
+
+
+@dataclass(frozen=True)
 class LayerTerms:
     """The cost of a layer: per_weight * fan_in * out + per_column * fan_in + per_row * out + per_layer, and its time's.
 
     Attributes:
         per_weight: (B*A, L) cost of one weight; 0 where the rank is low.
-        per_column: (B*A, L) cost of one column of weights; 0 but where the rank is low.
+        per_column: (B*A, L) cost of one column of weights.
         per_row: (B*A, L) cost of one row of weights.
         per_layer: (B*A, L) cost of the layer whatever its widths are.
         time: cost of the layer's time; None where time has no limit.
