@@ -158,8 +158,8 @@ class MenuOptions(Part):
     )
     target: str = option(
         "onnxruntime",
-        "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx) or packed "
-        "(model.safetensors alone).",
+        "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx), litert "
+        "(model.tflite; needs the extra litert) or packed (model.safetensors alone).",
     )
 
     @field_validator("ranks", mode="before")

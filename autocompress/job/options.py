@@ -189,6 +189,7 @@ def _menus(options: MenuOptions, seed: int, plan: Plan | None, time: TimeLimit |
         ranks=options.ranks,
         seed=seed,
     )
+    target.check_installed()
     target.check(settings.weight_bits, settings.activation_bits, settings.granularity)
     return target, settings
 

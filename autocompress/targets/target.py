@@ -13,6 +13,7 @@ Everything that `write` needs is in `Lowered`.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -20,9 +21,11 @@ from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.files import LOCK
 from autocompress.registry import Registry
-from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, NEXT_CONFIG, RUN_FILES, TENSORBOARD
+from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, MODEL_TFLITE, NEXT_CONFIG, RUN_FILES, TENSORBOARD
 from autocompress.samples import Inputs, fields_of
 from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.litert.file import write_litert
+from autocompress.targets.litert.session import open_litert
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
 from autocompress.targets.packed.file import pack, pack_weights
@@ -70,6 +73,21 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """Bytes of a file that grow with a network's layers and rows, besides the codes, scales and biases themselves.
+
+    Attributes:
+        layer: most bytes by which a layer's labels may make the file longer: lengths, offsets, padding.
+        row: bytes for every row of a layer.
+        width: bytes for every row that layers of equally many rows share.
+    """
+
+    layer: int = 8
+    row: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True)
 class Target:
     """A place where the result runs: the labels that are legal there, and its file.
 
@@ -99,6 +117,8 @@ class Target:
             file holds no graph. Otherwise such networks are refused.
         runtime: program that runs the file on this machine; then the file is run and timed beside PyTorch whenever a
             run is verified. None: there is none.
+        overhead: bytes of the file that grow with the network's rows. Default: only lengths and offsets.
+        extra: extra of this package that `write` and `runtime` need, and a module that it brings; None: none.
 
     Raises:
         InputError: the name is empty; the file name is no plain file name, or is one that a run folder uses itself;
@@ -115,6 +135,8 @@ class Target:
     integer_kernels: bool = False
     holds_any_network: bool = False
     runtime: Runtime | None = None
+    overhead: Overhead = Overhead()
+    extra: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -148,6 +170,16 @@ class Target:
     def offered_weight_bits(self) -> tuple[int, ...]:
         """Bit-widths of weights on offer where the user names none, ascending."""
         return self.default_weight_bits or self.weight_bits
+
+    def check_installed(self) -> None:
+        """Refuse a target whose extra is missing.
+
+        Raises:
+            InputError: it is; the message says how to install it.
+        """
+        if self.extra is not None and importlib.util.find_spec(self.extra[1]) is None:
+            name = self.extra[0]
+            raise InputError(f"`target` {self.name} needs the extra {name}: pip install 'autocompress[{name}]'.")
 
     def check(self, weight_bits: Iterable[int], activation_bits: Iterable[int], granularity: str) -> None:
         """Refuse labels that are not legal here.
@@ -200,6 +232,19 @@ TARGETS: Registry[Target] = Registry(
             file_name=MODEL_ONNX,
             write=write_onnx,
             runtime=Runtime("ONNX Runtime", open_session, open_session, "onnxruntime"),
+        ),
+        "litert": Target(
+            name="litert",
+            weight_bits=(4, 8, 16, 32),
+            default_weight_bits=(4, 8),
+            activation_bits=(8, 32),
+            only_channels=True,
+            integer_kernels=True,
+            file_name=MODEL_TFLITE,
+            write=write_litert,
+            runtime=Runtime("LiteRT", open_litert, open_litert, "ai-edge-litert"),
+            overhead=Overhead(layer=40, row=4, width=8),  # constants begin at multiples of 16; biases' scales; zero points
+            extra=("litert", "ai_edge_litert"),
         ),
         "packed": Target(
             name="packed",
