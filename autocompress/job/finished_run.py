@@ -28,10 +28,20 @@ from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.run.journal import are_costs, is_number
 from autocompress.run.lock import locked
-from autocompress.run.names import CHECKPOINT, CONFIG, EXPORTED, MODEL, MODEL_ONNX, MODEL_PT2, MODEL_TFLITE, OUTCOME, PLAN
+from autocompress.run.names import (
+    CHECKPOINT,
+    CONFIG,
+    EXPORTED,
+    MODEL,
+    MODEL_ONNX,
+    MODEL_PT2,
+    MODEL_TFLITE,
+    OUTCOME,
+    PLAN,
+)
 from autocompress.targets.graph.lowering import Lowered, lower
-from autocompress.targets.loading import check_network, restore, restored
 from autocompress.targets.litert.file import write_litert
+from autocompress.targets.loading import check_network, restore, restored
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.openvino.ir import write_openvino
 from autocompress.targets.packed.file import load_packed, load_packed_weights, rebuilt

@@ -243,7 +243,9 @@ TARGETS: Registry[Target] = Registry(
             file_name=MODEL_TFLITE,
             write=write_litert,
             runtime=Runtime("LiteRT", open_litert, open_litert, "ai-edge-litert"),
-            overhead=Overhead(layer=40, row=4, width=8),  # constants begin at multiples of 16; biases' scales; zero points
+            overhead=Overhead(
+                layer=40, row=4, width=8
+            ),  # constants begin at multiples of 16; biases' scales; zero points
             extra=("litert", "ai_edge_litert"),
         ),
         "packed": Target(

@@ -18,7 +18,7 @@ from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights
 from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
-from autocompress.targets.litert.graph import FileGraph
+from autocompress.targets.litert.graph import FileGraph, arguments
 from autocompress.targets.litert.moves import MOVES
 from autocompress.targets.litert.operators import OPERATORS, refused
 from autocompress.targets.litert.shapes import shapes_of
@@ -53,7 +53,7 @@ def write_litert(lowered: Lowered) -> bytes:
             field = next(fields)
             graph.take(node, lowered.names[0] if field.name == ONE else field.name, field.dtype)
         elif node.op == "call_function" and node not in graph.done and _NO_RESULT not in str(node.target):
-            handler = OPERATORS.get(node.target) or MOVES.get(node.target)  # type: ignore[arg-type]
+            handler = OPERATORS.get(node.target) or MOVES.get(node.target)
             if handler is None:
                 raise refused(node)
             handler(graph, node)
@@ -61,8 +61,8 @@ def write_litert(lowered: Lowered) -> bytes:
 
 
 def _outputs(graph: fx.Graph) -> list[fx.Node]:
-    given = graph.output_node().args[0]
-    return list(given) if isinstance(given, tuple | list) else [given]  # type: ignore[arg-type,list-item]
+    (given,) = arguments(graph.output_node(), None)
+    return list(given) if isinstance(given, tuple | list) else [given]
 
 
 def _check_activations(layers: Mapping[str, LayerWeights]) -> None:

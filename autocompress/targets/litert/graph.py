@@ -46,9 +46,17 @@ class Form:
         return Rounding(np.array([self.range.scale], np.float32), self.range.zero - _TO_SIGNED)
 
 
-def on_levels(found: ActivationRange) -> ActivationRange:
-    """The range without its noise, so that equal ones are equal."""
-    return ActivationRange(found.bits, found.scale, found.zero, 0.0)
+def arguments(node: fx.Node, *defaults: Any) -> tuple[Any, ...]:
+    """The arguments of a node by position, as many as there are defaults; these stand for those that are not given."""
+    given: tuple[Any, ...] = node.args
+    return (*given, *defaults[len(given) :])[: len(defaults)]
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """The node that is the first argument of another."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    return source
 
 
 def moved(shape: Sequence[Any], last: bool) -> tuple[Any, ...]:

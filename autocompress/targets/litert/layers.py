@@ -12,90 +12,20 @@ DEQUANTIZE, once when the file is loaded. So weights take the same bytes either 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from torch import fx
 
 from autocompress.execute.compressed import LayerWeights
 from autocompress.menus.activations import ActivationRange
-from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
-from autocompress.targets.litert.graph import Array, FileGraph, Form, on_levels
+from autocompress.targets.litert.endings import Ending, ending_of, finish
 from autocompress.targets.litert.flatbuffer import Rounding
+from autocompress.targets.litert.graph import Array, FileGraph, Form, arguments
 from autocompress.targets.litert.windows import Window, padded
 
-_ATEN = torch.ops.aten
-_NONE, _RELU, _RELU_N1_TO_1, _RELU6 = range(4)  # the schema's ActivationFunctionType
-_BOUNDS = {(0.0, None): _RELU, (0.0, 6.0): _RELU6, (-1.0, 1.0): _RELU_N1_TO_1}
 _LARGEST_BIAS = 2**31 - 1
 # Of s_in * s_w / s_out, in which kernels multiply; outside of it they refuse to run.
 _SMALLEST_FACTOR, _LARGEST_FACTOR = 2.0**-32, 255.0
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What one kernel computes from a node on.
-
-    Attributes:
-        node: last node that the kernel computes.
-        activation: activation that it computes too, as the schema numbers them.
-        range: range that the result is rounded to for all that read it; None: somebody reads it unrounded.
-    """
-
-    node: fx.Node
-    activation: int
-    range: ActivationRange | None
-
-
-def ending_of(node: fx.Node) -> Ending:
-    """The node with the activation and the rounding behind it that its kernel computes too."""
-    users = list(node.users)
-    activation = _activation(users[0]) if len(users) == 1 else _NONE
-    end = users[0] if activation else node
-    ranges = {_range(user) for user in end.users if user.target is not _ATEN.sym_size.int}
-    return Ending(end, activation, ranges.pop() if len(ranges) == 1 else None)
-
-
-def _range(node: fx.Node) -> ActivationRange | None:
-    return range_of_rounding(node) if node.target is ROUND_ACTIVATION else None
-
-
-def range_of_rounding(node: fx.Node) -> ActivationRange:
-    """The range of a `round_activation`."""
-    _, scale, zero, bits = node.args
-    return ActivationRange(int(bits), float(scale), int(zero), 0.0)  # type: ignore[arg-type]
-
-
-def _activation(node: fx.Node) -> int:
-    bounds = bounds_of(node)
-    return _BOUNDS.get(bounds, _NONE) if bounds is not None else _NONE
-
-
-def bounds_of(node: fx.Node) -> tuple[float | None, float | None] | None:
-    """(lowest, highest) value that a clamp lets pass, None where there is no bound; None for other operators."""
-    if node.target is _ATEN.relu.default:
-        return 0.0, None
-    if node.target is _ATEN.relu6.default:
-        return 0.0, 6.0
-    if node.target is _ATEN.hardtanh.default:
-        low, high = (*node.args[1:], *(-1.0, 1.0)[len(node.args) - 1 :])
-    elif node.target is _ATEN.clamp.default:
-        low, high = (*node.args[1:], node.kwargs.get("min"), node.kwargs.get("max"))[:2] if len(node.args) < 3 else node.args[1:]
-    else:
-        return None
-    return _number(low), _number(high)
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
-
-
-def finish(graph: FileGraph, ending: Ending, last: bool, in_integers: bool) -> int:
-    """A new tensor for what a kernel computes; nodes behind the first one need no operator of their own."""
-    graph.done.add(ending.node)
-    return graph.new(ending.node, Form(last, ending.range if in_integers else None))
 
 
 # --- weights and biases ---
@@ -175,15 +105,13 @@ def bias_tensor(
 
 def linear(graph: FileGraph, node: fx.Node) -> None:
     """FULLY_CONNECTED on the last axis."""
-    source, weight, bias = (*node.args, None)[:3]
-    assert isinstance(source, fx.Node)
-    assert isinstance(weight, fx.Node)
+    source, weight, bias = arguments(node, None, None, None)
     layer, ending = graph.layers.get(str(weight.target)), ending_of(node)
     integer = runs_in_integers(graph, source, layer, ending)
     inputs = [
         graph.get(source, Form(False, graph.range_of(source) if integer else None)),
         weight_tensor(graph, weight, lambda values: values, 0, integer),
-        bias_tensor(graph, bias, source, layer, graph.shapes[node][-1], integer),  # type: ignore[arg-type]
+        bias_tensor(graph, bias, source, layer, graph.shapes[node][-1], integer),
     ]
     keeps = len(graph.shapes[node]) != 2
     made = finish(graph, ending, False, integer)
@@ -195,25 +123,23 @@ def linear(graph: FileGraph, node: fx.Node) -> None:
 
 def convolution(graph: FileGraph, node: fx.Node) -> None:
     """CONV_2D or DEPTHWISE_CONV_2D; one over sequences has a height of 1."""
-    source, weight, bias, stride, padding, dilation, groups = (*node.args, *_defaults(node)[len(node.args) :])
-    assert isinstance(source, fx.Node)
-    assert isinstance(weight, fx.Node)
+    source, weight, bias, stride, padding, dilation, groups = arguments(node, None, None, None, [1], [0], [1], 1)
     layer, ending = graph.layers.get(str(weight.target)), ending_of(node)
     integer = runs_in_integers(graph, source, layer, ending)
     found = graph.range_of(source) if integer else None
     window = Window.of(graph.shapes[source][2:], graph.shapes[weight][2:], stride, padding, dilation)
     if layer is not None and layer.scale is not None and layer.bits <= 4 and groups == 1 and window.is_point:
-        _pointwise(graph, source, weight, bias, ending, integer)  # type: ignore[arg-type]
+        _pointwise(graph, source, weight, bias, ending, integer)
         return
     given = graph.get(source, Form(True, found))
     channels, rows = graph.shapes[source][1], graph.shapes[weight][0]
     given = _in_two_dimensions(graph, given, graph.shapes[source], found)
-    given, scheme = padded(graph, given, channels, window, found)
+    given, scheme = padded(graph, given, channels, window, found, maximum=None)
     depthwise = groups == channels and graph.shapes[weight][1] == 1
     inputs = [
         given,
         weight_tensor(graph, weight, _depthwise if depthwise else _channels_last, 3 if depthwise else 0, integer),
-        bias_tensor(graph, bias, source, layer, rows, integer),  # type: ignore[arg-type]
+        bias_tensor(graph, bias, source, layer, rows, integer),
     ]
     fields = {
         "padding": scheme,
@@ -262,12 +188,6 @@ def _in_two_dimensions(graph: FileGraph, given: int, shape: Sequence[int], found
     return graph.reshaped(given, (-1, 1, shape[2], shape[1]), wide)
 
 
-def _defaults(node: fx.Node) -> tuple[Any, ...]:
-    """Arguments of a convolution that were not given."""
-    named = isinstance(node.args[4] if len(node.args) > 4 else 0, str)
-    return None, None, None, [1], "valid" if named else [0], [1], 1
-
-
 def _channels_last(weight: Array) -> Array:
     """(rows, columns, height, width) to (rows, height, width, columns); sequences have a height of 1."""
     whole = weight if weight.ndim == 4 else weight[:, :, None]
@@ -278,6 +198,3 @@ def _depthwise(weight: Array) -> Array:
     """(rows, 1, height, width) to (1, height, width, rows)."""
     whole = weight if weight.ndim == 4 else weight[:, :, None]
     return np.ascontiguousarray(whole.transpose(1, 2, 3, 0))
-
-
-__all__ = ["bounds_of", "convolution", "ending_of", "finish", "linear", "on_levels", "range_of_rounding"]

@@ -6,15 +6,15 @@ Codes stay codes on the same range. Only a concatenation whose inputs lie on oth
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx
 
-from autocompress.targets.litert.graph import FileGraph, Form, Handler, moved
-from autocompress.targets.litert.layers import ending_of, finish
+from autocompress.targets.litert.endings import ending_of, finish
+from autocompress.targets.litert.graph import FileGraph, Form, Handler, arguments, moved, source_of
 from autocompress.targets.litert.operators import batch_norm, refused
 
 _ATEN = torch.ops.aten
@@ -22,20 +22,14 @@ _BATCH_NORM = _ATEN._native_batch_norm_legit_no_training.default
 _FAR = 2**31 - 1  # the end of any axis
 
 
-def _source(node: fx.Node) -> fx.Node:
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    return source
-
-
 def _same(graph: FileGraph, node: fx.Node) -> None:
     """An operator that changes nothing."""
-    for form in graph.forms(_source(node)):
-        graph.hold(node, form, graph.get(_source(node), form))
+    for form in graph.forms(source_of(node)):
+        graph.hold(node, form, graph.get(source_of(node), form))
 
 
 def _reshape(graph: FileGraph, node: fx.Node) -> None:
-    source, shape = _source(node), graph.shapes[node]
+    source, shape = source_of(node), graph.shapes[node]
     if shape == graph.shapes[source]:
         _same(graph, node)
         return
@@ -46,19 +40,19 @@ def _reshape(graph: FileGraph, node: fx.Node) -> None:
 
 
 def _permute(graph: FileGraph, node: fx.Node) -> None:
-    _transposed(graph, node, [int(axis) for axis in node.args[1]])  # type: ignore[union-attr,arg-type]
+    _transposed(graph, node, list(arguments(node, None, ())[1]))
 
 
 def _transpose(graph: FileGraph, node: fx.Node) -> None:
     order = list(range(len(graph.shapes[node])))
-    a, b = (int(each) for each in node.args[1:3])  # type: ignore[arg-type]
+    _, a, b = arguments(node, None, 0, 0)
     order[a], order[b] = order[b], order[a]
     _transposed(graph, node, order)
 
 
 def _transposed(graph: FileGraph, node: fx.Node, order: list[int]) -> None:
     """TRANSPOSE, but not where the tensor lies so already: channels last in the file are plain after a permutation."""
-    source, rank = _source(node), len(order)
+    source, rank = source_of(node), len(order)
     order = [axis % rank for axis in order]
     found, axes = graph.range_of(source), tuple(range(rank))
     if graph.is_last(source) and tuple(order) == moved(axes, True):
@@ -73,8 +67,8 @@ def _transposed(graph: FileGraph, node: fx.Node, order: list[int]) -> None:
 
 
 def _slice(graph: FileGraph, node: fx.Node) -> None:
-    _, axis, start, stop, step = (*node.args, *(None, 0, None, None, 1)[len(node.args) :])
-    _cut(graph, node, _source(node), axis, start, stop, step)
+    _, axis, start, stop, step = arguments(node, None, 0, None, None, 1)
+    _cut(graph, node, source_of(node), axis, start, stop, step)
 
 
 def _cut(graph: FileGraph, node: fx.Node, source: fx.Node, axis: Any, start: Any, stop: Any, step: Any = 1) -> None:
@@ -85,7 +79,8 @@ def _cut(graph: FileGraph, node: fx.Node, source: fx.Node, axis: Any, start: Any
     if shape[axis] == -1 and (first, end, step) != (0, _FAR, 1):
         raise refused(node, "of samples")
     if shape[axis] == -1 or (len(range(*slice(first, end, step).indices(shape[axis]))) == shape[axis]):
-        _same(graph, node) if node.args[0] is source else None
+        if source is source_of(node):
+            _same(graph, node)
         return
     first, end, _ = slice(first, end, step).indices(shape[axis])
     form = Form(graph.is_last(source), graph.range_of(source))
@@ -100,7 +95,7 @@ def _cut(graph: FileGraph, node: fx.Node, source: fx.Node, axis: Any, start: Any
 
 def _select(graph: FileGraph, node: fx.Node) -> None:
     """One place of an axis, which then is gone."""
-    source, axis, place = _source(node), int(node.args[1]), int(node.args[2])  # type: ignore[arg-type]
+    source, axis, place = arguments(node, None, 0, 0)
     shape = graph.shapes[source]
     axis, place = axis % len(shape), place % abs(shape[axis])
     if shape[axis] == -1:
@@ -117,13 +112,11 @@ def _select(graph: FileGraph, node: fx.Node) -> None:
 
 def _pick(graph: FileGraph, node: fx.Node) -> None:
     """One of several results: of a norm the first, of a split its piece."""
-    source, number = _source(node), int(node.args[1])  # type: ignore[arg-type]
+    source, number = arguments(node, None, 0)
     if source.target is _BATCH_NORM:
         batch_norm(graph, node, source)
         return
-    whole = source.args[0]
-    assert isinstance(whole, fx.Node)
-    axis = int(source.args[2]) if len(source.args) > 2 else 0  # type: ignore[arg-type]
+    whole, _, axis = arguments(source, None, None, 0)
     length = graph.shapes[whole][axis]
     starts = _starts(source, length)
     _cut(graph, node, whole, axis, starts[number], starts[number + 1])
@@ -143,9 +136,8 @@ def _later(graph: FileGraph, node: fx.Node) -> None:
 
 
 def _pad(graph: FileGraph, node: fx.Node) -> None:
-    source, sides = _source(node), list(node.args[1])  # type: ignore[arg-type]
-    mode = node.args[2] if len(node.args) > 2 and isinstance(node.args[2], str) else "constant"
-    value = node.args[-1] if len(node.args) > 2 and not isinstance(node.args[-1], str) else node.kwargs.get("value")
+    source, sides, *rest = arguments(node, None, (), "constant", None)
+    mode, value = rest if isinstance(rest[0], str) else ("constant", rest[0])  # constant_pad_nd has no mode
     rank = len(graph.shapes[node])
     if mode != "constant" or any(int(each) < 0 for each in sides):
         raise refused(node, f"of mode {mode}" if mode != "constant" else "that cuts")
@@ -163,14 +155,13 @@ def _pad(graph: FileGraph, node: fx.Node) -> None:
 
 def _concatenate(graph: FileGraph, node: fx.Node) -> None:
     """CONCATENATION, in integers where all inputs and the result are rounded."""
-    sources: Sequence[fx.Node] = node.args[0]  # type: ignore[assignment]
+    sources, axis = arguments(node, (), 0)
     rank = len(graph.shapes[node])
-    axis = int(node.args[1]) % rank if len(node.args) > 1 else 0  # type: ignore[arg-type]
     last, ending = rank > 2 and any(graph.is_last(each) for each in sources), ending_of(node)
     ranges = [graph.range_of(each) for each in sources]
     integer = None not in ranges and ending.range is not None and not ending.activation
     inputs = [_on_range(graph, each, Form(last, ending.range if integer else None)) for each in sources]
-    place = moved(range(rank), last).index(axis)
+    place = moved(range(rank), last).index(axis % rank)
     made = finish(graph, ending, last, integer)
     graph.run(
         "CONCATENATION", inputs, made, "ConcatenationOptions", axis=place, fusedActivationFunction=ending.activation

@@ -14,19 +14,18 @@ from torch import fx
 
 from autocompress.errors import ExportError
 from autocompress.targets.graph.rounding_points import ROUND_ACTIVATION
-from autocompress.targets.litert.graph import Array, FileGraph, Form, Handler, moved
-from autocompress.targets.litert.layers import (
-    bounds_of,
-    convolution,
-    ending_of,
-    finish,
-    linear,
-    range_of_rounding,
-)
+from autocompress.targets.litert.endings import bounds_of, ending_of, finish, range_of_rounding
+from autocompress.targets.litert.graph import FileGraph, Form, Handler, arguments, moved, source_of
+from autocompress.targets.litert.layers import convolution, linear
 from autocompress.targets.litert.windows import Window, padded
 
 _ATEN = torch.ops.aten
 _Nodes = Sequence[fx.Node]
+_CLAMPS: dict[tuple[float | None, float | None], str] = {
+    (0.0, None): "RELU",
+    (0.0, 6.0): "RELU6",
+    (-1.0, 1.0): "RELU_N1_TO_1",
+}
 
 
 def refused(node: fx.Node, what: str = "") -> ExportError:
@@ -40,8 +39,7 @@ def refused(node: fx.Node, what: str = "") -> ExportError:
 
 def round_activation(graph: FileGraph, node: fx.Node) -> None:
     """QUANTIZE, where no kernel before it has rounded its result already."""
-    source, found = node.args[0], range_of_rounding(node)
-    assert isinstance(source, fx.Node)
+    source, found = source_of(node), range_of_rounding(node)
     forms = [form for form in graph.forms(source) if form.range == found]
     if graph.is_constant(source):
         forms = [Form(False, found)]
@@ -95,16 +93,15 @@ def _arithmetic(code: str, options: str) -> Handler:
 
 def _elementwise(code: str, options: str = "", **fields: Any) -> Handler:
     def add(graph: FileGraph, node: fx.Node) -> None:
-        last = graph.is_last(node.args[0])  # type: ignore[arg-type]
-        given = graph.get(node.args[0], Form(last))  # type: ignore[arg-type]
-        graph.run(code, [given], graph.new(node, Form(last)), options, **fields)
+        form = Form(graph.is_last(source_of(node)))
+        graph.run(code, [graph.get(source_of(node), form)], graph.new(node, form), options, **fields)
 
     return add
 
 
 def _silu(graph: FileGraph, node: fx.Node) -> None:
-    form = Form(graph.is_last(node.args[0]))  # type: ignore[arg-type]
-    given = graph.get(node.args[0], form)  # type: ignore[arg-type]
+    form = Form(graph.is_last(source_of(node)))
+    given = graph.get(source_of(node), form)
     gate = graph.tensor("FLOAT32", moved(graph.shapes[node], form.last))
     graph.run("LOGISTIC", [given], gate)
     graph.run("MUL", [given, gate], graph.new(node, form), "MulOptions", fusedActivationFunction=0)
@@ -112,8 +109,8 @@ def _silu(graph: FileGraph, node: fx.Node) -> None:
 
 def _hardsigmoid(graph: FileGraph, node: fx.Node) -> None:
     """relu6(x + 3) / 6."""
-    form = Form(graph.is_last(node.args[0]))  # type: ignore[arg-type]
-    given, shape = graph.get(node.args[0], form), moved(graph.shapes[node], form.last)  # type: ignore[arg-type]
+    form = Form(graph.is_last(source_of(node)))
+    given, shape = graph.get(source_of(node), form), moved(graph.shapes[node], form.last)
     clamped = graph.tensor("FLOAT32", shape)
     three, sixth = (graph.constant(np.array(number, np.float32)) for number in (3, 1 / 6))
     graph.run("ADD", [given, three], clamped, "AddOptions", fusedActivationFunction=3)
@@ -124,9 +121,9 @@ def _clamp(graph: FileGraph, node: fx.Node) -> None:
     """RELU and its kin by their own operators, others by MAXIMUM and MINIMUM."""
     bounds = bounds_of(node)
     assert bounds is not None
-    form = Form(graph.is_last(node.args[0]))  # type: ignore[arg-type]
-    given = graph.get(node.args[0], form)  # type: ignore[arg-type]
-    code = {(0.0, None): "RELU", (0.0, 6.0): "RELU6", (-1.0, 1.0): "RELU_N1_TO_1"}.get(bounds)
+    form = Form(graph.is_last(source_of(node)))
+    given = graph.get(source_of(node), form)
+    code = _CLAMPS.get(bounds)
     if code is not None:
         graph.run(code, [given], graph.new(node, form))
         return
@@ -145,8 +142,8 @@ def _gelu(graph: FileGraph, node: fx.Node) -> None:
 
 
 def _leaky_relu(graph: FileGraph, node: fx.Node) -> None:
-    slope = float(node.args[1]) if len(node.args) > 1 else 0.01  # type: ignore[arg-type]
-    _elementwise("LEAKY_RELU", "LeakyReluOptions", alpha=slope)(graph, node)
+    _, slope = arguments(node, None, 0.01)
+    _elementwise("LEAKY_RELU", "LeakyReluOptions", alpha=float(slope))(graph, node)
 
 
 def _elu(graph: FileGraph, node: fx.Node) -> None:
@@ -160,10 +157,9 @@ def _elu(graph: FileGraph, node: fx.Node) -> None:
 
 def _softmax(code: str, options: str, **fields: Any) -> Handler:
     def add(graph: FileGraph, node: fx.Node) -> None:
-        source, axis = node.args[:2]
-        assert isinstance(source, fx.Node)
+        source, axis = arguments(node, None, -1)
         rank = len(graph.shapes[node])
-        axis = int(axis) % rank  # type: ignore[call-overload]
+        axis = int(axis) % rank
         last = rank > 2 and axis == 1
         if not last and axis != rank - 1:
             raise refused(node, f"along axis {axis} of {rank}")
@@ -173,17 +169,10 @@ def _softmax(code: str, options: str, **fields: Any) -> Handler:
     return add
 
 
-def _axes(node: fx.Node, rank: int) -> tuple[int, ...]:
-    given = node.args[1] if len(node.args) > 1 and node.args[1] is not None else range(rank)
-    listed = given if isinstance(given, list | tuple | range) else [given]
-    return tuple(sorted(int(axis) % rank for axis in listed))  # type: ignore[call-overload]
-
-
 def _mean(graph: FileGraph, node: fx.Node) -> None:
-    keeps = len(node.args) > 2 and bool(node.args[2])
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    _reduce(graph, node, source, _axes(node, len(graph.shapes[source])), keeps)
+    source, axes, keeps = arguments(node, None, None, False)
+    rank = len(graph.shapes[source])
+    _reduce(graph, node, source, tuple(sorted(axis % rank for axis in (range(rank) if axes is None else axes))), keeps)
 
 
 def _reduce(graph: FileGraph, node: fx.Node, source: fx.Node, axes: tuple[int, ...], keeps: bool) -> None:
@@ -204,10 +193,9 @@ def _reduce(graph: FileGraph, node: fx.Node, source: fx.Node, axes: tuple[int, .
 
 
 def _adaptive_average(graph: FileGraph, node: fx.Node) -> None:
-    source, wanted = node.args[:2]
-    assert isinstance(source, fx.Node)
+    source, wanted = arguments(node, None, None)
     size = graph.shapes[source][2:]
-    wanted = tuple(int(each) for each in wanted)  # type: ignore[union-attr]
+    wanted = tuple(int(each) for each in wanted)
     if set(wanted) == {1}:
         _reduce(graph, node, source, tuple(range(2, 2 + len(size))), keeps=True)
         return
@@ -218,8 +206,7 @@ def _adaptive_average(graph: FileGraph, node: fx.Node) -> None:
 
 
 def _average(graph: FileGraph, node: fx.Node) -> None:
-    source, kernel, stride, padding, ceils, counts_padding, divisor = (*node.args, *(0, 0, 0, 0, False, True, None)[len(node.args) :])
-    assert isinstance(source, fx.Node)
+    source, kernel, stride, padding, ceils, counts_padding, divisor = arguments(node, 0, 0, 0, 0, False, True, None)
     window = Window.of(graph.shapes[source][2:], kernel, stride or kernel, padding)
     if ceils or divisor or (not counts_padding and not window.is_valid) or len(graph.shapes[source]) != 4:
         raise refused(node, "with ceil_mode, a divisor, or padding that is not counted")
@@ -227,8 +214,7 @@ def _average(graph: FileGraph, node: fx.Node) -> None:
 
 
 def _maximum(graph: FileGraph, node: fx.Node) -> None:
-    source, kernel, stride, padding, dilation, ceils = (*node.args, *(0, 0, 0, 0, 1, False)[len(node.args) :])
-    assert isinstance(source, fx.Node)
+    source, kernel, stride, padding, dilation, ceils = arguments(node, 0, 0, 0, 0, 1, False)
     window = Window.of(graph.shapes[source][2:], kernel, stride or kernel, padding, dilation)
     if ceils or window.dilation != (1, 1) or len(graph.shapes[source]) != 4:
         raise refused(node, "with ceil_mode or dilation")
@@ -239,10 +225,7 @@ def _pool(graph: FileGraph, node: fx.Node, source: fx.Node, window: Window, code
     """Maxima of codes are codes on the same range; averages are float32."""
     found = graph.range_of(source) if maximum else None
     given, channels = graph.get(source, Form(True, found)), graph.shapes[source][1]
-    if not maximum and not window.is_valid and window.is_same:
-        # SAME divides by the pixels that there are, PyTorch by all of the window.
-        raise refused(node, "with padding that is counted")
-    given, scheme = padded(graph, given, channels, window, found, lowest=maximum)
+    given, scheme = padded(graph, given, channels, window, found, maximum=maximum)
     graph.run(
         code, [given], graph.new(node, Form(True, found)), "Pool2DOptions", padding=scheme, fusedActivationFunction=0,
         filterHeight=window.kernel[0], filterWidth=window.kernel[1],
@@ -255,12 +238,10 @@ def _pool(graph: FileGraph, node: fx.Node, source: fx.Node, window: Window, code
 
 def batch_norm(graph: FileGraph, node: fx.Node, norm: fx.Node) -> None:
     """A norm that no layer absorbed, as x * scale + shift; `node` takes the first of its results."""
-    source, *rest = norm.args
-    assert isinstance(source, fx.Node)
-    weight, bias, mean, variance, _, epsilon = rest
+    source, weight, bias, mean, variance, _, epsilon = arguments(norm, *[None] * 7)
     rank, last = len(graph.shapes[source]), graph.is_last(source)
-    shift_by, spread = (graph.values(each).astype(np.float64) for each in (mean, variance))  # type: ignore[arg-type]
-    scale = 1 / np.sqrt(spread + float(epsilon))  # type: ignore[arg-type]
+    shift_by, spread = (graph.values(each).astype(np.float64) for each in (mean, variance))
+    scale = 1 / np.sqrt(spread + float(epsilon))
     if isinstance(weight, fx.Node):
         scale = scale * graph.values(weight)
     shift = -shift_by * scale
@@ -277,11 +258,10 @@ def batch_norm(graph: FileGraph, node: fx.Node, norm: fx.Node) -> None:
 
 def _layer_norm(graph: FileGraph, node: fx.Node) -> None:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias over the last axes."""
-    source, over, weight, bias, epsilon = (*node.args, *(0, 0, None, None, 1e-5)[len(node.args) :])[:5]
-    assert isinstance(source, fx.Node)
+    source, over, weight, bias, epsilon = arguments(node, None, None, None, None, 1e-5)
     shape = graph.shapes[source]
-    axes = graph.constant(np.arange(len(shape) - len(over), len(shape), dtype=np.int32))  # type: ignore[arg-type]
-    narrow = (*shape[: len(shape) - len(over)], *[1] * len(over))  # type: ignore[arg-type]
+    axes = graph.constant(np.arange(len(shape) - len(over), len(shape), dtype=np.int32))
+    narrow = (*shape[: len(shape) - len(over)], *[1] * len(over))
 
     def run(code: str, inputs: list[int], shape: Sequence[int], options: str = "", **fields: Any) -> int:
         return graph.run(code, inputs, graph.tensor("FLOAT32", shape), options, **fields)
@@ -303,9 +283,7 @@ def _layer_norm(graph: FileGraph, node: fx.Node) -> None:
 
 def _product(graph: FileGraph, node: fx.Node) -> None:
     """BATCH_MATMUL of two computed tensors of one rank."""
-    a, b = node.args[:2]
-    assert isinstance(a, fx.Node)
-    assert isinstance(b, fx.Node)
+    a, b = arguments(node, None, None)
     if len(graph.shapes[a]) != len(graph.shapes[b]) or len(graph.shapes[a]) < 3:
         raise refused(node, f"of {len(graph.shapes[a])} and {len(graph.shapes[b])} axes")
     inputs = [graph.get(each, Form(False)) for each in (a, b)]
@@ -315,13 +293,10 @@ def _product(graph: FileGraph, node: fx.Node) -> None:
 def _attention(graph: FileGraph, node: fx.Node) -> None:
     """softmax(q k^T * scale) v, without a mask."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    given = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     if given.get("attn_mask") is not None or given.get("is_causal"):
         raise refused(node, "with a mask")
     query, key, value = (given[name] for name in names[:3])
-    assert isinstance(query, fx.Node)
-    assert isinstance(key, fx.Node)
-    assert isinstance(value, fx.Node)
     shape = graph.shapes[query]
     scale = given.get("scale") or shape[-1] ** -0.5
     scores = graph.tensor("FLOAT32", (*shape[:-1], graph.shapes[key][-2]))
@@ -331,12 +306,15 @@ def _attention(graph: FileGraph, node: fx.Node) -> None:
     factor = graph.constant(np.array(scale, np.float32))
     graph.run("MUL", [scores, factor], scaled, "MulOptions", fusedActivationFunction=0)
     graph.run("SOFTMAX", [scaled], weights, "SoftmaxOptions", beta=1.0)
-    graph.run("BATCH_MATMUL", [weights, graph.get(value, Form(False))], graph.new(node, Form(False)), "BatchMatMulOptions")
+    graph.run(
+        "BATCH_MATMUL", [weights, graph.get(value, Form(False))], graph.new(node, Form(False)), "BatchMatMulOptions"
+    )
 
 
 OPERATORS: dict[Callable[..., Any], Handler] = {
     ROUND_ACTIVATION: round_activation,
-    **dict.fromkeys((_ATEN.conv1d.default, _ATEN.conv1d.padding, _ATEN.conv2d.default, _ATEN.conv2d.padding), convolution),
+    **dict.fromkeys((_ATEN.conv1d.default, _ATEN.conv1d.padding), convolution),
+    **dict.fromkeys((_ATEN.conv2d.default, _ATEN.conv2d.padding), convolution),
     _ATEN.linear.default: linear,
     _ATEN.add.Tensor: _arithmetic("ADD", "AddOptions"),
     _ATEN.sub.Tensor: _arithmetic("SUB", "SubOptions"),

@@ -98,7 +98,7 @@ def _each(value: Any, rank: int) -> list[int]:
 
 
 def padded(
-    graph: FileGraph, source: int, channels: int, window: Window, found: ActivationRange | None, lowest: bool = False
+    graph: FileGraph, source: int, channels: int, window: Window, found: ActivationRange | None, maximum: bool | None
 ) -> tuple[int, int]:
     """What a window has to read, and the scheme of its operator.
 
@@ -108,11 +108,12 @@ def padded(
         channels: number of channels.
         window: window that reads it.
         found: range of the tensor's codes; None: it is float32.
-        lowest: whether the lowest number is padded instead of zeros, as a pooling of maxima wants it.
+        maximum: what reads it: a pooling of maxima (True), for which the lowest number is padded instead of zeros, a
+            pooling of averages (False), for which SAME won't do, as it does not count what is padded, or a layer.
     """
     if window.is_valid:
         return source, _VALID
-    if window.is_same:
+    if window.is_same and maximum is not False:
         return source, _SAME
     behind = [max(number, 0) for number in window.behind]
     sides = [(0, 0), *zip(window.before, behind, strict=True), (0, 0)]
@@ -120,7 +121,7 @@ def padded(
     kind = "FLOAT32" if found is None else "INT8"
     made = graph.tensor(kind, (1, *sizes, channels), Form(True, found).rounding)
     inputs = [source, graph.constant(np.array(sides, np.int32))]
-    if not lowest:
+    if not maximum:
         return graph.run("PAD", inputs, made, "PadOptions"), _VALID
     if found is None:
         inputs.append(graph.constant(np.array([np.finfo(np.float32).min], np.float32)))
