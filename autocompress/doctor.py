@@ -23,6 +23,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "audio": ("sounds by audio:FOLDER", ("soundfile",)),
         "metrics": ("metrics of tasks other than classification", ("torchmetrics", "pycocotools")),
         "openvino": ("the target openvino, and export to its format", ("openvino",)),
+        "litert": ("--target litert and export to LiteRT", ("ai_edge_litert",)),
         "mcp": ("autocompress mcp, tools for coding assistants", ("mcp",)),
     }
 )

@@ -264,7 +264,9 @@ def export(
     format: Annotated[
         str,
         typer.Option(
-            "--format", metavar="LIST", help="Formats to write: some of onnx, packed, openvino, pt2, such as onnx,pt2."
+            "--format",
+            metavar="LIST",
+            help="Formats to write: some of onnx, packed, openvino, litert, pt2, such as onnx,pt2.",
         ),
     ],
     model: OwnModel = None,

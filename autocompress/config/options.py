@@ -160,7 +160,7 @@ class MenuOptions(Part):
     target: str = option(
         "onnxruntime",
         "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx), openvino "
-        "(model_openvino.onnx) or packed (model.safetensors alone).",
+        "(model_openvino.onnx), litert (model.tflite; needs the extra litert) or packed (model.safetensors alone).",
     )
 
     @field_validator("ranks", mode="before")

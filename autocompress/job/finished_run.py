@@ -28,8 +28,19 @@ from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.run.journal import are_costs, is_number
 from autocompress.run.lock import locked
-from autocompress.run.names import CHECKPOINT, CONFIG, EXPORTED, MODEL, MODEL_ONNX, MODEL_PT2, OUTCOME, PLAN
+from autocompress.run.names import (
+    CHECKPOINT,
+    CONFIG,
+    EXPORTED,
+    MODEL,
+    MODEL_ONNX,
+    MODEL_PT2,
+    MODEL_TFLITE,
+    OUTCOME,
+    PLAN,
+)
 from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.litert.file import write_litert
 from autocompress.targets.loading import check_network, restore, restored
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.openvino.ir import write_openvino
@@ -168,7 +179,7 @@ def export(
 
     Args:
         run: folder of a finished run.
-        formats: `onnx`, `packed`, `openvino` or `pt2`; several with commas between.
+        formats: `onnx`, `packed`, `openvino`, `litert` or `pt2`; several with commas between.
         model: original network, where the run was made with a module and not a spec string.
         data: data of the run, where the run was made with tensors and not a spec string.
         trust: whether functions of somebody's own that the folder names may run; see `autocompress.job.trust`.
@@ -225,6 +236,11 @@ def _export_openvino(source: _Source) -> list[Path]:
     return list(write_openvino(write_onnx(source.for_integer_kernels()), source.path))
 
 
+def _export_litert(source: _Source) -> list[Path]:
+    write_atomically(source.path / MODEL_TFLITE, write_litert(source.for_integer_kernels()))
+    return [source.path / MODEL_TFLITE]
+
+
 def _export_pt2(source: _Source) -> list[Path]:
     write_atomically(source.path / MODEL_PT2, write_pt2(source.as_run()))
     return [source.path / MODEL_PT2]
@@ -239,6 +255,7 @@ EXPORTS: Mapping[str, Callable[[_Source], list[Path]]] = {
     "onnx": _export_onnx,
     "packed": _export_packed,
     "openvino": _export_openvino,
+    "litert": _export_litert,
     "pt2": _export_pt2,
 }
 

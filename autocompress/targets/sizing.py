@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, uncompressed, write_weights_
 from autocompress.menus.low_rank import Format
 from autocompress.menus.menus import Menus
+from autocompress.network.structure import IntArray, Network
 from autocompress.samples import Inputs
 from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
 from autocompress.version import __version__
 from autocompress_envs.problem import Labeling, layer_resources
 
 PACKED = "packed"  # name of the target whose file every run has
-# Bytes by which labels may make a file longer: lengths, offsets, and the plan itself, which compresses worst where
-# labels differ.
-_SLACK, _SLACK_A_LAYER = 64, 8
+# Bytes by which labels may make a file longer, besides those for each layer (`Overhead.layer`): lengths, offsets, and
+# the plan itself, which compresses worst where labels differ.
+_SLACK = 64
 
 
 def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -> tuple[Menus, int]:
@@ -54,9 +55,28 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inp
     found = menus.store.tensors(name, lambda: {"bytes": torch.tensor(_measured(target, menus, folded, inputs))})
     overhead, original = found["bytes"].tolist()
     costs = menus.network.costs
-    slack = _SLACK + _SLACK_A_LAYER * len(menus.network.layers)
-    fixed = overhead + slack - int(costs.group_width @ costs.fixed_bytes_coef)
-    return replace(menus, network=replace(menus.network, costs=replace(costs, fixed_bytes=fixed))), original
+    a_row, a_width = _grows(target, menus.network)
+    slack = _SLACK + target.overhead.layer * len(menus.network.layers) + _ranks(target, menus)
+    fixed = overhead + slack - int(costs.group_width @ (costs.fixed_bytes_coef + a_row))
+    counted = replace(costs, fixed_bytes=fixed, fixed_bytes_coef=costs.fixed_bytes_coef + a_row + a_width)
+    return replace(menus, network=replace(menus.network, costs=counted)), original
+
+
+def _grows(target: Target, network: Network) -> tuple[IntArray, IntArray]:
+    """(G,) bytes for a channel of each group: for its rows, and for what layers of equally many rows share.
+
+    The measured file has the latter once for every number of rows that layers have. Another plan's groups may all
+    differ in width, so each of them is counted on top.
+    """
+    tables = [[table.shape[1] for table in group.producers.values()] for group in network.groups]
+    a_row = np.array([target.overhead.row * sum(rows) for rows in tables], dtype=np.int64)
+    return a_row, np.array([target.overhead.width * sum({*rows}) for rows in tables], dtype=np.int64)
+
+
+def _ranks(target: Target, menus: Menus) -> int:
+    """What first factors, which are in no group, share with nobody, where their ranks all differ."""
+    ranks = [max(each.rank for each in menus.formats(layer)) for layer in menus.network.layers]
+    return target.overhead.width * sum(ranks)
 
 
 def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -> tuple[int, int]:

@@ -21,9 +21,20 @@ from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import Compressed
 from autocompress.files import LOCK
 from autocompress.registry import Registry
-from autocompress.run.names import EXPORTED, MODEL, MODEL_ONNX, MODEL_OPENVINO, NEXT_CONFIG, RUN_FILES, TENSORBOARD
+from autocompress.run.names import (
+    EXPORTED,
+    MODEL,
+    MODEL_ONNX,
+    MODEL_OPENVINO,
+    MODEL_TFLITE,
+    NEXT_CONFIG,
+    RUN_FILES,
+    TENSORBOARD,
+)
 from autocompress.samples import Inputs, fields_of
 from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.litert.file import write_litert
+from autocompress.targets.litert.session import open_litert
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
 from autocompress.targets.openvino.session import INTEGER_BITS, open_openvino, write_openvino_onnx
@@ -75,6 +86,21 @@ class Runtime:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """Bytes of a file that grow with a network's layers and rows, besides the codes, scales and biases themselves.
+
+    Attributes:
+        layer: most bytes by which a layer's labels may make the file longer: lengths, offsets, padding.
+        row: bytes for every row of a layer.
+        width: bytes for every row that layers of equally many rows share.
+    """
+
+    layer: int = 8
+    row: int = 0
+    width: int = 0
+
+
+@dataclass(frozen=True)
 class Target:
     """A place where the result runs: the labels that are legal there, and its file.
 
@@ -104,6 +130,7 @@ class Target:
             file holds no graph. Otherwise such networks are refused.
         runtime: program that runs the file on this machine; then the file is run and timed beside PyTorch whenever a
             run is verified. None: there is none.
+        overhead: bytes of the file that grow with the network's rows. Default: only lengths and offsets.
         extra: extra of this package that `write` and `runtime` need, and a module that it brings; None: none.
 
     Raises:
@@ -121,6 +148,7 @@ class Target:
     integer_kernels: bool = False
     holds_any_network: bool = False
     runtime: Runtime | None = None
+    overhead: Overhead = Overhead()
     extra: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
@@ -229,6 +257,21 @@ TARGETS: Registry[Target] = Registry(
             write=write_openvino_onnx,
             runtime=Runtime("OpenVINO", open_openvino, open_openvino, "openvino", INTEGER_BITS),
             extra=("openvino", "openvino"),
+        ),
+        "litert": Target(
+            name="litert",
+            weight_bits=(4, 8, 16, 32),
+            default_weight_bits=(4, 8),
+            activation_bits=(8, 32),
+            only_channels=True,
+            integer_kernels=True,
+            file_name=MODEL_TFLITE,
+            write=write_litert,
+            runtime=Runtime("LiteRT", open_litert, open_litert, "ai-edge-litert"),
+            overhead=Overhead(
+                layer=40, row=4, width=8
+            ),  # constants begin at multiples of 16; biases' scales; zero points
+            extra=("litert", "ai_edge_litert"),
         ),
         "packed": Target(
             name="packed",

@@ -125,6 +125,8 @@ def check_outputs(lowered, compressed, path, inputs, name):
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 def test_the_originals_bytes_are_those_of_its_float32_file(target, counted):
+    if target.extra is not None:
+        pytest.importorskip(target.extra[1], reason=f"the extra {target.extra[0]} is not installed")
     menus, original_bytes, folded, inputs = counted("residual", target)
     original = uncompressed(folded, menus.network)
     content = target_file(target, original, lowered_for(target, original, inputs), inputs)
@@ -239,7 +241,7 @@ def test_a_target_from_outside_has_a_file_of_its_own(name):
         TARGETS.register("mine", made(file_name=name))
     assert str(error.value) == (
         "`file_name` of the target mine must not be one that the package writes "
-        f"(model.safetensors, model.onnx, model.pt2, model.xml, model.bin), got {name!r}."
+        f"(model.safetensors, model.onnx, model.pt2, model.tflite, model.xml, model.bin), got {name!r}."
     )
     assert "mine" not in TARGETS
 
@@ -247,7 +249,7 @@ def test_a_target_from_outside_has_a_file_of_its_own(name):
 def test_unknown_target_lists_the_choices():
     with pytest.raises(InputError) as error:
         TARGETS.find("gpu")
-    assert str(error.value) == "`target` must be one of onnxruntime, openvino, packed, got 'gpu'."
+    assert str(error.value) == "`target` must be one of litert, onnxruntime, openvino, packed, got 'gpu'."
 
 
 def test_a_network_that_cannot_be_exported(counted):

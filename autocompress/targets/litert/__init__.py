@@ -1,0 +1,1 @@
+"""LiteRT (formerly TensorFlow Lite): `model.tflite`, written without a converter. Needs the extra `litert`."""
