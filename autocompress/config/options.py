@@ -111,6 +111,11 @@ class BudgetOptions(Part):
     )
     batch: int = option(1, "Number of samples that are run at once where a budget of latency is measured.", ge=1)
     threads: int = option(1, "Number of threads that the runtime may use where a budget of latency is measured.", ge=1)
+    runner: str | None = option(
+        None,
+        "Command that runs Python on another machine, where files are timed, such as 'ssh pi@board python3 -'. "
+        "Default: this machine.",
+    )
 
     @field_validator("budget", mode="before")
     @classmethod

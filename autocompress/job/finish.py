@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ from autocompress.run.names import CHECKPOINT, MODEL, OUTCOME
 from autocompress.samples import Inputs
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.lengths import check_length
-from autocompress.targets.target import TARGETS, lowered_for, target_file
-from autocompress.targets.timing import LEADER, PairedTiming, Session, TimeLimit
+from autocompress.targets.target import TARGETS, Runtime, lowered_for, target_file
+from autocompress.targets.timing import LEADER, Effort, PairedTiming, Session, TimeLimit
 from autocompress.targets.verify import (
+    BATCHES,
+    LATENCY_EFFORT,
     RuntimeOutcome,
     Verification,
+    batch_of,
     check_agreement,
     check_budget,
     check_latency,
@@ -218,10 +221,10 @@ def verify_files(
     checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(_counted(limits), resources)]
     found = None
     if opened is not None and runtime is not None:
-        found = runtime_outcome(opened.runtime, reference, pytorch, runtime)
+        found = runtime_outcome(opened.runtime.name, reference, pytorch, runtime)
         checks.append(check_agreement(found))
         if isinstance(compressed, Lowered) and (
-            check := check_length(opened.runtime, compressed.graph, opened.compressed, job.inputs)
+            check := check_length(opened.runtime.name, compressed.graph, opened.compressed, job.inputs)
         ):
             checks.append(check)
         found = _timed(found, opened, job.inputs, time)
@@ -241,13 +244,12 @@ def _counted(limits: Mapping[str, int]) -> dict[str, int]:
 
 def _timed(found: RuntimeOutcome, opened: _Opened, inputs: Inputs, time: TimeClaim | None) -> RuntimeOutcome:
     """With the times at the usual batch sizes, and at that of a limit of time, which are measured more closely."""
-    timings = latencies(opened.original, opened.compressed, inputs)
+    threads = 1 if time is None else time.limit.threads
+    timings = opened.latencies(inputs, BATCHES, LATENCY_EFFORT, threads)
     if time is None:
         return replace(found, timings=timings)
     batch = time.limit.batch
-    closely = _decided(
-        lambda: latencies(opened.original, opened.compressed, inputs, [batch], LEADER)[batch], time.limit
-    )
+    closely = _decided(lambda: opened.latencies(inputs, [batch], LEADER, threads)[batch], time.limit)
     return replace(found, timings={**timings, batch: closely}, threads=time.limit.threads)
 
 
@@ -271,11 +273,24 @@ def _nanoseconds(limit: TimeLimit, timing: PairedTiming) -> int:
 
 @dataclass(frozen=True)
 class _Opened:
-    """The finished network and the original in float32, both loaded in a runtime of that name."""
+    """The finished network and the original in float32, both loaded in a runtime; and their files, in that order."""
 
-    runtime: str
+    runtime: Runtime
     compressed: Session
     original: Session
+    files: tuple[bytes, bytes]
+
+    def latencies(
+        self, inputs: Inputs, batches: Iterable[int], effort: Effort, threads: int
+    ) -> dict[int, PairedTiming]:
+        """Times by batch size: here, or where the runtime's runner is."""
+        if self.runtime.runner is None:
+            return latencies(self.original, self.compressed, inputs, batches, effort)
+        compressed, original = self.files
+        return {
+            batch: self.runtime.time((original, compressed), batch_of(inputs, batch), effort, threads)
+            for batch in batches
+        }
 
 
 def _opened(job: Loaded, contents: Mapping[str, bytes], threads: int) -> _Opened | None:
@@ -283,6 +298,7 @@ def _opened(job: Loaded, contents: Mapping[str, bytes], threads: int) -> _Opened
     for target in (job.target, *TARGETS.built_in()):
         if target.runtime is not None and target.file_name in contents:
             original = target.write(lower(uncompressed(job.teacher, job.network), job.inputs, integer=False))
-            sessions = (target.runtime.load(content, threads) for content in (contents[target.file_name], original))
-            return _Opened(target.runtime.name, *sessions)
+            files = (contents[target.file_name], original)
+            compressed, unchanged = (target.runtime.load(content, threads) for content in files)
+            return _Opened(target.runtime, compressed, unchanged, files)
     return None

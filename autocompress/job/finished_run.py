@@ -270,7 +270,8 @@ def asked_of(
     """
     config, plan = _config_of(path, options), Plan.load(path / PLAN)
     given = {option: value for option, value in (("model", model), ("data", data)) if value is not None}
-    check_trusted([each for each in named_functions(vars(config)) if each.option not in given], path, trust=trust)
+    named = [each for each in named_functions(vars(config)) if each.option not in {**given, **options}]
+    check_trusted(named, path, trust=trust)
     for option, value in given.items():
         if value != getattr(config, option) and f"{option}_args" not in options:
             config = config.model_copy(update={f"{option}_args": {}})  # they belong to the run's own

@@ -15,7 +15,7 @@ from autocompress.job.timing import Timer
 from autocompress.menus import Menus
 from autocompress.progress import Progress
 from autocompress.targets.kernels import Fit, LayerShapes, Measured, draw_variants, fit_kernels
-from autocompress.targets.timing import VARIANT, TimeLimit, this_machine, threads_in_words
+from autocompress.targets.timing import VARIANT, TimeLimit, threads_in_words
 from autocompress.version import __version__
 from autocompress_envs.problem import CostModel, IntArray, KernelCosts, Labeling, Problem
 from autocompress_envs.problem.tables import Tables
@@ -48,7 +48,7 @@ def timed(job: Job, limit: TimeLimit, watcher: Progress) -> Job:
     measured = _measured(job, labelings, found["ratios"].numpy() * original)
     fit = fit_kernels(_shapes(job), measured, timer.runtime.integer_bits)
     watcher.note(
-        f"latency: the original takes {original / 1e6:.3f} ms in {timer.runtime.version} at batch {limit.batch}, "
+        f"latency: the original takes {original / 1e6:.3f} ms in {timer.where[1]} at batch {limit.batch}, "
         f"{threads_in_words(limit.threads)}; predicted from {fit}"
     )
     return _with_kernels(job, fit, original, watcher)
@@ -57,8 +57,8 @@ def timed(job: Job, limit: TimeLimit, watcher: Progress) -> Job:
 def timing_key(job: Job, timer: Timer, limit: TimeLimit) -> str:
     """Digest of what times depend on besides the network and its menus."""
     content = [
-        this_machine().data(),
-        timer.runtime.version,
+        timer.where[0].data(),
+        timer.where[1],
         job.target.name,
         limit.batch,
         limit.threads,
@@ -72,7 +72,7 @@ def timing_key(job: Job, timer: Timer, limit: TimeLimit) -> str:
 def _measure(job: Job, timer: Timer, limit: TimeLimit, watcher: Progress) -> dict[str, Tensor]:
     """Times of variants: `labelings` (V, 3, L), `ratios` (V,) to the original, `original` ns, `waiting` networks."""
     watcher.stage(
-        f"timing variants of the network in {timer.runtime.version}, batch {limit.batch}, "
+        f"timing variants of the network in {timer.where[1]}, batch {limit.batch}, "
         f"{threads_in_words(limit.threads)}, in turns with the original"
     )
     labelings = draw_variants(job.problem, VARIANTS)

@@ -7,7 +7,7 @@ below makes them again.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ from autocompress.searchers.agents import check_agent
 from autocompress.searchers.base import REWARDS, SearchSettings
 from autocompress.searchers.search import Searcher, as_searcher
 from autocompress.targets import TARGETS, Target
+from autocompress.targets.runner import Runner
+from autocompress.targets.runner.runner import PACKAGES
 from autocompress.targets.timing import TimeLimit
 
 Pair = tuple[Tensor, Tensor | None]
@@ -105,6 +107,8 @@ def request(
     limits = None if config.budget is None else Budget.parse(config.budget)
     time = None if limits is None else TimeLimit.of(limits, config.batch, config.threads)
     target, menus = _menus(config, config.seed, plan, time)
+    if config.runner is not None:
+        target = _timed_elsewhere(target, config.runner)
     if time is not None:
         _check_time(target, time)
     return Request(config, model, None if isinstance(data, str) else data, target, menus, time)
@@ -204,6 +208,16 @@ def _check_time(target: Target, time: TimeLimit) -> None:
         )
     if time.threads > 1 and target.runtime.open_with is None:
         raise InputError(f"`threads` must be 1 in the runtime {target.runtime.name}, got {time.threads}.")
+
+
+def _timed_elsewhere(target: Target, command: str) -> Target:
+    """The target whose files are timed by a runner. Raises InputError where the runner can't run them."""
+    if target.runtime is None or target.runtime.package not in PACKAGES:
+        able = ", ".join(
+            name for name, each in TARGETS.items() if each.runtime is not None and each.runtime.package in PACKAGES
+        )
+        raise InputError(f"`runner` must go with a target whose file it can run ({able}), got {target.name}.")
+    return replace(target, runtime=replace(target.runtime, runner=Runner(command)))
 
 
 def search_settings(options: SearchOptions, seed: int) -> SearchSettings:

@@ -10,7 +10,7 @@ from autocompress.execute.compressed import from_menus, uncompressed
 from autocompress.job.prepare import Job
 from autocompress.targets.graph.lowering import lower
 from autocompress.targets.target import Runtime, lowered_for, target_file
-from autocompress.targets.timing import Effort, PairedTiming, Session, TimeLimit, time_pair
+from autocompress.targets.timing import Effort, Machine, PairedTiming, Session, TimeLimit, time_pair
 from autocompress.targets.verify import batch_of
 from autocompress_envs.problem import Labeling
 
@@ -30,6 +30,8 @@ class Timer:
         self._batch = batch_of(job.inputs, limit.batch)
         self._found: dict[tuple[bytes, Effort], PairedTiming] = {}
         self._original: Session | None = None
+        self._original_file: bytes | None = None
+        self._where: tuple[Machine, str] | None = None
 
     @property
     def runtime(self) -> Runtime:
@@ -37,24 +39,44 @@ class Timer:
         return self._runtime
 
     @property
+    def where(self) -> tuple[Machine, str]:
+        """The machine that files are timed on, and name and version of the runtime there."""
+        if self._where is None:
+            self._where = self._runtime.where()
+        return self._where
+
+    @property
+    def original_file(self) -> bytes:
+        """The original's float32 file."""
+        if self._original_file is None:
+            job = self._job
+            unchanged = lower(uncompressed(job.teacher, job.network), job.inputs, integer=False)
+            self._original_file = job.target.write(unchanged)
+        return self._original_file
+
+    @property
     def original(self) -> Session:
         """The original's float32 file, loaded."""
         if self._original is None:
-            job = self._job
-            unchanged = lower(uncompressed(job.teacher, job.network), job.inputs, integer=False)
-            self._original = self._runtime.load(job.target.write(unchanged), self._limit.threads)
+            self._original = self._runtime.load(self.original_file, self._limit.threads)
         return self._original
 
     def time(self, labeling: Labeling, effort: Effort) -> PairedTiming:
         """The times of the original and of a plan's file. A plan that was timed with the same effort is not again."""
         key = labeling.key(), effort
         if key not in self._found:
-            self._found[key] = time_pair(self.original, self._session(labeling), self._batch, effort)
+            self._found[key] = self._timed(self._file(labeling), effort)
         return self._found[key]
 
-    def _session(self, labeling: Labeling) -> Session:
-        """A plan's file, loaded."""
+    def _timed(self, content: bytes, effort: Effort) -> PairedTiming:
+        """The times of the original and of a file, here or where the runner is."""
+        threads = self._limit.threads
+        if self._runtime.runner is not None:
+            return self._runtime.time((self.original_file, content), self._batch, effort, threads)
+        return time_pair(self.original, self._runtime.load(content, threads), self._batch, effort)
+
+    def _file(self, labeling: Labeling) -> bytes:
+        """A plan's file."""
         job = self._job
         made = from_menus(job.menus, labeling, job.folded)
-        content = target_file(job.target, made, lowered_for(job.target, made, job.inputs), job.inputs)
-        return self._runtime.load(content, self._limit.threads)
+        return target_file(job.target, made, lowered_for(job.target, made, job.inputs), job.inputs)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ class NamedFunction:
     """A function of somebody's own that options name.
 
     Attributes:
-        option: option that names it, `model` or `data`.
-        spec: `package.module:callable` or `file.py:callable`.
+        option: option that names it, `model`, `data` or `runner`.
+        spec: `package.module:callable` or `file.py:callable`; of `runner` the command.
         arguments: keyword arguments that it is called with.
     """
 
@@ -56,9 +56,10 @@ def named_functions(options: Mapping[str, Any]) -> list[NamedFunction]:
     """The functions that options name.
 
     Args:
-        options: options by name; `model`, `model_args`, `data` and `data_args` are read, all of which may be missing.
+        options: options by name; `model`, `model_args`, `data`, `data_args` and `runner` are read, all of which may be
+            missing.
     """
-    kinds = {"model": is_model_function, "data": is_data_function}
+    kinds: Mapping[str, Callable[[str], bool]] = {"model": is_model_function, "data": is_data_function, "runner": bool}
     return [
         NamedFunction(option, options[option], options.get(f"{option}_args") or {})
         for option, is_function in kinds.items()

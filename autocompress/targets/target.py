@@ -39,7 +39,8 @@ from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
 from autocompress.targets.openvino.session import INTEGER_BITS, open_openvino, write_openvino_onnx
 from autocompress.targets.packed.file import pack, pack_weights
-from autocompress.targets.timing import Session
+from autocompress.targets.runner import Runner
+from autocompress.targets.timing import Effort, Machine, PairedTiming, Session, this_machine
 
 _WEIGHT_BITS, _ACTIVATION_BITS = (*range(1, 9), 16, 32), (*range(4, 9), 32)  # what menus can make
 # Names that a run folder uses for something else.
@@ -59,6 +60,7 @@ class Runtime:
         package: name of the installed package whose version decides how long a network takes; empty: none.
         integer_bits: bit-widths of weights at which the runtime has integer kernels, where the inputs are rounded too.
             Default: all below 16.
+        runner: command that runs the files on another machine, where they are timed; None: they are timed here.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Runtime:
     open_with: Callable[[bytes, int], Session] | None = None
     package: str = ""
     integer_bits: tuple[int, ...] = tuple(range(1, 9))
+    runner: Runner | None = None
 
     def load(self, content: bytes, threads: int) -> Session:
         """The network of a file, loaded for so many threads.
@@ -81,8 +84,34 @@ class Runtime:
 
     @property
     def version(self) -> str:
-        """Name and version of the runtime."""
+        """Name and version of the runtime on this machine."""
         return f"{self.name} {importlib.metadata.version(self.package)}" if self.package else self.name
+
+    def where(self) -> tuple[Machine, str]:
+        """The machine that files are timed on, and name and version of the runtime there.
+
+        Raises:
+            InputError: a runner does not answer, or has no such runtime.
+        """
+        if self.runner is None:
+            return this_machine(), self.version
+        machine, version = self.runner.where(self.package)
+        return machine, f"{self.name} {version}"
+
+    def time(self, files: tuple[bytes, bytes], batch: Inputs, effort: Effort, threads: int) -> PairedTiming:
+        """The times of the original's file and of another, in turns, where the runner is.
+
+        Args:
+            files: both files.
+            batch: (N, …) inputs that both are given.
+            effort: how much it may take.
+            threads: number of threads that one operator may use.
+
+        Raises:
+            InputError: the runner does not answer.
+        """
+        assert self.runner is not None, "files are loaded and timed here otherwise"
+        return self.runner.time(self.package, files, batch, effort, threads)
 
 
 @dataclass(frozen=True)

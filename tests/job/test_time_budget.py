@@ -61,7 +61,7 @@ class FakeTimer:
     timed: ClassVar[list[Labeling]] = []  # every plan that was timed
 
     def __init__(self, job, limit):
-        self.runtime = SimpleNamespace(version="made up 1")
+        self.where = (this_machine(), "made up 1")
 
     def time(self, labeling, effort):
         FakeTimer.timed.append(labeling)

@@ -10,7 +10,7 @@ when it is narrow enough, or when the rounds or the seconds are used up, which t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +27,7 @@ Clock = Callable[[], float]
 
 CONFIDENCE = 0.95  # of the intervals, two-sided: the upper bound is exceeded in 2.5 % of repetitions
 _RESAMPLES = 500
-_PATIENCE = 3  # most seconds that all rounds take, in units of what those that count may take
+PATIENCE = 3  # most seconds that all rounds take, in units of what those that count may take
 _MANY = 10  # so many times the fewest rounds, and few of them clean: then all count
 _BLOCKS = 40  # most blocks of neighbouring rounds that are drawn from
 
@@ -192,18 +192,45 @@ def time_calls(
         if rounds.are_enough() and len(rounds.counting()) >= check:
             check = int(1.5 * len(rounds.counting())) + 1
             settled = rounds.ratio().tightness <= effort.tightness
-    counting, ratio = rounds.counting(), rounds.ratio()
     first_joules, second_joules = (float(each) / count for each in rounds.joules())
+    energy = None if counter is None else MeasuredEnergy(first_joules, second_joules, counter.source)
+    return _timing(rounds, effort, watch.waiting(), this_machine(), energy)
+
+
+def timing_of_rounds(
+    bursts: Sequence[tuple[FloatArray, FloatArray, bool]], effort: Effort, waiting: Waiting, machine: Machine
+) -> PairedTiming:
+    """A timing from rounds that were run elsewhere.
+
+    Args:
+        bursts: seconds of every run of the first and of the second network, (runs,) each, and whether the system left
+            them alone; for every round.
+        effort: how much it might take.
+        waiting: how busy the machine was.
+        machine: where it was.
+    """
+    rounds = _Rounds(effort)
+    for first, second, is_clean in bursts:
+        rounds.add(first, second, is_clean=is_clean, joules=(0.0, 0.0))
+    return _timing(rounds, effort, waiting, machine, None)
+
+
+def _timing(
+    rounds: _Rounds, effort: Effort, waiting: Waiting, machine: Machine, energy: MeasuredEnergy | None
+) -> PairedTiming:
+    """What the rounds say."""
+    counting, ratio = rounds.counting(), rounds.ratio()
     return PairedTiming(
         original=_times(counting[:, 0]),
         compressed=_times(counting[:, 1]),
         ratio=ratio,
         rounds=len(counting),
-        runs=len(counting) * count,
+        runs=len(counting) * counting.shape[2],
         interrupted=rounds.interrupted,
         settled=ratio.tightness <= effort.tightness,
-        waiting=watch.waiting(),
-        energy=None if counter is None else MeasuredEnergy(first_joules, second_joules, counter.source),
+        waiting=waiting,
+        machine=machine,
+        energy=energy,
     )
 
 
@@ -239,7 +266,7 @@ class _Rounds:
         effort = self._effort
         if len(self._all) < effort.least_rounds:
             return True
-        in_time = self._clean_seconds < effort.seconds and self._all_seconds < _PATIENCE * effort.seconds
+        in_time = self._clean_seconds < effort.seconds and self._all_seconds < PATIENCE * effort.seconds
         return in_time and len(self._all) < effort.most_rounds
 
     def are_enough(self) -> bool:
