@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "vision": ("networks by torchvision:NAME and timm:NAME", ("torchvision", "timm")),
         "text": ("networks by hf:FOLDER, and tokenizers", ("transformers", "tokenizers")),
         "audio": ("sounds by audio:FOLDER", ("soundfile",)),
+        "distributed": ("the work of train-policy and compare in a Ray cluster", ("ray",)),
         "metrics": ("metrics of tasks other than classification", ("torchmetrics", "pycocotools")),
         "openvino": ("export to OpenVINO", ("openvino",)),
         "mcp": ("autocompress mcp, tools for coding assistants", ("mcp",)),
