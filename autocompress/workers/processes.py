@@ -34,7 +34,7 @@ class Processes:
 
     def __exit__(self, *stopped_by: object) -> None:
         for worker in self._all:
-            worker.kill()
+            worker.stop()
 
     def submit(self, task: Any) -> _Worker:
         """Give a task to a process that has none, else to a new one."""
@@ -82,9 +82,10 @@ class _Worker:
         self.is_idle = isinstance(message, Result)
         return message
 
-    def kill(self) -> None:
-        """End the process at once."""
-        self._process.terminate()
+    def stop(self) -> None:
+        """Close the pipe, which ends an idle process, and wait; a process with a task is ended at once."""
+        if not self.is_idle:
+            self._process.terminate()
         self.pipe.close()
         self._process.join()
 

@@ -78,7 +78,7 @@ class _Submitted:
 
 
 def check_cluster(address: str | None) -> None:
-    """Raise InputError unless Ray is installed and the address of a cluster is of a known form; None is no cluster."""
+    """Raise InputError unless Ray is installed and the address is known, or somebody answers there; None is none."""
     if address is None:
         return
     try:
@@ -87,9 +87,15 @@ def check_cluster(address: str | None) -> None:
         raise InputError(
             "`cluster` needs the package ray, got none; run pip install 'autocompress[distributed]'."
         ) from error
-    host, _, port = address.rpartition(":")
-    if address not in (LOCAL, AUTO) and not (host and port.isdecimal() and 0 < int(port) < 65_536):
+    if address in (LOCAL, AUTO):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65_536):
         raise InputError(f"`cluster` must be {LOCAL}, {AUTO} or host:port, got {address!r}.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise _unreachable(address, error.strerror or reason_of(error)) from error
 
 
 def _connected(address: str) -> Any:
@@ -98,16 +104,17 @@ def _connected(address: str) -> Any:
     import ray
 
     try:
-        if address not in (LOCAL, AUTO):
-            host, _, port = address.removeprefix("ray://").rpartition(":")
-            socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise InputError(
-            f"`cluster` must be the address of a Ray cluster that answers, got {address}: {reason_of(error)}; "
-            "start one with: ray start --head."
-        ) from error
+        raise _unreachable(address, reason_of(error)) from error
     return ray
+
+
+def _unreachable(address: str, reason: str) -> InputError:
+    return InputError(
+        f"`cluster` must be the address of a Ray cluster that answers, got {address}: {reason}; start one with: "
+        "ray start --head."
+    )
 
 
 def _run(key: str, pickled: bytes, path: list[str], folder: str, task: Any) -> Any:
