@@ -21,6 +21,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "vision": ("networks by torchvision:NAME and timm:NAME", ("torchvision", "timm")),
         "text": ("networks by hf:FOLDER, and tokenizers", ("transformers", "tokenizers")),
         "audio": ("sounds by audio:FOLDER", ("soundfile",)),
+        "distributed": ("the work of train-policy and compare in a Ray cluster", ("ray",)),
         "metrics": ("metrics of tasks other than classification", ("torchmetrics", "pycocotools")),
         "openvino": ("the target openvino, and export to its format", ("openvino",)),
         "litert": ("--target litert and export to LiteRT", ("ai_edge_litert",)),

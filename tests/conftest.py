@@ -2,6 +2,7 @@
 
 import pytest
 
+from autocompress.job import finish
 from autocompress.targets import verify
 from autocompress.targets.timing import Effort
 
@@ -20,5 +21,6 @@ def short_timings():
     """No test looks at how long a file takes, and seconds of timing each add up to minutes."""
     patch = pytest.MonkeyPatch()
     patch.setattr(verify, "LATENCY_EFFORT", Effort(seconds=0.02, least_rounds=4))
+    patch.setattr(finish, "LEADER", Effort(seconds=0.2, least_rounds=100))
     yield
     patch.undo()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from autocompress.cli.shell import Format, Quiet, Trust, emit, reported, watching
+from autocompress.cli.shell import Cluster, Format, Quiet, Trust, emit, reported, watching
 from autocompress.config import Config, make_config
 from autocompress.errors import AutocompressError
 
@@ -66,9 +66,11 @@ Out = Annotated[
     Path | None, typer.Option(metavar="PATH", help="Folder of the comparison. Default: runs/compare-SUITE.")
 ]
 Jobs = Annotated[
-    str,
+    str | None,
     typer.Option(
-        metavar="N", help="Number of processes that run searches; PyTorch's threads are divided between them."
+        metavar="N",
+        help="Number of processes that run searches; PyTorch's threads are divided between them. With --cluster, most "
+        "searches at once. Default: 1, or as many as the cluster has CPUs.",
     ),
 ]
 Resume = Annotated[
@@ -90,7 +92,8 @@ def compare(
     seeds: Seeds = None,
     episodes: Episodes = None,
     out: Out = None,
-    jobs: Jobs = "1",
+    jobs: Jobs = None,
+    cluster: Cluster = None,
     resume: Resume = False,
     force: Force = False,
     trust: Trust = False,
@@ -108,7 +111,8 @@ def compare(
             done = run.compare(
                 suite,
                 out=folder,
-                jobs=shown.jobs or 1,
+                jobs=shown.jobs,
+                cluster=cluster,
                 resume=resume,
                 force=force,
                 trust=trust,

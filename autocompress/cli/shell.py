@@ -27,6 +27,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print no progress, only th
 Trust = Annotated[
     bool, typer.Option("--trust", help="Let functions run that the folder names and that you did not name yourself.")
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Ray cluster that does the work: local (this machine alone), auto (the one that runs here) or host:port. "
+        "It needs the extra distributed, and the same files under the same paths. Default: processes of this machine.",
+    ),
+]
 Format = Annotated[str, typer.Option(metavar="TEXT", help="Form of the result on standard output: table or json.")]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what more space helps against
 _ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

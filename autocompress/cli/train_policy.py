@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from autocompress.cli.policy import emit_policy
-from autocompress.cli.shell import Format, Quiet, Trust, reported, watching_progress
+from autocompress.cli.shell import Cluster, Format, Quiet, Trust, reported, watching_progress
 from autocompress.config import make_config
 from autocompress.errors import InputError
 
@@ -47,6 +47,14 @@ Device = Annotated[
         "the CPU.",
     ),
 ]
+Jobs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Number of processes that train and measure the recipe's networks; PyTorch's threads are divided between "
+        "them. With --cluster, most networks at once. Default: 1, or as many as the cluster has CPUs.",
+    ),
+]
 Resume = Annotated[
     bool,
     typer.Option(
@@ -62,6 +70,8 @@ def train_policy(
     data: Data = None,
     cache: Cache = None,
     device: Device = "auto",
+    jobs: Jobs = None,
+    cluster: Cluster = None,
     resume: Resume = False,
     force: Force = False,
     trust: Trust = False,
@@ -72,7 +82,7 @@ def train_policy(
     with reported() as context:
         from autocompress.policy_training import training  # here, where an interruption is told in one line
 
-        shown = make_config({"format": format, "quiet": quiet, "cache": cache, "device": device})
+        shown = make_config({"format": format, "quiet": quiet, "cache": cache, "device": device, "jobs": jobs})
         specs = _specs(data or [])
         context.how_to_resume = lambda: _how_to_resume(out, cache, device)
         with watching_progress(shown) as view:
@@ -82,6 +92,8 @@ def train_policy(
                 data=specs,
                 cache=shown.cache,
                 device=shown.device,
+                jobs=shown.jobs,
+                cluster=cluster,
                 resume=resume,
                 force=force,
                 trust=trust,

@@ -15,11 +15,12 @@ from autocompress.comparison.results import CellResult
 from autocompress.comparison.session import Requests, Session, job_key, requests_of
 from autocompress.comparison.suite import Cell, Suite, make_suite, overridden, read_suite
 from autocompress.comparison.summary import Summary, summarise
-from autocompress.comparison.workers import run_here, run_in_processes
+from autocompress.comparison.workers import run_by_workers, run_here
 from autocompress.errors import InputError
 from autocompress.evaluation import AUTO, torch_device
 from autocompress.job.trust import check_trusted, lies_in, named_functions, remember
 from autocompress.version import versions
+from autocompress.workers.ray_tasks import check_cluster
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def compare(
     suite: str | Path | Mapping[str, Any] | Suite,
     *,
     out: str | Path | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
+    cluster: str | None = None,
     resume: bool = False,
     force: bool = False,
     trust: bool = False,
@@ -69,14 +71,17 @@ def compare(
 ) -> Comparison:
     """Run methods x budgets x seeds on one network, and write results, tables and plots into a folder.
 
-    A cell that fails does not end the comparison; `Comparison.failures` has its result. With `jobs` above 1,
-    a script that calls this function must guard its main part with `if __name__ == "__main__":`, because the
-    worker processes import it.
+    A cell that fails does not end the comparison; `Comparison.failures` has its result. A cell whose worker dies is
+    run again once. With `jobs` above 1, a script that calls this function must guard its main part with
+    `if __name__ == "__main__":`, because the worker processes import it.
 
     Args:
         suite: path of a YAML file, its content as a mapping, or a `Suite`.
         out: folder of the comparison. Default: runs/compare-SUITE, named after the suite's file.
-        jobs: number of processes that run cells, at least 1; PyTorch's threads are divided between them.
+        jobs: number of processes that run cells, at least 1; PyTorch's threads are divided between them. With
+            `cluster`, most tasks at once. Default: 1; with `cluster`, as many as it has CPUs.
+        cluster: address of a Ray cluster whose workers run the cells: `local`, `auto` or host:port. They must see the
+            same files under the same paths. Default: None, for processes of this machine.
         resume: continue the comparison in `out`: finished cells are kept, failed ones run again. Methods,
             budgets and seeds may have been added to the suite.
         force: replace the comparison in `out`.
@@ -93,7 +98,8 @@ def compare(
         The results of all cells and their summaries.
 
     Raises:
-        InputError: the suite or an option breaks a rule, or the folder is taken, also by another process.
+        InputError: the suite or an option breaks a rule, or the folder is taken, also by another process, or the
+            cluster can't be reached.
         WriteError: the folder can't be written. What was written before stays valid.
     """
     wanted = suite if isinstance(suite, Suite) else _suite(suite)
@@ -104,11 +110,12 @@ def compare(
     device = _device(base.get("device") or wanted.base.get("device", AUTO), folder, resume=resume)
     wanted = overridden(wanted, {**base, "device": device}, methods=methods, seeds=seeds, episodes=episodes)
     requests = requests_of(wanted)
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}.")
+    check_cluster(cluster)
     with opened(folder, wanted, versions(), resume=resume, force=force) as begun:
         remember(named_functions(wanted.base))
-        results = _run(wanted, requests, folder, jobs, watcher, resume=begun)
+        results = _run(wanted, requests, folder, jobs, cluster, watcher, resume=begun)
         summaries = summarise(results)
         watcher.stage(f"tables and plots: {folder}")
         write_report(folder, wanted, results, summaries)
@@ -137,7 +144,14 @@ def _suite(suite: str | Path | Mapping[str, Any]) -> Suite:
 
 
 def _run(
-    suite: Suite, requests: Requests, folder: Path, jobs: int, watcher: ComparisonProgress, *, resume: bool
+    suite: Suite,
+    requests: Requests,
+    folder: Path,
+    jobs: int | None,
+    cluster: str | None,
+    watcher: ComparisonProgress,
+    *,
+    resume: bool,
 ) -> tuple[CellResult, ...]:
     """Run every cell that has not finished; returns the results of all cells in the suite's order."""
     before = kept(folder, suite) if resume else {}
@@ -149,12 +163,11 @@ def _run(
     if results:
         watcher.note(f"{len(results)} of {total} cells had finished before")
     watcher.cells(len(results), total, 0)
-    alone = jobs == 1 or len(pending) < 2
-    if not alone:
-        del session  # frees the memory of its network and menus
-    cells = (
-        run_here(session, suite, pending, watcher) if alone else run_in_processes(suite, folder, pending, jobs, watcher)
-    )
+    if cluster is None and ((jobs or 1) == 1 or len(pending) < 2):
+        cells = run_here(session, suite, pending, watcher)
+    else:
+        cells = run_by_workers(suite, folder, pending, jobs, cluster, watcher)
+    del session  # where others run the cells, this frees the memory of its network and menus
     with closing(cells) as done:  # ends the processes, whatever stops this loop
         for result in done:
             keep(folder, suite, result)

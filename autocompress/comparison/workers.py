@@ -1,24 +1,26 @@
-"""How cells are run: in this process, or in worker processes that divide PyTorch's threads between them."""
+"""How cells are run: in this process, or by workers: processes of this machine, or tasks of a Ray cluster."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Generator, Sequence
-from multiprocessing.connection import Connection
+from contextlib import closing
 from pathlib import Path
 
 import torch
 
 from autocompress.comparison.live import ComparisonProgress
-from autocompress.comparison.pool import run_in_pool
 from autocompress.comparison.results import CellResult, failed
 from autocompress.comparison.session import Observe, Session, requests_of
 from autocompress.comparison.suite import Cell, Suite
 from autocompress.errors import AutocompressError
 from autocompress.progress import Step
+from autocompress.workers.processes import Processes
+from autocompress.workers.ray_tasks import RayTasks
+from autocompress.workers.tasks import Executor, Result, Run, Tell, run_tasks
 from autocompress_envs.solver import InfeasibleBudgetError
 
-_SECONDS_BETWEEN_STEPS = 0.25  # a worker process sends steps no more often
+_SECONDS_BETWEEN_STEPS = 0.25  # a worker sends steps no more often
 
 
 def run_here(
@@ -44,52 +46,63 @@ def run_here(
         yield _result(session, suite, cell, tell)
 
 
-def run_in_processes(
-    suite: Suite, folder: Path, cells: Sequence[Cell], jobs: int, watcher: ComparisonProgress
+def run_by_workers(
+    suite: Suite,
+    folder: Path,
+    cells: Sequence[Cell],
+    jobs: int | None,
+    cluster: str | None,
+    watcher: ComparisonProgress,
 ) -> Generator[CellResult, None, None]:
-    """Run cells in worker processes. If a process dies, its cell has failed.
+    """Run cells by workers. A cell whose worker dies is run again once; then it has failed.
 
     Args:
         suite: suite of the cells.
         folder: folder of the comparison; the menus of every job are in the cache, and its conditions are in
             the folder.
         cells: cells to run; neighbours should share their job.
-        jobs: largest number of processes.
-        watcher: observer that is told which cells run, and of their steps.
+        jobs: largest number of workers; None: as many as the cluster has CPUs.
+        cluster: address of a Ray cluster; None for processes of this machine.
+        watcher: observer that is told which cells run and, by processes, of their steps.
 
     Yields:
         The result of each cell, as soon as it is there.
+
+    Raises:
+        InputError: the cluster can't be reached.
     """
-
-    def failed_cell(cell: Cell, exit_message: str) -> CellResult:
-        return failed(cell, suite.configs[cell.method].method, exit_message)
-
-    threads = max(1, torch.get_num_threads() // min(jobs, len(cells)))
-    return run_in_pool(cells, jobs, _work, (suite, folder, threads), failed_cell, watcher)
+    executor = _executor(suite, folder, len(cells), jobs, cluster)
+    with closing(run_tasks(executor, cells, watcher.cell_step)) as done:
+        for cell, end in done:
+            yield end.value if isinstance(end, Result) else failed(cell, suite.configs[cell.method].method, end.how)
 
 
-def _work(pipe: Connection, suite: Suite, folder: Path, threads: int) -> None:
-    """Run one cell after the other in a worker process, until the parent closes the pipe or dies."""
+def _executor(suite: Suite, folder: Path, cells: int, jobs: int | None, cluster: str | None) -> Executor:
+    """Where the cells run; processes divide PyTorch's threads between them, a task of Ray has one."""
+    if cluster is None:
+        count = min(jobs or 1, max(cells, 1))
+        return Processes(count, _runner, (suite, folder, max(1, torch.get_num_threads() // count)))
+    gpus = int(str(suite.base.get("device", "")).startswith("cuda"))
+    return RayTasks(cluster, jobs, _runner, (suite, folder.resolve(), 1), gpus)
+
+
+def _runner(suite: Suite, folder: Path, threads: int) -> Run:
+    """What a worker runs, with the job of the last cell loaded."""
     torch.set_num_threads(threads)
     session = Session(suite, requests_of(suite), folder)
-    try:
-        while True:
-            cell: Cell = pipe.recv()
-            pipe.send(_result(session, suite, cell, _Throttled(pipe)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+    return lambda cell, tell: _result(session, suite, cell, _Throttled(tell))
 
 
 class _Throttled:
-    """Sends steps to the parent process, at most one every `_SECONDS_BETWEEN_STEPS`."""
+    """Passes steps on, at most one every `_SECONDS_BETWEEN_STEPS`."""
 
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
         self._next = 0.0
 
     def __call__(self, step: Step) -> None:
         if time.monotonic() >= self._next:
-            self._pipe.send(step)
+            self._tell(step)
             self._next = time.monotonic() + _SECONDS_BETWEEN_STEPS
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, MutableMapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from autocompress.cache import ZOO
@@ -25,6 +28,9 @@ from autocompress.policy_training.recipe import Recipe, ZooNetwork, ZooTask
 from autocompress.policy_training.zoo import in_memory, trained, weights_file
 from autocompress.progress import Progress, Silent
 from autocompress.searchers.model_based.first_order import SAMPLES
+from autocompress.workers.processes import Processes
+from autocompress.workers.ray_tasks import RayTasks
+from autocompress.workers.tasks import Death, Executor, Run, Tell, run_tasks
 
 EXPERIENCE_VERSION = 1  # of how plans are looked for; what another version measured is measured anew
 _FAILURES = (AutocompressError, RuntimeError, ValueError, TypeError)  # what networks and their training raise
@@ -46,8 +52,23 @@ def load_all(recipe: Recipe) -> dict[str, Data]:
     return {name: load_data(spec, seed=seed, search_samples=samples) for name, spec in recipe.data.items()}
 
 
+@dataclass(frozen=True)
+class Workers:
+    """Who trains and measures the networks.
+
+    Attributes:
+        device: torch device that networks are trained and evaluated on.
+        jobs: largest number of processes, or of tasks in a cluster; None: 1, or as many as the cluster has CPUs.
+        cluster: address of a Ray cluster; None for processes of this machine.
+    """
+
+    device: str
+    jobs: int | None = None
+    cluster: str | None = None
+
+
 def gather(
-    recipe: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path, device: str, watcher: Progress
+    recipe: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path, workers: Workers, watcher: Progress
 ) -> tuple[Gathered, dict[str, str]]:
     """Read what was measured of all networks in all tasks from disk, and measure what is missing.
 
@@ -56,7 +77,7 @@ def gather(
         splits: data by the recipe's names, from `load_all`.
         folder: folder of what was measured; created if it does not exist.
         cache: folder of the menu cache, which also keeps the zoo's weights.
-        device: torch device that networks are evaluated on.
+        workers: who does it.
         watcher: observer that is told of every network and budget.
 
     Returns:
@@ -64,30 +85,24 @@ def gather(
         of networks that failed, by name.
 
     Raises:
-        InputError: a file is damaged, or no network has a usable budget.
+        InputError: a file is damaged, or no network has a usable budget, or the cluster can't be reached.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     number_formats = NumberFormats(folder / NUMBER_FORMATS)
     gathered: dict[tuple[str, str], Experience] = {}
-    failed: dict[str, str] = {}
+    failed = _failed_at_workers(recipe, folder, cache, workers, number_formats, watcher)
     for number, zoo in enumerate(recipe.networks):
+        if zoo.name in failed:
+            continue
         watcher.stage(f"network {number + 1} of {len(recipe.networks)}: {zoo.name}")
-        network = ExploredNetwork(recipe, zoo, splits[zoo.data], cache, device, watcher, number_formats)
-        for task in recipe.tasks:
-            file, made_for = folder / f"{zoo.name}--{task.name}.npz", _made_for(recipe, zoo, task, network.data)
-            is_there, found = load_experience(file, made_for)
-            if not is_there:
-                try:
-                    found = _explored(recipe, task, network, watcher)
-                except _FAILURES as error:
-                    failed[zoo.name] = reason_of(error)
-                    watcher.note(f"{zoo.name} is left out: {failed[zoo.name]}")
-                    break
-                save_experience(file, made_for, found)
-            if found is not None:
-                gathered[zoo.name, task.name] = found
+        network = ExploredNetwork(recipe, zoo, splits[zoo.data], cache, workers.device, watcher, number_formats)
+        found, why = _measured(recipe, zoo, network, folder, watcher)
+        gathered |= found
+        if why:
+            failed[zoo.name] = why
+            watcher.note(f"{zoo.name} is left out: {why}")
     if not gathered:
         raise InputError(
             f"`tasks` must have budgets under which the solver's plan loses at most {MOST_LOSS:g} nats, "
@@ -95,6 +110,90 @@ def gather(
             "`high`."
         )
     return gathered, failed
+
+
+def _measured(
+    recipe: Recipe, zoo: ZooNetwork, network: ExploredNetwork, folder: Path, watcher: Progress
+) -> tuple[dict[tuple[str, str], Experience], str]:
+    """What was measured of a network in all tasks, read or measured now; and why it failed, empty if it did not."""
+    gathered: dict[tuple[str, str], Experience] = {}
+    for task in recipe.tasks:
+        file, made_for = _file(folder, zoo, task), _made_for(recipe, zoo, task, network.data)
+        is_there, found = load_experience(file, made_for)
+        if not is_there:
+            try:
+                found = _explored(recipe, task, network, watcher)
+            except _FAILURES as error:
+                return gathered, reason_of(error)
+            save_experience(file, made_for, found)
+        if found is not None:
+            gathered[zoo.name, task.name] = found
+    return gathered, ""
+
+
+def _failed_at_workers(
+    recipe: Recipe, folder: Path, cache: Path, workers: Workers, number_formats: NumberFormats, watcher: Progress
+) -> dict[str, str]:
+    """Let workers measure the networks that lack a file, and write the files; returns why networks failed, by name.
+
+    Networks that no worker could measure for a reason of its own, such as a full disk, are left to this process.
+    """
+    missing = [
+        zoo.name for zoo in recipe.networks if not all(_file(folder, zoo, task).is_file() for task in recipe.tasks)
+    ]
+    if not missing or (workers.cluster is None and ((workers.jobs or 1) == 1 or len(missing) == 1)):
+        return {}
+    failed: dict[str, str] = {}
+
+    def told(name: str, news: None) -> None:
+        watcher.stage(f"network {missing.index(name) + 1} of {len(missing)} that are missing: {name}")
+
+    executor = _executor(recipe, folder, cache, workers, len(missing))
+    with closing(run_tasks(executor, missing, told)) as done:
+        for count, (name, end) in enumerate(done):
+            picks, why = ({}, end.how) if isinstance(end, Death) else end.value
+            number_formats.update(picks)
+            if why:
+                failed[name] = why
+                watcher.note(f"{name} is left out: {why}")
+            watcher.advance(count + 1, len(missing), "networks")
+    return failed
+
+
+def _executor(recipe: Recipe, folder: Path, cache: Path, workers: Workers, networks: int) -> Executor:
+    """Where networks are measured; processes divide PyTorch's threads between them, a task of Ray has one."""
+    folder, cache = folder.resolve(), cache.resolve()
+    if workers.cluster is None:
+        count = min(workers.jobs or 1, networks)
+        threads = max(1, torch.get_num_threads() // count)
+        return Processes(count, _runner, (recipe, folder, cache, workers.device, threads))
+    gpus = int(workers.device.startswith("cuda"))
+    return RayTasks(workers.cluster, workers.jobs, _runner, (recipe, folder, cache, workers.device, 1), gpus)
+
+
+def _runner(recipe: Recipe, folder: Path, cache: Path, device: str, threads: int) -> Run:
+    """What a worker runs, with the recipe's data loaded: the measurements of one network, by its name.
+
+    It returns the dtypes and batch sizes that were picked, and why the network failed. The files hold the rest.
+    """
+    torch.set_num_threads(threads)
+    splits, networks = load_all(recipe), {zoo.name: zoo for zoo in recipe.networks}
+
+    def run(name: str, tell: Tell) -> tuple[dict[str, Any], str]:
+        zoo, picks = networks[name], dict(NumberFormats(folder / NUMBER_FORMATS))
+        network = ExploredNetwork(recipe, zoo, splits[zoo.data], cache, device, Silent(), picks)
+        try:
+            _, why = _measured(recipe, zoo, network, folder, Silent())
+        except AutocompressError:
+            return picks, ""  # a damaged file or a full disk: the parent meets it too, and says so
+        return picks, why
+
+    return run
+
+
+def _file(folder: Path, zoo: ZooNetwork, task: ZooTask) -> Path:
+    """The file of what was measured of a network in a task."""
+    return folder / f"{zoo.name}--{task.name}.npz"
 
 
 class ExploredNetwork:

@@ -34,7 +34,7 @@ from autocompress.job.trust import NamedFunction, check_trusted, lies_in, named_
 from autocompress.policies.files import SavedPolicy, save_policy
 from autocompress.policies.network import LabelPolicy
 from autocompress.policy_training.experience import Experience, plan_at
-from autocompress.policy_training.gathering import Gathered, gather, load_all
+from autocompress.policy_training.gathering import Gathered, Workers, gather, load_all
 from autocompress.policy_training.imitation import imitate
 from autocompress.policy_training.lessons import Lesson, lessons
 from autocompress.policy_training.number_formats import NUMBER_FORMATS
@@ -45,6 +45,7 @@ from autocompress.run.lock import locked
 from autocompress.run.names import POLICY, TENSORBOARD
 from autocompress.searchers.tensorboard import scalars
 from autocompress.version import versions
+from autocompress.workers.ray_tasks import check_cluster
 from autocompress_envs.labeling.observation import KINDS
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver import Solver
@@ -65,6 +66,8 @@ def train_policy(
     data: Mapping[str, str] | None = None,
     cache: Path | None = None,
     device: str = "auto",
+    jobs: int | None = None,
+    cluster: str | None = None,
     resume: bool = False,
     force: bool = False,
     trust: bool = False,
@@ -82,6 +85,10 @@ def train_policy(
         cache: folder of the menu cache, which also keeps the zoo's weights. Default: `$AUTOCOMPRESS_CACHE`,
             else ~/.cache/autocompress.
         device: torch device that networks are evaluated on; `auto` is CUDA where there is one, else the CPU.
+        jobs: number of processes that train and measure the networks, at least 1; PyTorch's threads are divided between
+            them. With `cluster`, most networks at once. Default: 1; with `cluster`, as many as it has CPUs.
+        cluster: address of a Ray cluster whose workers do this: `local`, `auto` or host:port. They must see the same
+            files under the same paths. Default: None, for processes of this machine.
         resume: continue the training in `out`, which must have the same recipe; what was measured is kept.
         force: replace the training in `out`; everything is measured anew.
         trust: whether functions of somebody's own may run that the recipe names, where its file lies in the folder of
@@ -92,25 +99,29 @@ def train_policy(
         The policy with the record of its training.
 
     Raises:
-        InputError: the recipe breaks a rule, or the folder holds another training, or another process writes there.
+        InputError: the recipe breaks a rule, or the folder holds another training, or another process writes there, or
+            the cluster can't be reached.
         WriteError: a file can't be written; `resume` goes on from what was written.
     """
     watcher, folder, device = progress or Silent(), Path(out), str(torch_device(device))
+    if jobs is not None and jobs < 1:
+        raise InputError(f"`jobs` must be at least 1, got {jobs}.")
+    check_cluster(cluster)
     wanted = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, data)
     if isinstance(recipe, (str, Path)) and lies_in(recipe, folder, EXPERIENCE):
         check_trusted(_functions(wanted, data or {}), Path(recipe).parent, trust=trust)
     splits = load_all(wanted)  # before the folder is made: data that can't be read must not leave a folder behind
     with _opened(folder, wanted, resume=resume, force=force):
         remember(_functions(wanted))
-        return _trained(wanted, splits, folder, cache, device, watcher)
+        return _trained(wanted, splits, folder, cache, Workers(device, jobs, cluster), watcher)
 
 
 def _trained(
-    wanted: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path | None, device: str, watcher: Progress
+    wanted: Recipe, splits: Mapping[str, Data], folder: Path, cache: Path | None, workers: Workers, watcher: Progress
 ) -> SavedPolicy:
     """`train_policy`, in a folder that this process alone writes."""
     started = time.monotonic()
-    gathered, failed = gather(wanted, splits, folder / EXPERIENCE, cache or default_cache(), device, watcher)
+    gathered, failed = gather(wanted, splits, folder / EXPERIENCE, cache or default_cache(), workers, watcher)
     with scalars(folder / TENSORBOARD) as add:
         learned = learn(wanted, list(gathered.values()), add, watcher)
     record = _record(wanted, gathered, failed, time.monotonic() - started)

@@ -26,6 +26,7 @@ from autocompress.policy_training.experience_files import load_experience
 from autocompress.policy_training.recipe import Recipe, ZooNetwork, read_recipe
 from autocompress.policy_training.training import train_policy
 from autocompress.progress import Silent
+from autocompress.workers.tasks import Death, Result
 from autocompress_envs.solver import Solver
 
 RESNET = {
@@ -102,6 +103,47 @@ def nothing_made(monkeypatch):
 
     for module, name in ((gathering, "build_evaluator"), (gathering, "prepare"), (zoo, "train_")):
         monkeypatch.setattr(module, name, refuse)
+
+
+def test_a_worker_writes_the_files_of_one_network(recipe, cache, tmp_path):
+    content = {
+        **CONTENT,
+        "networks": [VGG, {**RESNET, "name": "bad", "model": "collections:OrderedDict", "model_args": {}}],
+    }
+    run = gathering._runner(Recipe.model_validate(content), tmp_path, cache, "cpu", torch.get_num_threads())
+    picks, why = run("vgg", None)
+    assert why == ""
+    assert any(name.startswith("evaluating vgg ") for name in picks)
+    assert [file.name for file in tmp_path.iterdir()] == ["vgg--small.npz"]
+    _, why = run("bad", None)
+    assert why
+    assert [file.name for file in tmp_path.iterdir()] == ["vgg--small.npz"]
+
+
+def test_networks_that_fail_at_workers_are_left_out_and_the_others_read(finished, copied, cache, monkeypatch):
+    """One worker died twice, the other has written its files meanwhile."""
+    kept = copied / "experience" / "vgg--small.npz"
+    content = kept.read_bytes()
+    for file in (copied / "experience").glob("*.npz"):
+        file.unlink()
+
+    def run_tasks(executor, tasks, told):
+        assert (executor.count, list(tasks)) == (2, ["res", "vgg"])
+        for name in tasks:
+            told(name, None)
+        kept.write_bytes(content)
+        yield "vgg", Result(({}, ""))
+        yield "res", Death("the worker process was ended by SIGKILL")
+
+    monkeypatch.setattr(gathering, "run_tasks", run_tasks)
+    wanted, watcher = Recipe.model_validate(CONTENT), Watcher()
+    workers = gathering.Workers("cpu", jobs=4)
+    splits = gathering.load_all(wanted)
+    gathered, failed = gathering.gather(wanted, splits, copied / "experience", cache, workers, watcher)
+    assert set(gathered) == {("vgg", "small")}
+    assert failed == {"res": "the worker process was ended by SIGKILL"}
+    assert watcher.notes == ["res is left out: the worker process was ended by SIGKILL"]
+    assert watcher.advances[:2] == [(1, 2, "networks"), (2, 2, "networks")]
 
 
 def refusal(*given, **named):

@@ -241,7 +241,8 @@ def test_a_target_from_outside_has_a_file_of_its_own(name):
         TARGETS.register("mine", made(file_name=name))
     assert str(error.value) == (
         "`file_name` of the target mine must not be one that the package writes "
-        f"(model.safetensors, model.onnx, model.pt2, model_openvino.onnx, model.tflite, model.xml, model.bin), got {name!r}."
+        "(model.safetensors, model.onnx, model.pt2, model_openvino.onnx, model.tflite, model.xml, model.bin), "
+        f"got {name!r}."
     )
     assert "mine" not in TARGETS
 

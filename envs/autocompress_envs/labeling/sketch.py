@@ -4,8 +4,8 @@ A label shifts the log-probabilities of K classes on N samples by d, (N, K). Shi
 shift d
 costs, to second order, half of its squared length in the Fisher metric: E[d' (diag(p) - p p') d] / 2 nats. The metric
 is made the plain one by a change of coordinates (centre d under p, multiply by the root of p / N). The coordinates'
-first principal components keep most of all lengths and angles, so N K numbers become a few dozen, and a step of an
-episode takes microseconds.
+first principal components keep most of all lengths and angles, so N K numbers become a few dozen, and a
+label's effect is added in microseconds.
 """
 
 from __future__ import annotations
