@@ -57,6 +57,14 @@ def test_the_front_is_written_as_data(front):
     ] * 2
 
 
+def test_the_front_has_a_page_that_leads_to_those_of_its_points(front):
+    made, _ = front
+    page = (made.folder / "report.html").read_text()
+    for point in made.points:
+        assert f'href="{point.run_folder.name}/report.html"' in page
+        assert (point.run_folder / "report.html").is_file()
+
+
 def test_a_front_goes_on_where_it_was(front, spec, options):
     """The second point's outcome is gone: its search is replayed, and the first point is left alone."""
     made, _ = front
