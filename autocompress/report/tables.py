@@ -141,7 +141,9 @@ def _runtime_lines(verified: Verification) -> list[str]:
     values = [f"{_title(name)} {_metric(name, value)}" for name, value in found.closeness.metrics.items()]
     quality = values or [f"top-1 accuracy {_percent(found.closeness.accuracy)}"]
     accuracy = ", ".join([*quality, f"KL {found.closeness.kl:.4f} nats"])
-    agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
+    agreement = f"outputs differ from PyTorch's by {100 * found.difference:.2g} % of their spread"
+    if has_answers(found.closeness.metrics):
+        agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
     lines = [f"in {found.runtime}: {accuracy}; {agreement}"]
     for batch, timing in found.timings.items():
         lines.append(f"latency at batch {batch}, {threads_in_words(found.threads)}: {_latency(timing)}")
