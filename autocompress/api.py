@@ -50,7 +50,7 @@ from autocompress.job.tolerance import smallest as find_smallest
 from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
-from autocompress.report.front_page import is_front, write_front
+from autocompress.report.front_page import front_among, write_front
 from autocompress.report.measured import measured_page
 from autocompress.report.model_card import write_card
 from autocompress.report.run_page import write_comparison, write_report
@@ -348,13 +348,7 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     """
     if not runs:
         raise InputError("`runs` must be at least one folder of a finished run, got none.")
-    fronts = [run for run in runs if is_front(run)]
-    if fronts and len(runs) > 1:
-        raise InputError(
-            f"`runs` must be one front alone, or finished runs, got {len(runs)} folders with the front {fronts[0]}; "
-            "name the folders of its points."
-        )
-    if fronts:
+    if front_among(runs) is not None:
         return write_front(runs[0], out)
     return write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or REPORT)
 

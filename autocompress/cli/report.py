@@ -48,13 +48,13 @@ def report(
     """Write the page of a finished run, of several side by side, or of a front: one HTML file that needs no network."""
     with reported():
         from autocompress import api
-        from autocompress.report.front_page import is_front, read_front
+        from autocompress.report.front_page import front_among
         from autocompress.report.run_data import run_data
         from autocompress.report.run_record import read_run
 
         shown = make_config({"format": format, "quiet": quiet})
         _check(runs, out)
-        front = read_front(runs[0]) if len(runs) == 1 and is_front(runs[0]) else None
+        front = front_among(runs)
         single = runs if front is None else [run.folder for run in front.runs]
         for run in single if measure else []:
             with watching_progress(shown) as view:

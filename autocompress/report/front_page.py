@@ -70,6 +70,17 @@ def is_front(folder: str | Path) -> bool:
     return regular_file(Path(folder) / FRONT)
 
 
+def front_among(runs: Sequence[str | Path]) -> FrontRecord | None:
+    """The front that a report was asked for; None for runs. Raises InputError for a front beside others."""
+    fronts = [run for run in runs if is_front(run)]
+    if fronts and len(runs) > 1:
+        raise InputError(
+            f"`runs` must be one front alone, or finished runs, got {len(runs)} folders with the front {fronts[0]}; "
+            "name the folders of its points."
+        )
+    return read_front(fronts[0]) if fronts else None
+
+
 def read_front(folder: str | Path) -> FrontRecord:
     """The record of a front; points that have not begun are not in it.
 
@@ -91,7 +102,8 @@ def read_front(folder: str | Path) -> FrontRecord:
 
 
 def _is_point(point: Any) -> bool:
-    return isinstance(point, dict) and all(isinstance(point.get(name), str) for name in ("budget", "run_folder"))
+    texts = isinstance(point, dict) and all(isinstance(point.get(name), str) for name in ("budget", "run_folder"))
+    return texts and Path(point["run_folder"]).name not in ("", "..")
 
 
 def write_front(folder: str | Path, out: str | Path | None = None) -> Path:

@@ -121,7 +121,13 @@ def test_what_is_no_front_is_refused_in_one_line(front, tmp_path):
     missing = f"`run` must be the folder of a finished run, got {front / 'point-1'}, which has no outcome.json."
     with pytest.raises(InputError, match="^" + re.escape(missing) + "$"):
         autocompress.report(front)
-    for content in ('{"resource": "size", "points": []}', '{"resource": "x", "points": [{}]}', '{"resource": "size"}'):
+    outside = '{"resource": "size", "points": [{"budget": "size=1%", "run_folder": "a/.."}]}'
+    for content in (
+        outside,
+        '{"resource": "size", "points": []}',
+        '{"resource": "x", "points": [{}]}',
+        '{"resource": "size"}',
+    ):
         (front / "pareto.json").write_text(content)
         damaged = f"{front / 'pareto.json'} must be as it was written, got a damaged file; make the front again."
         with pytest.raises(InputError, match="^" + re.escape(damaged) + "$"):
