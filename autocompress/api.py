@@ -50,6 +50,7 @@ from autocompress.job.tolerance import smallest as find_smallest
 from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
+from autocompress.report.front_page import front_among, write_front
 from autocompress.report.measured import measured_page
 from autocompress.report.model_card import write_card
 from autocompress.report.run_page import write_comparison, write_report
@@ -160,6 +161,7 @@ def pareto(
         front = search_front(job, asked, tuning, budgets_of(asked.config, job), path, watcher)
         for point in front.points:
             _write_pages(point.run_folder)
+        write_front(path)
     return front
 
 
@@ -331,21 +333,23 @@ def finetune(
 
 
 def report(*runs: str | Path, out: str | Path | None = None) -> Path:
-    """Write the page of a finished run, or of several side by side: one HTML file that needs no network.
+    """Write the page of a finished run, of several side by side, or of a front: one HTML file that needs no network.
 
     Args:
-        runs: folders of finished runs.
+        runs: folders of finished runs, or the folder of one front.
         out: the file. Default: report.html in the run's folder; of several runs, in the current folder.
 
     Returns:
         The file.
 
     Raises:
-        InputError: no folder, one that holds no finished run, or one with a damaged file.
+        InputError: no folder, one that holds no finished run, a front beside others, or a damaged file.
         WriteError: the file can't be written.
     """
     if not runs:
         raise InputError("`runs` must be at least one folder of a finished run, got none.")
+    if front_among(runs) is not None:
+        return write_front(runs[0], out)
     return write_report(runs[0], out) if len(runs) == 1 else write_comparison(runs, out or REPORT)
 
 

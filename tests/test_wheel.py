@@ -22,6 +22,7 @@ DATA = {
         for name in (
             "base.html",
             "comparison.html",
+            "front.html",
             "live.html",
             "page.css",
             "page.js",

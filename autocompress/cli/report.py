@@ -1,4 +1,4 @@
-"""The command `autocompress report`: the page of a run, or of several side by side."""
+"""The command `autocompress report`: the page of a run, of several side by side, or of a front."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 Runs = Annotated[
     list[Path],
-    typer.Argument(metavar="RUN...", help="Folders of finished runs; several stand side by side.", show_default=False),
+    typer.Argument(
+        metavar="RUN...",
+        help="Folders of finished runs, which stand side by side, or the folder of one front.",
+        show_default=False,
+    ),
 ]
 Out = Annotated[
     Path | None,
@@ -41,19 +45,23 @@ def report(
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Write the page of a finished run, or of several runs side by side: one HTML file that needs no network."""
+    """Write the page of a finished run, of several side by side, or of a front: one HTML file that needs no network."""
     with reported():
         from autocompress import api
+        from autocompress.report.front_page import front_among
         from autocompress.report.run_data import run_data
         from autocompress.report.run_record import read_run
 
         shown = make_config({"format": format, "quiet": quiet})
         _check(runs, out)
-        for run in runs if measure else []:
+        front = front_among(runs)
+        single = runs if front is None else [run.folder for run in front.runs]
+        for run in single if measure else []:
             with watching_progress(shown) as view:
                 api.measure_layers(run, trust=trust, progress=view)
         page = api.report(*runs, out=out)
-        data = {"page": str(page), "runs": [run_data(read_run(run)) for run in runs]}
+        told = {} if front is None else {"front": front.data()}
+        data = {"page": str(page), **told, "runs": [run_data(read_run(run)) for run in single]}
         emit(shown, data, lambda console: _print(console, page))
 
 

@@ -99,20 +99,25 @@ class Tools:
     def report(self, runs: list[str]) -> Answer:
         """Explain finished runs: what came out, each layer's label, expected loss and bytes, which one costs most.
 
-        Several runs stand side by side. The page report.html is written as well.
+        Several runs, or the points of a front, stand side by side. The page report.html is written as well.
 
         Args:
-            runs: folders of finished runs, at least one.
+            runs: folders of finished runs, at least one, or the folder of one front.
         """
         with _told():
             from autocompress import api
+            from autocompress.report.front_page import front_among
             from autocompress.report.run_data import run_data
             from autocompress.report.run_record import read_run
 
             folders = [self._folder.inside("runs", run) for run in runs]
             out = self._folder.root / "report.html" if len(folders) > 1 else None
+            front = front_among(folders)
+            for point in () if front is None else front.runs:
+                self._folder.inside("runs", str(point.folder))  # links lead nowhere else
             page = api.report(*folders, out=out)
-            return {"page": self._folder.told(page), "runs": [self._run(run_data(read_run(run))) for run in folders]}
+            records = [read_run(run) for run in folders] if front is None else front.runs
+            return {"page": self._folder.told(page), "runs": [self._run(run_data(each)) for each in records]}
 
     def compare(
         self,

@@ -84,7 +84,7 @@ def search_figure(story: SearchStory) -> SearchFigure | None:
         best_label=lines[0],
         simple=lines[1:],
         x_ticks=[Tick(x(index), f"{index:,}") for index in _round_counts(last)],
-        y_ticks=[Tick(y(value), f"{value:g}") for value in _round_values(low, high)],
+        y_ticks=[Tick(y(value), f"{value:g}") for value in round_values(low, high)],
         above=len(story.points) - len(shown),
         outside=f"Among them {'; '.join(outside)} nats." if outside else "",
         description=_described(story, last),
@@ -143,10 +143,10 @@ def _round_counts(last: int) -> list[int]:
     return [1, *(index for index in range(step, last + 1, step) if index > 1)]
 
 
-def _round_values(low: float, high: float) -> list[float]:
+def round_values(low: float, high: float) -> list[float]:
     """Numbers 1, 2 and 5 times a power of ten within a range; powers of ten alone where it is wide.
 
-    >>> _round_values(0.0015, 0.012)
+    >>> round_values(0.0015, 0.012)
     [0.002, 0.005, 0.01]
     """
     bases = (1, 2, 5) if high / low < 100 else (1,)

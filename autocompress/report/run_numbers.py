@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.report.run_record import Row, RunRecord, is_known, share_interval
-from autocompress.report.tables import NAMES, speed
+from autocompress.report.tables import NAMES, has_answers, speed
 from autocompress.run.journal import Entry
 from autocompress.tasks.metrics import METRICS
 
@@ -26,7 +26,7 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[Row]:
     rows.append(
         _row("KL divergence from the original, nats", "quality", (original["kl"], compressed["kl"]), "{:.4f}".format)
     )
-    if is_known(compressed.get("agreement")):
+    if is_known(compressed.get("agreement")) and has_answers(outcome.get("metrics") or {}):
         rows.append(_share("same top-1 answer as the original", None, compressed["agreement"], samples))
     rows += [_cost(name, original["resources"], amount) for name, amount in compressed["resources"].items()]
     energies = (outcome.get("energy") or {}).get("measured_by_batch") or {}

@@ -12,6 +12,7 @@ from autocompress.files import write_atomically
 from autocompress.report.figures import layer_bars, search_figure
 from autocompress.report.run_numbers import costliest, label_text, layer_rows, nats, outcome_rows, percent, search_story
 from autocompress.report.run_record import RunRecord, machine_options, read_run
+from autocompress.report.tables import has_answers
 from autocompress.run.names import REPORT
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def write_comparison(runs: Sequence[str | Path], out: str | Path) -> Path:
 
 def run_page(record: RunRecord) -> str:
     """The page of one run."""
-    return _render("run.html", run=run_view(record), title=f"{record.config.model}, {record.config.budget or 'a plan'}")
+    return render("run.html", run=run_view(record), title=f"{record.config.model}, {record.config.budget or 'a plan'}")
 
 
 def comparison_page(records: Sequence[RunRecord]) -> str:
@@ -63,7 +64,7 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
     if len(records) < 2:
         raise InputError(f"`run` must be at least two folders for a comparison, got {len(records)}.")
     views = [run_view(record) for record in records]
-    return _render("comparison.html", runs=views, title=f"{len(views)} runs", **_side_by_side(views))
+    return render("comparison.html", runs=views, title=f"{len(views)} runs", **side_by_side(views))
 
 
 def live_page() -> str:
@@ -115,11 +116,18 @@ def headline(outcome: Mapping[str, Any]) -> str:
     size = ""
     if before and after:
         size = f"From {before:,} to {after:,} bytes, {percent(after / before)} of the original"
-    agreement = outcome["compressed"].get("agreement")
-    same = "" if agreement is None else f"the same top-1 answer on {percent(agreement)}"
     samples = outcome.get("samples")
     where = f" of {samples:,} {outcome.get('split', 'test')} samples" if samples else " of the samples"
-    return "; ".join(filter(None, (size, same + where if same else ""))) + "."
+    return "; ".join(filter(None, (size, _likeness(outcome, where)))) + "."
+
+
+def _likeness(outcome: Mapping[str, Any], where: str) -> str:
+    """How like the original's outputs are, in words; empty where nothing is known."""
+    metrics, agreement = outcome.get("metrics") or {}, outcome["compressed"].get("agreement")
+    if has_answers(metrics):
+        return "" if agreement is None else f"the same top-1 answer on {percent(agreement)}{where}"
+    row = next(row for row in outcome_rows(outcome) if row.group == "quality")
+    return f"{row.title} {row.texts[1]}, {row.texts[0]} before"
 
 
 def bound(text: str) -> str:
@@ -141,7 +149,7 @@ def _machine(found: Mapping[str, Any]) -> dict[str, str]:
     return said
 
 
-def _side_by_side(views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def side_by_side(views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Rows of the comparison's tables: measures by title, and layers by name."""
     titles = dict.fromkeys(row.title for view in views for row in view["rows"])
     by_title = [{row.title: row for row in view["rows"]} for view in views]
@@ -152,7 +160,8 @@ def _side_by_side(views: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _render(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
+    """A page from a template and what it shows."""
     return (
         _environment()
         .get_template(template)

@@ -75,11 +75,11 @@ def read_run(folder: str | Path) -> RunRecord:
     for name in _NEEDED:
         if not regular_file(path / name):
             raise InputError(f"`run` must be the folder of a finished run, got {path}, which has no {name}.")
-    explained = _mapping(path / LAYERS) if regular_file(path / LAYERS) else {}
+    explained = mapping_in(path / LAYERS) if regular_file(path / LAYERS) else {}
     record = RunRecord(
         folder=path,
         config=load_config(path / CONFIG, {}),
-        outcome=_mapping(path / OUTCOME),
+        outcome=mapping_in(path / OUTCOME),
         plan=Plan.load(path / PLAN),
         layers=explained.get("layers", []),
         explained=explained,
@@ -89,7 +89,8 @@ def read_run(folder: str | Path) -> RunRecord:
     return record
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def mapping_in(path: Path) -> dict[str, Any]:
+    """What a JSON file holds. Raises InputError where it is no mapping."""
     try:
         found = strict_json(path.read_bytes())
     except ValueError as error:

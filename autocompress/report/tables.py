@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -54,13 +54,28 @@ def print_measurement(console: Console, measured: Measurement) -> None:
     for name, values in measured.metrics.items():
         table.add_row(_title(name), *(_metric(name, value) for value in values), "")
     table.add_row("KL divergence from the original, nats", f"{original.kl:.4f}", f"{compressed.kl:.4f}", "")
-    table.add_row("same top-1 answer as the original", _percent(original.agreement), _percent(compressed.agreement), "")
+    if has_answers(measured.metrics):
+        shares = (_percent(original.agreement), _percent(compressed.agreement))
+        table.add_row("same top-1 answer as the original", *shares, "")
     for name in (name for name in RESOURCES if name in compressed.resources and name in original.resources):
         before, after = original.resources[name], compressed.resources[name]
         table.add_row(NAMES[name], f"{before:,}", f"{after:,}", f"{after / before:.4f}" if before else "")
     console.print(table)
     for line in _closing_lines(measured):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def has_answers(metrics: Iterable[str]) -> bool:
+    """Whether outputs have answers that can be equal, as classes do and numbers don't.
+
+    Args:
+        metrics: names of the metrics that were taken; without any, classes are taken for granted.
+
+    >>> has_answers([]), has_answers(["f1"]), has_answers(["r2", "mae"])
+    (True, True, False)
+    """
+    names = list(metrics)
+    return not names or any(name not in METRICS or METRICS[name].kind in ("classes", "boxes") for name in names)
 
 
 def print_finished(console: Console, finished: Finished) -> None:
@@ -127,7 +142,9 @@ def _runtime_lines(verified: Verification) -> list[str]:
     values = [f"{_title(name)} {_metric(name, value)}" for name, value in found.closeness.metrics.items()]
     quality = values or [f"top-1 accuracy {_percent(found.closeness.accuracy)}"]
     accuracy = ", ".join([*quality, f"KL {found.closeness.kl:.4f} nats"])
-    agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
+    agreement = f"outputs differ from PyTorch's by {100 * found.difference:.2g} % of their spread"
+    if has_answers(found.closeness.metrics):
+        agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
     lines = [f"in {found.runtime}: {accuracy}; {agreement}"]
     for batch, timing in found.timings.items():
         lines.append(f"latency at batch {batch}, {threads_in_words(found.threads)}: {_latency(timing)}")

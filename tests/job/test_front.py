@@ -57,6 +57,14 @@ def test_the_front_is_written_as_data(front):
     ] * 2
 
 
+def test_the_front_has_a_page_that_leads_to_those_of_its_points(front):
+    made, _ = front
+    page = (made.folder / "report.html").read_text()
+    for point in made.points:
+        assert f'href="{point.run_folder.name}/report.html"' in page
+        assert (point.run_folder / "report.html").is_file()
+
+
 def test_a_front_goes_on_where_it_was(front, spec, options):
     """The second point's outcome is gone: its search is replayed, and the first point is left alone."""
     made, _ = front
@@ -79,6 +87,7 @@ def test_points_are_spaced_by_equal_ratios(front, spec, options, folder, monkeyp
         return fronts.Front("macs", (), path)
 
     monkeypatch.setattr("autocompress.api.search_front", found)
+    monkeypatch.setattr("autocompress.api.write_front", lambda path: path)  # nothing was found that it could show
     autocompress.pareto(spec, resource="macs", points=4, out=folder / "spaced", **options)
     amounts = [int(each.removeprefix("macs=")) for each in asked]
     ratios = [second / first for first, second in pairwise(amounts)]
