@@ -100,7 +100,7 @@ class FileGraph:
         return self._constants[key]
 
     def stored(self, kind: str, shape: Sequence[int], content: bytes, rounding: Rounding | None) -> int:
-        """A tensor with this content, which is no other layer's even where it is equal."""
+        """A tensor with this content, on a range of its own."""
         self._tensors.append(FileTensor(kind, tuple(shape), content, rounding))
         return len(self._tensors) - 1
 

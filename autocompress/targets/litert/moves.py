@@ -24,8 +24,13 @@ _FAR = 2**31 - 1  # the end of any axis
 
 def _same(graph: FileGraph, node: fx.Node) -> None:
     """An operator that changes nothing."""
-    for form in graph.forms(source_of(node)):
-        graph.hold(node, form, graph.get(source_of(node), form))
+    _alias(graph, node, source_of(node))
+
+
+def _alias(graph: FileGraph, node: fx.Node, source: fx.Node) -> None:
+    """Let a node have the tensors of another."""
+    for form in graph.forms(source):
+        graph.hold(node, form, graph.get(source, form))
 
 
 def _reshape(graph: FileGraph, node: fx.Node) -> None:
@@ -74,23 +79,27 @@ def _slice(graph: FileGraph, node: fx.Node) -> None:
 def _cut(graph: FileGraph, node: fx.Node, source: fx.Node, axis: Any, start: Any, stop: Any, step: Any = 1) -> None:
     """STRIDED_SLICE of one axis, from `start` to before `stop`."""
     shape = graph.shapes[source]
-    rank, axis = len(shape), int(axis) % len(shape)
+    axis = int(axis) % len(shape)
     first, end = int(start or 0), _FAR if stop is None else min(int(stop), _FAR)
     if shape[axis] == -1 and (first, end, step) != (0, _FAR, 1):
         raise refused(node, "of samples")
     if shape[axis] == -1 or (len(range(*slice(first, end, step).indices(shape[axis]))) == shape[axis]):
-        if source is source_of(node):
-            _same(graph, node)
+        _alias(graph, node, source)
         return
     first, end, _ = slice(first, end, step).indices(shape[axis])
     form = Form(graph.is_last(source), graph.range_of(source))
+    _strided(graph, source, form, axis, range(first, end, step), graph.new(node, form))
+
+
+def _strided(graph: FileGraph, source: fx.Node, form: Form, axis: int, places: range, made: int) -> int:
+    """Add a STRIDED_SLICE that takes some places of one axis, and all of the others; gives `made`."""
+    rank = len(graph.shapes[source])
     place = moved(range(rank), form.last).index(axis)
     begins, ends, steps = [0] * rank, [0] * rank, [1] * rank
-    begins[place], ends[place], steps[place] = first, end, step
+    begins[place], ends[place], steps[place] = places.start, places.stop, places.step
     whole = sum(1 << other for other in range(rank) if other != place)
     inputs = [graph.get(source, form), *(graph.constant(np.array(each, np.int32)) for each in (begins, ends, steps))]
-    made = graph.new(node, form)
-    graph.run("STRIDED_SLICE", inputs, made, "StridedSliceOptions", beginMask=whole, endMask=whole)
+    return graph.run("STRIDED_SLICE", inputs, made, "StridedSliceOptions", beginMask=whole, endMask=whole)
 
 
 def _select(graph: FileGraph, node: fx.Node) -> None:
@@ -100,13 +109,10 @@ def _select(graph: FileGraph, node: fx.Node) -> None:
     axis, place = axis % len(shape), place % abs(shape[axis])
     if shape[axis] == -1:
         raise refused(node, "of samples")
-    form, rank = Form(False, graph.range_of(source)), len(shape)
-    begins = [place if other == axis else 0 for other in range(rank)]
-    sizes = [1 if other == axis else -1 for other in range(rank)]
-    inputs = [graph.get(source, form), *(graph.constant(np.array(each, np.int32)) for each in (begins, sizes))]
+    form = Form(False, graph.range_of(source))
     kind = "FLOAT32" if form.range is None else "INT8"
-    narrow = [1 if other == axis else size for other, size in enumerate(shape)]
-    piece = graph.run("SLICE", inputs, graph.tensor(kind, narrow, form.rounding), "SliceOptions")
+    narrow = graph.tensor(kind, (*shape[:axis], 1, *shape[axis + 1 :]), form.rounding)
+    piece = _strided(graph, source, form, axis, range(place, place + 1), narrow)
     graph.reshaped(piece, graph.shapes[node], graph.new(node, form))
 
 

@@ -73,8 +73,9 @@ def open_litert(content: bytes, threads: int = 1) -> LiteRtSession:
         InputError: the extra `litert` is not installed, or the file is damaged, or holds what this version of LiteRT
             can't run.
     """
+    package = interpreter()
     try:
-        loaded = interpreter().Interpreter(model_content=content, num_threads=threads)
+        loaded = package.Interpreter(model_content=content, num_threads=threads)
         loaded.allocate_tensors()
     except (RuntimeError, ValueError) as error:
         raise InputError(
