@@ -105,7 +105,7 @@ def nothing_made(monkeypatch):
         monkeypatch.setattr(module, name, refuse)
 
 
-def test_a_worker_writes_the_files_of_one_network(recipe, cache, tmp_path):
+def test_a_worker_writes_the_files_of_one_network(finished, cache, tmp_path):
     content = {
         **CONTENT,
         "networks": [VGG, {**RESNET, "name": "bad", "model": "collections:OrderedDict", "model_args": {}}],
