@@ -41,7 +41,7 @@ from autocompress.memory import bound_on
 from autocompress.menus.algebra import gram
 from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
 from autocompress.menus.fisher import gradient_samples, random_functions
-from autocompress.menus.listening import Call, Listening
+from autocompress.menus.listening import Call, Listening, on_gradient
 from autocompress.menus.lookups import LookupCollector
 from autocompress.menus.statistics import Statistics
 from autocompress.network.structure import EMBEDDING, Layer, Network
@@ -182,7 +182,7 @@ class _Collector:
         """Add a call: its input now, its gradients when they come."""
         self._see_input(call)
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._see_gradient(gradient.detach()))
+            on_gradient(output, self._see_gradient)
 
     def _see_input(self, call: Call) -> None:
         x, count = call.x.float(), count_positions(call.x, call.window)

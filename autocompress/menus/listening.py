@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -112,6 +113,26 @@ class Call:
     x: Tensor
     window: Window | None
     again: Callable[[Tensor], Tensor]
+
+
+def on_gradient(output: Tensor, see: Callable[[Tensor], None]) -> None:
+    """Call a function with the gradient at a layer's output, as soon as it is known.
+
+    The gradient is 0 wherever it is not finite, as behind the root of a 0, which has no derivative: a spectrum's
+    magnitudes of silence are such roots, and one of them would make every moment and every effect NaN. What lies before
+    the output gets the same finite gradient.
+
+    Args:
+        output: the layer's output, part of the autograd graph.
+        see: function of a gradient of the output's shape.
+    """
+
+    def hook(given: Tensor) -> Tensor:
+        gradient = torch.nan_to_num(given.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+        see(gradient)
+        return gradient
+
+    output.register_hook(hook)
 
 
 class Listening(TorchFunctionMode):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from autocompress.menus.changes import Changes
 from autocompress.menus.gatherers import ResponseSums, See
-from autocompress.menus.listening import Call
+from autocompress.menus.listening import Call, on_gradient
 from autocompress.menus.statistics import Statistics
 from autocompress.network.structure import Layer
 
@@ -43,7 +43,7 @@ class LookupCollector:
         """Add a call: the rows that it looks up now, its gradients when they come."""
         self._lookups += call.x.flatten().bincount(minlength=len(self._lookups))
         if output.requires_grad:
-            output.register_hook(lambda gradient: self._see_gradient(gradient.detach()))
+            on_gradient(output, self._see_gradient)
 
     def _see_gradient(self, gradient: Tensor) -> None:
         """Add a batch's gradients (…, d) at the layer's outputs."""

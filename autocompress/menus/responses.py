@@ -31,7 +31,7 @@ from autocompress.memory import bound_on
 from autocompress.menus.calibration import batch_size, output_bytes
 from autocompress.menus.changes import Changes
 from autocompress.menus.gatherers import ByGradient, Gatherer, OfRoundings, OneByOne
-from autocompress.menus.listening import Call, Listening
+from autocompress.menus.listening import Call, Listening, on_gradient
 from autocompress.menus.lookups import OfLookups
 from autocompress.network.structure import EMBEDDING, Layer
 from autocompress.samples import Inputs, call, cast
@@ -187,9 +187,9 @@ class _Listener:
 
         def see(gradient: Tensor) -> None:
             for each in seeing:
-                each(self._function, gradient.detach())
+                each(self._function, gradient)
 
-        output.register_hook(see)
+        on_gradient(output, see)
 
     def _all(self) -> Iterator[Gatherer]:
         return (gatherer for each in self._gatherers.values() for gatherer in each)

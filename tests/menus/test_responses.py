@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
+from autocompress.menus.calibration import calibrate
 from autocompress.menus.responses import Changes, responses
 from autocompress.network import trace
 
@@ -335,3 +336,33 @@ def test_nothing_borrowed_is_kept(broken: bool) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(torch.get_rng_state(), random_state)
     assert (torch.equal(x, before), x.requires_grad) == (True, False)
+
+
+class Magnitudes(nn.Module):
+    """A spectrum's magnitudes between two layers: their derivative at 0 is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8, bias=False), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        real, imaginary = self.first(x).chunk(2, -1)
+        return self.second((real.square() + imaginary.square()).sqrt())
+
+
+def test_roots_of_silence_spoil_nothing() -> None:
+    torch.manual_seed(0)
+    model, x = Magnitudes().eval().requires_grad_(False), torch.randn(5, 6)
+    silent = torch.cat([x[:2], torch.zeros(1, 6), x[2:]])
+    changes = changes_of(model, x)
+
+    def sums(first: int, outputs: Tensor) -> list[Tensor]:
+        return [outputs.square().sum()]
+
+    alone, among = (responses(model, changes, each, sums) for each in (x, silent))
+    for name, rows in among.items():
+        torch.testing.assert_close(torch.cat([rows[:2], rows[3:]]), alone[name])
+    assert not among["first"][2].any()  # what has no derivative counts as 0
+    assert among["second"][2].isfinite().all()
+    found = calibrate(model, trace(model, x[:1]), silent)
+    assert all(each.gradient_moment.isfinite().all() for each in found.values())
