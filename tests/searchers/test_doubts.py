@@ -130,3 +130,20 @@ def test_a_corrected_activation_width_is_corrected_for_all_weight_widths():
     after = beliefs_of(problem).corrected([Label(2, layer, 0)], 0.5).problem.layers[layer].errors
     np.testing.assert_allclose(after[:, :, 0], before[:, :, 0] + 0.5)
     assert (after >= before).all()
+
+
+def test_what_is_believed_stays_within_reason_where_expectations_are_far_too_high():
+    """A correction is a plan's loss in the units of expected losses; tiny ratios once made it overflow."""
+    network, rng = Mistaken(0, lie=1.0), np.random.default_rng(1)
+    hunt = Doubts(Beliefs(network.problem, network.limits, network.probabilities, None, None))
+    seen, most = set(), 0.0
+    for _ in range(120):
+        plan = hunt.next_plan()
+        while plan is None or plan.key() in seen:
+            plan = Labeling(np.zeros(12, dtype=np.int64), rng.integers(0, 5, 12), np.zeros(12, dtype=np.int64))
+        seen.add(plan.key())
+        measured = additive_error(network.problem, plan) * 10.0 ** rng.uniform(-6, 0)
+        most = max(most, measured)
+        hunt.add(plan, measured)
+    before = max(layer.errors.max() for layer in network.problem.layers)
+    assert max(layer.errors.max() for layer in hunt.beliefs.problem.layers) < 2 * before + most / doubts.LEAST_RATIO

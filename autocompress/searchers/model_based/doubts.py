@@ -26,6 +26,7 @@ from autocompress_envs.problem import FloatArray, IntArray, Labeling
 SURPRISE = 2.0  # measured over expected loss, beyond that of the plan that kept best to it, that raises doubts
 COMPARABLE = 4.0  # most times the doubted plan's loss that the plan may lose which it is measured by
 HARMLESS = 1.25  # most times the doubted plan's loss that a plan may lose which vouches: more would hide the excess
+LEAST_RATIO = 0.1  # of measured and expected loss, that is taken for usual; corrections are in units of it
 PAUSE = 8  # evaluations without doubts after a first doubt that found nothing; twice as many after every other
 
 
@@ -96,7 +97,8 @@ class Doubts:
 
     def _usual_ratio(self, plan: int) -> float:
         """The least such ratio, of plans that lost at most `COMPARABLE` times as much as the given one."""
-        return float(self._ratios[self._measured <= COMPARABLE * self._measured[plan]].min())
+        found = float(self._ratios[self._measured <= COMPARABLE * self._measured[plan]].min())
+        return max(found, LEAST_RATIO)
 
     def _excess(self, plan: int) -> FloatArray:
         """(n,) nats that plans lost beyond what was expected, in the light of the given one's doubts."""
