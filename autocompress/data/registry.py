@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from autocompress.data.annotations import load_annotations
@@ -286,6 +287,11 @@ def _from_result(asked: DataRequest, result: Any) -> Data:
             f"`data` {asked.spec} must return (train, test) or (train, test, class names), got {_form(result)}."
         )
     train, test = result[:2]
+    if _is_one_part(train, test):
+        raise InputError(
+            f"`data` {asked.spec} must return ((inputs, labels), (test inputs, test labels)), got (inputs, labels); "
+            "return that pair and None without a test split."
+        )
     make = from_tensors if isinstance(train, tuple) else from_datasets
     return make(
         train,
@@ -298,6 +304,11 @@ def _from_result(asked: DataRequest, result: Any) -> Data:
         mean=asked.normalization.mean,
         std=asked.normalization.std,
     )
+
+
+def _is_one_part(train: Any, test: Any) -> bool:
+    """Whether inputs and labels of one split stand where two splits should."""
+    return isinstance(train, (Tensor, np.ndarray)) and (test is None or isinstance(test, (Tensor, np.ndarray)))
 
 
 def _form(value: Any) -> str:

@@ -96,11 +96,16 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
 
 
 def _tell_task(reading: Reading, data: Data, has_labels: bool, watcher: Progress) -> Data:
-    """Tell which task was taken and why; the data without classes where the task is after something else."""
-    if reading.of_classes:
+    """Tell which task was taken and why; the data without classes where the task is after something else.
+
+    Nothing is told of classes where labels say so.
+    """
+    if reading.of_classes and (has_labels or not reading.reason):
         return data
     because = f" ({reading.reason})" if reading.reason else ""
     watcher.note(f"task: {reading.task.name}{because}; --task NAME names another")
+    if reading.of_classes:
+        return data
     metrics = find_metrics(reading.task.metrics)
     if has_labels and (package := missing_package(metrics)):
         names = ", ".join(metric.title for metric in metrics)

@@ -12,6 +12,7 @@ from autocompress.errors import InputError, reason_of
 from autocompress.network.interface import outputs_by_name
 from autocompress.samples import Inputs, fields_of
 from autocompress.tasks import AUTO, Reading, Seen, choose, read_as
+from autocompress.tasks.metrics import check_shape
 
 _LOOKED_AT = 2  # samples that tell what outputs are
 _FITTED_ON = 64  # samples, at most, that spreads of numbers are taken from …
@@ -42,6 +43,8 @@ def read(model: nn.Module, inputs: Inputs, labels: Tensor | None, classes: Seque
     reading = read_as(name, seen, reason)
     if reading.of_classes:
         _check_classes(seen, labels, classes)
+    elif name == "regression" and labels is not None and len(seen.outputs) == 1:
+        check_shape(seen.outputs[0], labels)
     return reading
 
 

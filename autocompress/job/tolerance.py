@@ -123,7 +123,7 @@ def held_out(config: Config, data: Data) -> tuple[int, ...]:
     if len(found) < LEAST_SAMPLES:
         raise InputError(
             f"`data` must have at least {LEAST_SAMPLES} training samples beside the splits and `selection_samples`, "
-            f"got {len(found)}; lower --search-samples or --selection-samples."
+            f"got {len(found)}; pass --selection-samples 0, or lower --search-samples."
         )
     return found
 
@@ -148,7 +148,7 @@ def smallest(job: Job, asked: SearchRequest, tuning: FineTuning | None, path: Pa
     attempt = _attempts(job, asked, tuning, path, watcher, test)
     least, most = span(config.minimize, job)
     failing, passing = float(least), float(most)
-    while len(tries) < TRIES and passing / failing > CLOSE:
+    while _may_go_on(tries) and passing / failing > CLOSE:
         tries.append(attempt(math.sqrt(failing * passing), len(tries)))
         if tries[-1].passed:
             passing = min(passing, tries[-1].point.amount[config.minimize])
@@ -170,13 +170,18 @@ def smallest(job: Job, asked: SearchRequest, tuning: FineTuning | None, path: Pa
     return found
 
 
+def _may_go_on(tries: Sequence[Try]) -> bool:
+    """Whether another budget may be tried; the last try is the mildest plan's until one has passed."""
+    return len(tries) < TRIES - (not any(each.passed for each in tries))
+
+
 def _attempts(
     job: Job, asked: SearchRequest, tuning: FineTuning | None, path: Path, watcher: Progress, test: _Test
 ) -> Callable[[float, int], Try]:
     """A function that searches under a budget, makes the plan real and tests it."""
     config = asked.config
     resource = config.minimize or ""
-    share = Shared(job, config, [path / f"try-{number + 1}" for number in range(TRIES + 1)], watcher)
+    share = Shared(job, config, [path / f"try-{number + 1}" for number in range(TRIES)], watcher)
     episodes = episodes_of_a_point(config.episodes, TRIES)
 
     def attempt(amount: float, number: int) -> Try:
@@ -219,7 +224,19 @@ class _Test:
                 f"`max_drop` needs a task with classes, got {job.reading.task.name}; pass --max-kl instead."
             )
         self.tolerated = float(config.max_drop if config.max_drop is not None else config.max_kl or 0.0)
+        self._check_count()
         self._inputs, self._labels = job.data.train.load(list(indices))
+
+    def _check_count(self) -> None:
+        """Raise InputError where so few samples could not show so small a drop, were there none at all."""
+        z, count = float(norm.ppf(1 - ERROR / TRIES)), len(self.indices)
+        least = z / (count + 2)  # `drop_bound` of equal answers
+        if self._is_drop and least > self.tolerated:
+            raise InputError(
+                f"`max_drop` must be at least {math.ceil(1e4 * least) / 1e4:g} with {count:,} held-out samples, got "
+                f"{self.tolerated:g}; raise it, or hold out {math.ceil(z / self.tolerated) - 2:,} samples: give more "
+                "training data, pass --selection-samples 0, or lower --search-samples."
+            )
 
     def __call__(self, run: Path) -> float:
         """Upper bound of what the network of a run loses."""

@@ -53,7 +53,7 @@ def _by_shape(seen: Seen) -> tuple[str, str]:
     if _is_vector(seen):
         return "embedding", f"{seen.names[0]} holds vectors"
     if output.ndim == 2:
-        return "classification", f"{shape} of one row"
+        return "classification", f"{shape} of one row, and no labels that say otherwise"
     if output.ndim == 3 and _has_tokens(seen):
         return "token-classification", f"{shape} for as many tokens"
     if output.ndim == 4 and seen.names[0] == "out":

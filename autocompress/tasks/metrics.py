@@ -161,13 +161,20 @@ def _value(found: Any) -> float:
 
 def _in_shape(predictions: Tensor, labels: Tensor) -> Tensor:
     """Predictions in the shape of the labels: axes of length 1 may be missing on one side."""
+    check_shape(predictions, labels)
+    return predictions.reshape(labels.shape)
+
+
+def check_shape(predictions: Tensor, labels: Tensor) -> None:
+    """Raise InputError where labels (N, …) have not the shape of predictions (N, …), axes of length 1 aside."""
     short, wanted = ([size for size in each.shape[1:] if size != 1] for each in (predictions, labels))
     if short != wanted:
-        raise InputError(
-            f"`data` must hold labels of the outputs' shape {tuple(predictions.shape[1:])}, got "
-            f"{tuple(labels.shape[1:])}."
-        )
-    return predictions.reshape(labels.shape)
+        raise InputError(f"`data` must hold labels of the outputs' shape {_shape(predictions)}, got {_shape(labels)}.")
+
+
+def _shape(of: Tensor) -> str:
+    """Shape of any number of samples, such as (N, 3)."""
+    return f"({', '.join(['N', *map(str, of.shape[1:])])})"
 
 
 def _boxes(label: Tensor) -> dict[str, Tensor]:

@@ -266,6 +266,15 @@ def test_wrong_callables(script):
     assert message(load_data, "none.py:make") == "`data` must name an existing Python file, got none.py."
 
 
+def test_a_callable_of_one_split_is_told_from_one_of_two(script):
+    with script.open("a") as file:
+        file.write("\ndef one():\n    return torch.zeros(8, 2), None\n")
+    assert message(load_data, f"{script}:one") == (
+        f"`data` {script}:one must return ((inputs, labels), (test inputs, test labels)), got (inputs, labels); "
+        "return that pair and None without a test split."
+    )
+
+
 def test_no_name_leads_to_the_standard_library(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from functools import partial\nfrom os import system\nfrom subprocess import Popen\nrun = partial(system)\n"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -154,6 +155,30 @@ def test_a_drop_needs_labels(spec, folder, options):
     assert str(caught.value) == (
         "`max_drop` needs labelled classes, got tensors without; pass --max-kl, which needs none, instead."
     )
+
+
+def test_a_drop_that_so_few_samples_cannot_show_is_told_before_any_try(spec, options, tmp_path):
+    """2.394 standard errors of 1 / (n + 2): what 95 % over six tries leave of the least that n equal answers show."""
+    with pytest.raises(InputError) as caught:
+        autocompress.smallest(spec, max_drop=0.001, minimize="size", out=tmp_path / "few", **options)
+    found = re.fullmatch(
+        r"`max_drop` must be at least ([\d.]+) with ([\d,]+) held-out samples, got 0.001; raise it, or hold out 2,392 "
+        r"samples: give more training data, pass --selection-samples 0, or lower --search-samples\.",
+        str(caught.value),
+    )
+    assert found is not None
+    count = int(found[2].replace(",", ""))
+    equal = torch.eye(2)[[0] * count]
+    least = drop_bound(equal, equal, torch.zeros(count, dtype=torch.int64), tolerance.ERROR / tolerance.TRIES)
+    assert least == pytest.approx(float(found[1]), abs=1e-4)
+    assert not list((tmp_path / "few").glob("try-*"))
+
+
+def test_the_last_try_is_the_mildest_plans_unless_one_has_passed():
+    failed, passed = (tolerance.Try(None, bound, bound <= 0.1) for bound in (0.2, 0.05))
+    assert [tolerance._may_go_on([failed] * count) for count in (0, 4, 5, 6)] == [True, True, False, False]
+    assert tolerance._may_go_on([failed] * 4 + [passed])
+    assert not tolerance._may_go_on([passed] * 6)
 
 
 def test_the_command_goes_on_and_prints_every_try(found, spec, folder, options, monkeypatch):

@@ -6,9 +6,11 @@ from torch import nn
 
 from autocompress.data import from_tensors
 from autocompress.errors import InputError
+from autocompress.job.load import _tell_task
 from autocompress.job.outputs import read
 from autocompress.models import load_model
 from autocompress.network.interface import interfaced, outputs_by_name, plain, raw
+from autocompress.progress import Silent
 from autocompress.samples import call, from_tree
 from autocompress.tasks import named_outputs
 from autocompress.tasks.outputs import OutputForm
@@ -130,3 +132,34 @@ def test_numbers_are_no_classes():
         "`data` must hold one class a sample, whole numbers (N,), for the task classification, got float32 labels "
         "(2,); name another --task."
     )
+
+
+def test_numbers_of_another_shape_are_refused_before_anything_else():
+    labels = torch.randn(4)
+    with pytest.raises(InputError) as error:
+        read(nn.Linear(2, 3), torch.randn(4, 2), labels, (), "auto")
+    assert str(error.value) == "`data` must hold labels of the outputs' shape (N, 3), got (N)."
+
+
+class Notes(Silent):
+    def __init__(self):
+        self.found = []
+
+    def note(self, text):
+        self.found.append(text)
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "notes"),
+    [
+        (None, "auto", ["task: classification (output (3,) of one row, and no labels that say otherwise); --task NAME "
+                        "names another"]),
+        (None, "classification", []),
+        (torch.tensor([0, 1, 2, 0]), "auto", []),
+    ],
+)  # fmt: skip
+def test_classes_are_told_where_no_label_says_so(labels, task, notes):
+    reading = read(nn.Linear(2, 3), A, labels, () if labels is None else ("a", "b", "c"), task)
+    watcher, data = Notes(), from_tensors((torch.zeros(9, 2), None))
+    assert _tell_task(reading, data, labels is not None, watcher) is data
+    assert watcher.found == notes

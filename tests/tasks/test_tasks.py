@@ -130,7 +130,7 @@ def test_boxes():
 def test_labels_of_another_shape_are_refused():
     with pytest.raises(InputError) as error:
         meter(["r2"]).update(drawn(4, 3), drawn(4, 2))
-    assert str(error.value) == "`data` must hold labels of the outputs' shape (3,), got (2,)."
+    assert str(error.value) == "`data` must hold labels of the outputs' shape (N, 3), got (N, 2)."
 
 
 def test_registering_a_task():
