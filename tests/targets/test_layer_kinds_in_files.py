@@ -94,10 +94,13 @@ def stored_types(file: onnx.ModelProto, axes: int) -> Counter[int]:
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
-@pytest.mark.parametrize("of_states", [True, False])
 @pytest.mark.parametrize(
-    "settings",
-    [{"batch_first": True}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True, "bias": False}],
+    ("of_states", "settings"),
+    [
+        (True, {"batch_first": True}),
+        (False, {"bidirectional": True}),
+        (True, {"num_layers": 2, "bidirectional": True, "bias": False}),
+    ],
 )
 def test_recurrent_layers(kind: str, of_states: bool, settings: dict[str, object], tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -159,7 +162,7 @@ def test_transposed_convolutions(axes: int, groups: int, bits: tuple[int, ...], 
         assert stored_types(file, axes + 2) == {TensorProto.INT8: 3}
 
 
-@pytest.mark.parametrize("kind", RECURRENT)
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_recurrent_layers_in_openvino(kind: str, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is not installed")
     torch.manual_seed(0)

@@ -69,7 +69,7 @@ NETWORKS = {WithLayerNorm: (12,), WithGroupNorm: (2, 8, 8), Encoder: (4, 12), Nu
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (4, 8), (2, 8), (8, 32), (16, 32), (16, 8)])
+@pytest.mark.parametrize(("weight_bits", "activation_bits"), [(8, 8), (2, 8), (4, 32), (16, 32)])
 def test_onnx_runtime_answers_like_the_graph(kind, weight_bits, activation_bits):
     torch.manual_seed(0)
     compressed, x = compress(kind().eval(), torch.randn(300, *NETWORKS[kind]), (weight_bits,), (activation_bits,))

@@ -100,8 +100,7 @@ def test_unfolded_norms_count_once(inputs):
     assert 0 <= counted.problem().resources(fewer)["size"] - len(smaller) < SLACK + 64
 
 
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("affine", "trained"), [(True, False), (False, True)])
 def test_equal_vectors_of_norms_hide_no_bytes(affine, trained):
     """Norms of one width may have equal vectors, which a file could keep once; in other plans, widths differ."""
     torch.manual_seed(0)
