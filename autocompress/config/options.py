@@ -375,7 +375,7 @@ def names_of(*parts: type[Part]) -> tuple[str, ...]:
     """Names of the options of some parts, in their order.
 
     >>> names_of(BudgetOptions, OutputOptions)
-    ('budget', 'batch', 'threads', 'quiet', 'format')
+    ('budget', 'batch', 'threads', 'runner', 'quiet', 'format')
     """
     return tuple(name for part in parts for name in part.model_fields)
 

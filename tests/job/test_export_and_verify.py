@@ -43,7 +43,7 @@ def test_export_of_an_onnx_run_gives_its_file_again(run):
 
 def test_export_to_openvino(run):
     try:
-        openvino_ir._openvino()
+        openvino_ir.openvino_module()
     except InputError as error:
         done = invoke("export", run, "--format", "openvino", "--quiet")
         refused(done, str(error))
