@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--budget", default="size=0.25")
     parser.add_argument("--episodes", type=int, default=40)
     parser.add_argument("--activation-bits", default="8", help="such as 8,32: layers may keep float32 inputs")
+    parser.add_argument("--finetune", type=float, default=0.0, help="epochs on the images beside the search split")
     parser.add_argument("--task", default="detection", choices=list(TASKS))
     options = parser.parse_args()
     started = time.perf_counter()
@@ -105,7 +106,7 @@ def main() -> None:
     result = autocompress.search(
         options.model, ((pictures(options.calibration, options.samples), None), (images, None)), options.budget,
         task=options.task, episodes=options.episodes, activation_bits=options.activation_bits,
-        out=options.out, force=True,
+        finetune=options.finetune, labels="teacher", batch_size=16, out=options.out, force=True,
     )  # fmt: skip
     seconds = time.perf_counter() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

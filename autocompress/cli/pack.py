@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from autocompress.cli.shell import reported
-from autocompress.errors import InputError
 from autocompress.files import strict_json
+from autocompress.run.folder import check_finished
 from autocompress.run.names import (
     CARD,
     CONFIG,
@@ -41,9 +41,7 @@ def pack(run: RunFolder, out: OutFile = None) -> None:
     What only the run's own machine needs stays behind: changes of outputs, checkpoints and TensorBoard's logs.
     """
     with reported():
-        for name in (CONFIG, PLAN, OUTCOME):
-            if not (run / name).is_file():
-                raise InputError(f"`run` must be the folder of a finished run, got {run}, which has no {name}.")
+        check_finished(run, (CONFIG, PLAN, OUTCOME))
         file = out or Path(f"{run.resolve().name}.zip")
         write_pack(run, [*_NAMES, *_written(run)], RUN, file)
         typer.echo(f"{file}: {file.stat().st_size:,} bytes")

@@ -26,6 +26,7 @@ from autocompress.job.results import Finished, TimeClaim
 from autocompress.job.trust import check_trusted, named_functions
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
+from autocompress.run.folder import check_finished
 from autocompress.run.journal import are_costs, is_number
 from autocompress.run.lock import locked
 from autocompress.run.names import (
@@ -280,9 +281,7 @@ def asked_of(
 
 def _config_of(path: Path, options: Mapping[str, Any]) -> Config:
     """The options of a finished run, with others where some are given. Raises InputError where there is no run."""
-    for name in (CONFIG, PLAN, MODEL, OUTCOME):
-        if not (path / name).is_file():
-            raise InputError(f"`run` must be the folder of a finished run, got {path}, which has no {name}.")
+    check_finished(path, (CONFIG, PLAN, MODEL, OUTCOME))
     return load_config(path / CONFIG, {"device": AUTO, **options, "out": path})  # the run's device may be elsewhere
 
 

@@ -107,13 +107,13 @@ def percent(value: float | None) -> str:
 
 
 def nats(value: float) -> str:
-    """A loss in nats with two digits and no exponent.
+    """A loss in nats with two digits; below a millionth with an exponent.
 
-    >>> nats(0.000370), nats(3.7e-5), nats(1e-9), nats(0.0), nats(1.234)
-    ('0.00037', '0.000037', 'below 0.000001', '0', '1.2')
+    >>> nats(0.000370), nats(3.7e-5), nats(4.13e-7), nats(0.0), nats(1.234)
+    ('0.00037', '0.000037', '4.1e-07', '0', '1.2')
     """
     if 0 < value < 1e-6:
-        return "below 0.000001"
+        return f"{value:.2g}"
     return np.format_float_positional(float(f"{value:.2g}"), trim="-")
 
 

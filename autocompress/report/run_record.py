@@ -13,6 +13,7 @@ from autocompress.config import OPTIONS, Config, MachineOptions, OutputOptions, 
 from autocompress.errors import InputError
 from autocompress.files import regular_file, strict_json
 from autocompress.plan import Plan
+from autocompress.run.folder import check_finished
 from autocompress.run.journal import Entry, read_journal
 from autocompress.run.names import CONFIG, JOURNAL, LAYERS, OUTCOME, PLAN
 
@@ -72,9 +73,7 @@ def read_run(folder: str | Path) -> RunRecord:
         InputError: the folder holds no finished run, or a file in it is damaged.
     """
     path = Path(folder)
-    for name in _NEEDED:
-        if not regular_file(path / name):
-            raise InputError(f"`run` must be the folder of a finished run, got {path}, which has no {name}.")
+    check_finished(path, _NEEDED)
     explained = mapping_in(path / LAYERS) if regular_file(path / LAYERS) else {}
     record = RunRecord(
         folder=path,

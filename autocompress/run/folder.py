@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,7 +15,17 @@ from autocompress.config import Config, first_difference, load_config
 from autocompress.errors import InputError
 from autocompress.files import append, is_passing, regular_file, write_atomically, writing
 from autocompress.run.journal import JOURNAL_VERSION, Entry, Indices, read_journal, stamped
-from autocompress.run.names import CONFIG, JOURNAL, JOURNAL_BEFORE, NEXT_CONFIG, OUTCOME, RUN_FILES, STAGE, TENSORBOARD
+from autocompress.run.names import (
+    CONFIG,
+    JOURNAL,
+    JOURNAL_BEFORE,
+    NEXT_CONFIG,
+    OUTCOME,
+    RUN_FILES,
+    STAGE,
+    TENSORBOARD,
+    TOLERANCE,
+)
 
 
 def default_path(model: str, budget: str | None, root: Path = Path("runs")) -> Path:
@@ -30,6 +40,24 @@ def default_path(model: str, budget: str | None, root: Path = Path("runs")) -> P
         number += 1
         path = root / f"{name}-{number}"
     return path
+
+
+def check_finished(path: Path, needed: Iterable[str]) -> None:
+    """Raise InputError where a folder is not that of a finished run.
+
+    Args:
+        path: folder.
+        needed: names of the files that a finished run must have here.
+    """
+    for name in needed:
+        if regular_file(path / name):
+            continue
+        if regular_file(path / TOLERANCE):
+            raise InputError(
+                f"`run` must be the folder of one run, got {path}, which holds the tries of a tolerance; name one of "
+                f"them, such as {path / 'try-1'} ({TOLERANCE} says which was chosen)."
+            )
+        raise InputError(f"`run` must be the folder of a finished run, got {path}, which has no {name}.")
 
 
 def claim(config: Config) -> Path:

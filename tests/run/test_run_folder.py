@@ -9,7 +9,7 @@ import pytest
 from autocompress import InputError
 from autocompress.config import Config, load_config
 from autocompress.files import write_atomically
-from autocompress.run.folder import RunFolder, claim, default_path
+from autocompress.run.folder import RunFolder, check_finished, claim, default_path
 from autocompress.run.journal import JOURNAL_VERSION, Entry, read_journal
 
 MADE_ON = {"network": "n1", "weights": "w1", "data": "d1", "dtype": "float32"}
@@ -234,3 +234,21 @@ def test_default_folder_counts_up(tmp_path):
     assert second == tmp_path / "a-b.py-net-size=0.1-2"
     second.mkdir()
     assert default_path("a/b.py:net", "size=0.1", tmp_path) == tmp_path / "a-b.py-net-size=0.1-3"
+
+
+def test_a_folder_that_is_no_finished_run_is_told_from_the_tries_of_a_tolerance(tmp_path):
+    for name in ("config.yaml", "plan.yaml"):
+        (tmp_path / name).write_text("{}")
+    check_finished(tmp_path, ("config.yaml", "plan.yaml"))
+    with pytest.raises(InputError) as caught:
+        check_finished(tmp_path, ("config.yaml", "outcome.json"))
+    assert str(caught.value) == (
+        f"`run` must be the folder of a finished run, got {tmp_path}, which has no outcome.json."
+    )
+    (tmp_path / "tolerance.json").write_text("{}")
+    with pytest.raises(InputError) as caught:
+        check_finished(tmp_path, ("outcome.json",))
+    assert str(caught.value) == (
+        f"`run` must be the folder of one run, got {tmp_path}, which holds the tries of a tolerance; name one of them, "
+        f"such as {tmp_path}/try-1 (tolerance.json says which was chosen)."
+    )
