@@ -52,7 +52,10 @@ def run(model: nn.Module, inputs: object, folder: Path, budget: str, **options: 
         return {name: each[part] for name, each in inputs.items()} if isinstance(inputs, dict) else inputs[part]
 
     train, test = slice(0, 200), slice(200, 260)
-    settings = {"episodes": 3, "search_samples": 50, "calibration_samples": 80, "selection_samples": 0}
+    settings = {
+        "episodes": 3, "search_samples": 50, "calibration_samples": 80, "selection_samples": 0,
+        "recalibration_samples": 32, "sparsity_levels": 4,
+    }  # fmt: skip
     data = ((cut(train), y[train]), (cut(test), y[test]))
     return autocompress.search(model, data, budget, out=folder / "run", cache=folder / "cache", **(settings | options))
 

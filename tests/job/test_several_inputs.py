@@ -54,6 +54,7 @@ def made(tmp_path_factory):
     result = autocompress.search(
         model, ((train, labels[0]), (test, labels[1])), "size=0.45", episodes=5, out=folder / "run",
         cache=folder / "cache", search_samples=80, calibration_samples=60, dtype="float32",
+        sparsity_levels=4, recalibration_samples=32,
     )  # fmt: skip
     return model, test, result, folder
 

@@ -20,7 +20,8 @@ def test_budgets_hold_on_the_file(name: str, budget: str, tmp_path) -> None:
 
     result = autocompress.search(
         model, ((part(slice(200)), None), (part(slice(200, None)), None)), budget=budget, out=tmp_path / "run",
-        cache=tmp_path / "cache", search_samples=60, calibration_samples=80, episodes=3,
+        cache=tmp_path / "cache", search_samples=60, calibration_samples=80, episodes=3, sparsity_levels=4,
+        selection_samples=0, recalibration_samples=32,
     )  # fmt: skip
     assert result.verification.passed, result.verification.failures()
     file = tmp_path / "run" / "model.onnx"
