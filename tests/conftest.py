@@ -3,7 +3,6 @@
 import pytest
 
 from autocompress.job import finish
-from autocompress.targets import verify
 from autocompress.targets.timing import Effort
 
 
@@ -20,7 +19,7 @@ def own_state(tmp_path_factory):
 def short_timings():
     """No test looks at how long a file takes, and seconds of timing each add up to minutes."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(verify, "LATENCY_EFFORT", Effort(seconds=0.02, least_rounds=4))
+    patch.setattr(finish, "LATENCY_EFFORT", Effort(seconds=0.02, least_rounds=4))
     patch.setattr(finish, "LEADER", Effort(seconds=0.2, least_rounds=100))
     yield
     patch.undo()

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from autocompress.errors import InputError
 from autocompress.evaluation.stitch import (
     InputRounding,
     LayerChoice,
@@ -135,6 +136,22 @@ def from_menus(menus: Menus, labeling: Labeling, folded: nn.Module) -> Compresse
             write_weights_(model, name, weights)  # in plain memory order, as files have them
         layers |= made
     return Compressed(model, layers, menus.plan(labeling))
+
+
+def check_activations(layers: Mapping[str, LayerWeights], file: str, target: str) -> None:
+    """Raise InputError where inputs are rounded to other than 8 bits, which files with integer kernels can't hold.
+
+    Args:
+        layers: finished layers by name.
+        file: kind of file in a message, such as `an ONNX file`.
+        target: name of the target to search for instead.
+    """
+    for name, layer in layers.items():
+        if layer.input_range is not None and layer.input_range.bits != 8:
+            raise InputError(
+                f"`plan` must round activations to 8 bits or not at all for {file}, got {layer.input_range.bits} "
+                f"bits for {name}; search with `--target {target}`."
+            )
 
 
 def uncompressed(folded: nn.Module, network: Network, granularity: str = "channel") -> Compressed:

@@ -14,7 +14,7 @@ from autocompress.data import Data
 from autocompress.evaluation import measured_at_once
 from autocompress.evaluation.measure import Closeness, closeness
 from autocompress.evaluation.number_format import CPU
-from autocompress.execute.compressed import Compressed, uncompressed
+from autocompress.execute.compressed import Compressed
 from autocompress.execute.pipeline import Executed, Execution, execute
 from autocompress.files import write_atomically
 from autocompress.job.load import Loaded
@@ -26,9 +26,9 @@ from autocompress.plan import Plan
 from autocompress.progress import Progress
 from autocompress.run.names import CHECKPOINT, MODEL, OUTCOME
 from autocompress.samples import Inputs
-from autocompress.targets.graph.lowering import Lowered, lower
+from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.lengths import check_length
-from autocompress.targets.target import TARGETS, Runtime, lowered_for, target_file
+from autocompress.targets.target import TARGETS, Runtime, lowered_for, original_file, target_file
 from autocompress.targets.timing import LEADER, Effort, PairedTiming, Session, TimeLimit
 from autocompress.targets.verify import (
     BATCHES,
@@ -297,7 +297,7 @@ def _opened(job: Loaded, contents: Mapping[str, bytes], threads: int) -> _Opened
     """In the runtime of the job's target, else in that of a built-in one whose file is there; None without any."""
     for target in (job.target, *TARGETS.built_in()):
         if target.runtime is not None and target.file_name in contents:
-            original = target.write(lower(uncompressed(job.teacher, job.network), job.inputs, integer=False))
+            original = original_file(target, job.teacher, job.network, job.inputs)
             files = (contents[target.file_name], original)
             compressed, unchanged = (target.runtime.load(content, threads) for content in files)
             return _Opened(target.runtime, compressed, unchanged, files)

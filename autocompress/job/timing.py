@@ -6,10 +6,9 @@ re-calibrated or fine-tuned.
 
 from __future__ import annotations
 
-from autocompress.execute.compressed import from_menus, uncompressed
+from autocompress.execute.compressed import from_menus
 from autocompress.job.prepare import Job
-from autocompress.targets.graph.lowering import lower
-from autocompress.targets.target import Runtime, lowered_for, target_file
+from autocompress.targets.target import Runtime, lowered_for, original_file, target_file
 from autocompress.targets.timing import Effort, Machine, PairedTiming, Session, TimeLimit, time_pair
 from autocompress.targets.verify import batch_of
 from autocompress_envs.problem import Labeling
@@ -50,8 +49,7 @@ class Timer:
         """The original's float32 file."""
         if self._original_file is None:
             job = self._job
-            unchanged = lower(uncompressed(job.teacher, job.network), job.inputs, integer=False)
-            self._original_file = job.target.write(unchanged)
+            self._original_file = original_file(job.target, job.teacher, job.network, job.inputs)
         return self._original_file
 
     @property

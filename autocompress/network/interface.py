@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.samples import ONE, Inputs, Samples, tensors_of
-from autocompress.tasks.outputs import ONLY, OutputForm, Outputs, named_outputs
+from autocompress.tasks.outputs import ONLY, OutputForm, Outputs, named_outputs, single
 
 
 class Interfaced:
@@ -39,11 +39,11 @@ class Interfaced:
         """Rows or outputs for tensors in the order of `Samples`."""
         found = self.named(*tensors)
         if self._form is None:
-            return _alone(tuple(found.values()))
+            return single(tuple(found.values()))
         if missing := [name for name in self._form.names if name not in found]:
             raise InputError(f"`model` must always give the same outputs, got {', '.join(found)} without {missing[0]}.")
         outputs = tuple(found[name] for name in self._form.names)
-        return _alone(outputs) if self._form.rows is None else self._form.rows(outputs, tensors)
+        return single(outputs) if self._form.rows is None else self._form.rows(outputs, tensors)
 
     def named(self, *tensors: Tensor) -> dict[str, Tensor]:
         """The outputs that count by themselves, by name."""
@@ -66,10 +66,6 @@ def outputs_by_name(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     whole: Any = _in_form(plain(model), inputs, None)
     found: dict[str, Tensor] = whole.named(*tensors_of(inputs))
     return found
-
-
-def _alone(outputs: Outputs) -> Tensor | Outputs:
-    return outputs[0] if len(outputs) == 1 else outputs
 
 
 def interfaced(model: nn.Module, inputs: Inputs, form: OutputForm | None = None) -> nn.Module:

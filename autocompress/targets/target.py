@@ -17,9 +17,12 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from torch import nn
+
 from autocompress.errors import ExportError, InputError
-from autocompress.execute.compressed import Compressed
+from autocompress.execute.compressed import Compressed, uncompressed
 from autocompress.files import LOCK
+from autocompress.network.structure import Network
 from autocompress.registry import Registry
 from autocompress.run.names import (
     EXPORTED,
@@ -336,6 +339,18 @@ def lowered_for(target: Target, compressed: Compressed, inputs: Inputs) -> Lower
         if target.holds_any_network:
             return None
         raise ExportError(f"{error} The target {target.name} needs that; pass --target packed.") from error
+
+
+def original_file(target: Target, folded: nn.Module, network: Network, inputs: Inputs) -> bytes:
+    """The content of the target's file of the original, in float32.
+
+    Args:
+        target: target whose file is made.
+        folded: original network with its norms folded.
+        network: its trace.
+        inputs: (n, …) samples of its input; only their shape counts.
+    """
+    return target.write(lower(uncompressed(folded, network), inputs, integer=False))
 
 
 def target_file(target: Target, compressed: Compressed, lowered: Lowered | None, inputs: Inputs) -> bytes:

@@ -188,7 +188,7 @@ def latencies(
     compressed: Session,
     inputs: Inputs,
     batches: Iterable[int] = BATCHES,
-    effort: Effort | None = None,
+    effort: Effort = LATENCY_EFFORT,
 ) -> dict[int, PairedTiming]:
     """Times of the original and of the compressed network, in turns, by batch size.
 
@@ -197,9 +197,8 @@ def latencies(
         compressed: compressed network, loaded in the same runtime.
         inputs: (n, …) samples, repeated to fill a batch.
         batches: batch sizes.
-        effort: how much each of them may take. Default: `LATENCY_EFFORT`.
+        effort: how much each of them may take.
     """
-    effort = effort or LATENCY_EFFORT
     return {size: time_pair(original, compressed, batch_of(inputs, size), effort) for size in batches}
 
 

@@ -81,6 +81,11 @@ def as_tuple(outputs: Tensor | Outputs | list[Tensor]) -> Outputs:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
+def single(outputs: Outputs) -> Tensor | Outputs:
+    """The tensor itself where there is one output, else all of them; `as_tuple` turns that back."""
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
 def on_host(outputs: Tensor | Outputs) -> Tensor | Outputs:
     """Outputs in float32 on the CPU."""
     if isinstance(outputs, Tensor):

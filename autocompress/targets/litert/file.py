@@ -10,12 +10,9 @@ No converter stands in between, so every code, scale and zero point in the file 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from torch import fx
 
-from autocompress.errors import InputError
-from autocompress.execute.compressed import LayerWeights
+from autocompress.execute.compressed import check_activations
 from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.litert.graph import FileGraph, arguments
@@ -43,7 +40,7 @@ def write_litert(lowered: Lowered) -> bytes:
         InputError: the extra `litert` is not installed, or the plan rounds a layer's input to other than 8 bits.
         ExportError: the network has an operator that files can't hold.
     """
-    _check_activations(lowered.layers)
+    check_activations(lowered.layers, "a LiteRT file", "litert")
     nodes = lowered.graph.graph
     layers = {f"{name}.weight": layer for name, layer in lowered.layers.items()}
     graph = FileGraph(lowered.graph, shapes_of(lowered.graph, lowered.inputs), layers)
@@ -63,12 +60,3 @@ def write_litert(lowered: Lowered) -> bytes:
 def _outputs(graph: fx.Graph) -> list[fx.Node]:
     (given,) = arguments(graph.output_node(), None)
     return list(given) if isinstance(given, tuple | list) else [given]
-
-
-def _check_activations(layers: Mapping[str, LayerWeights]) -> None:
-    for name, layer in layers.items():
-        if layer.input_range is not None and layer.input_range.bits != 8:
-            raise InputError(
-                f"`plan` must round activations to 8 bits or not at all for a LiteRT file, got "
-                f"{layer.input_range.bits} bits for {name}; search with `--target litert`."
-            )

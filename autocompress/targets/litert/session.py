@@ -11,9 +11,10 @@ from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.network.verification import first_line
-from autocompress.samples import Inputs, Samples, cast, tensors_of
+from autocompress.samples import Inputs
 from autocompress.targets.litert.runtime import interpreter
-from autocompress.tasks.outputs import Outputs
+from autocompress.targets.timing.session import feeds_of
+from autocompress.tasks.outputs import Outputs, single
 
 
 class LiteRtSession:
@@ -32,25 +33,22 @@ class LiteRtSession:
     def run(self, inputs: Inputs) -> Tensor | Outputs:
         """(N, …) float32 outputs of (N, …) `inputs`, any N: a tensor, or several in a tuple."""
         self.prepared(inputs)()
-        outputs = tuple(torch.from_numpy(self._loaded.get_tensor(index)) for index in self._outputs)
-        return outputs[0] if len(outputs) == 1 else outputs
+        return single(tuple(torch.from_numpy(self._loaded.get_tensor(index)) for index in self._outputs))
 
     def prepared(self, inputs: Inputs) -> Callable[[], None]:
         """A function that runs the network on these (N, …) `inputs`.
 
         The interpreter holds tensors for one N at a time: for another N it makes them anew, outside of what is timed.
         """
-        taken = tensors_of(cast(inputs.detach(), "cpu", torch.float32))
-        names = inputs.names if isinstance(inputs, Samples) else [each["name"] for each in self._inputs]
-        given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, taken, strict=True)}
+        feeds = feeds_of(inputs, [each["name"] for each in self._inputs])
 
         def call() -> None:
-            self._resize(len(taken[0]))
+            self._resize(len(inputs))
             for each in self._inputs:
-                self._loaded.set_tensor(each["index"], given[each["name"]])
+                self._loaded.set_tensor(each["index"], feeds[each["name"]])
             self._loaded.invoke()
 
-        self._resize(len(taken[0]))
+        self._resize(len(inputs))
         return call
 
     def _resize(self, samples: int) -> None:

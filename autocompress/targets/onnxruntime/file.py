@@ -16,10 +16,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 
-from autocompress.errors import InputError
-from autocompress.execute.compressed import LayerWeights
+from autocompress.execute.compressed import check_activations
 from autocompress.network.exported import takes_any_length
 from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
@@ -60,7 +58,7 @@ def write_onnx(lowered: Lowered) -> bytes:
     """
     from onnx import TensorProto
 
-    _check_activations(lowered.layers)
+    check_activations(lowered.layers, "an ONNX file", "onnxruntime")
     placeholders = [f"{_OUTPUT}{number}" for number in range(len(lowered.outputs))]
     proto = exported(with_placeholders(lowered), lowered.inputs, placeholders)
     graph = proto.graph
@@ -83,12 +81,3 @@ def write_onnx(lowered: Lowered) -> bytes:
 def _final_names(lowered: Lowered) -> dict[str, str]:
     """Names of inputs in the file, by those that they have."""
     return {field.name: lowered.names[0] if field.name == ONE else field.name for field in lowered.inputs}
-
-
-def _check_activations(layers: Mapping[str, LayerWeights]) -> None:
-    for name, layer in layers.items():
-        if layer.input_range is not None and layer.input_range.bits != 8:
-            raise InputError(
-                f"`plan` must round activations to 8 bits or not at all for an ONNX file, got {layer.input_range.bits} "
-                f"bits for {name}; search with `--target onnxruntime`."
-            )

@@ -14,8 +14,9 @@ from torch import Tensor
 from autocompress.errors import InputError
 from autocompress.network.verification import first_line
 from autocompress.onnx_runtime import inference_session, runtime
-from autocompress.samples import Inputs, Samples, cast, tensors_of
-from autocompress.tasks.outputs import Outputs
+from autocompress.samples import Inputs
+from autocompress.targets.timing.session import feeds_of
+from autocompress.tasks.outputs import Outputs, single
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
@@ -49,16 +50,11 @@ class OnnxSession:
 
     def run(self, inputs: Inputs) -> Tensor | Outputs:
         """(N, …) float32 outputs of (N, …) `inputs`, any N: a tensor, or several in a tuple."""
-        outputs = tuple(map(torch.from_numpy, self.prepared(inputs)()))
-        return outputs[0] if len(outputs) == 1 else outputs
+        return single(tuple(map(torch.from_numpy, self.prepared(inputs)())))
 
     def prepared(self, inputs: Inputs) -> Callable[[], list[np.ndarray]]:
         """A function that runs the network on these (N, …) `inputs`, which are converted beforehand."""
-        taken = tensors_of(cast(inputs.detach(), "cpu", torch.float32))
-        names = inputs.names if isinstance(inputs, Samples) else self._names
-        given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, taken, strict=True)}
-        # A file has no input for a tensor that its network does not use.
-        feeds = {name: given[name] for name in self._names}
+        feeds = feeds_of(inputs, self._names)
         return lambda: self._session.run(None, feeds)
 
 

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from autocompress.errors import ExportError, InputError
 from autocompress.network.verification import first_line
-from autocompress.samples import Inputs, Samples, cast, tensors_of
+from autocompress.samples import Inputs
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.openvino.ir import for_openvino, openvino_module
-from autocompress.tasks.outputs import Outputs
+from autocompress.targets.timing.session import feeds_of
+from autocompress.tasks.outputs import Outputs, single
 
 INTEGER_BITS = (8,)
 """Weight bits at which OpenVINO's CPU plugin runs integer kernels; narrower weights are unpacked to float32."""
@@ -59,26 +60,19 @@ class OpenVinoSession:
 
     def run(self, inputs: Inputs) -> Tensor | Outputs:
         """(N, …) float32 outputs of (N, …) `inputs`, any N: a tensor, or several in a tuple."""
-        found = self._compiled(self._feeds(inputs))
-        outputs = tuple(torch.from_numpy(np.array(found[index])) for index in range(len(self._compiled.outputs)))
-        return outputs[0] if len(outputs) == 1 else outputs
+        found = self._compiled(feeds_of(inputs, self._names))
+        return single(tuple(torch.from_numpy(np.array(found[index])) for index in range(len(self._compiled.outputs))))
 
     def prepared(self, inputs: Inputs) -> Callable[[], Any]:
         """A function that runs the network on these (N, …) `inputs`, compiled for their shapes.
 
         Where a program knows its shapes, OpenVINO chooses its kernels for them; that is what is timed.
         """
-        feeds, model = self._feeds(inputs), self._model.clone()
+        feeds, model = feeds_of(inputs, self._names), self._model.clone()
         model.reshape({name: list(feed.shape) for name, feed in feeds.items()})
         request = self._core.compile_model(model, "CPU", self._settings).create_infer_request()
         request.infer(feeds)
         return lambda: request.infer(feeds, share_inputs=True, share_outputs=True)
-
-    def _feeds(self, inputs: Inputs) -> dict[str, np.ndarray]:
-        taken = tensors_of(cast(inputs.detach(), "cpu", torch.float32))
-        names = inputs.names if isinstance(inputs, Samples) else self._names
-        given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, taken, strict=True)}
-        return {name: given[name] for name in self._names}  # a file has no input for what its network does not use
 
 
 def open_openvino(content: bytes, threads: int = 1) -> OpenVinoSession:

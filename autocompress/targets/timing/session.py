@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from autocompress.samples import Inputs
+from autocompress.samples import Inputs, Samples, cast, tensors_of
 from autocompress.tasks.outputs import Outputs
 
 
@@ -35,3 +37,16 @@ def call_of(session: Session, batch: Inputs) -> Callable[[], Any]:
         return lambda: session.run(batch)
     call: Callable[[], Any] = prepared(batch)
     return call
+
+
+def feeds_of(inputs: Inputs, wanted: Sequence[str]) -> dict[str, np.ndarray]:
+    """(N, …) arrays by the names of a file's inputs, numbers as float32.
+
+    Args:
+        inputs: (N, …) inputs of the network.
+        wanted: names of the file's inputs. It has none for a tensor that its network does not use.
+    """
+    taken = tensors_of(cast(inputs.detach(), "cpu", torch.float32))
+    names = inputs.names if isinstance(inputs, Samples) else wanted
+    given = {name: tensor.contiguous().numpy() for name, tensor in zip(names, taken, strict=True)}
+    return {name: given[name] for name in wanted}
