@@ -6,7 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from autocompress_envs.actions import DiscreteActions
 from autocompress_envs.problem import EnergyCosts, KernelCosts, Problem
+from autocompress_envs.problem.tables import Tables
+from autocompress_envs.solver import Solver
+from autocompress_envs.testing import additive_error, all_errors, all_labelings
 
 
 def kernels_of(count: int, rng: np.random.Generator | None = None) -> KernelCosts:
@@ -58,3 +62,28 @@ def with_energy(problem: Problem) -> Problem:
     width = np.where(own, out, fan_in)
     energy = EnergyCosts(3 * width, width, own, np.zeros_like(width), access=1_250, fixed=7)
     return replace(problem, costs=replace(costs, energy=energy))
+
+
+def solver_excess(problem: Problem, name: str, rng: np.random.Generator) -> float:
+    """What the solver's plan loses more than the best one under a random limit of one resource, which it must meet.
+
+    In units of the spread of all plans' losses. Raises InfeasibleBudgetError where the solver finds none.
+    """
+    every = all_labelings(problem)
+    amounts, errors = Tables(problem).amounts(every, [name])[name], all_errors(problem, every)
+    limit = int(np.quantile(amounts, rng.uniform(0.05, 0.6)))
+    found = Solver(problem, {name: limit}).solve()
+    assert problem.resources(found)[name] <= limit
+    best = errors[amounts <= limit].min()
+    return float((additive_error(problem, found) - best) / max(errors.max() - errors.min(), 1e-12))
+
+
+def walk_within(problem: Problem, limits: dict[str, int], rng: np.random.Generator) -> None:
+    """Five masked random walks, each of which must meet the limits."""
+    actions = DiscreteActions(Solver(problem, limits))
+    for _ in range(5):
+        actions.start()
+        for index in range(len(problem.layers)):
+            actions.apply(index, rng.choice(np.flatnonzero(actions.mask(index))))
+        used = problem.resources(actions.finish())
+        assert all(used[name] <= limit for name, limit in limits.items())

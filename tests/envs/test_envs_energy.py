@@ -2,16 +2,15 @@
 
 import numpy as np
 import pytest
-from envs_toys import with_energy
+from envs_toys import solver_excess, walk_within, with_energy
 
 from autocompress_envs import LabelingEnv, Sketch
-from autocompress_envs.actions import DiscreteActions
 from autocompress_envs.labeling.observation import OPTION_NAMES
 from autocompress_envs.problem import EnergyCosts, Labeling, Outcome
 from autocompress_envs.problem.energy import access_energy, mac_energy
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver import InfeasibleBudgetError, Solver
-from autocompress_envs.testing import additive_error, all_errors, all_labelings, random_problem, toy_problem
+from autocompress_envs.testing import all_labelings, random_problem, toy_problem
 
 KINDS = ["chain", "residual", "concat", "depthwise", "element"]
 
@@ -79,13 +78,7 @@ def test_the_solver_meets_limits_of_energy_and_comes_close_to_the_best(kind: str
         problem = with_energy(random_problem(rng, 4, kind))
         if np.prod(Tables(problem).counts) > 40_000:
             continue
-        every = all_labelings(problem)
-        energy, errors = Tables(problem).amounts(every, ["energy"])["energy"], all_errors(problem, every)
-        limit = int(np.quantile(energy, rng.uniform(0.05, 0.6)))
-        found = Solver(problem, {"energy": limit}).solve()
-        assert problem.resources(found)["energy"] <= limit
-        best = errors[energy <= limit].min()
-        excess.append((additive_error(problem, found) - best) / max(errors.max() - errors.min(), 1e-12))
+        excess.append(solver_excess(problem, "energy", rng))
     assert len(excess) >= 3
     assert float(np.median(excess)) <= 0.05
 
@@ -99,14 +92,7 @@ def test_every_masked_episode_meets_limits_of_energy_and_bytes() -> None:
         for name in ("size", "energy"):
             least = Solver(problem, {name: 10**12}).reach.smallest(Labeling(none, none, none), 0)[name]
             limits[name] = max(int(1.05 * least), (least + most[name]) // 2)
-        solver = Solver(problem, limits)
-        actions = DiscreteActions(solver)
-        for _ in range(5):
-            actions.start()
-            for index in range(len(problem.layers)):
-                actions.apply(index, rng.choice(np.flatnonzero(actions.mask(index))))
-            used = problem.resources(actions.finish())
-            assert all(used[name] <= limit for name, limit in limits.items())
+        walk_within(problem, limits, rng)
 
 
 def test_the_policy_sees_what_a_picojoule_is_worth() -> None:
