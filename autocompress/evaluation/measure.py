@@ -73,7 +73,7 @@ def measure(
         device: device that both networks run on.
         note: function that is told once where batches had to become smaller for the device's memory. Default: nobody.
         at_once: number of samples in a forward pass, at most, however large a batch is.
-        reading: how outputs are read. Default: as logits of classes.
+        reading: form in which outputs are read. Default: as logits of classes.
 
     Returns:
         Means over all samples. Both networks are left where they are and in the mode that they were in.
@@ -97,7 +97,7 @@ class Kept:
     """What is kept of a network's outputs, batch by batch: rows, and the task's metrics where there are labels.
 
     Args:
-        reading: how outputs are read.
+        reading: form in which outputs are read.
 
     Attributes:
         parts: rows of every batch.

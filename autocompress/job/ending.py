@@ -32,7 +32,7 @@ def write_ending(
         labeling: the plan that was made real.
         limits: absolute upper bounds by resource; empty without a budget.
         asked: the search or the plan that was asked for.
-        outcome: what was measured, as plain data.
+        outcome: measurements of the finished network, as plain data.
         policy: labels that the policy gave in the environment, before any evaluation. Default: none.
     """
     searched = isinstance(asked, SearchRequest)

@@ -161,7 +161,7 @@ def write_outcome(path: Path, outcome: Mapping[str, Any], device: str) -> None:
 
     Args:
         path: folder of the run.
-        outcome: what was measured, as plain data.
+        outcome: measurements of the finished network, as plain data.
         device: torch device that the job ran on.
     """
     made_on = {"versions": versions(), "machine": machine(device)}
