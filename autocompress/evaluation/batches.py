@@ -66,7 +66,7 @@ def room_for(what: str, device: torch.device) -> Iterator[None]:
     """Turn a device's full memory into one line, where nothing smaller can be tried.
 
     Args:
-        what: network or tensors that are moved to the device inside.
+        what: name in the message of what is moved to the device inside.
         device: device that it is moved to.
 
     Raises:
