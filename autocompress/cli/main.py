@@ -96,7 +96,8 @@ def search(config: Config) -> None:
     _check_enough(config, needs_budget=not tolerates)
     from autocompress import api
     from autocompress.job.result_data import result_data
-    from autocompress.report.tables import print_result, print_smallest
+    from autocompress.report.front_tables import print_smallest
+    from autocompress.report.tables import print_result
 
     if tolerates:
         with watching_progress(config) as view:
@@ -142,7 +143,7 @@ def _check_enough(config: Config, *, needs_budget: bool) -> None:
 def pareto(config: Config) -> None:
     """Search under many budgets of one resource at once: a front, with the files of every point."""
     from autocompress import api
-    from autocompress.report.tables import print_front
+    from autocompress.report.front_tables import print_front
 
     with watching_progress(config) as view:
         front = api.pareto(**arguments_of(config), progress=view)

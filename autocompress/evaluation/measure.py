@@ -6,6 +6,7 @@ detectors would fill the memory; metrics are taken as batches pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -34,7 +35,8 @@ class Closeness:
         kl: divergence KL(original || compressed) of the class probabilities, in nats, at least 0; of several rows a
             sample, their mean. What it means for outputs that are no classes, `tasks.rows` says.
         accuracy: share of samples whose label is the compressed network's top-1 answer, in [0, 1]; NaN without labels.
-        agreement: share of samples, or of their rows, on which both networks have the same top-1 answer, in [0, 1].
+        agreement: share of samples, or of their rows, on which both networks have the same top-1 answer, in [0, 1]; NaN
+            where outputs are numbers or vectors, which have no answers.
         original_accuracy: share of samples whose label is the original's top-1 answer; NaN without labels.
         metrics: the task's metrics of the compressed network by name; empty without labels, and for classes, which have
             an accuracy.
@@ -49,6 +51,11 @@ class Closeness:
     metrics: Mapping[str, float] = field(default_factory=dict)
     original_metrics: Mapping[str, float] = field(default_factory=dict)
     samples: int = 0
+
+    @property
+    def original_agreement(self) -> float:
+        """The original's agreement with itself: 1, or NaN where there are no answers."""
+        return math.nan if math.isnan(self.agreement) else 1.0
 
     def metrics_by_name(self) -> dict[str, tuple[float, float]]:
         """(original, compressed) of every metric by name."""
@@ -126,6 +133,11 @@ class Kept:
         """(N, classes) or (N, P, K) of all samples."""
         return torch.cat(self.parts)
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether outputs choose among classes; see `Reading.has_answers`."""
+        return self._reading.has_answers
+
     def metrics(self) -> Mapping[str, float]:
         """Metrics by name; empty where there are none, or no labels."""
         return {} if self._meter is None else self._meter.values()
@@ -135,6 +147,8 @@ def closeness(original: Kept, compressed: Kept) -> Closeness:
     """How close one network's outputs are to the other's on the same samples."""
     labels = torch.cat(original.labels) if original.labels else None
     found = compare(original.rows(), compressed.rows(), labels)
+    if not original.has_answers:
+        found = replace(found, agreement=math.nan)
     return replace(found, metrics=compressed.metrics(), original_metrics=original.metrics())
 
 

@@ -128,13 +128,16 @@ def finish(
         plan=executed.compressed.plan,
         model=plain(executed.compressed.rounded()),
         outcome=_outcome(verified.pytorch, verified.resources),
-        original_outcome=Outcome(0.0, verified.pytorch.original_accuracy, 1.0, original),
+        original_outcome=Outcome(
+            0.0, verified.pytorch.original_accuracy, verified.pytorch.original_agreement, original
+        ),
         split=split,
         limits=limits,
         network=job.network,
         problem=job.problem,
         labeling=labeling,
         metrics=verified.pytorch.metrics_by_name(),
+        task=job.reading.task.name,
         run_folder=path,
         executed=executed,
         verification=verified,

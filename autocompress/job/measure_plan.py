@@ -34,7 +34,7 @@ def measure_plan(
     measured = measure(job.model, compressed, batches, job.device, watcher.note, at_once, job.reading)
     resources = job.problem.resources(labeling)
     outcome = Outcome(measured.kl, measured.accuracy, measured.agreement, resources)
-    original = Outcome(0.0, measured.original_accuracy, 1.0, dict(job.original))
+    original = Outcome(0.0, measured.original_accuracy, measured.original_agreement, dict(job.original))
     plan = job.menus.plan(labeling)
     return Measurement(
         plan=plan,
@@ -47,4 +47,5 @@ def measure_plan(
         problem=job.problem,
         labeling=labeling,
         metrics=measured.metrics_by_name(),
+        task=job.reading.task.name,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,6 +59,7 @@ def measurement_data(measured: Measurement) -> dict[str, Any]:
     original, compressed = measured.original_outcome, measured.outcome
     fractions = {name: compressed.resources[name] / amount for name, amount in original.resources.items() if amount}
     return {
+        "task": measured.task,
         "split": measured.split,
         "original": outcome_data(original),
         "compressed": outcome_data(compressed),
@@ -92,10 +94,19 @@ def result_data(result: Result) -> dict[str, Any]:
     """The result of a search as plain data, ready for JSON."""
     return {
         **finished_data(result),
-        "search": None if result.search_outcome is None else outcome_data(result.search_outcome),
+        "search": _search_outcome(result),
         "evaluations": result.evaluations,
         "stopped_because": result.stopped_because,
     }
+
+
+def _search_outcome(result: Result) -> dict[str, Any] | None:
+    """The plan as the search measured it; its answers count only where the task has any."""
+    found = result.search_outcome
+    if found is None:
+        return None
+    has_answers = not math.isnan(result.outcome.agreement)
+    return outcome_data(found if has_answers else replace(found, agreement=math.nan))
 
 
 def latency_data(finished: Finished) -> dict[str, Any] | None:
@@ -172,10 +183,10 @@ def runtime_data(verified: Verification) -> dict[str, Any] | None:
     seconds = {str(batch): {"original": a, "compressed": b} for batch, (a, b) in found.seconds.items()}
     return {
         "name": found.runtime,
-        "accuracy": None if math.isnan(found.closeness.accuracy) else found.closeness.accuracy,
+        "accuracy": _known(found.closeness.accuracy),
         "kl": found.closeness.kl,
         "metrics": dict(found.closeness.metrics),
-        "agreement_with_pytorch": found.agreement,
+        "agreement_with_pytorch": _known(found.agreement),
         "difference_from_pytorch": found.difference,
         "median_seconds_by_batch": seconds,
         "timings_by_batch": {str(batch): timing_data(timing) for batch, timing in found.timings.items()},
@@ -185,12 +196,11 @@ def runtime_data(verified: Verification) -> dict[str, Any] | None:
 
 def verification_data(verified: Verification) -> dict[str, Any]:
     """A verification as plain data."""
-    accuracy = verified.pytorch.accuracy
     return {
         "verified": verified.passed,
         "checks": [vars(check) for check in verified.checks],
         "pytorch": {
-            "accuracy": None if math.isnan(accuracy) else accuracy,
+            "accuracy": _known(verified.pytorch.accuracy),
             "kl": verified.pytorch.kl,
             "metrics": dict(verified.pytorch.metrics),
         },
@@ -206,9 +216,14 @@ def _runtime_name(verified: Verification) -> str:
 
 
 def outcome_data(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as plain data; None for the accuracy of data without labels."""
-    accuracy = None if math.isnan(outcome.accuracy) else outcome.accuracy
-    return {"accuracy": accuracy, "kl": outcome.kl, "agreement": outcome.agreement, "resources": outcome.resources}
+    """An outcome as plain data; None for the accuracy of data without labels, and the agreement of numbers."""
+    shares = {"accuracy": _known(outcome.accuracy), "kl": outcome.kl, "agreement": _known(outcome.agreement)}
+    return {**shares, "resources": outcome.resources}
+
+
+def _known(value: float) -> float | None:
+    """None in the place of NaN, which JSON has no word for."""
+    return None if math.isnan(value) else value
 
 
 def inspection_data(inspection: Inspection) -> dict[str, Any]:

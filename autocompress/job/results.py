@@ -35,6 +35,7 @@ class Measurement:
         labeling: the plan in indices into the menus.
         metrics: (original, compressed) of the task's metrics by name; empty without labels, and for classes, which have
             an accuracy.
+        task: name of the task, which says what outputs are.
     """
 
     plan: Plan
@@ -47,6 +48,7 @@ class Measurement:
     problem: Problem
     labeling: Labeling
     metrics: Mapping[str, tuple[float, float]]
+    task: str
 
     @property
     def meets_budget(self) -> bool:

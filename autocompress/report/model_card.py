@@ -55,8 +55,7 @@ def _front(record: RunRecord) -> dict[str, Any]:
 
 
 def _task(record: RunRecord) -> str:
-    named = record.config.task
-    return "other" if named == "auto" else named
+    return str(record.outcome.get("task") or "other")
 
 
 def _metrics(record: RunRecord) -> list[dict[str, Any]]:

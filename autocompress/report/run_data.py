@@ -20,6 +20,7 @@ def run_data(record: RunRecord) -> dict[str, Any]:
         "network": record.config.model,
         "budget": record.config.budget,
         "command": record.command,
+        "task": outcome.get("task"),
         "original": outcome["original"],
         "compressed": outcome["compressed"],
         "budget_met": (outcome.get("budget") or {}).get("met"),

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from autocompress.report.run_record import Row, RunRecord, is_known, share_interval
-from autocompress.report.tables import NAMES, has_answers, speed
+from autocompress.report.tables import NAMES, speed
+from autocompress.report.task_words import divergence_title, metric_text, metric_title
 from autocompress.run.journal import Entry
-from autocompress.tasks.metrics import METRICS
 
 
 def outcome_rows(outcome: Mapping[str, Any]) -> list[Row]:
@@ -22,11 +23,11 @@ def outcome_rows(outcome: Mapping[str, Any]) -> list[Row]:
     if is_known(compressed.get("accuracy")):
         rows.append(_share("top-1 accuracy", original.get("accuracy"), compressed["accuracy"], samples))
     for name, both in (outcome.get("metrics") or {}).items():
-        rows.append(_metric_row(name, (both["original"], both["compressed"])))
-    rows.append(
-        _row("KL divergence from the original, nats", "quality", (original["kl"], compressed["kl"]), "{:.4f}".format)
-    )
-    if is_known(compressed.get("agreement")) and has_answers(outcome.get("metrics") or {}):
+        values = (both["original"], both["compressed"])
+        rows.append(_row(metric_title(name), "quality", values, partial(metric_text, name)))
+    losses = (original["kl"], compressed["kl"])
+    rows.append(_row(divergence_title(outcome.get("task")), "quality", losses, "{:.4f}".format))
+    if is_known(compressed.get("agreement")):
         rows.append(_share("same top-1 answer as the original", None, compressed["agreement"], samples))
     rows += [_cost(name, original["resources"], amount) for name, amount in compressed["resources"].items()]
     energies = (outcome.get("energy") or {}).get("measured_by_batch") or {}
@@ -88,13 +89,6 @@ def _between(interval: Mapping[str, Any] | None) -> str:
     if not interval or not (is_known(interval.get("low")) and is_known(interval.get("high"))):
         return ""
     return f"{1e3 * interval['low']:.3g} to {_milliseconds(interval['high'])}"
-
-
-def _metric_row(name: str, values: tuple[Any, Any]) -> Row:
-    """A task's metric; one from outside goes by its own name, with four digits."""
-    if name in METRICS:
-        return _row(METRICS[name].title, "quality", values, METRICS[name].text)
-    return _row(name, "quality", values, "{:.4f}".format)
 
 
 def percent(value: float | None) -> str:

@@ -11,8 +11,8 @@ from autocompress.errors import InputError
 from autocompress.files import write_atomically
 from autocompress.report.figures import layer_bars, search_figure
 from autocompress.report.run_numbers import costliest, label_text, layer_rows, nats, outcome_rows, percent, search_story
-from autocompress.report.run_record import RunRecord, machine_options, read_run
-from autocompress.report.tables import has_answers
+from autocompress.report.run_record import RunRecord, is_known, machine_options, read_run
+from autocompress.report.task_words import divergence_title, likeness
 from autocompress.run.names import REPORT
 
 if TYPE_CHECKING:
@@ -82,6 +82,8 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "budget": record.config.budget,
         "headline": headline(outcome),
         "met": (outcome.get("budget") or {}).get("met"),
+        "task": outcome.get("task"),
+        "divergence": divergence_title(outcome.get("task")),
         "split": outcome.get("split", "test"),
         "samples": outcome.get("samples"),
         "rows": outcome_rows(outcome),
@@ -122,12 +124,14 @@ def headline(outcome: Mapping[str, Any]) -> str:
 
 
 def _likeness(outcome: Mapping[str, Any], where: str) -> str:
-    """How like the original's outputs are, in words; empty where nothing is known."""
-    metrics, agreement = outcome.get("metrics") or {}, outcome["compressed"].get("agreement")
-    if has_answers(metrics):
-        return "" if agreement is None else f"the same top-1 answer on {percent(agreement)}{where}"
-    row = next(row for row in outcome_rows(outcome) if row.group == "quality")
-    return f"{row.title} {row.texts[1]}, {row.texts[0]} before"
+    """How like the original's outputs are, in words: equal answers, else the task's first metric, else the outputs."""
+    agreement = outcome["compressed"].get("agreement")
+    if is_known(agreement):
+        return f"the same top-1 answer on {percent(agreement)}{where}"
+    if outcome.get("metrics"):
+        row = outcome_rows(outcome)[0]
+        return f"{row.title} {row.texts[1]}, {row.texts[0]} before"
+    return likeness(outcome.get("task"), outcome["compressed"]["kl"])
 
 
 def bound(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from autocompress.config import OPTIONS, Config, MachineOptions, OutputOptions, 
 from autocompress.errors import InputError
 from autocompress.files import regular_file, strict_json
 from autocompress.plan import Plan
+from autocompress.report.task_words import holds_numbers, recorded_task
 from autocompress.run.folder import check_finished
 from autocompress.run.journal import Entry, read_journal
 from autocompress.run.names import CONFIG, JOURNAL, LAYERS, OUTCOME, PLAN
@@ -32,7 +33,7 @@ class RunRecord:
     Attributes:
         folder: the folder.
         config: options of the run.
-        outcome: what outcome.json holds.
+        outcome: what outcome.json holds; of runs of earlier versions, `task` is what options and metrics tell, or None.
         plan: the labels.
         layers: one mapping a layer from layers.json; empty for runs of earlier versions.
         explained: the rest of layers.json: groups, expected losses, simple plans; empty for runs of earlier versions.
@@ -74,18 +75,27 @@ def read_run(folder: str | Path) -> RunRecord:
     """
     path = Path(folder)
     check_finished(path, _NEEDED)
+    config, outcome = load_config(path / CONFIG, {}), mapping_in(path / OUTCOME)
     explained = mapping_in(path / LAYERS) if regular_file(path / LAYERS) else {}
     record = RunRecord(
         folder=path,
-        config=load_config(path / CONFIG, {}),
-        outcome=mapping_in(path / OUTCOME),
+        config=config,
+        outcome=outcome,
         plan=Plan.load(path / PLAN),
         layers=explained.get("layers", []),
         explained=explained,
         entries=read_journal(path / JOURNAL)[1] if regular_file(path / JOURNAL) else [],
     )
     _check(record)
-    return record
+    return record if "task" in outcome else replace(record, outcome=_with_task(outcome, config))
+
+
+def _with_task(outcome: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """The outcome of a run of an earlier version, which wrote down no task, and equal answers also of numbers."""
+    task, compressed = recorded_task(outcome, config.task), outcome["compressed"]
+    if holds_numbers(outcome, task):
+        compressed = {**compressed, "agreement": None}
+    return {**outcome, "task": task, "compressed": compressed}
 
 
 def mapping_in(path: Path) -> dict[str, Any]:

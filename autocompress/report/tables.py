@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -13,15 +13,13 @@ from rich.table import Table
 from autocompress.budget import RESOURCES
 from autocompress.job.result_data import label_summary
 from autocompress.report.measured import measured_lines
+from autocompress.report.task_words import divergence_title, metric_text, metric_title
 from autocompress.run.names import REPORT
 from autocompress.targets.timing.machine import threads_in_words
-from autocompress.tasks.metrics import METRICS
 
 if TYPE_CHECKING:
-    from autocompress.job.front import Front
     from autocompress.job.inspection import LayerReport
     from autocompress.job.results import Finished, Inspection, Measurement, Result
-    from autocompress.job.tolerance import Smallest
     from autocompress.targets.timing import PairedTiming
     from autocompress.targets.verify import Verification
 
@@ -49,12 +47,12 @@ def print_measurement(console: Console, measured: Measurement) -> None:
     for column in ("", "original", "compressed", "compressed / original"):
         table.add_column(column, justify="left" if not column else "right")
     original, compressed = measured.original_outcome, measured.outcome
-    if not math.isnan(original.accuracy) or not measured.metrics:
+    if measured.task == "classification" or not math.isnan(original.accuracy):
         table.add_row("top-1 accuracy", _percent(original.accuracy), _percent(compressed.accuracy), "")
     for name, values in measured.metrics.items():
-        table.add_row(_title(name), *(_metric(name, value) for value in values), "")
-    table.add_row("KL divergence from the original, nats", f"{original.kl:.4f}", f"{compressed.kl:.4f}", "")
-    if has_answers(measured.metrics):
+        table.add_row(metric_title(name), *(metric_text(name, value) for value in values), "")
+    table.add_row(divergence_title(measured.task), f"{original.kl:.4f}", f"{compressed.kl:.4f}", "")
+    if not math.isnan(compressed.agreement):
         shares = (_percent(original.agreement), _percent(compressed.agreement))
         table.add_row("same top-1 answer as the original", *shares, "")
     for name in (name for name in RESOURCES if name in compressed.resources and name in original.resources):
@@ -63,19 +61,6 @@ def print_measurement(console: Console, measured: Measurement) -> None:
     console.print(table)
     for line in _closing_lines(measured):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
-
-
-def has_answers(metrics: Iterable[str]) -> bool:
-    """Whether outputs have answers that can be equal, as classes do and numbers don't.
-
-    Args:
-        metrics: names of the metrics that were taken; without any, classes are taken for granted.
-
-    >>> has_answers([]), has_answers(["f1"]), has_answers(["r2", "mae"])
-    (True, True, False)
-    """
-    names = list(metrics)
-    return not names or any(name not in METRICS or METRICS[name].kind in ("classes", "boxes") for name in names)
 
 
 def print_finished(console: Console, finished: Finished) -> None:
@@ -139,11 +124,12 @@ def _runtime_lines(verified: Verification) -> list[str]:
     found = verified.runtime
     if found is None:
         return ["the target's file was not run: the target has no runtime; what is measured is the network in PyTorch"]
-    values = [f"{_title(name)} {_metric(name, value)}" for name, value in found.closeness.metrics.items()]
-    quality = values or [f"top-1 accuracy {_percent(found.closeness.accuracy)}"]
-    accuracy = ", ".join([*quality, f"KL {found.closeness.kl:.4f} nats"])
+    quality = [f"{metric_title(name)} {metric_text(name, value)}" for name, value in found.closeness.metrics.items()]
+    if not math.isnan(found.closeness.accuracy):
+        quality.append(f"top-1 accuracy {_percent(found.closeness.accuracy)}")
+    accuracy = ", ".join([*quality, f"divergence {found.closeness.kl:.4f} nats"])
     agreement = f"outputs differ from PyTorch's by {100 * found.difference:.2g} % of their spread"
-    if has_answers(found.closeness.metrics):
+    if not math.isnan(found.agreement):
         agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
     lines = [f"in {found.runtime}: {accuracy}; {agreement}"]
     for batch, timing in found.timings.items():
@@ -214,59 +200,6 @@ def _closing_lines(measured: Measurement) -> list[str]:
         )
         lines.insert(0, f"budget: {'met' if measured.meets_budget else 'NOT met'} ({spent})")
     return lines
-
-
-def print_front(console: Console, front: Front) -> None:
-    """Print the points of a front.
-
-    Args:
-        console: where to print.
-        front: the front.
-    """
-    table = Table(title=f"Front of {NAMES[front.resource]}", title_justify="left")
-    for column in ("budget", "used", "of the original", "KL, nats", "top-1 accuracy", "run folder"):
-        table.add_column(column, justify="left" if column in ("budget", "run folder") else "right")
-    for point in front.points:
-        compressed = point.outcome["compressed"]
-        accuracy = compressed["accuracy"]
-        table.add_row(
-            point.budget,
-            f"{point.amount[front.resource]:,}",
-            f"{100 * point.outcome['fraction_of_original'][front.resource]:.2f} %",
-            f"{compressed['kl']:.4f}",
-            _percent(math.nan if accuracy is None else accuracy),
-            escape(str(point.run_folder)),
-        )
-    console.print(table)
-
-
-def print_smallest(console: Console, found: Smallest) -> None:
-    """Print the budgets that were tried, and the smallest network that passed.
-
-    Args:
-        console: where to print.
-        found: result of the search.
-    """
-    table = Table(title=f"Least {NAMES[found.resource]} at {found.measure} {found.tolerated:g}", title_justify="left")
-    for column in ("budget", "used", "of the original", "loses at most", "passes", "run folder"):
-        table.add_column(column, justify="left" if column in ("budget", "run folder") else "right")
-    for each in found.tries:
-        table.add_row(
-            each.point.budget,
-            f"{each.point.amount[found.resource]:,}",
-            f"{100 * each.point.outcome['fraction_of_original'][found.resource]:.2f} %",
-            f"{each.bound:.4f}",
-            "yes" if each.passed else "no",
-            escape(str(each.point.run_folder)),
-        )
-    console.print(table)
-    console.print(
-        f"the smallest that passes: {found.chosen.point.run_folder} (95 % confidence over all tries, "
-        f"{found.samples:,} held-out samples)",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
 
 
 def print_inspection(console: Console, inspection: Inspection) -> None:
@@ -343,16 +276,6 @@ def _error(errors: Mapping[Any, float], key: Any) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
-
-
-def _title(name: str) -> str:
-    """A metric's name in tables; that of a metric from outside as it is."""
-    return METRICS[name].title if name in METRICS else name
-
-
-def _metric(name: str, value: float) -> str:
-    """A metric's value as tables show it; that of a metric from outside with four decimals."""
-    return METRICS[name].text(value) if name in METRICS else f"{value:.4f}"
 
 
 def _percent(value: float) -> str:

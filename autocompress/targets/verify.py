@@ -63,7 +63,7 @@ class RuntimeOutcome:
         runtime: name of the runtime.
         closeness: the file's outputs compared with those of the original in PyTorch.
         agreement: share of samples, in [0, 1], on which the file and the compressed network in PyTorch have the same
-            top-1 answer.
+            top-1 answer; NaN where outputs are numbers or vectors, which have no answers.
         difference: root mean square difference between the file's outputs and the compressed network's in PyTorch,
             relative to the standard deviation of the latter; at least 0.
         of_compression: that difference relative to the one between the compressed network and the original, both in
@@ -175,7 +175,7 @@ def runtime_outcome(name: str, reference: Kept, pytorch: Kept, runtime: Kept) ->
     return RuntimeOutcome(
         runtime=name,
         closeness=closeness(reference, runtime),
-        agreement=compare(expected, found, None).agreement,
+        agreement=compare(expected, found, None).agreement if pytorch.has_answers else math.nan,
         difference=difference,
         of_compression=difference / own if own else math.inf,
         pytorch_kl=compare(reference.rows(), expected, None).kl,
@@ -329,15 +329,18 @@ def check_agreement(outcome: RuntimeOutcome) -> Check:
     """The check `agreement`: the file's answers are PyTorch's, or its outputs are so close that only near ties flip.
 
     It passes where at least 99.5 % of the top-1 answers are the same, or where outputs differ by at most 5 % of their
-    spread. It also passes where the file is as close to the original as PyTorch is (a divergence of at most 1.1 times)
-    and differs from PyTorch by at most half of what compression changed: in a deep network of narrow layers, a few
-    8-bit roundings that fall the other way grow to that, while a file that computes something else is farther away.
+    spread; numbers and vectors have no answers, so that the second counts alone. It also passes where the file is as
+    close to the original as PyTorch is (a divergence of at most 1.1 times) and differs from PyTorch by at most half of
+    what compression changed: in a deep network of narrow layers, a few 8-bit roundings that fall the other way grow to
+    that, while a file that computes something else is farther away.
     """
-    found = f"{outcome.runtime} agrees with PyTorch on {100 * outcome.agreement:.2f} % of the samples"
+    spread = f"differ by {100 * outcome.difference:.2g} % of their spread"
     detail = (
-        f"{found}, outputs differ by {100 * outcome.difference:.2g} % of their spread; "
+        f"{outcome.runtime} agrees with PyTorch on {100 * outcome.agreement:.2f} % of the samples, outputs {spread}; "
         f"one of the two must hold: at least {100 * AGREEMENT:.1f} %, at most {100 * CLOSENESS:.0f} %"
     )
+    if math.isnan(outcome.agreement):
+        detail = f"outputs in {outcome.runtime} and in PyTorch {spread}, at most {100 * CLOSENESS:.0f} %"
     if outcome.agreement >= AGREEMENT or outcome.difference <= CLOSENESS:
         return Check("agreement", True, detail)
     as_close = outcome.closeness.kl <= _AS_CLOSE * outcome.pytorch_kl and outcome.of_compression <= OF_COMPRESSION

@@ -47,6 +47,11 @@ class Reading:
         """Whether every sample has one class, which `accuracy` is about."""
         return self.form.rows is None or self.task.name == "classification"
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether outputs choose among classes, so that two networks can give the same answer; numbers don't."""
+        return self.of_classes or self.task.class_axis is not None
+
     def rows(self, outputs: Tensor | Outputs, inputs: Inputs) -> Tensor:
         """Rows (N, P, K), or logits (N, classes) as they are, of raw outputs and the inputs that they belong to."""
         given = as_tuple(outputs)

@@ -146,7 +146,7 @@ def test_budget_below_the_smallest_plan_names_it_and_leaves_no_folder(quick_sear
     assert done.exit_code == 2
     assert done.stderr.startswith("autocompress: `size` budget must be at least ")
     smallest = int(done.stderr.split("at least ")[1].split(" bytes")[0].replace(",", ""))
-    assert done.stderr.endswith("got 100; raise it or allow fewer bits or more sparsity.\n")
+    assert done.stderr.endswith("got 100; raise it or allow fewer weight bits or more sparsity.\n")
     assert not out.exists()
     options = ["--method", "solver", "--episodes", "1", "--out", out, "--quiet", "--format", "json", *quick_search]
     assert invoke("search", "--budget", f"size={smallest - 1}", *options).exit_code == 2

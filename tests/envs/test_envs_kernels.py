@@ -81,5 +81,5 @@ def test_limits_below_the_fastest_plan_name_it() -> None:
         Solver(problem, {"latency": fastest - 1})
     assert str(caught.value) == (
         f"`latency` budget must be at least {fastest:,} nanoseconds of a batch (the smallest plan of this network), "
-        f"got {fastest - 1:,}; raise it or allow fewer bits or more sparsity."
+        f"got {fastest - 1:,}; raise it or allow other bits or more sparsity."
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -205,8 +207,26 @@ def test_infeasible_only_together() -> None:
         Solver(problem, {"size": 116, "bitops": 64})
     assert str(caught.value) == (
         "`size` budget must be at least 125 bytes (the smallest plan found that meets the other limits), got 116; "
-        "raise it or allow fewer bits or more sparsity."
+        "raise it or allow fewer weight bits."
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "resource", "advice"),
+    [
+        ("chain", "size", "fewer weight bits or more sparsity"),
+        ("chain", "macs", "more sparsity or low ranks"),
+        ("chain", "bitops", "fewer bits or more sparsity"),
+        ("chain", "memory", "fewer activation bits or more sparsity"),
+        ("element", "size", "fewer weight bits or more sparsity"),
+        ("element", "macs", "sparsity of whole channels or low ranks"),
+    ],
+)
+def test_what_is_advised_changes_the_resource(kind: str, resource: str, advice: str) -> None:
+    problem = random_problem(np.random.default_rng(0), 4, kind)
+    with pytest.raises(InfeasibleBudgetError) as caught:
+        Solver(problem, {resource: 1})
+    assert str(caught.value).endswith(f", got 1; raise it or allow {advice}.")
 
 
 @pytest.mark.parametrize(

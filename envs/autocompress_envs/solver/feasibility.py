@@ -294,8 +294,24 @@ class Reach:
         name = broken[0]
         raise InfeasibleBudgetError(
             f"`{name}` budget must be at least {smallest[name]:,} {RESOURCES[name]} ({why}), "
-            f"got {self.limits[name]:,}; raise it or allow fewer bits or more sparsity."
+            f"got {self.limits[name]:,}; raise it{_advice(name, self.tables)}."
         )
+
+
+def _advice(name: str, tables: Tables) -> str:
+    """What menus might offer beside their labels to bring a resource down; nothing that would leave it as it is.
+
+    All but bytes and energy shrink only with whole channels, which a network without groups does not have.
+    """
+    by_bits = {"size": "fewer weight bits", "memory": "fewer activation bits", "latency": "other bits"}
+    advised = [] if name == "macs" else [by_bits.get(name, "fewer bits")]
+    if not tables.by_channel:
+        advised.append("more sparsity" if name in ("size", "energy") else "sparsity of whole channels")
+    elif len(tables.problem.costs.group_width):
+        advised.append("more sparsity")
+    if name == "macs":
+        advised.append("lower ranks" if tables.ranks.any() else "low ranks")
+    return f" or allow {' or '.join(advised)}"
 
 
 def _spliced(first: Labeling, second: Labeling, index: int) -> Labeling:
