@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,11 @@ from autocompress.plan import Label
 from autocompress.searchers.simple_plans import best_mix, simple_plans
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem, removed_weights
 from autocompress_envs.problem.loss_parts import LossParts
+from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
 EXPLAINED_VERSION = 1
+AXES = ("sparsity", "weight_bits", "activation_bits")  # of menus, in the order of `Tables.counts`
 
 
 def explained(
@@ -35,7 +37,7 @@ def explained(
     others = _other_plans(job.problem, limits, policy) if searched and limits else {}
     return {
         "version": EXPLAINED_VERSION,
-        "layers": _layers(job, labeling, others),
+        "layers": _layers(job, labeling, others, list(limits) or ["size"]),
         "groups": [_group(job.problem, labeling, *each) for each in enumerate(job.network.groups)],
         "expected_loss": {
             name: float(LossParts(job.problem)(plan).sum()) for name, plan in {"chosen": labeling, **others}.items()
@@ -53,9 +55,10 @@ def _other_plans(problem: Problem, limits: Mapping[str, int], policy: Labeling |
     return solver if policy is None else {**solver, "policy": policy}
 
 
-def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling]) -> list[dict[str, Any]]:
-    """One mapping a layer, in network order."""
+def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling], told: Sequence[str]) -> list[dict[str, Any]]:
+    """One mapping a layer, in network order; `told` names the resources that other labels are shown to take."""
     problem, network = job.problem, job.network
+    tables = Tables(problem)
     labels = job.menus.plan(labeling).labels
     of_others = {name: job.menus.plan(plan).labels for name, plan in others.items()}
     losses = LossParts(problem)(labeling)
@@ -70,7 +73,8 @@ def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling]) -> lis
             "macs": {"original": int(before["macs"][at]), "compressed": int(after["macs"][at])},
             "weights_left": int(after["weights"][at]),
             "expected_loss": {"pruning": float(losses[at, 0]), "rounding": float(losses[at, 1])},
-            "by_weight_bits": _by_weight_bits(problem, labeling, at),
+            "by_weight_bits": _by_weight_bits(tables, labeling, at, told),
+            "by_sparsity": _by_sparsity(tables, labeling, at, told),
             "other_plans": {name: _label(plan.get(layer.name)) for name, plan in of_others.items()},
         }
         for at, layer in enumerate(network.layers)
@@ -135,15 +139,17 @@ def _untied(network: Network, amounts: Mapping[str, IntArray]) -> dict[str, IntA
     return shared
 
 
-def _by_weight_bits(problem: Problem, labeling: Labeling, at: int) -> list[dict[str, Any]]:
+def _by_weight_bits(tables: Tables, labeling: Labeling, at: int, told: Sequence[str]) -> list[dict[str, Any]]:
     """What the layer would be expected to lose and take at each bit-width on its menu, all else as in the plan.
 
-    For the first layer of a tie these are the loss and the bytes of the whole tie.
+    For the first layer of a tie these are the loss and the bytes of the whole tie. `resources` are the whole plan's.
     """
+    problem = tables.problem
     layer = problem.layers[at]
     row = 0 if layer.source is None else min(int(labeling.sparsity[layer.source]), len(layer.errors) - 1)
     pruning = layer.errors[row, -1, -1] - layer.errors[0, -1, -1]  # as `LossParts` splits a loss
     weight_bits, activation_bits, sparsity, rank = _bits(problem, labeling)
+    amounts = _with_each(tables, labeling, "weight_bits", at, told)
     found = []
     for index, bits in enumerate(layer.weight_bits):
         if layer.weight_ranks[index]:
@@ -151,8 +157,37 @@ def _by_weight_bits(problem: Problem, labeling: Labeling, at: int) -> list[dict[
         weight_bits[at], rank[at] = bits, 0
         size = _amounts(problem, problem.kept(labeling), weight_bits, activation_bits, sparsity, rank)["size"][at]
         loss = max(0.0, float(layer.errors[row, index, labeling.activation_bits[at]] - pruning))
-        found.append({"weight_bits": int(bits), "loss": loss, "bytes": int(size)})
+        found.append({"weight_bits": int(bits), "loss": loss, "bytes": int(size), "resources": amounts[index]})
     return found
+
+
+def _by_sparsity(tables: Tables, labeling: Labeling, at: int, told: Sequence[str]) -> list[dict[str, Any]]:
+    """What pruning the layer would be expected to cost at each sparsity on its menu, and what the whole plan would
+    take then, all else as in the plan.
+    """
+    sparsities = tables.problem.layers[at].sparsities
+    losses, amounts = LossParts(tables.problem, tables), _with_each(tables, labeling, "sparsity", at, told)
+    return [
+        {
+            "sparsity": float(sparsity),
+            "loss": float(losses(_with(labeling, "sparsity", at, index))[at, 0]),
+            "resources": amounts[index],
+        }
+        for index, sparsity in enumerate(sparsities)
+    ]
+
+
+def _with(labeling: Labeling, axis: str, at: int, index: int) -> Labeling:
+    """A plan with another label of one layer on one axis."""
+    changed = getattr(labeling, axis).copy()
+    changed[at] = index
+    return replace(labeling, **{axis: changed})
+
+
+def _with_each(tables: Tables, labeling: Labeling, axis: str, at: int, told: Sequence[str]) -> list[dict[str, int]]:
+    """Amounts of resources that the plan takes with each label of one layer on one axis, in the order of its menu."""
+    count = int(tables.counts[at, AXES.index(axis)])
+    return [tables.resources(_with(labeling, axis, at, index), told) for index in range(count)]
 
 
 def _group(problem: Problem, labeling: Labeling, index: int, group: Group) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from autocompress.report.run_numbers import LayerRow, costliest, layer_rows, search_story
+from autocompress.report.costliest import costliest
+from autocompress.report.run_numbers import LayerRow, layer_rows, search_story
 from autocompress.report.run_record import RunRecord
 
 
@@ -28,7 +29,7 @@ def run_data(record: RunRecord) -> dict[str, Any]:
         "checks": outcome.get("checks", []),
         "runtime": outcome.get("runtime"),
         "file_bytes": outcome.get("file_bytes", {}),
-        "costliest": costliest(rows),
+        "costliest": costliest(rows, outcome),
         "expected_loss": record.explained.get("expected_loss", {}),
         "layers": [_layer_data(row) for row in rows],
         "search": {
@@ -51,10 +52,12 @@ def _layer_data(row: LayerRow) -> dict[str, Any]:
         "parameters": facts["parameters"],
         "label": facts["label"],
         "removed": row.removed,
+        "removed_by": row.removed_by,
         "bytes": row.bytes_now,
         "share_of_file": row.bytes_of_file,
         "expected_loss": facts["expected_loss"],
         "measured_loss": row.measured,
         "by_weight_bits": facts["by_weight_bits"],
+        "by_sparsity": facts.get("by_sparsity", []),
         "bound_by": row.note,
     }

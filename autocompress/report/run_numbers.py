@@ -120,6 +120,8 @@ class LayerRow:
         bytes_now: bytes of the layer in the compressed file.
         bytes_of_file: share of the compressed file.
         removed: share of its weights that is gone, in [0, 1].
+        removed_by: why they are gone, in a few words: by its own label, since layers before it give fewer channels, or
+            both; empty where none is gone.
         removed_bytes: bytes that these would take at the layer's bits.
         loss: expected loss in nats, of the pruning of the group it owns and of its rounding.
         measured: measured loss of its label alone in nats; None where it was not measured.
@@ -134,6 +136,7 @@ class LayerRow:
     bytes_now: int
     bytes_of_file: float
     removed: float
+    removed_by: str
     removed_bytes: float
     loss: float
     measured: float | None
@@ -162,6 +165,7 @@ def _layer_row(
         bytes_now=now,
         bytes_of_file=now / file_bytes,
         removed=removed,
+        removed_by=_removed_by(layer, groups) if removed else "",
         removed_bytes=(total - left) * layer["label"]["weight_bits"] / 8,
         loss=lost["pruning"] + lost["rounding"],
         measured=layer.get("measured_loss"),
@@ -175,6 +179,22 @@ def _layer_row(
         kin=_kin(layer, groups, layers),
         note=_note(layer, groups, layers),
     )
+
+
+def _removed_by(layer: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
+    """Why weights of a layer are gone: channels of its own, which its group may owe to another layer, or inputs."""
+
+    def is_thinner(group: int) -> bool:
+        return groups[group]["kept"] < groups[group]["width"]
+
+    own = layer["writes_group"]
+    parts = ["channels"] if own is not None and is_thinner(own) else []
+    if layer["label"]["sparsity"] and own is None:
+        parts.append("weights")
+    is_depthwise = layer["weight_shape"][1:2] == [1]  # a row for each channel, whose input is that channel
+    if not is_depthwise and any(map(is_thinner, layer.get("reads_groups", []))):
+        parts.append("inputs")
+    return " and ".join(parts) or ("low rank" if layer["label"].get("rank") else "")
 
 
 def label_text(label: Mapping[str, Any]) -> str:
@@ -219,6 +239,10 @@ def _kin(
 
 def _note(layer: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str, Any]]) -> str:
     notes = []
+    for group in (groups[index] for index in layer.get("reads_groups", [])):
+        if group["kept"] < group["width"]:
+            channels = f"{group['kept']} of {group['width']} channels of group {group['index']}"
+            notes.append(f"reads {channels}, pruned at {group['owner']}")
     if layer["writes_group"] is not None:
         group = groups[layer["writes_group"]]
         with_others = [name for name in group["producers"] if name != layer["name"]]
@@ -231,35 +255,6 @@ def _note(layer: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], layers:
     if tie:
         notes.append(f"same bits as {', '.join(tie)}, since runtimes run them as one layer")
     return "; ".join(notes)
-
-
-def costliest(rows: Sequence[LayerRow]) -> str:
-    """Which layer is expected to cost most and why, in two sentences; empty where nothing is known."""
-    total = sum(row.loss for row in rows)
-    if not rows or total <= 0:
-        return ""
-    worst = max(rows, key=lambda row: row.loss)
-    lost, label = worst.facts["expected_loss"], worst.facts["label"]
-    share = f"{100 * worst.loss / total:.0f} %"
-    by_pruning = lost["pruning"] > lost["rounding"]
-    cause = (
-        f"mostly from pruning {100 * label['sparsity']:.3g} % of its channels"
-        if by_pruning
-        else f"mostly from rounding its weights to {label['weight_bits']} bits"
-    )
-    name, amount = worst.facts["name"], f"{nats(worst.loss)} of {nats(total)} nats ({share})"
-    text = f"{name} is expected to cost most: {amount}, {cause}."
-    if by_pruning:
-        return text
-    on_offer = {each["weight_bits"]: each for each in worst.facts["by_weight_bits"]}
-    chosen, more = on_offer.get(label["weight_bits"]), [bits for bits in on_offer if bits > label["weight_bits"]]
-    if chosen is None or not more:
-        return text
-    better = on_offer[min(more)]
-    return (
-        f"{text} At {min(more)} bits its rounding would cost {nats(better['loss'])} instead of "
-        f"{nats(lost['rounding'])} nats, and take {better['bytes'] - chosen['bytes']:,} bytes more."
-    )
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from autocompress.budget import format_bytes
 from autocompress.errors import InputError
 from autocompress.files import write_atomically
+from autocompress.report.costliest import costliest
 from autocompress.report.figures import layer_bars, search_figure
-from autocompress.report.run_numbers import costliest, label_text, layer_rows, nats, outcome_rows, percent, search_story
+from autocompress.report.run_numbers import label_text, layer_rows, nats, outcome_rows, percent, search_story
 from autocompress.report.run_record import RunRecord, is_known, machine_options, read_run
 from autocompress.report.task_words import divergence_title, likeness
 from autocompress.run.names import REPORT
@@ -92,7 +93,7 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "bits": sorted({row.facts["label"]["weight_bits"] for row in rows}),
         "rest_bytes": _rest(outcome, rows),
         "labels": {name: label_text(vars(label)) for name, label in record.plan.labels.items()},
-        "costliest": costliest(rows),
+        "costliest": costliest(rows, outcome),
         "expected": record.explained.get("expected_loss", {}),
         "measured_base": record.explained.get("measured_base"),
         "figure": search_figure(story),

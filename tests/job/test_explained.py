@@ -42,8 +42,22 @@ def test_losses_add_up_and_are_those_of_the_menu(made):
         at = next(each for each in layer["by_weight_bits"] if each["weight_bits"] == layer["label"]["weight_bits"])
         assert at["loss"] == pytest.approx(layer["expected_loss"]["rounding"], abs=1e-12)
         assert at["bytes"] == layer["bytes"]["compressed"]
+        chosen = next(each for each in layer["by_sparsity"] if each["sparsity"] == layer["label"]["sparsity"])
+        assert chosen["loss"] == pytest.approx(layer["expected_loss"]["pruning"], abs=1e-12)
+        for each in (at, chosen):  # without a budget, bytes are told
+            assert each["resources"] == {"size": made.problem.resources(made.labeling)["size"]}
     assert parts[2]["pruning"] == 0.0
     assert told["simple_plans"] == []  # nothing was searched
+
+
+def test_what_other_labels_would_take(made):
+    """The second layer unpruned: 6 more rows of 54 weights at 4 bits, scales and biases, and 60 columns of 8 bits."""
+    second = layers_of(made.run_folder)["layers"][1]
+    sizes = {each["sparsity"]: each["resources"]["size"] for each in second["by_sparsity"]}
+    assert sizes[0.0] - sizes[0.5] == 6 * 54 // 2 + 6 * (4 + 4) + 60
+    assert [each["loss"] for each in second["by_sparsity"]] == sorted(each["loss"] for each in second["by_sparsity"])
+    bits = {each["weight_bits"]: each for each in second["by_weight_bits"]}
+    assert bits[8]["resources"]["size"] - bits[4]["resources"]["size"] == bits[8]["bytes"] - bits[4]["bytes"] == 162
 
 
 def test_the_bytes_of_a_tie_are_shared_out(tmp_path):

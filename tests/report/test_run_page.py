@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -12,9 +13,10 @@ from typer.testing import CliRunner
 
 from autocompress import InputError
 from autocompress.cli.main import app
+from autocompress.report.costliest import costliest
 from autocompress.report.figures import layer_bars, search_figure
 from autocompress.report.run_data import run_data
-from autocompress.report.run_numbers import SearchStory, costliest, layer_rows, outcome_rows, search_story
+from autocompress.report.run_numbers import SearchStory, layer_rows, outcome_rows, search_story
 from autocompress.report.run_page import comparison_page, run_page
 from autocompress.report.run_record import read_run
 
@@ -141,11 +143,58 @@ def test_bars_are_shares_of_the_longest(record):
     assert layer_rows(record)[1].removed == 0.5
 
 
+BITS = "At 8 bits its rounding would cost 0.0001 instead of 0.001 nats, and take 500 more bytes"
+PRUNING = (
+    "Pruned by 25 % it would lose 0.0002 instead of 0.0005 nats to pruning, and the network would take 400 more bytes"
+)
+
+
 def test_the_costliest_layer_and_why(record):
-    assert costliest(layer_rows(record)) == (
+    """The toy has 10,000 of 12,000 bytes."""
+    assert costliest(layer_rows(record), record.outcome) == (
         "second is expected to cost most: 0.0015 of 0.0035 nats (43 %), mostly from rounding its weights to 4 bits. "
-        "At 8 bits its rounding would cost 0.0001 instead of 0.001 nats, and take 500 bytes more."
+        f"{BITS} (the budget has 2,000 left). {PRUNING} (the budget has 2,000 left)."
     )
+
+
+def test_the_main_cause_is_told_first_in_the_resource_of_the_budget(record):
+    layers = [dict(layer) for layer in record.layers]
+    layers[1]["expected_loss"] = {"pruning": 0.003, "rounding": 0.001}
+    layers[1]["by_sparsity"] = [
+        {"sparsity": sparsity, "loss": loss, "resources": {"macs": macs, "bitops": 7}}
+        for sparsity, loss, macs in ((0.0, 0.0, 9000), (0.5, 0.003, 4500))
+    ]
+    rows = layer_rows(replace(record, layers=layers))
+    outcome = {**record.outcome, "budget": {"limits": {"macs": 28_000, "bitops": 8}, "met": True}}
+    assert costliest(rows, outcome).split(". ")[:2] == [
+        "second is expected to cost most: 0.004 of 0.006 nats (67 %), mostly from pruning 50 % of its channels",
+        "Not pruned it would lose 0 instead of 0.003 nats to pruning, and the network would take 4,500 more "
+        "multiply-accumulates (the budget has 1,000 left) and no more bit operations",
+    ]
+
+
+def test_runs_of_earlier_versions_tell_of_bits_alone(record):
+    layers = [{name: value for name, value in layer.items() if name != "by_sparsity"} for layer in record.layers]
+    told = costliest(layer_rows(replace(record, layers=layers)), {**record.outcome, "budget": None})
+    assert told.endswith(f"4 bits. {BITS}.")
+
+
+def test_it_is_said_with_what_weights_went(record):
+    """The second layer is pruned by a half; the last one, which reads it, is made to lose half of its inputs."""
+    layers = [dict(layer) for layer in record.layers]
+    layers[2]["weights_left"] = 500
+    rows = layer_rows(replace(record, layers=layers))
+    assert [row.removed_by for row in rows] == ["", "channels", "inputs"]
+    assert rows[2].note.startswith(
+        "reads 5 of 10 channels of group 1, pruned at second; group 2: 10 of 10 channels kept"
+    )
+    layers[1]["reads_groups"] = [1]  # as in a residual trunk
+    assert layer_rows(replace(record, layers=layers))[1].removed_by == "channels and inputs"
+    layers[1]["weight_shape"] = [10, 1, 3, 3]  # depthwise
+    assert layer_rows(replace(record, layers=layers))[1].removed_by == "channels"
+    text = run_page(replace(record, layers=layers))
+    assert '<td class="number" data-value="0.5">50.00 %<small>inputs</small></td>' in text
+    assert "50.00 % of its weights removed with inputs; expected loss" in text
 
 
 def test_the_search_figure(record):

@@ -14,7 +14,7 @@ def layer(name, at, bits=4, sparsity=0.0, left=1000):
     """A layer of 1,000 weights: rounding costs 0.001 nats, pruning 0.0005 where there is any."""
     return {
         "name": name, "kind": "conv", "weight_shape": [10, 10, 1, 10], "parameters": 1000,
-        "writes_group": at, "reads_groups": [], "tied_to": None, "fixed_reason": "",
+        "writes_group": at, "reads_groups": [at - 1] if at else [], "tied_to": None, "fixed_reason": "",
         "label": {"sparsity": sparsity, "weight_bits": bits, "activation_bits": 8},
         "bytes": {"original": 4000, "compressed": BYTES}, "macs": {"original": 9000, "compressed": 9 * left},
         "weights_left": left,
@@ -22,6 +22,11 @@ def layer(name, at, bits=4, sparsity=0.0, left=1000):
         "by_weight_bits": [
             {"weight_bits": 2, "loss": 0.02, "bytes": 250}, {"weight_bits": 4, "loss": 0.001, "bytes": 500},
             {"weight_bits": 8, "loss": 0.0001, "bytes": 1000},
+        ],
+        "by_sparsity": [
+            {"sparsity": 0.0, "loss": 0.0, "resources": {"size": SIZE + 900}},
+            {"sparsity": 0.25, "loss": 0.0002, "resources": {"size": SIZE + 400}},
+            {"sparsity": 0.5, "loss": 0.0005, "resources": {"size": SIZE}},
         ],
         "other_plans": {"solver": {"sparsity": 0.0, "weight_bits": 4, "activation_bits": 8}},
     }  # fmt: skip
@@ -54,6 +59,7 @@ def write_run(folder, names=("first", "second", "head"), model="digits", **chang
         {"index": at, "owner": name, "width": 10, "kept": 10, "producers": [name], "consumers": [], "is_branch": False}
         for at, name in enumerate(names)
     ]
+    groups[1]["kept"] = 5
     nothing = [0] * len(names)
     explained = {
         "version": 1, "layers": layers, "groups": groups,
