@@ -185,7 +185,7 @@ def _removed_by(layer: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -
     """Why weights of a layer are gone: channels of its own, which its group may owe to another layer, or inputs."""
 
     def is_thinner(group: int) -> bool:
-        return groups[group]["kept"] < groups[group]["width"]
+        return bool(groups[group]["kept"] < groups[group]["width"])
 
     own = layer["writes_group"]
     parts = ["channels"] if own is not None and is_thinner(own) else []
