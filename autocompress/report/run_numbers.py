@@ -211,15 +211,15 @@ def label_text(label: Mapping[str, Any]) -> str:
 
 
 def short_label(label: Mapping[str, Any]) -> str:
-    """A label in a few characters.
+    """A label in a few characters, which may break after the bits alone.
 
     >>> short_label({"sparsity": 0.125, "weight_bits": 4, "activation_bits": 8})
-    '4 b, −12.5 %'
+    '4\xa0b, −12.5\xa0%'
     """
     if label["sparsity"] == 1:
         return "removed"
-    pruned = f", −{100 * label['sparsity']:.3g} %" if label["sparsity"] else ""
-    return f"{label['weight_bits']} b" + pruned + (f", rank {label['rank']}" if label.get("rank") else "")
+    pruned = f", −{100 * label['sparsity']:.3g}\u00a0%" if label["sparsity"] else ""
+    return f"{label['weight_bits']}\u00a0b" + pruned + (f", rank {label['rank']}" if label.get("rank") else "")
 
 
 def _tie(layer: Mapping[str, Any], layers: Sequence[Mapping[str, Any]]) -> list[str]:

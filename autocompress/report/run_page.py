@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from autocompress.run.names import REPORT
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -140,6 +142,17 @@ def bound(text: str) -> str:
     return text.replace(" %", "\u00a0%").replace("top-1", "top\u20111")
 
 
+def breakable(name: str) -> Markup:
+    """The name of a layer, which may be broken after its dots and underscores.
+
+    >>> print(breakable("block.conv_1"))
+    block.<wbr>conv_<wbr>1
+    """
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([._])(?=.)", r"\1<wbr>", str(escape(name))))
+
+
 def _rest(outcome: Mapping[str, Any], rows: Sequence[Any]) -> int | None:
     """Bytes of the file that belong to no layer: graph, names, headers, norms."""
     size = outcome["compressed"]["resources"].get("size")
@@ -185,6 +198,7 @@ def _environment() -> Environment:
         "percent": percent,
         "nats": nats,
         "bind": bound,
+        "breakable": breakable,
         "extract_key": lambda mapping, key: mapping.get(key, ""),
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }

@@ -44,19 +44,42 @@ document.documentElement.dataset.found = JSON.stringify(found);
 """
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """What a script found that clicked through the page, and what the browser's console said."""
-    folder = tmp_path_factory.mktemp("browser")
+def browsed(folder, text, probe, width):
+    """What a script found in a page, and what the browser's console said."""
     page = folder / "page.html"
-    text = run_page(read_run(write_run(folder / "toy")))
-    page.write_text(text.replace("</body>", f"<script>{PROBE}</script></body>"))
+    page.write_text(text.replace("</body>", f"<script>{probe}</script></body>"))
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=400,800", page.as_uri()]
+    command += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},800", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     match = re.search(r'data-found="([^"]*)"', done.stdout)
     assert match, done.stderr[-2000:]
     return json.loads(match[1].replace("&quot;", '"').replace("&amp;", "&")), done.stderr
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What a script found that clicked through the page in a narrow window."""
+    folder = tmp_path_factory.mktemp("browser")
+    return browsed(folder, run_page(read_run(write_run(folder / "toy"))), PROBE, 400)
+
+
+def test_every_table_is_seen_whole_in_a_window_of_1200_pixels(tmp_path):
+    """Long names, every column that a table of layers can have, and numbers of millions."""
+    run = write_run(tmp_path / "toy", names=[f"encoder.layers.{at}.attention.attention.query" for at in range(3)])
+    told = json.loads((run / "layers.json").read_text())
+    told["expected_loss"]["policy"] = 0.004
+    for each in told["layers"]:
+        each |= {"measured_loss": 0.000123, "kind": "conv_transpose", "parameters": 12_345_678, "weights_left": 9}
+        each["other_plans"]["policy"] = {"sparsity": 0.625, "weight_bits": 8, "activation_bits": 8}
+        each["bytes"]["compressed"] = 1_234_567
+    (run / "layers.json").write_text(json.dumps(told))
+    probe = """
+    const boxes = [...document.querySelectorAll(".scroll")].map((box) => box.scrollWidth - box.clientWidth);
+    const page = document.documentElement;
+    page.dataset.found = JSON.stringify({ boxes, aside: page.scrollWidth - page.clientWidth });
+    """
+    found, _ = browsed(tmp_path, run_page(read_run(run)), probe, 1200)
+    assert found == {"boxes": [0, 0, 0, 0], "aside": 0}
 
 
 def test_the_console_is_silent(seen):

@@ -20,7 +20,7 @@ from autocompress.report.run_numbers import SearchStory, layer_rows, outcome_row
 from autocompress.report.run_page import comparison_page, run_page
 from autocompress.report.run_record import read_run
 
-VOID = {"meta", "link", "input", "line", "path", "polyline"}  # those of SVG close themselves
+VOID = {"meta", "link", "input", "line", "path", "polyline", "wbr"}  # those of SVG close themselves
 HOSTILE = "</script><script>alert(1)</script>\"' onload=x&amp;"
 
 
