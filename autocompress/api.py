@@ -57,7 +57,7 @@ from autocompress.report.run_page import write_comparison, write_report
 from autocompress.run.folder import RunFolder, begin
 from autocompress.run.journal import journal_header
 from autocompress.run.lock import locked
-from autocompress.run.names import PLAN, REPORT
+from autocompress.run.names import FRONT, PLAN, REPORT, TOLERANCE
 from autocompress.run.opening import opened
 from autocompress.targets.timing import TimeLimit
 from autocompress.version import versions
@@ -158,6 +158,7 @@ def pareto(
         job = _prepared(asked, splits, watcher)
         if asked.time is not None:
             job = timed(job, asked.time, watcher)
+        (path / TOLERANCE).unlink(missing_ok=True)  # of an earlier search in this folder, which --force replaces
         front = search_front(job, asked, tuning, budgets_of(asked.config, job), path, watcher)
         for point in front.points:
             _write_pages(point.run_folder)
@@ -193,9 +194,11 @@ def smallest(
         job = _prepared(asked, splits, watcher)
         if asked.time is not None or config.minimize == "latency":
             job = timed(job, asked.time or TimeLimit(1.0, None, config.batch, config.threads), watcher)
+        (path / FRONT).unlink(missing_ok=True)  # of an earlier front in this folder, which --force replaces
         found = find_smallest(job, asked, tuning, path, watcher)
         for each in found.tries:
             _write_pages(each.point.run_folder)
+        write_front(path)
     return found
 
 
@@ -336,7 +339,7 @@ def report(*runs: str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a finished run, of several side by side, or of a front: one HTML file that needs no network.
 
     Args:
-        runs: folders of finished runs, or the folder of one front.
+        runs: folders of finished runs, or the folder of one front or of one search for the least of a resource.
         out: the file. Default: report.html in the run's folder; of several runs, in the current folder.
 
     Returns:

@@ -18,7 +18,8 @@ Runs = Annotated[
     list[Path],
     typer.Argument(
         metavar="RUN...",
-        help="Folders of finished runs, which stand side by side, or the folder of one front.",
+        help="Folders of finished runs, which stand side by side, or the folder of one front, or of one search with "
+        "--max-drop or --max-kl.",
         show_default=False,
     ),
 ]
@@ -45,7 +46,7 @@ def report(
     format: Format = "table",
     quiet: Quiet = False,
 ) -> None:
-    """Write the page of a finished run, of several side by side, or of a front: one HTML file that needs no network."""
+    """Write the page of a run, of several side by side, of a front or of a tolerance: one HTML file, no network."""
     with reported():
         from autocompress import api
         from autocompress.report.front_page import front_among

@@ -13,6 +13,8 @@ from autocompress.report.run_record import is_known, share_interval
 from autocompress.tasks.metrics import METRICS
 
 _SMALLEST = 1e-7  # nats; stands for 0 on a logarithmic axis
+_CHARACTER = 1.9  # percent of a narrow plot's width that a character takes
+_TEXT_HEIGHT = 8.0  # percent of its height that a line of text takes
 _ROOM = 0.1  # of the span that is left free at each end
 
 
@@ -66,12 +68,54 @@ def _share(title: str, values: Sequence[Any], original: Any, outcomes: Sequence[
 
 
 @dataclass(frozen=True)
+class Tolerance:
+    """Losses that were tolerated and found, where a search was for the least of a resource.
+
+    Attributes:
+        is_share: whether losses are drops of the accuracy, as shares of samples; else they are nats.
+        tolerated: largest loss.
+        bounds: upper bound of each network's loss.
+        passed: whether each network's loss is within what is tolerated.
+        chosen: number of the smallest network that passed.
+        samples: number of held-out samples of the test.
+        confidence: probability that no network that passed loses more.
+    """
+
+    is_share: bool
+    tolerated: float
+    bounds: Sequence[float]
+    passed: Sequence[bool]
+    chosen: int
+    samples: int
+    confidence: float
+
+    @property
+    def title(self) -> str:
+        """What the losses are."""
+        return "the drop of accuracy" if self.is_share else "the divergence"
+
+    def text(self, value: float) -> str:
+        """A loss as people read it."""
+        return loss_text(value, is_share=self.is_share)
+
+
+def loss_text(value: float, *, is_share: bool) -> str:
+    """A loss that is tolerated or found, as people read it.
+
+    >>> loss_text(0.0125, is_share=True), loss_text(0.0125, is_share=False)
+    ('1.25 points', '0.012 nats')
+    """
+    return f"{100 * value:.2f} points" if is_share else f"{nats(value)} nats"
+
+
+@dataclass(frozen=True)
 class FrontFigure:
     """One measure of all points against a resource.
 
     Attributes:
         axis: what the upward axis shows.
         marks: (x, y, text, value in words) of each point.
+        labelled: whether there is room for the text of each point.
         line: the line through them, as SVG has it.
         whiskers: (x, y from, y to) of the intervals.
         original: line of the original; None where it has no such number.
@@ -82,6 +126,7 @@ class FrontFigure:
 
     axis: str
     marks: Sequence[tuple[float, float, str, str]]
+    labelled: Sequence[bool]
     line: str
     whiskers: Sequence[tuple[float, float, float]]
     original: Line | None
@@ -141,6 +186,31 @@ def divergence_figure(amounts: Sequence[float], budgets: Sequence[str], losses: 
     return _figure("KL divergence, nats (logarithmic)", places, budgets, amounts, (), None, ticks)
 
 
+def bound_figure(amounts: Sequence[float], budgets: Sequence[str], tolerance: Tolerance) -> FrontFigure:
+    """The chart of what each network loses at most, with the loss that is tolerated as a line.
+
+    Args:
+        amounts: amount of the resource of each network.
+        budgets: their budgets in a few characters.
+        tolerance: the losses.
+    """
+    low, high = _with_room(*(pick([*tolerance.bounds, tolerance.tolerated]) for pick in (min, max)))
+
+    def y(value: float) -> float:
+        return 100 * (high - value) / (high - low)
+
+    x, line = _across(amounts), y(tolerance.tolerated)
+    return _figure(
+        f"upper bound of {tolerance.title}, {'points' if tolerance.is_share else 'nats'}",
+        [(x(amount), y(bound), tolerance.text(bound)) for amount, bound in zip(amounts, tolerance.bounds, strict=True)],
+        budgets,
+        amounts,
+        (),
+        Line(line, line, f"largest tolerated, {tolerance.text(tolerance.tolerated)}"),
+        [Tick(y(value), f"{(100 if tolerance.is_share else 1) * value:.6g}") for value in _even_values(low, high)],
+    )
+
+
 def _figure(
     axis: str,
     places: Sequence[tuple[float, float, str]],
@@ -155,6 +225,7 @@ def _figure(
     return FrontFigure(
         axis=axis,
         marks=[(across, down, budget, text) for budget, (across, down, text) in zip(budgets, places, strict=True)],
+        labelled=_with_room_for_text(budgets, places),
         line=" ".join(f"{across:.2f},{down:.2f}" for across, down, _ in sorted(places)),
         whiskers=whiskers,
         original=original,
@@ -162,6 +233,18 @@ def _figure(
         y_ticks=y_ticks,
         description=f"{axis}. {told}." + (f" The {original.text}." if original else ""),
     )
+
+
+def _with_room_for_text(texts: Sequence[str], places: Sequence[tuple[float, float, str]]) -> list[bool]:
+    """Whether the text beside each point has room, where those before it have theirs."""
+    taken: list[tuple[float, float, float]] = []  # (left, right, height) of texts
+    found = []
+    for text, (x, y, _) in zip(texts, places, strict=True):
+        end = x + _CHARACTER * (len(text) + 1)
+        free = all(x >= right or end <= left or abs(y - height) >= _TEXT_HEIGHT for left, right, height in taken)
+        taken += [(x, end, y)] if free else []
+        found.append(free)
+    return found
 
 
 def _across(amounts: Sequence[float]) -> Callable[[float], float]:

@@ -1,20 +1,31 @@
-"""The page of a front: its points against the task's measure and the divergence, and all of them side by side."""
+"""The page of a front: its points against the task's measure and the divergence, and all of them side by side.
+
+A search for the least of a resource leaves a front too: the budgets that it tried, each with what its network loses at
+most.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.files import regular_file, write_atomically
-from autocompress.report.front_figures import Quality, divergence_figure, quality_figure, quality_of
+from autocompress.report.front_figures import (
+    Quality,
+    Tolerance,
+    bound_figure,
+    divergence_figure,
+    quality_figure,
+    quality_of,
+)
 from autocompress.report.run_page import render, run_view, side_by_side
-from autocompress.report.run_record import RunRecord, mapping_in, read_run
+from autocompress.report.run_record import RunRecord, is_known, mapping_in, read_run
 from autocompress.report.tables import NAMES
-from autocompress.run.names import FRONT, REPORT
+from autocompress.run.names import FRONT, REPORT, TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -26,12 +37,14 @@ class FrontRecord:
         resource: resource whose budgets differ.
         budgets: budget of each point, from the strictest to the mildest.
         runs: the points.
+        tolerance: what was tolerated and found; None where the budgets were given.
     """
 
     folder: Path
     resource: str
     budgets: Sequence[str]
     runs: Sequence[RunRecord]
+    tolerance: Tolerance | None = None
 
     @property
     def amounts(self) -> list[int]:
@@ -59,15 +72,26 @@ class FrontRecord:
                     "value": None if quality is None else quality.values[at],
                     "kl": run.outcome["compressed"]["kl"],
                     "verified": run.outcome.get("verified"),
+                    **({} if self.tolerance is None else _test_data(self.tolerance, at)),
                 }
                 for at, (budget, run, amount) in enumerate(zip(self.budgets, self.runs, self.amounts, strict=True))
             ],
         }
 
 
+def _test_data(tolerance: Tolerance, at: int) -> dict[str, Any]:
+    """The test of one network as plain data."""
+    return {"bound": tolerance.bounds[at], "passed": tolerance.passed[at], "chosen": at == tolerance.chosen}
+
+
 def is_front(folder: str | Path) -> bool:
-    """Whether a folder is that of a front, finished or not."""
-    return regular_file(Path(folder) / FRONT)
+    """Whether a folder is that of a front, finished or not, or of a search for the least of a resource."""
+    return _file_of(Path(folder)) is not None
+
+
+def _file_of(folder: Path) -> Path | None:
+    """The file that says which points a front has; None where the folder is that of no front."""
+    return next((folder / name for name in (FRONT, TOLERANCE) if regular_file(folder / name)), None)
 
 
 def front_among(runs: Sequence[str | Path]) -> FrontRecord | None:
@@ -88,22 +112,65 @@ def read_front(folder: str | Path) -> FrontRecord:
         InputError: the folder holds no front, or a file in it or in a point is damaged or missing.
     """
     path = Path(folder)
-    if not is_front(path):
-        raise InputError(f"`run` must be the folder of a front, got {path}, which has no {FRONT}.")
-    found = mapping_in(path / FRONT)
-    resource, points = found.get("resource"), found.get("points")
-    if resource not in NAMES or not isinstance(points, list) or not points or not all(map(_is_point, points)):
-        raise InputError(f"{path / FRONT} must be as it was written, got a damaged file; make the front again.")
-    runs = [read_run(path / Path(point["run_folder"]).name) for point in points]  # the front may have moved
+    file = _file_of(path)
+    if file is None:
+        raise InputError(f"`run` must be the folder of a front, got {path}, which has no {FRONT} and no {TOLERANCE}.")
+    found, of_tolerance = mapping_in(file), file.name == TOLERANCE
+    resource = str(found.get("resource"))
+    points: Any = found.get("tries" if of_tolerance else "points")
+    if resource not in NAMES or not _are_points(points) or (of_tolerance and not _is_tolerance(found)):
+        raise InputError(f"{file} must be as it was written, got a damaged file; make the front again.")
+    runs = [read_run(path / _name(point)) for point in points]  # the front may have moved
     for run in runs:
         if resource not in run.outcome["compressed"]["resources"]:
             raise InputError(f"`{resource}` must be counted at every point of a front, got {run.folder} without.")
-    return FrontRecord(path, resource, [point["budget"] for point in points], runs)
+    record = FrontRecord(path, resource, [point["budget"] for point in points], runs)
+    return _tried(record, found) if of_tolerance else record
+
+
+def _tried(record: FrontRecord, found: Mapping[str, Any]) -> FrontRecord:
+    """The record of the budgets that were tried, from the strictest to the mildest, with their tests."""
+    order = sorted(range(len(record.runs)), key=record.amounts.__getitem__)
+    tries = [found["tries"][at] for at in order]
+    tolerance = Tolerance(
+        is_share=found["measure"] == "max_drop",
+        tolerated=found["tolerated"],
+        bounds=[each["bound"] for each in tries],
+        passed=[each["passed"] for each in tries],
+        chosen=[_name(each) for each in tries].index(_name(found["chosen"])),
+        samples=found["samples"],
+        confidence=found["confidence"],
+    )
+    budgets, runs = [record.budgets[at] for at in order], [record.runs[at] for at in order]
+    return replace(record, budgets=budgets, runs=runs, tolerance=tolerance)
+
+
+def _is_tolerance(found: Mapping[str, Any]) -> bool:
+    """Whether a file of a tolerance has all that is read of it."""
+    numbers = [found.get(name) for name in ("tolerated", "samples", "confidence")]
+    tests = [(each.get("bound"), each.get("passed")) for each in found["tries"]]
+    chosen = found.get("chosen")
+    return (
+        found.get("measure") in ("max_drop", "max_kl")
+        and all(is_known(each) for each in (*numbers, *(bound for bound, _ in tests)))
+        and all(isinstance(passed, bool) for _, passed in tests)
+        and _is_point(chosen)
+        and _name(chosen) in map(_name, found["tries"])
+    )
+
+
+def _name(point: Any) -> str:
+    """Name of the folder of a point."""
+    return Path(point["run_folder"]).name
+
+
+def _are_points(points: Any) -> bool:
+    return isinstance(points, list) and bool(points) and all(map(_is_point, points))
 
 
 def _is_point(point: Any) -> bool:
     texts = isinstance(point, dict) and all(isinstance(point.get(name), str) for name in ("budget", "run_folder"))
-    return texts and Path(point["run_folder"]).name not in ("", "..")
+    return texts and _name(point) not in ("", "..")
 
 
 def write_front(folder: str | Path, out: str | Path | None = None) -> Path:
@@ -136,13 +203,16 @@ def front_page(record: FrontRecord, page: Path) -> str:
     losses = [run.outcome["compressed"]["kl"] for run in record.runs]
     figures = [] if quality is None else [quality_figure(record.amounts, budgets, quality)]
     figures.append(divergence_figure(record.amounts, budgets, losses))
+    if record.tolerance is not None:
+        figures.insert(0, bound_figure(record.amounts, budgets, record.tolerance))
     links = [_link(run.folder / REPORT, page) for run in record.runs]
     return render(
         "front.html",
-        title=f"{record.runs[0].config.model}, a front of {name}",
+        title=f"{record.runs[0].config.model}, {'a front of' if record.tolerance is None else 'the least'} {name}",
         runs=views,
         resource=name,
         quality=quality,
+        tolerance=record.tolerance,
         figures=figures,
         links=links,
         points=[_row(*each) for each in zip(record.budgets, record.runs, record.amounts, links, strict=True)],

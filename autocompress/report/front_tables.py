@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autocompress.report.front_figures import quality_of
+from autocompress.report.front_figures import loss_text, quality_of
 from autocompress.report.tables import NAMES
+from autocompress.run.names import REPORT
 
 if TYPE_CHECKING:
     from autocompress.job.front import Front
@@ -38,6 +40,7 @@ def print_front(console: Console, front: Front) -> None:
             escape(str(point.run_folder)),
         )
     console.print(table)
+    _print_report(console, front.folder)
 
 
 def print_smallest(console: Console, found: Smallest) -> None:
@@ -47,7 +50,10 @@ def print_smallest(console: Console, found: Smallest) -> None:
         console: where to print.
         found: result of the search.
     """
-    table = Table(title=f"Least {NAMES[found.resource]} at {found.measure} {found.tolerated:g}", title_justify="left")
+    is_share = found.measure == "max_drop"
+    of = " of accuracy" if is_share else " of divergence"
+    tolerated = loss_text(found.tolerated, is_share=is_share) + of
+    table = Table(title=f"Least {NAMES[found.resource]} at a loss of at most {tolerated}", title_justify="left")
     for column in ("budget", "used", "of the original", "loses at most", "passes", "run folder"):
         table.add_column(column, justify="left" if column in ("budget", "run folder") else "right")
     for each in found.tries:
@@ -55,7 +61,7 @@ def print_smallest(console: Console, found: Smallest) -> None:
             each.point.budget,
             f"{each.point.amount[found.resource]:,}",
             f"{100 * each.point.outcome['fraction_of_original'][found.resource]:.2f} %",
-            f"{each.bound:.4f}",
+            loss_text(each.bound, is_share=is_share),
             "yes" if each.passed else "no",
             escape(str(each.point.run_folder)),
         )
@@ -67,3 +73,10 @@ def print_smallest(console: Console, found: Smallest) -> None:
         markup=False,
         highlight=False,
     )
+    _print_report(console, found.chosen.point.run_folder.parent)
+
+
+def _print_report(console: Console, folder: Path) -> None:
+    """Print where the page of all points lies."""
+    line = f"report: {folder / REPORT} (open it in a browser)"
+    console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -100,6 +100,8 @@ def test_the_result_is_written_as_data(found, folder):
     saved.pop("versions")
     assert saved == json.loads(json.dumps(found.data()))
     assert saved["confidence"] == 0.95
+    page = (folder / "tolerance" / "report.html").read_text()
+    assert f"nats is {found.chosen.point.run_folder.name}: {found.chosen.point.budget}, " in page
 
 
 def test_samples_of_the_test_are_used_for_nothing_else():

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import autocompress
 from autocompress import InputError
 from autocompress.cli.main import app
-from autocompress.report.front_figures import divergence_figure, quality_figure, quality_of
+from autocompress.report.front_figures import bound_figure, divergence_figure, quality_figure, quality_of
 from autocompress.report.front_page import read_front
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -53,6 +53,15 @@ def test_points_stand_where_their_numbers_say():
     assert [tick.text for tick in figure.y_ticks] == ["80 %", "82 %", "84 %", "86 %", "88 %", "90 %"]
     assert figure.whiskers == []
     assert figure.description == ("top-1 accuracy. 20%: 80.00 %; 25%: 85.00 %; 30%: 90.00 %. The original, 90.00 %.")
+
+
+def test_points_that_crowd_have_no_text_of_their_own():
+    """Five characters take 11.4 % of the width, and 500 of 10,000 are 4.2 % of it."""
+    amounts = [0, 500, 2_000, 2_400, 10_000]
+    level = divergence_figure(amounts, ["1000b"] * 5, [0.1] * 5)
+    assert level.labelled == [True, False, True, False, True]
+    steep = divergence_figure(amounts, ["1000b"] * 5, [0.1, 0.05, 0.01, 0.005, 0.001])
+    assert steep.labelled == [True] * 5
 
 
 def test_intervals_are_drawn_where_the_samples_are_known():
@@ -132,12 +141,79 @@ def test_what_is_no_front_is_refused_in_one_line(front, tmp_path):
         damaged = f"{front / 'pareto.json'} must be as it was written, got a damaged file; make the front again."
         with pytest.raises(InputError, match="^" + re.escape(damaged) + "$"):
             read_front(front)
-    with pytest.raises(InputError, match=r"^`run` must be the folder of a front, got .*, which has no pareto\.json\.$"):
+    with pytest.raises(
+        InputError,
+        match=r"^`run` must be the folder of a front, got .*, which has no pareto\.json and no tolerance\.json\.$",
+    ):
         read_front(run)
 
 
+def write_tolerance(folder):
+    """Three budgets that were tried for a drop of at most 6 points, the second of which was chosen."""
+    tries = []
+    for at, (budget, numbers) in enumerate(reversed(POINTS.items())):  # the mildest first: size=30%, 25%, 20%
+        run = write_run(folder / f"try-{at + 1}", **point_outcome(*numbers))
+        bound = (0.01, 0.05, 0.125)[at]
+        tries.append({"budget": budget, "run_folder": f"elsewhere/{run.name}", "bound": bound, "passed": bound <= 0.06})
+    found = {"resource": "size", "tolerated": 0.06, "measure": "max_drop", "samples": 1500, "confidence": 0.95}
+    (folder / "tolerance.json").write_text(json.dumps({**found, "chosen": tries[1], "tries": tries}))
+    return folder
+
+
+@pytest.fixture
+def tolerance(tmp_path):
+    return write_tolerance(tmp_path / "tolerance")
+
+
+def test_the_tries_of_a_tolerance_stand_from_the_strictest_to_the_mildest(tolerance):
+    record = read_front(tolerance)
+    assert list(record.budgets) == list(POINTS)
+    assert [run.folder.name for run in record.runs] == ["try-3", "try-2", "try-1"]
+    assert record.tolerance.bounds == [0.125, 0.05, 0.01]
+    assert record.tolerance.chosen == 1
+    figure = bound_figure(record.amounts, ["20%", "25%", "30%"], record.tolerance)
+    # a tenth of the span of 0.115 is left free at each end: 0.1365 at the top, -0.0015 at the bottom
+    assert [mark[1] for mark in figure.marks] == pytest.approx(
+        [100 * each / 0.138 for each in (0.0115, 0.0865, 0.1265)]
+    )
+    assert figure.original.at == pytest.approx(100 * 0.0765 / 0.138)
+    assert figure.original.text == "largest tolerated, 6.00 points"
+    assert [mark[3] for mark in figure.marks] == ["12.50 points", "5.00 points", "1.00 points"]
+
+
+def test_the_page_of_a_tolerance_tells_which_network_was_chosen_and_why(tolerance):
+    text = autocompress.report(tolerance).read_text()
+    lead = (
+        "3 budgets were tried; the smallest network that loses no more than 6.00 points is try-2: size=25%, 11,000 "
+        "used, 27.50\xa0% of the original."
+    )
+    assert f'<p class="lead">{lead}</p>' in text
+    assert "on 1,500 held-out samples, with 95 % confidence over all that were tried." in text
+    assert re.findall(r'<td class="(?:passed|failed)">(yes.*?|no)</td>', text) == ["no", "yes, chosen", "yes"]
+    assert re.findall(r'href="([^"#]+/report\.html)"', text) == [f"try-{at}/report.html" for at in (3, 2, 1)] * 4
+    done = CliRunner().invoke(app, ["report", str(tolerance), "--format", "json"])
+    assert done.exit_code == 0, done.output
+    tests = [(each["bound"], each["passed"], each["chosen"]) for each in json.loads(done.stdout)["front"]["points"]]
+    assert tests == [(0.125, False, False), (0.05, True, True), (0.01, True, False)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tries": []}, {"chosen": None}, {"measure": "x"}, {"tolerated": "1"}, {"samples": None},
+     {"chosen": {"budget": "size=1%", "run_folder": "try-9"}}],
+)  # fmt: skip
+def test_a_damaged_tolerance_is_refused_in_one_line(tolerance, change):
+    file = tolerance / "tolerance.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    damaged = f"{file} must be as it was written, got a damaged file; make the front again."
+    with pytest.raises(InputError, match="^" + re.escape(damaged) + "$"):
+        read_front(tolerance)
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_a_browser_is_silent_and_a_narrow_window_needs_no_scrolling_aside(front, tmp_path):
+@pytest.mark.parametrize("kind", [write_front, write_tolerance])
+def test_a_browser_is_silent_and_a_narrow_window_needs_no_scrolling_aside(kind, tmp_path):
+    front = kind(tmp_path / "front")
     probe = "document.documentElement.dataset.wide = document.documentElement.scrollWidth > innerWidth;"
     page = autocompress.report(front)
     page.write_text(page.read_text().replace("</body>", f"<script>{probe}</script></body>"))
