@@ -17,6 +17,7 @@ three such forms, and a network can be taken from each to the others:
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -104,6 +105,22 @@ def _order(model: nn.Module, inputs: Samples) -> tuple[str, ...] | None:
     if inputs.by_name and set(own) == set(inputs.names):
         return tuple(own)
     return None if inputs.by_name else inputs.names
+
+
+def argument_names(model: nn.Module, inputs: Inputs) -> tuple[str, ...]:
+    """Names by which a network's own `forward` takes its tensors; empty where some have no name, as with `*tensors`.
+
+    Args:
+        model: network in whatever form.
+        inputs: samples of what it takes.
+    """
+    if isinstance(inputs, Samples) and inputs.by_name:
+        return inputs.names
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(plain(model).forward).parameters.values()
+    names = tuple(each.name for each in parameters if each.kind in kinds)
+    count = len(tensors_of(inputs))
+    return names[:count] if len(names) >= count else ()
 
 
 def raw(model: nn.Module) -> nn.Module:

@@ -16,6 +16,7 @@ from autocompress.execute.factors import cut_
 from autocompress.menus.low_rank import can_be_cut
 from autocompress.network.folding import fold_batch_norms
 from autocompress.network.groups import is_depthwise
+from autocompress.network.interface import plain
 from autocompress.network.layered import with_layers
 from autocompress.network.slicing import scale_integers_
 from autocompress.network.structure import Layer, Network
@@ -27,6 +28,8 @@ from autocompress.targets.packed.file import PackedWeights, load_packed_weights,
 
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """A compressed network, ready to run: in float32 and eval mode, rounding activations as its plan says.
+
+    It takes its tensors by position or by the names of the arguments of the original's `forward`.
 
     Args:
         path: packed file, or the folder of a run, which has one.
@@ -41,7 +44,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         return rebuilt(weights, file).graph
     example, model = weights.example(), placed(model, torch.device("cpu"))
     model = with_layers(model, example)
-    return restored(weights, model, trace(model, example)).rounded()
+    return plain(restored(weights, model, trace(model, example)).rounded())
 
 
 def restore(path: str | Path, model: nn.Module, network: Network) -> Compressed:

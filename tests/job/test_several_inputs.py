@@ -1,5 +1,7 @@
 """A text encoder that takes tokens and a mask by name: the whole job, and the file beside PyTorch."""
 
+import inspect
+
 import numpy as np
 import onnx
 import pytest
@@ -86,6 +88,8 @@ def test_the_result_takes_what_the_original_takes(made):
     spread = float(outputs.logits.detach().std())
     loaded = autocompress.load(folder / "run")  # it rounds between layers too, as the runtime does
     assert (loaded(*test.values()) - outputs.logits).abs().max() < 0.1 * spread
+    assert torch.equal(loaded(**test), loaded(*test.values()))
+    assert list(inspect.signature(loaded.forward).parameters) == ["input_ids", "attention_mask"]
     session = open_session(folder / "run" / "model.onnx")
     found = session._session.run(None, {name: tensor.numpy() for name, tensor in test.items()})[0]
     assert np.abs(found - outputs.logits.detach().numpy()).max() < 0.1 * spread

@@ -199,6 +199,14 @@ DAMAGES = {
         lambda f, g, t: f.pop("input_shape"),
         "The input must have a shape of whole numbers >= 1, got None.",
     ),
+    "code as an argument": (
+        lambda f, g, t: f.update(arguments=["x): import os #"]),
+        "The file must have 1 names of arguments, got ['x): import os #'].",
+    ),
+    "too many arguments": (
+        lambda f, g, t: f.update(arguments=["image", "mask"]),
+        "The file must have 1 names of arguments, got ['image', 'mask'].",
+    ),
     "one name for both": (
         lambda f, g, t: f.update(names=["x", "x"]),
         "The file must have different names for input and output, got ['x', 'x'].",

@@ -22,7 +22,7 @@ from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
 from autocompress.menus.quantizers import code_range
 from autocompress.network.exported import LayerCalls, export_graph, layer_calls
-from autocompress.network.interface import output_names
+from autocompress.network.interface import argument_names, output_names
 from autocompress.plan import Plan
 from autocompress.samples import Field, Inputs, cast, fields_of
 from autocompress.targets.graph.lengths import exported_at_any_length
@@ -91,6 +91,7 @@ class Lowered:
         plan: labels that the network was made by.
         inputs: form of every tensor that the network takes, in the order of the placeholders.
         names: names of the only input, and of the outputs, in files that have such names.
+        arguments: names by which the network's own `forward` takes its tensors; empty where they are not known.
     """
 
     graph: fx.GraphModule
@@ -98,6 +99,7 @@ class Lowered:
     plan: Plan
     inputs: tuple[Field, ...]
     names: tuple[str, ...] = NAMES
+    arguments: tuple[str, ...] = ()
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -137,7 +139,8 @@ def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowe
     graph.graph.lint()
     graph.recompile()
     calculated, names = _as_run(graph, calls, layers), _names(compressed.model, graph.graph.output_node())
-    return Lowered(graph, calculated, compressed.plan, fields_of(samples), names)
+    arguments = argument_names(compressed.model, samples)
+    return Lowered(graph, calculated, compressed.plan, fields_of(samples), names, arguments)
 
 
 def _names(model: nn.Module, output: fx.Node) -> tuple[str, ...]:

@@ -12,8 +12,8 @@ Every other tensor that the graph reads stands under its own name.
 
 Metadata: `format`, `version`, and `content`, which is text in zlib and base 85. Its first line is JSON: the input's
 shape, the plan, the weights' shapes in the order of `Plan.modules`, a checksum of the tensors, and names of input and
-output where they are not the usual ones. Its second line is the graph (`graph_json`); it is missing where torch.export
-could not follow the network.
+output, and of the arguments of `forward`, where they are not the usual ones. Its second line is the graph
+(`graph_json`); it is missing where torch.export could not follow the network.
 
 Writing: `pack` or `pack_weights`. Reading: `load_packed_weights` reads and checks everything but the graph, `rebuilt`
 makes the graph of it, `load_packed` does both. A damaged file is refused with one line. The graph
@@ -45,7 +45,14 @@ from autocompress.network.verification import first_line
 from autocompress.plan import Plan
 from autocompress.samples import ONE, Field, Inputs, call, zeros
 from autocompress.targets.graph.lowering import NAMES, Lowered
-from autocompress.targets.packed.graph_json import graph_from_json, graph_tensors, graph_to_json, parse_json
+from autocompress.targets.packed.graph_json import (
+    are_arguments,
+    default_arguments,
+    graph_from_json,
+    graph_tensors,
+    graph_to_json,
+    parse_json,
+)
 from autocompress.targets.packed.stored_layers import check_ranks, layer_tensors, take_layer_
 from autocompress.tasks.outputs import as_tuple
 from autocompress_envs.problem import n_of_m
@@ -72,6 +79,8 @@ class PackedWeights:
         inputs: form of every tensor that the network takes.
         graph: graph as JSON (`graph_json`); None: only the original's class can run the weights.
         names: names of the only input, and of the outputs, in files that have such names.
+        arguments: names by which the network's own `forward` takes its tensors; empty where they are not known, or no
+            names that `forward` of a graph can have.
     """
 
     layers: Mapping[str, LayerWeights]
@@ -80,6 +89,7 @@ class PackedWeights:
     inputs: tuple[Field, ...]
     graph: str | None
     names: tuple[str, ...] = NAMES
+    arguments: tuple[str, ...] = ()
 
     def example(self) -> Inputs:
         """One sample of zeros."""
@@ -101,7 +111,10 @@ def pack(lowered: Lowered) -> bytes:
         _check_same(f"{name}.weight", tensors.pop(f"{name}.weight", None), layer.weight())
         _check_same(f"{name}.bias", tensors.pop(f"{name}.bias", None), layer.bias)
     graph = graph_to_json(lowered.graph)
-    return _packed(PackedWeights(lowered.layers, tensors, lowered.plan, lowered.inputs, graph, lowered.names))
+    arguments = lowered.arguments if are_arguments(lowered.arguments, len(lowered.inputs)) else ()
+    return _packed(
+        PackedWeights(lowered.layers, tensors, lowered.plan, lowered.inputs, graph, lowered.names, arguments)
+    )
 
 
 def pack_weights(compressed: Compressed, inputs: Sequence[Field]) -> bytes:
@@ -197,13 +210,20 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
         tensors[f"{name}.weight"] = layer.weight()
         if layer.bias is not None:
             tensors[f"{name}.bias"] = layer.bias
-    module = graph_from_json(graph, tensors)
+    arguments = weights.arguments or _usual_arguments(weights.inputs)
+    module = graph_from_json(graph, tensors, arguments)
     _check_all_read(module, weights.others)
     taken = len(module.graph.find_nodes(op="placeholder"))
     if taken != len(weights.inputs):
         raise InputError(f"The graph must take the {len(weights.inputs)} tensors that the file names, got {taken}.")
     _check_runs(module, weights.inputs, len(weights.names) - 1)
-    return Lowered(module, weights.layers, weights.plan, weights.inputs, weights.names)
+    return Lowered(module, weights.layers, weights.plan, weights.inputs, weights.names, arguments)
+
+
+def _usual_arguments(inputs: Sequence[Field]) -> tuple[str, ...]:
+    """Names of arguments that a file need not name: those of the tensors, where `forward` can have such."""
+    names = tuple(field.name for field in inputs)
+    return names if names != (ONE,) and are_arguments(names, len(inputs)) else ()
 
 
 def _packed(weights: PackedWeights) -> bytes:
@@ -225,6 +245,7 @@ def _packed(weights: PackedWeights) -> bytes:
         "shapes": [list(weights.layers[name].values.shape) for name in modules],
         "checksum": _checksum(header, data),
         **({"names": list(weights.names)} if weights.names != NAMES else {}),
+        **({"arguments": list(weights.arguments)} if _must_be_named(weights) else {}),
     }
     lines = [
         json.dumps(first_line, separators=(",", ":"), allow_nan=False),
@@ -232,6 +253,11 @@ def _packed(weights: PackedWeights) -> bytes:
     ]
     content = base64.b85encode(zlib.compress("\n".join(lines).encode(), 9)).decode()
     return _joined({"format": FORMAT, "version": VERSION, "content": content}, header, data)
+
+
+def _must_be_named(weights: PackedWeights) -> bool:
+    """Whether the arguments of `forward` are others than those that a file has without naming them."""
+    return weights.arguments not in ((), _usual_arguments(weights.inputs), default_arguments(len(weights.inputs)))
 
 
 def _joined(metadata: Mapping[str, str], header: Mapping[str, Any], data: bytes) -> bytes:
@@ -301,7 +327,9 @@ def _unpacked(raw: bytes) -> PackedWeights:
     }
     check_ranks(layers, plan)
     names = _names(first_line.get("names", list(NAMES)))
-    return PackedWeights(layers, tensors, plan, _inputs_from_json(first_line), graph, names)
+    inputs = _inputs_from_json(first_line)
+    arguments = _arguments(first_line.get("arguments", []), len(inputs))
+    return PackedWeights(layers, tensors, plan, inputs, graph, names, arguments)
 
 
 def _inputs_to_json(inputs: Sequence[Field]) -> dict[str, Any]:
@@ -335,6 +363,17 @@ def _names(content: Any) -> tuple[str, ...]:
         if len(set(names)) == len(names):
             return names
     raise InputError(f"The file must have different names for input and output, got {str(content)[:80]}.")
+
+
+def _arguments(content: Any, count: int) -> tuple[str, ...]:
+    """Names of the arguments of `forward` from JSON; empty where the file has none. They become part of Python code.
+
+    Raises:
+        InputError: they are not as many different names that an argument may have.
+    """
+    if content == [] or (isinstance(content, list) and are_arguments(content, count)):
+        return tuple(content)
+    raise InputError(f"The file must have {count} names of arguments, got {str(content)[:80]}.")
 
 
 def _check_granularity(granularity: str) -> None:

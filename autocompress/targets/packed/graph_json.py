@@ -26,7 +26,7 @@ import json
 import keyword
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,8 @@ _FORMATS |= {str(torch.preserve_format): torch.preserve_format}
 _LAYOUTS = {str(torch.strided): torch.strided}
 _PART = re.compile(r"[A-Za-z0-9_-]+")  # RegNets of torchvision have names such as block1-0
 _RESERVED = frozenset(dir(fx.GraphModule(nn.Module(), fx.Graph())))
+_ARGUMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_TAKEN = {"self", "torch", "device", "inf", "nan", "NoneType", "pytree", "fx_pytree", "getattr", "slice"}  # by the code
 _MOST_INPUTS = 64
 _MOST_LEVELS = 64  # of nested modules
 _MOST_NESTING = 4  # of lists in arguments
@@ -87,12 +89,36 @@ def graph_to_json(graph: fx.GraphModule) -> str:
     return json.dumps(content, separators=(",", ":"), allow_nan=False)
 
 
-def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+def default_arguments(count: int) -> tuple[str, ...]:
+    """Names of the arguments of a graph's `forward` where nobody named them."""
+    return ("x",) if count == 1 else tuple(f"x{number}" for number in range(count))
+
+
+def are_arguments(names: Sequence[Any], count: int) -> bool:
+    """Whether these are `count` different names that the arguments of a graph's `forward` can have.
+
+    They become part of Python code, so nothing but plain names will do, and none that the code of a graph uses itself.
+
+    >>> are_arguments(["image"], 1), are_arguments(["x): pass #"], 1), are_arguments(["torch"], 1)
+    (True, False, False)
+    """
+    return len(set(map(str, names))) == len(names) == count and all(
+        isinstance(name, str)
+        and _ARGUMENT.fullmatch(name) is not None
+        and not keyword.iskeyword(name)
+        and name not in _TAKEN
+        for name in names
+    )
+
+
+def graph_from_json(text: str, tensors: Mapping[str, Tensor], arguments: Sequence[str] = ()) -> fx.GraphModule:
     """The graph as a module in eval mode, its tensors under the names that they had.
 
     Args:
         text: JSON from `graph_to_json`.
         tensors: tensors by name; those that the graph does not read are left out.
+        arguments: names of the arguments of its `forward`, which `are_arguments` passed. Default: x, or x0, x1 and so
+            on.
 
     Raises:
         InputError: the text is no graph, names a tensor that is not there or an operator that a file may not hold.
@@ -103,7 +129,9 @@ def graph_from_json(text: str, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     inputs = content.get("inputs", 1)
     if type(inputs) is not int or not 1 <= inputs <= _MOST_INPUTS:
         raise InputError(f"The graph must take 1 to {_MOST_INPUTS} tensors, got {inputs!r}.")
-    reader = _Reader(tensors, inputs)
+    if arguments and len(arguments) != inputs:
+        raise InputError(f"The graph must take the {len(arguments)} tensors that the file names, got {inputs}.")
+    reader = _Reader(tensors, arguments or default_arguments(inputs))
     for entry in content["nodes"]:
         reader.add(entry)
     output = reader.value(content.get("output"))
@@ -247,12 +275,11 @@ _parsers: dict[str, Callable[[str], Any]] = {
 class _Reader:
     """Builds the graph, value by value."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], inputs: int) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], arguments: Sequence[str]) -> None:
         self._tensors = tensors
         self._graph = fx.Graph()
         self._root = nn.Module()
-        names = ["x"] if inputs == 1 else [f"x{number}" for number in range(inputs)]
-        self._values = [self._graph.placeholder(name) for name in names]
+        self._values = [self._graph.placeholder(name) for name in arguments]
         self._attributes: dict[str, fx.Node] = {}
         self._tags: dict[str, str] = {}
 
