@@ -25,9 +25,9 @@ from autocompress.network.interface import plain
 from autocompress.plan import Plan
 from autocompress.progress import Progress
 from autocompress.run.names import CHECKPOINT, MODEL, OUTCOME
-from autocompress.samples import Inputs
+from autocompress.samples import Inputs, fields_of
 from autocompress.targets.graph.lowering import Lowered
-from autocompress.targets.lengths import check_length
+from autocompress.targets.lengths import check_length, lengths_run
 from autocompress.targets.target import TARGETS, Runtime, lowered_for, original_file, target_file
 from autocompress.targets.timing import LEADER, Effort, PairedTiming, Session, TimeLimit
 from autocompress.targets.verify import (
@@ -226,10 +226,12 @@ def verify_files(
     if opened is not None and runtime is not None:
         found = runtime_outcome(opened.runtime.name, reference, pytorch, runtime)
         checks.append(check_agreement(found))
-        if isinstance(compressed, Lowered) and (
-            check := check_length(opened.runtime.name, compressed.graph, opened.compressed, job.inputs)
-        ):
-            checks.append(check)
+        if isinstance(compressed, Lowered):
+            length = check_length(
+                *(opened.runtime.name, compressed.graph, opened.compressed, job.inputs, job.network),
+                has_answers=job.reading.has_answers,
+            )
+            checks += [] if length is None else [length]
         found = _timed(found, opened, job.inputs, time)
         for note in {note: None for timing in found.timings.values() for note in timing.notes()}:
             watcher.note(note)
@@ -238,7 +240,9 @@ def verify_files(
             checks.append(check_latency(time.limit, timing, time.machine))
             resources["latency"] = _nanoseconds(time.limit, timing)
     sizes = {name: len(content) for name, content in contents.items()}
-    return Verification(tuple(checks), closeness(reference, pytorch), found, sizes, resources)
+    shapes = {field.name: field.shape for field in fields_of(job.inputs)}
+    lengths = lengths_run(compressed.graph, job.inputs) if found and isinstance(compressed, Lowered) else ()
+    return Verification(tuple(checks), closeness(reference, pytorch), found, sizes, resources, shapes, lengths)
 
 
 def _counted(limits: Mapping[str, int]) -> dict[str, int]:

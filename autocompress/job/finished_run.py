@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,7 @@ def verify(
     limits, time = _limits_of(claims), _time_of(claims)
     verified = verify_files(loaded, found.plan, found, contents, limits, split, watcher, time)
     checks = (*verified.checks, *_claimed(claims, verified, found.plan, plan))
-    return Verification(checks, verified.pytorch, verified.runtime, verified.file_bytes, verified.resources)
+    return replace(verified, checks=checks)
 
 
 def export(

@@ -86,6 +86,7 @@ def finished_data(finished: Finished) -> dict[str, Any]:
         "finetuning": None if tuned is None else tuning_data(tuned),
         "checks": [vars(check) for check in verified.checks],
         "verified": verified.passed,
+        "checked_on": checked_on(verified),
         "run_folder": str(finished.run_folder),
     }
 
@@ -199,6 +200,7 @@ def verification_data(verified: Verification) -> dict[str, Any]:
     return {
         "verified": verified.passed,
         "checks": [vars(check) for check in verified.checks],
+        "checked_on": checked_on(verified),
         "pytorch": {
             "accuracy": _known(verified.pytorch.accuracy),
             "kl": verified.pytorch.kl,
@@ -209,6 +211,11 @@ def verification_data(verified: Verification) -> dict[str, Any]:
         "resources": dict(verified.resources),
         "measured_energy_by_batch": measured_energy(verified) or None,
     }
+
+
+def checked_on(verified: Verification) -> dict[str, Any]:
+    """The shapes and, of texts, the lengths that files were run at: what was found holds for these."""
+    return {"inputs": {name: list(shape) for name, shape in verified.inputs.items()}, "tokens": list(verified.lengths)}
 
 
 def _runtime_name(verified: Verification) -> str:

@@ -27,6 +27,7 @@ def run_data(record: RunRecord) -> dict[str, Any]:
         "budget_met": (outcome.get("budget") or {}).get("met"),
         "verified": outcome.get("verified"),
         "checks": outcome.get("checks", []),
+        "checked_on": outcome.get("checked_on"),
         "runtime": outcome.get("runtime"),
         "file_bytes": outcome.get("file_bytes", {}),
         "costliest": costliest(rows, outcome),

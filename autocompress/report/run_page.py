@@ -14,6 +14,7 @@ from autocompress.report.costliest import costliest
 from autocompress.report.figures import layer_bars, search_figure
 from autocompress.report.run_numbers import label_text, layer_rows, nats, outcome_rows, percent, search_story
 from autocompress.report.run_record import RunRecord, is_known, machine_options, read_run
+from autocompress.report.tables import shapes_text
 from autocompress.report.task_words import divergence_title, likeness
 from autocompress.run.names import REPORT
 
@@ -105,6 +106,7 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "finetuning": outcome.get("finetuning"),
         "checks": outcome.get("checks", []),
         "verified": outcome.get("verified"),
+        "checked_on": shapes_text(outcome["checked_on"]) if outcome.get("checked_on") else "",
         "runtime": outcome.get("runtime"),
         "files": outcome.get("file_bytes", {}),
         "command": record.command,

@@ -11,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from autocompress.budget import RESOURCES
-from autocompress.job.result_data import label_summary
+from autocompress.job.result_data import checked_on, label_summary
 from autocompress.report.measured import measured_lines
 from autocompress.report.task_words import divergence_title, metric_text, metric_title
 from autocompress.run.names import REPORT
+from autocompress.samples import ONE
 from autocompress.targets.timing.machine import threads_in_words
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def _verification_lines(finished: Finished) -> list[str]:
 
 def _runtime_lines(verified: Verification) -> list[str]:
     """Accuracy and latency of the exported file in its runtime; or that nothing ran it."""
-    found = verified.runtime
+    found, where = verified.runtime, shapes_text(checked_on(verified))
     if found is None:
         return ["the target's file was not run: the target has no runtime; what is measured is the network in PyTorch"]
     quality = [f"{metric_title(name)} {metric_text(name, value)}" for name, value in found.closeness.metrics.items()]
@@ -131,12 +132,29 @@ def _runtime_lines(verified: Verification) -> list[str]:
     agreement = f"outputs differ from PyTorch's by {100 * found.difference:.2g} % of their spread"
     if not math.isnan(found.agreement):
         agreement = f"same top-1 answer as PyTorch on {100 * found.agreement:.2f} % of the samples"
-    lines = [f"in {found.runtime}: {accuracy}; {agreement}"]
+    lines = [f"in {found.runtime}, on {where}: {accuracy}; {agreement}"]
     for batch, timing in found.timings.items():
         lines.append(f"latency at batch {batch}, {threads_in_words(found.threads)}: {_latency(timing)}")
         if timing.energy is not None:
             lines.append(f"energy at batch {batch}, {energy_text(vars(timing.energy))}")
     return lines
+
+
+def shapes_text(found: Mapping[str, Any]) -> str:
+    """The inputs that files were run on, in words.
+
+    >>> shapes_text({"inputs": {"input": [20, 8]}, "tokens": []})
+    'inputs (N, 20, 8)'
+    >>> shapes_text({"inputs": {"ids": [10], "mask": [10]}, "tokens": [10, 5]})
+    'inputs ids (N, 10) and mask (N, 10), of 10 and of 5 tokens'
+
+    Args:
+        found: shape of a sample of each tensor by name, and numbers of tokens; see `result_data.checked_on`.
+    """
+    shapes = {name: f"({', '.join(['N', *map(str, shape)])})" for name, shape in found["inputs"].items()}
+    named = [shape if list(shapes) == [ONE] else f"{name} {shape}" for name, shape in shapes.items()]
+    tokens = " and ".join(f"of {count}" for count in found["tokens"])
+    return f"inputs {' and '.join(named)}" + (f", {tokens} tokens" if tokens else "")
 
 
 def energy_text(measured: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -102,6 +102,9 @@ class Verification:
         file_bytes: bytes of every exported file by name.
         resources: resources of the finished network by name. `size` is the bytes of the target's file; all else is
             counted on the shapes and labels of the finished layers.
+        inputs: shape of a sample of each tensor that the file was run on, by name; nothing was claimed of others.
+            Default: none.
+        lengths: numbers of tokens that the file of a network of texts was run at. Default: none.
     """
 
     checks: tuple[Check, ...]
@@ -109,6 +112,8 @@ class Verification:
     runtime: RuntimeOutcome | None
     file_bytes: Mapping[str, int]
     resources: Mapping[str, int]
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    lengths: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:

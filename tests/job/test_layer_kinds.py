@@ -1,5 +1,6 @@
 """Whole jobs on small networks of recurrent layers, transposed convolutions, Conv1D, shared layers: random data."""
 
+import json
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 import autocompress
 from autocompress.job.results import Result
+from autocompress.targets.onnxruntime.session import open_session
 
 CLASSES = 5
 
@@ -81,6 +83,14 @@ def test_recurrent_layers(tmp_path: Path) -> None:
     assert {result.plan.labels[name].sparsity for name in matrices} == {0.0}
     loaded = autocompress.load(result.run_folder)(x[:8])
     torch.testing.assert_close(loaded, result.model(x[:8]), atol=1e-4, rtol=1e-4)
+    length = next(each for each in result.verification.checks if each.name == "length")
+    assert length.detail == "the file was run on inputs (N, 4, 12) and takes sequences of this length alone"
+    with pytest.raises(Exception, match="Got: 13 Expected: 12"):  # whatever ONNX Runtime raises
+        open_session((result.run_folder / "model.onnx").read_bytes()).run(torch.zeros(2, 4, 13))
+    told = json.loads((result.run_folder / "outcome.json").read_text())
+    assert told["checked_on"] == {"inputs": {"input": [4, 12]}, "tokens": []}
+    report = (result.run_folder / "report.html").read_text()
+    assert "on the finished files, run on inputs (N, 4, 12): what was found holds for inputs like these." in report
 
 
 def test_recurrent_layers_are_fine_tuned(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def test_the_budget_is_met_and_the_file_agrees(made):
     assert result.outcome.resources["size"] <= result.limits["size"]
     assert result.verification.passed
     assert result.verification.runtime.agreement == 1.0
+    assert result.verification.inputs == {"input_ids": (LENGTH,), "attention_mask": (LENGTH,)}
+    assert result.verification.lengths == (LENGTH, LENGTH // 2)
     assert result.outcome.agreement > 0.9
     assert type(model) is Encoder
 

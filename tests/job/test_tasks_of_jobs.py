@@ -152,6 +152,13 @@ def test_regression(tmp_path):
     assert np.isnan(result.outcome.accuracy)
     assert outcome["metrics"]["r2"]["compressed"] == after
     assert outcome["compressed"]["accuracy"] is None
+    assert (outcome["task"], outcome["compressed"]["agreement"], outcome["search"]["agreement"]) == (
+        "regression", None, None,
+    )  # fmt: skip
+    assert outcome["runtime"]["agreement_with_pytorch"] is None
+    assert next(check["detail"] for check in outcome["checks"] if check["name"] == "agreement").startswith(
+        "outputs in ONNX Runtime and in PyTorch differ by "
+    )
     names, (found,) = in_runtime(result, test)
     assert names == ["output"]
     assert found.shape == model(test).shape
@@ -194,6 +201,10 @@ def test_two_outputs_without_labels(tmp_path):
     assert result.metrics == {}
     names, found = in_runtime(result, test)
     assert names == ["output_0", "output_1"]
+    report = (result.run_folder / "report.html").read_text()
+    assert "top-1" not in report.partition("<body>")[2]
+    assert '<th scope="row">divergence from the original, ½ (Δ / spread)², nats</th>' in report
+    assert "of the original; outputs within " in report
     for expected, got in zip(map(Tensor.detach, model(test)), found, strict=True):
         assert got.shape == expected.shape
         assert float((got - expected).square().mean() / expected.var()) < 0.2

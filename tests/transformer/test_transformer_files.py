@@ -16,7 +16,7 @@ from autocompress.network.exported import takes_any_length
 from autocompress.samples import Inputs, call, tensors_of
 from autocompress.targets.graph.lengths import shorter, tokens_of
 from autocompress.targets.graph.lowering import Lowered, lower
-from autocompress.targets.lengths import check_length
+from autocompress.targets.lengths import check_length, lengths_run
 from autocompress.targets.loading import restored
 from autocompress.targets.onnxruntime.file import write_onnx
 from autocompress.targets.onnxruntime.session import open_session
@@ -104,9 +104,10 @@ def test_texts_may_have_any_length(name: str, part: str, tmp_path) -> None:
         torch.testing.assert_close(session.run(inputs), expected, **tolerance)
         with torch.no_grad():
             torch.testing.assert_close(archive(*tensors_of(inputs)), expected, **tolerance)
-    check = check_length("ONNX Runtime", lowered.graph, session, toy.inputs)
+    check = check_length("ONNX Runtime", lowered.graph, session, toy.inputs, toy.menus.network)
     assert check is not None
     assert (check.name, check.passed) == ("length", True)
+    assert lengths_run(lowered.graph, toy.inputs) == (10, 5)
     assert check.detail.startswith("at 5 instead of 10 tokens, ONNX Runtime agrees with PyTorch on 100.00 % ")
 
 
@@ -131,14 +132,16 @@ def test_a_network_of_one_length_says_so() -> None:
     none = np.zeros(2, np.int64)
     lowered = lower(from_menus(menus, Labeling(none, none, none), model), ids, integer=True)
     assert not takes_any_length(lowered.graph)
-    check = check_length("ONNX Runtime", lowered.graph, open_session(write_onnx(lowered)), ids)
+    check = check_length("ONNX Runtime", lowered.graph, open_session(write_onnx(lowered)), ids, network)
     assert check is not None
     assert check.passed
     assert check.detail == "the file takes texts of exactly 10 tokens: no graph holds at other lengths"
+    assert lengths_run(lowered.graph, ids) == (10,)
 
 
 def test_what_counts_as_text() -> None:
     assert tokens_of(TOYS["bert"].samples(2)) == 10
     assert tokens_of(torch.zeros(2, 7)) == 0
     assert tokens_of(torch.zeros(2, 7, 3, dtype=torch.int64)) == 0
-    assert check_length("ONNX Runtime", nn.Identity(), None, torch.zeros(2, 7)) is None  # type: ignore[arg-type]
+    network = trace(nn.Linear(7, 3), torch.zeros(1, 7))
+    assert check_length("ONNX Runtime", nn.Identity(), None, torch.zeros(2, 7), network) is None  # type: ignore[arg-type]
