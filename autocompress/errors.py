@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 _SHOWN = 200  # characters of a wrong name in a message
 _MOST_REPEATED = 300  # characters of what another library says
@@ -40,10 +41,35 @@ class ExportError(AutocompressError):
 def unknown_name(what: str, got: str, choices: Iterable[str]) -> InputError:
     """The error for a name that is in no registry.
 
-    >>> print(unknown_name("agent", "pop", ["ppo", "td3"]))
-    `agent` must be one of ppo, td3, got 'pop'.
+    >>> print(unknown_name("agent", "dqn", ["ppo", "td3"]))
+    `agent` must be one of ppo, td3, got 'dqn'.
+    >>> print(unknown_name("agent", "ppoo", ["ppo", "td3"]))
+    `agent` must be one of ppo, td3, got 'ppoo' (did you mean ppo?).
     """
-    return InputError(f"`{what}` must be one of {', '.join(sorted(choices))}, got {shown(got)}.")
+    known = sorted(choices)
+    return InputError(f"`{what}` must be one of {', '.join(known)}, got {shown(got)}{did_you_mean(got, known)}.")
+
+
+def unknown_keys(names: Iterable[str], where: str, known: Iterable[str]) -> InputError:
+    """The error for keys of a mapping that nobody knows.
+
+    >>> print(unknown_keys(["episods", "x"], "a.yaml", ["budget", "episodes"]))
+    Unknown episods (did you mean episodes?), x in a.yaml; known: budget, episodes.
+    """
+    choices = list(known)
+    unknown = ", ".join(f"{name}{did_you_mean(name, choices)}" for name in names)
+    return InputError(f"Unknown {unknown} in {where}; known: {', '.join(choices)}.")
+
+
+def did_you_mean(got: str, choices: Iterable[str]) -> str:
+    """The choice that a wrong name is most like, as the end of a message; empty where it is like none.
+
+    >>> did_you_mean("Weak", ["standard", "weak"]), did_you_mean("x", ["standard", "weak"])
+    (' (did you mean weak?)', '')
+    """
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = get_close_matches(got[:_SHOWN].lower(), by_lower, n=1)
+    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
 
 
 def shown(text: str) -> str:

@@ -43,6 +43,15 @@ def test_there_are_commands_to_look_at():
     assert sum(len(list(commands(page.read_text()))) for page in PAGES) > 40
 
 
+@pytest.mark.parametrize("page", PAGES, ids=[path.relative_to(ROOT).as_posix() for path in PAGES])
+def test_links_lead_to_files_of_the_repository(page):
+    """So that they work there as on the site, which has pages of its own for notebooks."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    for link in re.findall(r"\]\(([^)\s#]+)[^)]*\)", prose):
+        if ":" not in link:
+            assert (page.parent / link).exists(), link
+
+
 def texts_in_the_source():
     """Every text constant of the package, joined as Python joins them; the parts of f-strings one by one."""
     found = []

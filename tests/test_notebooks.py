@@ -74,6 +74,14 @@ def test_what_is_stored_is_small_complete_and_names_no_machine(path):
     assert all(set(cell.metadata) == set() for cell in notebook.cells)
 
 
+def test_links_to_notebooks_lead_to_their_pages_on_the_site():
+    rewritten = module("notebooks").on_page_markdown
+    text = "[a](notebooks/text.ipynb), [b](../notebooks/text.ipynb#part), [Download](text.ipynb), [c](start.md)"
+    assert rewritten(text, page=None, config=None, files=None) == (
+        "[a](notebooks/text.md), [b](../notebooks/text.md#part), [Download](text.ipynb), [c](start.md)"
+    )
+
+
 def test_every_notebook_is_a_page_with_its_cells_and_outputs():
     assert [path.stem for path in NOTEBOOKS] == sorted(BUDGETS)
     site = (DOCS.parent / "mkdocs.yml").read_text()

@@ -23,7 +23,7 @@ from autocompress.config import (
     make_config,
     names_of,
 )
-from autocompress.errors import InputError, shown
+from autocompress.errors import InputError, shown, unknown_keys
 from autocompress.files import read_yaml
 
 EPISODES = 400  # default of a cell's evaluations
@@ -182,7 +182,7 @@ def make_suite(content: Any, where: str = "the suite") -> Suite:
         raise InputError(f"`suite` must be a mapping, got {where}, which holds a {type(content).__name__}.")
     unknown = sorted(set(map(str, content)) - set(_KEYS))
     if unknown:
-        raise InputError(f"Unknown {', '.join(unknown)} in {where}; known: {', '.join(_KEYS)}.")
+        raise unknown_keys(unknown, where, _KEYS)
     return Suite(
         base=_base(content.get("base", {})),
         budgets=parse_budgets(content.get("budgets")),
@@ -276,7 +276,7 @@ def _misplaced(name: str, known: frozenset[str], where: str) -> InputError:
         return InputError(f"`{name}` must stand in {_HOMES.get(name, '`base`')}, got it in {where}.")
     if name in OPTIONS:
         return InputError(f"`{name}` must be left out of {where}: it has no effect on a comparison.")
-    return InputError(f"Unknown {name} in {where}; known: {', '.join(each for each in OPTIONS if each in known)}.")
+    return unknown_keys([name], where, [each for each in OPTIONS if each in known])
 
 
 def _methods(value: Any) -> tuple[Method, ...]:

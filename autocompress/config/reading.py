@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from autocompress.config.execution import ExecutionOptions
 from autocompress.config.options import (
@@ -19,7 +19,7 @@ from autocompress.config.options import (
     SearchOptions,
     names_of,
 )
-from autocompress.errors import InputError
+from autocompress.errors import InputError, did_you_mean, unknown_keys
 from autocompress.files import read_yaml
 
 _SHOWN = 200  # characters of a value in a message
@@ -39,7 +39,7 @@ def make_config(options: Mapping[str, Any], where: str = "the options") -> Confi
     named = {str(name).replace("-", "_"): value for name, value in options.items()}
     unknown = sorted(set(named) - set(OPTIONS))
     if unknown:
-        raise InputError(f"Unknown {', '.join(unknown)} in {where}; known: {', '.join(OPTIONS)}.")
+        raise unknown_keys(unknown, where, OPTIONS)
     try:
         return Config(**named)
     except ValidationError as error:
@@ -85,14 +85,35 @@ def _compared(config: Config) -> tuple[str, ...]:
     return tuple(name for name in (*names_of(*parts), *machine) if name not in left_out)
 
 
-def one_line(error: ValidationError, depth: int = 1) -> str:
-    """The first thing that is wrong, as our errors say it; named by at most `depth` keys, joined by dots."""
+def one_line(error: ValidationError, depth: int = 1, model: type[BaseModel] | None = None) -> str:
+    """The first thing that is wrong, as our errors say it.
+
+    Args:
+        error: all that is wrong.
+        depth: number of keys that name the value, at most; they are joined by dots. Default: 1.
+        model: model that was made, whose fields are named where one is unknown. Default: nobody asks.
+    """
     first = error.errors()[0]
     cause, name = first.get("ctx", {}).get("error"), ".".join(map(str, first["loc"][:depth]))
     if isinstance(cause, InputError):
         return str(cause)
     if first["type"] == "missing":  # what was given is all else, and long
         return f"`{name}` must be given."
+    if first["type"] == "extra_forbidden" and model is not None:
+        *path, key = map(str, first["loc"])
+        return str(unknown_keys([key], f"`{'.'.join(path)}`" if path else "the file", _fields_at(model, path)))
     rule = re.sub(r"^Input should be", "must be", re.sub(r", (unable|got) .*", "", first["msg"]))
     got = repr(first["input"])
-    return f"`{name}` {rule}, got {got if len(got) <= _SHOWN else got[:_SHOWN] + '…'}."
+    near = did_you_mean(str(first["input"]), re.findall("'([^']*)'", first.get("ctx", {}).get("expected", "")))
+    return f"`{name}` {rule}, got {got if len(got) <= _SHOWN else got[:_SHOWN] + '…'}{near}."
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    """Names of the fields of a model, or of one inside it that keys and numbers lead to."""
+    for key in path:
+        if key.isdigit():  # an entry of a tuple, whose kind was found with its name
+            continue
+        annotation = model.model_fields[key].annotation
+        kinds = (annotation, *get_args(annotation))
+        model = next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return list(model.model_fields)

@@ -210,4 +210,4 @@ def read_recipe(path: str | Path, data: Mapping[str, str] | None = None) -> Reci
     try:
         return Recipe.model_validate({**content, "data": {**(known or {}), **(data or {})}} if data else content)
     except ValidationError as error:
-        raise InputError(one_line(error, depth=6)) from None
+        raise InputError(one_line(error, depth=6, model=Recipe)) from None

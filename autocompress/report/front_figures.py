@@ -102,8 +102,8 @@ class Tolerance:
 def loss_text(value: float, *, is_share: bool) -> str:
     """A loss that is tolerated or found, as people read it.
 
-    >>> loss_text(0.0125, is_share=True), loss_text(0.0125, is_share=False)
-    ('1.25 points', '0.012 nats')
+    >>> loss_text(0.012, is_share=True), loss_text(0.012, is_share=False)
+    ('1.20 points', '0.012 nats')
     """
     return f"{100 * value:.2f} points" if is_share else f"{nats(value)} nats"
 

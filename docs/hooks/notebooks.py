@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+_LINK = re.compile(r"\]\(((?:\.\./)*notebooks/[\w-]+)\.ipynb")  # a page's own download has no folder in its link
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -16,6 +20,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted(Path(config.docs_dir, "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{path.stem}.md", content=page(path)))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let links to notebooks, which documents name as files so that they lead somewhere in the repository too, lead to
+    their pages.
+    """
+    return _LINK.sub(r"](\1.md", markdown)
 
 
 def page(path: Path) -> str:

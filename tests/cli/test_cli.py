@@ -136,7 +136,8 @@ def test_unknown_option_of_the_command_line_is_exit_2():
 def test_unknown_option_of_a_file_lists_the_known(tmp_path):
     (tmp_path / "c.yaml").write_text("episods: 3\n")
     done = invoke("search", "--config", tmp_path / "c.yaml")
-    expected = f"autocompress: Unknown episods in {tmp_path / 'c.yaml'}; known: {', '.join(OPTIONS)}.\n"
+    unknown = f"Unknown episods (did you mean episodes?) in {tmp_path / 'c.yaml'}"
+    expected = f"autocompress: {unknown}; known: {', '.join(OPTIONS)}.\n"
     assert (done.exit_code, done.stderr) == (2, expected)
 
 

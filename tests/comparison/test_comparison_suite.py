@@ -65,7 +65,8 @@ def test_shipped_suites_pass_every_check(path):
         ([1], "`suite` must be a mapping, got the suite, which holds a list."),
         (
             {**SMALL, "budget": "size=0.1"},
-            "Unknown budget in the suite; known: base, budgets, methods, seeds, episodes, test.",
+            "Unknown budget (did you mean budgets?) in the suite; "
+            "known: base, budgets, methods, seeds, episodes, test.",
         ),
         ({"methods": ["rl"]}, "`budgets` must be a list such as [size=0.08, size=0.1], got None."),
         (
@@ -153,7 +154,10 @@ def test_methods_share_the_task_that_divergences_come_from():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ["sollver"]}, f"`method` must be one of {', '.join(sorted(SEARCHERS))}, got 'sollver'."),
+        (
+            {"methods": ["sollver"]},
+            f"`method` must be one of {', '.join(sorted(SEARCHERS))}, got 'sollver' (did you mean solver?).",
+        ),
         (
             {"methods": [{"name": "x", "method": "rl", "criterion": "l9"}]},
             "Method x: `criterion` must be one of activation, l1, l2, obs, random, taylor, got 'l9'.",

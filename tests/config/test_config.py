@@ -59,15 +59,22 @@ def test_unknown_options_list_the_known(tmp_path):
     path = write(tmp_path, "episods: 7\nbudgetz: size=0.5\nseed: 1\n")
     with pytest.raises(InputError) as error:
         load_config(path, {})
-    assert str(error.value) == f"Unknown budgetz, episods in {path}; known: {', '.join(OPTIONS)}."
+    assert str(error.value) == (
+        f"Unknown budgetz (did you mean budget?), episods (did you mean episodes?) in {path}; "
+        f"known: {', '.join(OPTIONS)}."
+    )
     with pytest.raises(InputError) as error:
         make_config({"episods": 7})
-    assert str(error.value) == f"Unknown episods in the options; known: {', '.join(OPTIONS)}."
+    assert str(error.value) == f"Unknown episods (did you mean episodes?) in the options; known: {', '.join(OPTIONS)}."
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (
+            {"distillation": "week"},
+            "`distillation` must be 'standard', 'weak' or 'strong', got 'week' (did you mean weak?).",
+        ),
         ({"episodes": "many"}, "`episodes` must be a valid integer, got 'many'."),
         ({"episodes": -1}, "`episodes` must be greater than or equal to 0, got -1."),
         ({"episodes": 1.5}, "`episodes` must be a valid integer, got 1.5."),

@@ -11,7 +11,7 @@ import yaml
 from autocompress.errors import InputError
 from autocompress.models import load_model
 from autocompress.policies.files import load_policy
-from autocompress.policy_training.recipe import Fitting, Recipe, Reinforcement, read_recipe
+from autocompress.policy_training.recipe import Fitting, Recipe, Reinforcement, ZooNetwork, read_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs/policy"
 SMALLEST = {
@@ -90,7 +90,10 @@ NETWORK = {
     "learning_rate": (float("inf"), "`networks.0.learning_rate` must be a finite number, got inf."),
     "augmentation": ("blur", "`networks.0.augmentation` must be 'none', 'shift' or 'shift+flip', got 'blur'."),
     "seed": (-1, "`networks.0.seed` must be greater than or equal to 0, got -1."),
-    "extra": (1, "`networks.0.extra` Extra inputs are not permitted, got 1."),
+    "modell": (
+        1,
+        f"Unknown modell (did you mean model?) in `networks.0`; known: {', '.join(ZooNetwork.model_fields)}.",
+    ),
 }
 SIZE = {"resource": "size", "low": 0.2, "high": 0.8}
 TASK = [
@@ -121,10 +124,10 @@ WHOLE = [
     ({"networks": []}, "`networks` Tuple should have at least 1 item after validation, not 0, got []."),
     ({"tasks": []}, "`tasks` Tuple should have at least 1 item after validation, not 0, got []."),
     ({"data": "digits"}, "`data` must be a valid dictionary, got 'digits'."),
-    ({"wat": 1}, "`wat` Extra inputs are not permitted, got 1."),
+    ({"wat": 1}, f"Unknown wat in the file; known: {', '.join(Recipe.model_fields)}."),
     ({"networks": SMALLEST["networks"] * 2}, "`networks` must have different names, got net twice."),
     ({"tasks": SMALLEST["tasks"] * 3}, "`tasks` must have different names, got small twice."),
-    ({"fitting": {"network": "rnn"}}, "`fitting.network` Extra inputs are not permitted, got 'rnn'."),
+    ({"fitting": {"network": "rnn"}}, f"Unknown network in `fitting`; known: {', '.join(Fitting.model_fields)}."),
     ({"fitting": {"members": 0}}, "`fitting.members` must be greater than or equal to 1, got 0."),
     ({"fitting": {"members": 65}}, "`fitting.members` must be less than or equal to 64, got 65."),
     ({"fitting": {"steps": 0}}, "`fitting.steps` must be greater than or equal to 1, got 0."),
