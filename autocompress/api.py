@@ -12,6 +12,7 @@ from autocompress.errors import InputError
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.own_training import Train
 from autocompress.files import write_atomically
+from autocompress.job.chance import chance_note
 from autocompress.job.ending import write_ending
 from autocompress.job.finish import execute_and_finish
 from autocompress.job.finished_run import export, verify
@@ -126,7 +127,10 @@ def _search(asked: SearchRequest, wanted: Budget, path: Path, watcher: Progress)
 
 def _prepared(asked: Request, splits: Data, watcher: Progress) -> Job:
     """The job of a command that runs the user's own functions, which are trusted from here on."""
-    job = prepare(load(asked, splits, watcher), asked.menus, asked.config, watcher)
+    loaded = load(asked, splits, watcher)
+    if note := chance_note(loaded):
+        watcher.note(note)
+    job = prepare(loaded, asked.menus, asked.config, watcher)
     remember(named_functions(vars(asked.config)))
     return job
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from autocompress.report.figures import Line, Tick, round_values
 from autocompress.report.run_numbers import nats
-from autocompress.report.run_record import is_known, share_interval
-from autocompress.tasks.metrics import METRICS
+from autocompress.report.run_record import is_known
+from autocompress.tasks.metrics import METRICS, share_interval
 
 _SMALLEST = 1e-7  # nats; stands for 0 on a logarithmic axis
 _CHARACTER = 1.9  # percent of a narrow plot's width that a character takes

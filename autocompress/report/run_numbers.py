@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from autocompress.report.run_record import Row, RunRecord, is_known, share_interval
+from autocompress.report.run_record import Row, RunRecord, is_known
 from autocompress.report.tables import NAMES, speed
 from autocompress.report.task_words import divergence_title, metric_text, metric_title
 from autocompress.run.journal import Entry
+from autocompress.tasks.metrics import share_interval
 
 
 def outcome_rows(outcome: Mapping[str, Any]) -> list[Row]:

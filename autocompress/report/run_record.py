@@ -181,18 +181,6 @@ class Row:
     change: str = ""
 
 
-def share_interval(share: float, samples: int) -> tuple[float, float]:
-    """95 % interval of a share of samples, by Wilson's score.
-
-    >>> [round(end, 4) for end in share_interval(0.5, 100)]
-    [0.4038, 0.5962]
-    """
-    from scipy.stats import binomtest
-
-    found = binomtest(round(share * samples), samples).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
-
-
 def is_known(value: Any) -> bool:
     """Whether a value that was read is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

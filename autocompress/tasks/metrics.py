@@ -84,6 +84,18 @@ METRICS: Mapping[str, Metric] = {
 """Metrics by name."""
 
 
+def share_interval(share: float, samples: int) -> tuple[float, float]:
+    """95 % interval of a share of samples, by Wilson's score.
+
+    >>> [round(end, 4) for end in share_interval(0.5, 100)]
+    [0.4038, 0.5962]
+    """
+    from scipy.stats import binomtest
+
+    found = binomtest(round(share * samples), samples).proportion_ci(method="wilson")
+    return float(found.low), float(found.high)
+
+
 def missing_package(metrics: Sequence[Metric]) -> str:
     """Name of a package that these metrics need and that is not installed; empty where all are there."""
     needed = ["torchmetrics"] + ["pycocotools"] * any(each.kind == "boxes" for each in metrics)
