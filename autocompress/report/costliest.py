@@ -25,7 +25,7 @@ def costliest(rows: Sequence[LayerRow], outcome: Mapping[str, Any]) -> str:
     cause = (
         f"mostly from pruning {100 * label['sparsity']:.3g} % of {_what(worst)}"
         if by_pruning
-        else f"mostly from rounding its weights to {label['weight_bits']} bits"
+        else f"mostly from rounding {_rounded(label)}"
     )
     amount = f"{nats(worst.loss)} of {nats(total)} nats ({100 * worst.loss / total:.0f} %)"
     milder = [_pruned_less(worst, outcome), _more_bits(worst, outcome)]
@@ -38,18 +38,30 @@ def _what(row: LayerRow) -> str:
     return "its channels" if row.facts["writes_group"] is not None else "its weights"
 
 
+def _rounded(label: Mapping[str, Any]) -> str:
+    """What a label rounds, and to how many bits; both may be what costs.
+
+    >>> _rounded({"weight_bits": 4, "activation_bits": 8}), _rounded({"weight_bits": 4, "activation_bits": 32})
+    ('its weights to 4 and its inputs to 8 bits', 'its weights to 4 bits')
+    """
+    weights, inputs = label["weight_bits"], label["activation_bits"]
+    if weights >= 32:
+        return f"its inputs to {inputs} bits"
+    return f"its weights to {weights}{f' and its inputs to {inputs}' if inputs < 32 else ''} bits"
+
+
 def _more_bits(row: LayerRow, outcome: Mapping[str, Any]) -> str:
-    """What the next bit-width of a layer's menu would cost; empty where there is none, or a low rank."""
+    """What the next bit-width of a layer's weights on its menu would cost; empty where nothing is known of it."""
     label, lost = row.facts["label"], row.facts["expected_loss"]["rounding"]
     on_offer = {each["weight_bits"]: each for each in row.facts["by_weight_bits"]}
     more = [bits for bits in on_offer if bits > label["weight_bits"]]
-    if label.get("rank") or label["weight_bits"] not in on_offer or not more:
+    if label.get("rank") or label["weight_bits"] not in on_offer:
         return ""
+    if not more:
+        return "Its weights have the most bits on offer (--weight-bits)."
     now, then = on_offer[label["weight_bits"]], on_offer[min(more)]
-    return (
-        f"At {min(more)} bits its rounding would cost {nats(then['loss'])} instead of {nats(lost)} nats, and take "
-        f"{_more(now, then, outcome)}."
-    )
+    costs = f"{nats(then['loss'])} instead of {nats(lost)} nats"
+    return f"With weights of {min(more)} bits its rounding would cost {costs}, and take {_more(now, then, outcome)}."
 
 
 def _pruned_less(row: LayerRow, outcome: Mapping[str, Any]) -> str:

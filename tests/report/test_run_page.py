@@ -143,7 +143,7 @@ def test_bars_are_shares_of_the_longest(record):
     assert layer_rows(record)[1].removed == 0.5
 
 
-BITS = "At 8 bits its rounding would cost 0.0001 instead of 0.001 nats, and take 500 more bytes"
+BITS = "With weights of 8 bits its rounding would cost 0.0001 instead of 0.001 nats, and take 500 more bytes"
 PRUNING = (
     "Pruned by 25 % it would lose 0.0002 instead of 0.0005 nats to pruning, and the network would take 400 more bytes"
 )
@@ -152,7 +152,8 @@ PRUNING = (
 def test_the_costliest_layer_and_why(record):
     """The toy has 10,000 of 12,000 bytes."""
     assert costliest(layer_rows(record), record.outcome) == (
-        "second is expected to cost most: 0.0015 of 0.0035 nats (43 %), mostly from rounding its weights to 4 bits. "
+        "second is expected to cost most: 0.0015 of 0.0035 nats (43 %), mostly from rounding its weights to 4 and its "
+        "inputs to 8 bits. "
         f"{BITS} (the budget has 2,000 left). {PRUNING} (the budget has 2,000 left)."
     )
 
@@ -173,10 +174,20 @@ def test_the_main_cause_is_told_first_in_the_resource_of_the_budget(record):
     ]
 
 
+def test_the_most_bits_on_offer_are_told_as_such(record):
+    layers = [dict(layer) for layer in record.layers]
+    layers[0]["label"] = {"sparsity": 0.0, "weight_bits": 8, "activation_bits": 32}
+    layers[0]["expected_loss"] = {"pruning": 0.0, "rounding": 0.01}
+    assert costliest(layer_rows(replace(record, layers=layers)), record.outcome) == (
+        "first is expected to cost most: 0.01 of 0.013 nats (80 %), mostly from rounding its weights to 8 bits. Its "
+        "weights have the most bits on offer (--weight-bits)."
+    )
+
+
 def test_runs_of_earlier_versions_tell_of_bits_alone(record):
     layers = [{name: value for name, value in layer.items() if name != "by_sparsity"} for layer in record.layers]
     told = costliest(layer_rows(replace(record, layers=layers)), {**record.outcome, "budget": None})
-    assert told.endswith(f"4 bits. {BITS}.")
+    assert told.endswith(f"to 8 bits. {BITS}.")
 
 
 def test_it_is_said_with_what_weights_went(record):
