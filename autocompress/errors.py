@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+from os.path import commonprefix
 
 _SHOWN = 200  # characters of a wrong name in a message
 _MOST_REPEATED = 300  # characters of what another library says
@@ -64,12 +65,19 @@ def unknown_keys(names: Iterable[str], where: str, known: Iterable[str]) -> Inpu
 def did_you_mean(got: str, choices: Iterable[str]) -> str:
     """The choice that a wrong name is most like, as the end of a message; empty where it is like none.
 
+    Of choices that are as like, it is the one that begins like it.
+
     >>> did_you_mean("Weak", ["standard", "weak"]), did_you_mean("x", ["standard", "weak"])
     (' (did you mean weak?)', '')
+    >>> did_you_mean("resnet21", ["resnet20", "resnet32"])
+    ' (did you mean resnet20?)'
     """
-    by_lower = {choice.lower(): choice for choice in choices}
-    near = get_close_matches(got[:_SHOWN].lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[near[0]]}?)" if near else ""
+    wrong, by_lower = got[:_SHOWN].lower(), {choice.lower(): choice for choice in choices}
+    near = get_close_matches(wrong, by_lower)
+    if not near:
+        return ""
+    best = max(near, key=lambda each: (SequenceMatcher(None, each, wrong).ratio(), len(commonprefix([each, wrong]))))
+    return f" (did you mean {by_lower[best]}?)"
 
 
 def shown(text: str) -> str:

@@ -12,7 +12,8 @@ import importlib.util
 import inspect
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +24,8 @@ from autocompress.errors import InputError
 def call(argument: str, spec: str, arguments: Mapping[str, Any]) -> Any:
     """The result of the callable that `spec` names, which is imported and called.
 
-    Whatever the callable itself raises comes through unchanged: that traceback is about the user's code.
+    A file may import modules that lie beside it, as where Python runs it; those that are installed come first. Whatever
+    the callable itself raises comes through unchanged: that traceback is about the user's code.
 
     Args:
         argument: option that the spec was given for, `model` or `data`; messages name it.
@@ -34,7 +36,23 @@ def call(argument: str, spec: str, arguments: Mapping[str, Any]) -> Any:
         InputError: the name leads to the standard library, the module can't be imported, has no such callable, or the
             arguments don't fit it.
     """
-    return call_with(argument, spec, _find(argument, spec), arguments)
+    with _beside(Path(spec.rpartition(":")[0])):
+        return call_with(argument, spec, _find(argument, spec), arguments)
+
+
+@contextmanager
+def _beside(file: Path) -> Iterator[None]:
+    """Let modules be imported that lie beside a Python file."""
+    folder = str(file.resolve().parent)
+    if file.suffix != ".py" or folder in sys.path:
+        yield
+        return
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # the file may have removed it itself
+            sys.path.remove(folder)
 
 
 def call_with(argument: str, spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

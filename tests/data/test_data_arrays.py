@@ -1,4 +1,5 @@
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -288,6 +289,20 @@ def test_no_name_leads_to_the_standard_library(tmp_path, monkeypatch):
         )
     assert not (tmp_path / "X").exists()
     assert len(load_data("mine:load").train) == 3
+
+
+def test_a_file_may_import_what_lies_beside_it(tmp_path):
+    """At its top and inside the function; what is installed comes first, and the path is as it was."""
+    (tmp_path / "beside_first.py").write_text("import torch\n\ndef inputs():\n    return torch.zeros(8, 2)\n")
+    (tmp_path / "beside_second.py").write_text("COUNT = 8\n")
+    (tmp_path / "yaml.py").write_text("raise RuntimeError('not this one')\n")
+    (tmp_path / "mine.py").write_text(
+        "import yaml\nfrom beside_first import inputs\n\n"
+        "def load():\n    import beside_second\n    return (inputs()[: beside_second.COUNT], None), None\n"
+    )
+    before = list(sys.path)
+    assert len(load_data(f"{tmp_path / 'mine.py'}:load").train) == 8
+    assert sys.path == before
 
 
 def test_a_file_with_a_syntax_error(tmp_path):

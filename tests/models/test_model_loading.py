@@ -412,5 +412,6 @@ def test_wrong_callables(script):
 def test_unknown_model():
     assert message(load_model, "resnet21") == (
         "`model` must be one of FILE.onnx, digits, file.py:callable, hf:FOLDER, package.module:callable, resnet110, "
-        "resnet20, resnet32, resnet44, resnet56, timm:NAME, torchvision:NAME, got 'resnet21'."
+        "resnet20, resnet32, resnet44, resnet56, timm:NAME, torchvision:NAME, got 'resnet21' (did you mean "
+        "resnet20?)."
     )
