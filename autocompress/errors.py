@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher, get_close_matches
-from os.path import commonprefix
+from itertools import takewhile
 
 _SHOWN = 200  # characters of a wrong name in a message
 _MOST_REPEATED = 300  # characters of what another library says
@@ -76,8 +76,13 @@ def did_you_mean(got: str, choices: Iterable[str]) -> str:
     near = get_close_matches(wrong, by_lower)
     if not near:
         return ""
-    best = max(near, key=lambda each: (SequenceMatcher(None, each, wrong).ratio(), len(commonprefix([each, wrong]))))
+    best = max(near, key=lambda each: (SequenceMatcher(None, each, wrong).ratio(), _same_at_first(each, wrong)))
     return f" (did you mean {by_lower[best]}?)"
+
+
+def _same_at_first(one: str, other: str) -> int:
+    """Number of characters that two texts begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def shown(text: str) -> str:

@@ -139,10 +139,11 @@ def test_wrong_options(options, expected):
 
 @pytest.mark.parametrize("spec", ["digts", "", "digits:", "jpegs:/data/x"])
 def test_unknown_spec(spec):
+    near = " (did you mean digits?)" if spec.startswith("dig") else ""
     assert message(load_data, spec) == (
         "`data` must be one of audio:FOLDER, csv:FILE|FOLDER, digits, file.py:callable, hf-dataset:FOLDER, "
         "imagefolder:FOLDER, jsonl:FILE|FOLDER, labelbox:FILE|FOLDER, lines:FILE|FOLDER, npz:FILE, "
-        f"package.module:callable, parquet:FOLDER, prodigy:FILE|FOLDER, tsv:FILE|FOLDER, got {spec!r}."
+        f"package.module:callable, parquet:FOLDER, prodigy:FILE|FOLDER, tsv:FILE|FOLDER, got {spec!r}{near}."
     )
 
 

@@ -102,7 +102,7 @@ def uniform_plans(problem):
         (
             lambda task: run_search(task, SearchSettings(agent="pop")),
             "`agent` must be one of a2c, anchored-ppo, anchored-td3, ddpg, labeling, maskable-ppo, model-based, "
-            "posterior-ppo, posterior-td3, ppo, sac, td3, got 'pop'.",
+            "posterior-ppo, posterior-td3, ppo, sac, td3, got 'pop' (did you mean ppo?).",
         ),
         (
             lambda task: run_search(task, SearchSettings(agent="ddpg", action="discrete")),
