@@ -240,7 +240,7 @@ def verify_files(
             checks.append(check_latency(time.limit, timing, time.machine))
             resources["latency"] = _nanoseconds(time.limit, timing)
     sizes = {name: len(content) for name, content in contents.items()}
-    shapes = {field.name: field.shape for field in fields_of(job.inputs)}
+    shapes = {field.name: field.shape for field in fields_of(job.inputs)} if found else {}
     lengths = lengths_run(compressed.graph, job.inputs) if found and isinstance(compressed, Lowered) else ()
     return Verification(tuple(checks), closeness(reference, pytorch), found, sizes, resources, shapes, lengths)
 

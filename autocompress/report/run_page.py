@@ -106,7 +106,7 @@ def run_view(record: RunRecord) -> dict[str, Any]:
         "finetuning": outcome.get("finetuning"),
         "checks": outcome.get("checks", []),
         "verified": outcome.get("verified"),
-        "checked_on": shapes_text(outcome["checked_on"]) if outcome.get("checked_on") else "",
+        "checked_on": shapes_text(outcome.get("checked_on") or {}),
         "runtime": outcome.get("runtime"),
         "files": outcome.get("file_bytes", {}),
         "command": record.command,

@@ -141,7 +141,7 @@ def _runtime_lines(verified: Verification) -> list[str]:
 
 
 def shapes_text(found: Mapping[str, Any]) -> str:
-    """The inputs that files were run on, in words.
+    """The inputs that files were run on, in words; empty where none were.
 
     >>> shapes_text({"inputs": {"input": [20, 8]}, "tokens": []})
     'inputs (N, 20, 8)'
@@ -151,10 +151,10 @@ def shapes_text(found: Mapping[str, Any]) -> str:
     Args:
         found: shape of a sample of each tensor by name, and numbers of tokens; see `result_data.checked_on`.
     """
-    shapes = {name: f"({', '.join(['N', *map(str, shape)])})" for name, shape in found["inputs"].items()}
+    shapes = {name: f"({', '.join(['N', *map(str, shape)])})" for name, shape in found.get("inputs", {}).items()}
     named = [shape if list(shapes) == [ONE] else f"{name} {shape}" for name, shape in shapes.items()]
-    tokens = " and ".join(f"of {count}" for count in found["tokens"])
-    return f"inputs {' and '.join(named)}" + (f", {tokens} tokens" if tokens else "")
+    tokens = " and ".join(f"of {count}" for count in found.get("tokens", []))
+    return f"inputs {' and '.join(named)}{f', {tokens} tokens' if tokens else ''}" if named else ""
 
 
 def energy_text(measured: Mapping[str, Any]) -> str:

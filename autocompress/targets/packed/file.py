@@ -43,22 +43,29 @@ from autocompress.files import check_regular
 from autocompress.memory import memory_limit
 from autocompress.network.verification import first_line
 from autocompress.plan import Plan
-from autocompress.samples import ONE, Field, Inputs, call, zeros
+from autocompress.samples import Field, Inputs, call, zeros
 from autocompress.targets.graph.lowering import NAMES, Lowered
 from autocompress.targets.packed.graph_json import (
     are_arguments,
-    default_arguments,
     graph_from_json,
     graph_tensors,
     graph_to_json,
     parse_json,
+)
+from autocompress.targets.packed.interface_json import (
+    arguments_from_json,
+    inputs_from_json,
+    inputs_to_json,
+    must_be_named,
+    names_from_json,
+    shape_from_json,
+    usual_arguments,
 )
 from autocompress.targets.packed.stored_layers import check_ranks, layer_tensors, take_layer_
 from autocompress.tasks.outputs import as_tuple
 from autocompress_envs.problem import n_of_m
 
 FORMAT, VERSION = "autocompress", "1"
-_INPUT_DTYPES = ("float32", "int64", "int32", "int16", "int8", "uint8", "bool")
 _MOST_CONTENT_BYTES = 64_000_000  # of metadata, unpacked
 # What operators were seen to raise on arguments that lie.
 _FAILED_RUN = (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError)
@@ -210,7 +217,7 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
         tensors[f"{name}.weight"] = layer.weight()
         if layer.bias is not None:
             tensors[f"{name}.bias"] = layer.bias
-    arguments = weights.arguments or _usual_arguments(weights.inputs)
+    arguments = weights.arguments or usual_arguments(weights.inputs)
     module = graph_from_json(graph, tensors, arguments)
     _check_all_read(module, weights.others)
     taken = len(module.graph.find_nodes(op="placeholder"))
@@ -218,12 +225,6 @@ def _rebuilt(weights: PackedWeights, graph: str) -> Lowered:
         raise InputError(f"The graph must take the {len(weights.inputs)} tensors that the file names, got {taken}.")
     _check_runs(module, weights.inputs, len(weights.names) - 1)
     return Lowered(module, weights.layers, weights.plan, weights.inputs, weights.names, arguments)
-
-
-def _usual_arguments(inputs: Sequence[Field]) -> tuple[str, ...]:
-    """Names of arguments that a file need not name: those of the tensors, where `forward` can have such."""
-    names = tuple(field.name for field in inputs)
-    return names if names != (ONE,) and are_arguments(names, len(inputs)) else ()
 
 
 def _packed(weights: PackedWeights) -> bytes:
@@ -240,12 +241,12 @@ def _packed(weights: PackedWeights) -> bytes:
         tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
     header, data = _parts(save(tensors))
     first_line = {
-        **_inputs_to_json(weights.inputs),
+        **inputs_to_json(weights.inputs),
         "plan": weights.plan.to_dict(),
         "shapes": [list(weights.layers[name].values.shape) for name in modules],
         "checksum": _checksum(header, data),
         **({"names": list(weights.names)} if weights.names != NAMES else {}),
-        **({"arguments": list(weights.arguments)} if _must_be_named(weights) else {}),
+        **({"arguments": list(weights.arguments)} if must_be_named(weights.arguments, weights.inputs) else {}),
     }
     lines = [
         json.dumps(first_line, separators=(",", ":"), allow_nan=False),
@@ -253,11 +254,6 @@ def _packed(weights: PackedWeights) -> bytes:
     ]
     content = base64.b85encode(zlib.compress("\n".join(lines).encode(), 9)).decode()
     return _joined({"format": FORMAT, "version": VERSION, "content": content}, header, data)
-
-
-def _must_be_named(weights: PackedWeights) -> bool:
-    """Whether the arguments of `forward` are others than those that a file has without naming them."""
-    return weights.arguments not in ((), _usual_arguments(weights.inputs), default_arguments(len(weights.inputs)))
 
 
 def _joined(metadata: Mapping[str, str], header: Mapping[str, Any], data: bytes) -> bytes:
@@ -322,58 +318,14 @@ def _unpacked(raw: bytes) -> PackedWeights:
     if not isinstance(shapes, list) or len(shapes) != len(modules):
         raise InputError("The file must hold one weight shape for each layer of the plan, got another number.")
     layers = {
-        name: take_layer_(tensors, name, label, _shape(shape, f"weight of {name}", 0), plan.granularity)
+        name: take_layer_(tensors, name, label, shape_from_json(shape, f"weight of {name}", 0), plan.granularity)
         for (name, label), shape in zip(modules.items(), shapes, strict=True)
     }
     check_ranks(layers, plan)
-    names = _names(first_line.get("names", list(NAMES)))
-    inputs = _inputs_from_json(first_line)
-    arguments = _arguments(first_line.get("arguments", []), len(inputs))
+    names = names_from_json(first_line.get("names", list(NAMES)))
+    inputs = inputs_from_json(first_line)
+    arguments = arguments_from_json(first_line.get("arguments", []), len(inputs))
     return PackedWeights(layers, tensors, plan, inputs, graph, names, arguments)
-
-
-def _inputs_to_json(inputs: Sequence[Field]) -> dict[str, Any]:
-    """The shape of the only tensor that a network takes, or what all of them are."""
-    if inputs == (Field(ONE, inputs[0].shape),):
-        return {"input_shape": list(inputs[0].shape)}
-    return {"inputs": [[field.name, list(field.shape), field.dtype] for field in inputs]}
-
-
-def _inputs_from_json(content: Mapping[str, Any]) -> tuple[Field, ...]:
-    """As `_inputs_to_json` wrote it. Raises InputError where it is something else."""
-    if "inputs" not in content:
-        return (Field(ONE, _shape(content.get("input_shape"), "input", 1)),)
-    entries = content["inputs"]
-    if not isinstance(entries, list) or not entries:
-        raise InputError("The file must name the tensors that the network takes, got none.")
-    return tuple(map(_input_from_json, entries))
-
-
-def _input_from_json(entry: Any) -> Field:
-    known = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)
-    if not known or entry[2] not in _INPUT_DTYPES:
-        raise InputError(f"The tensors that the network takes must have a name, a shape and a dtype, got {entry!r}.")
-    return Field(entry[0], _shape(entry[1], f"input {entry[0]}", 1), entry[2])
-
-
-def _names(content: Any) -> tuple[str, ...]:
-    """Names of input and outputs from JSON. Raises InputError where they are not different ones, two at least."""
-    if isinstance(content, list) and len(content) >= 2 and all(isinstance(name, str) and name for name in content):
-        names = tuple(content)
-        if len(set(names)) == len(names):
-            return names
-    raise InputError(f"The file must have different names for input and output, got {str(content)[:80]}.")
-
-
-def _arguments(content: Any, count: int) -> tuple[str, ...]:
-    """Names of the arguments of `forward` from JSON; empty where the file has none. They become part of Python code.
-
-    Raises:
-        InputError: they are not as many different names that an argument may have.
-    """
-    if content == [] or (isinstance(content, list) and are_arguments(content, count)):
-        return tuple(content)
-    raise InputError(f"The file must have {count} names of arguments, got {str(content)[:80]}.")
 
 
 def _check_granularity(granularity: str) -> None:
@@ -382,13 +334,6 @@ def _check_granularity(granularity: str) -> None:
             n_of_m(granularity)
     except ValueError as error:
         raise InputError(str(error)) from None
-
-
-def _shape(content: Any, what: str, least: int) -> tuple[int, ...]:
-    """A shape from JSON. Raises InputError where it is no list of whole numbers from `least` on."""
-    if isinstance(content, list) and all(type(size) is int and size >= least for size in content):
-        return tuple(content)
-    raise InputError(f"The {what} must have a shape of whole numbers >= {least}, got {str(content)[:80]}.")
 
 
 def _tensors(raw: bytes) -> dict[str, Tensor]:
