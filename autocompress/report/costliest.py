@@ -8,6 +8,8 @@ from typing import Any
 from autocompress.budget import COUNTED, RESOURCES
 from autocompress.report.run_numbers import LayerRow, nats
 
+_TOLD = 0.1  # least share of a layer's loss that it is told how to avoid
+
 
 def costliest(rows: Sequence[LayerRow], outcome: Mapping[str, Any]) -> str:
     """Which layer is expected to cost most and why, in a few sentences; empty where nothing is known.
@@ -28,9 +30,11 @@ def costliest(rows: Sequence[LayerRow], outcome: Mapping[str, Any]) -> str:
         else f"mostly from rounding {_rounded(label)}"
     )
     amount = f"{nats(worst.loss)} of {nats(total)} nats ({100 * worst.loss / total:.0f} %)"
-    milder = [_pruned_less(worst, outcome), _more_bits(worst, outcome)]
-    sentences = milder if by_pruning else reversed(milder)
-    return " ".join([f"{worst.facts['name']} is expected to cost most: {amount}, {cause}.", *filter(None, sentences)])
+    sentences = [f"{worst.facts['name']} is expected to cost most: {amount}, {cause}."]
+    for part in ("pruning", "rounding") if by_pruning else ("rounding", "pruning"):
+        if lost[part] >= _TOLD * worst.loss:
+            sentences.append((_pruned_less if part == "pruning" else _more_bits)(worst, outcome))
+    return " ".join(filter(None, sentences))
 
 
 def _what(row: LayerRow) -> str:
