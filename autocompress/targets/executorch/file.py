@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from autocompress.errors import ExportError
 from autocompress.execute.compressed import check_activations
+from autocompress.samples import ONE
 from autocompress.targets.executorch.graph import XnnGraph
 from autocompress.targets.executorch.nodes import add_node
 from autocompress.targets.executorch.program import program_of
@@ -41,8 +42,9 @@ def write_executorch(lowered: Lowered) -> bytes:
     check_activations(lowered.layers, _FILE, "executorch")
     for field in lowered.inputs:
         if field.dtype != "float32":
+            name = lowered.names[0] if field.name == ONE else field.name
             raise ExportError(
-                f"`model` must take numbers for {_FILE}, got {field.dtype} for {field.name or 'its input'}; "
+                f"`model` must take float32 numbers for {_FILE}, got {field.dtype} for {name}; "
                 "pass --target onnxruntime or packed."
             )
     graph = XnnGraph(parts_of(lowered, _FILE))

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def runtime() -> Any:
         InputError: the extra `executorch` is not installed.
     """
     try:
-        return importlib.import_module("executorch.extension.pybindings.portable_lib")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that its interface may change
+            return importlib.import_module("executorch.extension.pybindings.portable_lib")
     except ModuleNotFoundError as error:
         raise _missing() from error
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-import os
-import warnings
+import io
+import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ def open_executorch(content: bytes) -> ExecuTorchSession:
             ExecuTorch can't run.
     """
     with _quiet():
-        package = _package()
+        package = schema.runtime()
+        _run_on_one_thread()
         try:
             return ExecuTorchSession(package._load_program_from_buffer(content), content)
         except RuntimeError as error:
@@ -75,27 +76,18 @@ def open_executorch(content: bytes) -> ExecuTorchSession:
 
 
 @functools.cache
-def _package() -> Any:
-    """ExecuTorch's runtime, which has one pool of threads for all files: of one thread, which it must be told at first.
-
-    Another number would take the pool away from the files that are loaded already.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        package = schema.runtime()
-    package._unsafe_reset_threadpool(1)
-    return package
+def _run_on_one_thread() -> None:
+    """Give ExecuTorch's runtime a pool of one thread, once: all files share it, and those that are loaded keep it."""
+    schema.runtime()._unsafe_reset_threadpool(1)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence for what ExecuTorch writes to the standard error while it loads; its errors are raised besides."""
-    kept = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Silence for what ExecuTorch and what it imports write to the standard error; errors are raised besides."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
-        os.dup2(nowhere, 2)
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        logging.disable(before)
