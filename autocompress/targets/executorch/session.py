@@ -35,7 +35,8 @@ class ExecuTorchSession:
 
     def run(self, inputs: Inputs) -> Tensor | Outputs:
         """(N, …) float32 outputs of (N, …) `inputs`, any N: a tensor, or several in a tuple."""
-        return together([single(tuple(self._method(each))) for each in _parts(inputs)])
+        found: Tensor | Outputs = together([single(tuple(self._method(each))) for each in _parts(inputs)])
+        return found
 
     def prepared(self, inputs: Inputs) -> Callable[[], None]:
         """A function that runs the network on these (N, …) `inputs`, in turns where they are more than 32."""
