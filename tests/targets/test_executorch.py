@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 from lowering_toys import Concat, Depthwise, Plain, Residual, Tokens, compress, toy
+from removed_toys import Blocks, Wave, lowered
+from removed_toys import toy as removed_toy
 from torch import nn
 
 from autocompress.errors import ExportError, InputError
@@ -28,9 +30,9 @@ def close(found, expected, most):
 
 def answers(compressed, x):
     """(in ExecuTorch, in PyTorch)."""
-    lowered = lower(compressed, x, integer=True)
+    given = lower(compressed, x, integer=True)
     with torch.no_grad():
-        return open_executorch(write_executorch(lowered)).run(x), lowered.graph(x)
+        return open_executorch(write_executorch(given)).run(x), given.graph(x)
 
 
 @pytest.mark.parametrize("kind", [Residual, Depthwise, Concat, Tokens, Plain])
@@ -48,6 +50,14 @@ def test_executorch_answers_like_the_graph(kind, weights, activations, most):
     found, expected = answers(*toy(kind, weights, activations))
     assert close(found, expected, most)
     assert float((found.argmax(1) == expected.argmax(1)).double().mean()) >= 0.99
+
+
+@pytest.mark.parametrize("kind", [Blocks, Wave])
+def test_what_is_left_of_removed_branches_is_added(kind):
+    pytest.importorskip("executorch", reason=NEEDED)
+    given, x = lowered(kind, True), removed_toy(kind).x
+    with torch.no_grad():
+        assert close(open_executorch(write_executorch(given)).run(x), given.graph(x), KERNELS)
 
 
 def test_the_target_passes_the_contract():
@@ -220,9 +230,9 @@ class Words(nn.Module):
 def test_networks_that_files_cannot_hold(model, x, message):
     model = model().eval()
     network = trace(model, x[:1])
-    lowered = lower(uncompressed(fold_batch_norms(model, network), network), x, integer=True)
+    given = lower(uncompressed(fold_batch_norms(model, network), network), x, integer=True)
     with pytest.raises(ExportError) as error:
-        write_executorch(lowered)
+        write_executorch(given)
     assert str(error.value) == message
 
 
@@ -240,12 +250,12 @@ def test_damaged_files_are_refused_in_one_line(capfd):
 
 def test_missing_extra_is_named(monkeypatch):
     compressed, x = toy(Plain, (8,))
-    lowered = lower(compressed, x, integer=True)
+    given = lower(compressed, x, integer=True)
     for name in ("executorch", "executorch.extension", "executorch.extension.pybindings.portable_lib"):
         monkeypatch.setitem(sys.modules, name, None)
     message = "`target` executorch needs the extra executorch: pip install 'autocompress[executorch]'."
     for call in (
-        lambda: write_executorch(lowered),
+        lambda: write_executorch(given),
         lambda: open_executorch(b""),
         dataclasses.replace(TARGETS["executorch"], extra=("executorch", "a_module_that_nobody_has")).check_installed,
     ):

@@ -6,6 +6,7 @@ dequantizes first, or zeros that are padded for a convolution, which pads by its
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autocompress.targets.litert.flatbuffer import FileParts, FileTensor, Rounding
+from autocompress.targets.litert.flatbuffer import FileParts, FileTensor
 
 _ALIGNMENT = 16  # bytes, of every constant
 _NOT_EXTERNAL = 2**32 - 1
@@ -117,41 +118,37 @@ class XnnGraph:
 
     def _define(self, tensor: int) -> int:
         found = self.tensors[tensor]
+        plain = self._plain(_TYPES[found.kind], found.shape or (1,))
         if found.content is not None:
-            return self._constant(found)
-        plain = self._plain(_TYPES[found.kind], found.shape)
-        if tensor in self._external:
+            plain["constant_buffer_idx"] = self.keep(found.content)
+        elif tensor in self._external:
             plain["external_id"] = self._external[tensor]
             plain["flags"] = _IS_INPUT if tensor in self.parts.inputs else _IS_OUTPUT
-        return self._add_value(plain, _one_range(found.rounding))
-
-    def _constant(self, found: FileTensor) -> int:
-        """Weights and biases with a scale for each row, or an operand of another operator."""
-        assert found.content is not None
-        kind, content = found.kind, found.content
-        if kind == "INT4":
-            kind, content = "INT8", unpacked_from_4_bits(content, int(np.prod(found.shape)))
         rounding = found.rounding
-        if rounding is None or kind not in _BY_ROW or (kind == "INT8" and len(found.shape) < 2):
-            plain = self._plain(_TYPES[kind], found.shape or (1,))
-            plain["constant_buffer_idx"] = self.keep(content)
-            return self._add_value(plain, _one_range(rounding))
-        plain = self._plain(_BY_ROW[kind], found.shape)
-        plain["constant_buffer_idx"] = self.pack(content)
-        scales = np.broadcast_to(rounding.scales.astype(np.float32), found.shape[rounding.axis])
-        by_row = {"scale": [], "channel_dim": rounding.axis, "num_scales": len(scales)}
-        by_row["scale_buffer_idx"] = self.pack(scales.tobytes())
-        return self._add_value(plain, ("PerChannelQuant", by_row))
+        if rounding is None:
+            return self._add_value(plain, None)
+        one = {"scale": float(np.float32(rounding.scales[0])), "zero_point": int(rounding.zero)}
+        return self._add_value(plain, ("PerTensorQuant", one))
 
     def parameter(self, tensor: int) -> int:
-        """The number of the value of a layer's weight or bias, which XNNPACK copies when it loads the file."""
-        if (tensor, "") not in self._made and self.tensors[tensor].rounding is None:
-            found = self.tensors[tensor]
-            assert found.content is not None
-            plain = self._plain(_TYPES[found.kind], found.shape)
-            plain["constant_buffer_idx"] = self.pack(found.content)
-            self._made[tensor, ""] = self._add_value(plain, None)
-        return self.value(tensor)
+        """The number of the value of a layer's weight or bias: float32, or codes with a scale for each row."""
+        key = (tensor, "parameter")
+        if key not in self._made:
+            self._made[key] = self._parameter(self.tensors[tensor])
+        return self._made[key]
+
+    def _parameter(self, found: FileTensor) -> int:
+        assert found.content is not None
+        kind, content, rounding = found.kind, found.content, found.rounding
+        if kind == "INT4":
+            kind, content = "INT8", unpacked_from_4_bits(content, math.prod(found.shape))
+        plain = self._plain(_TYPES[kind] if rounding is None else _BY_ROW[kind], found.shape)
+        plain["constant_buffer_idx"] = self.pack(content)
+        if rounding is None:
+            return self._add_value(plain, None)
+        by_row = {"scale": [], "channel_dim": rounding.axis, "num_scales": len(rounding.scales)}
+        by_row["scale_buffer_idx"] = self.pack(rounding.scales.astype(np.float32).tobytes())
+        return self._add_value(plain, ("PerChannelQuant", by_row))
 
     def _plain(self, kind: str, shape: Sequence[int]) -> Json:
         return {
@@ -219,12 +216,6 @@ class XnnGraph:
             "output_ids": ends[1],
             "constant_data": self.constants,
         }
-
-
-def _one_range(rounding: Rounding | None) -> tuple[str, Json] | None:
-    if rounding is None:
-        return None
-    return "PerTensorQuant", {"scale": float(np.float32(rounding.scales[0])), "zero_point": int(rounding.zero)}
 
 
 def unpacked_from_4_bits(content: bytes, count: int) -> bytes:

@@ -104,7 +104,9 @@ def _multiply(
     ends = {"input1_id": graph.value(source), "output_id": graph.value(product)}
     bounds = _bounds(operator)
     graph.node(
-        "XNNFullyConnected", {**ends, "filter_id": graph.value(weight), "bias_id": _NONE}, bounds if not adds else None
+        "XNNFullyConnected",
+        {**ends, "filter_id": graph.parameter(weight), "bias_id": _NONE},
+        bounds if not adds else None,
     )
     if adds:
         ends = {"input1_id": graph.value(product), "input2_id": graph.value(bias), "output_id": graph.value(made)}
