@@ -13,6 +13,7 @@ from torch import nn
 from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import uncompressed
 from autocompress.network import fold_batch_norms, trace
+from autocompress.samples import Samples
 from autocompress.targets.executorch.file import write_executorch
 from autocompress.targets.executorch.session import open_executorch
 from autocompress.targets.graph.lowering import lower
@@ -113,14 +114,14 @@ class Odds(nn.Module):
 
 
 class Cuts(nn.Module):
-    """Input 3x9x10: steps from any place of an axis of any length, seven inputs joined, means over other axes."""
+    """Input 3x9x10: padded twice, steps from any place of an axis of any length, seven inputs joined, other means."""
 
     def __init__(self):
         super().__init__()
         self.first, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(20, 3)
 
     def forward(self, x):
-        x = torch.relu(self.first(x))
+        x = torch.relu(self.first(nn.functional.pad(x, (1, 0, 0, 1))))
         parts = [x[:, :, ::2, ::2], x[:, :, 1::2, 1::2], x[:, :, ::3, :9:3], x[:, 1::2, 3:7:2, 2:9:4]]
         means = [each.mean((1, 2)) for each in parts] + [x.mean((2, 3)), x.mean(3)[:, :, 0], x.mean((1, 2))[:, 4:5]]
         return self.head(torch.cat(means, 1)[:, :20])
@@ -188,6 +189,30 @@ def test_what_xnnpack_has_no_kernel_for_is_refused(activations, last, kind, mess
     with pytest.raises(kind) as error:
         write_executorch(lower(compressed, x, integer=True))
     assert str(error.value) == message
+
+
+class Several(nn.Module):
+    """Inputs 3 and 4: two tensors come in; three go out, of which two are one, and one comes in."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 5), nn.Linear(4, 5)
+
+    def forward(self, a, b):
+        y = torch.relu(self.left(a) - self.right(b))
+        return y, y, b
+
+
+def test_several_inputs_and_outputs():
+    pytest.importorskip("executorch", reason=NEEDED)
+    torch.manual_seed(0)
+    model, x = Several().eval(), Samples((torch.randn(40, 3), torch.randn(40, 4)), ("a", "b"))
+    network = trace(model, x[:1])
+    given = lower(uncompressed(fold_batch_norms(model, network), network), x, integer=True)
+    found = open_executorch(write_executorch(given)).run(x)
+    with torch.no_grad():
+        expected = given.graph(*x.tensors)
+    assert [torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True)] == [True] * 3
 
 
 class Sorted(nn.Module):

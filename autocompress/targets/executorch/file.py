@@ -3,7 +3,7 @@
 No converter stands in between, so every code, scale and zero point in the file is the plan's own. LiteRT's operators
 stand on the same kernels, so the network is written in these first (`litert.file.parts_of`). The modules:
 
-1. `nodes.py`: what each of LiteRT's operators becomes in XNNPACK.
+1. `nodes.py`, `layers.py`: what each of LiteRT's operators becomes in XNNPACK.
 2. `graph.py`: XNNPACK's graph in the making: its values, nodes and constants.
 3. `program.py`: the bytes; `schema.py` asks ExecuTorch's own compiler of flatbuffers for them.
 """

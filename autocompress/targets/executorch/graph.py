@@ -46,7 +46,19 @@ class XnnGraph:
         self.padded: dict[int, tuple[int, tuple[int, int, int, int]]] = {}  # images, and zeros on their four sides
         self._made: dict[tuple[int, str], int] = {}
         self._places: dict[bytes, int] = {}
-        self._external = {tensor: number for number, tensor in enumerate([*parts.inputs, *parts.outputs])}
+        self.outputs, self._copies = self._each_once(parts)
+        self._external = {tensor: number for number, tensor in enumerate([*parts.inputs, *self.outputs])}
+
+    def _each_once(self, parts: FileParts) -> tuple[list[int], list[tuple[int, int]]]:
+        """The outputs, and the copies that are made of those that are an input or another output too."""
+        outputs: list[int] = []
+        copies: list[tuple[int, int]] = []
+        for tensor in parts.outputs:
+            if tensor in outputs or tensor in parts.inputs:
+                copies.append((tensor, self.tensor(tensor, self.shape(tensor))))
+                tensor = copies[-1][1]
+            outputs.append(tensor)
+        return outputs, copies
 
     # --- tensors ---
 
@@ -206,7 +218,9 @@ class XnnGraph:
 
     def content(self) -> Json:
         """The graph in XNNPACK's schema."""
-        ends = [[self.value(tensor) for tensor in each] for each in (self.parts.inputs, self.parts.outputs)]
+        for tensor, made in self._copies:
+            self.node("XNNCopy", {"input_id": self.value(tensor), "output_id": self.value(made)})
+        ends = [[self.value(tensor) for tensor in each] for each in (self.parts.inputs, self.outputs)]
         return {
             "version": "0",
             "xnodes": self.nodes,

@@ -1,31 +1,29 @@
 """What each of LiteRT's operators becomes in XNNPACK's graph.
 
-Most have a node of their own. These differ:
-
-- Layers whose weights are codes but whose result is not rounded: a linear layer, or a 1x1 convolution as one, takes
-  8-bit weights and float32 inputs. Any other convolution takes its rounded input in 8 bits on a range that is found in
-  every run, since XNNPACK has no other kernel that gives float32; a depthwise one has none at all.
-- Steps through an axis are a reshape that puts what is skipped behind what is taken, and a slice of that.
-- Means over other axes than height and width are reshaped to that.
+Most have a node of their own, layers are in `layers.py`. Steps through an axis are a reshape that puts what is skipped
+behind what is taken, and a slice of that. Means over other axes than height and width are reshaped to that.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-from autocompress.errors import ExportError, InputError
+from autocompress.errors import ExportError
 from autocompress.targets.executorch.graph import XnnGraph
+from autocompress.targets.executorch.layers import (
+    INFINITY,
+    Bounds,
+    bounds_of,
+    convolution,
+    fully_connected,
+    same_padding,
+)
 from autocompress.targets.litert.flatbuffer import FileOperator
 
-_INFINITY = "+inf"
-_ACTIVATIONS: dict[int, tuple[Any, Any] | None] = {0: None, 1: (0.0, _INFINITY), 2: (-1.0, 1.0), 3: (0.0, 6.0)}
-_SAME = 0  # LiteRT's padding
 _TRANSPOSED, _KEEPS_AXES = 1, 64  # XNNPACK's flags
-_NONE = 2**32 - 1  # the number of a value that there is not
 _MOST_JOINED = 5  # inputs of a concatenation
 
 Handler = Callable[[XnnGraph, FileOperator], None]
@@ -36,129 +34,7 @@ def add_node(graph: XnnGraph, operator: FileOperator) -> None:
     NODES[operator.code](graph, operator)
 
 
-# --- layers ---
-
-
-def _convolution(graph: XnnGraph, operator: FileOperator) -> None:
-    """Conv2d, DepthwiseConv2d, or what stands for them where the weight is codes and the result is not."""
-    source, weight, bias = operator.inputs
-    source, sides = _padding(graph, operator, source)
-    weight, is_coded = _stored(graph, weight)
-    is_depthwise = operator.code == "DEPTHWISE_CONV_2D"
-    shape, channels = graph.shape(weight), graph.shape(source)[3]
-    rows = shape[3] if is_depthwise else shape[0]
-    groups = channels if is_depthwise else channels // shape[3]
-    if is_coded and _is_point(operator, shape, groups, sides):
-        _multiply(graph, operator, source, weight, bias, shape=(rows, channels))
-        return
-    if is_coded and is_depthwise:
-        raise ExportError(
-            "`model` must round the results of depthwise convolutions with 8-bit weights for an ExecuTorch file, got "
-            f"one of {channels} channels whose result is not rounded; pass --weight-bits 32, --target onnxruntime "
-            "or packed."
-        )
-    if is_coded and source not in graph.rounded:
-        raise InputError(
-            "`plan` must round the inputs of convolutions with 8-bit weights for an ExecuTorch file, got 32 bits for "
-            f"one of {channels} channels; search with `--target executorch`."
-        )
-    fields = operator.fields
-    graph.node(
-        "XNNDepthwiseConv2d" if is_depthwise else "XNNConv2d",
-        {
-            **dict(zip(("padding_top", "padding_bottom", "padding_left", "padding_right"), sides, strict=True)),
-            **{"kernel_height": shape[1], "kernel_width": shape[2]},
-            **{"subsampling_height": fields["strideH"], "subsampling_width": fields["strideW"]},
-            **{"dilation_height": fields["dilationHFactor"], "dilation_width": fields["dilationWFactor"]},
-            **{"group_input_channels": channels // groups, "group_output_channels": rows // groups, "groups": groups},
-            "input1_id": graph.dynamic(source, 3) if is_coded else graph.value(source),
-            **_parameters(graph, weight, bias),
-            "output_id": graph.value(operator.outputs[0]),
-        },
-        _bounds(operator),
-    )
-
-
-def _fully_connected(graph: XnnGraph, operator: FileOperator) -> None:
-    """FullyConnected on the last axis."""
-    source, weight, bias = operator.inputs
-    weight, is_coded = _stored(graph, weight)
-    if is_coded:
-        _multiply(graph, operator, source, weight, bias, graph.shape(weight))
-        return
-    ends = {"input1_id": graph.value(source), "output_id": graph.value(operator.outputs[0])}
-    graph.node("XNNFullyConnected", ends | _parameters(graph, weight, bias), _bounds(operator))
-
-
-def _multiply(
-    graph: XnnGraph, operator: FileOperator, source: int, weight: int, bias: int, shape: tuple[int, ...]
-) -> None:
-    """FullyConnected of float32 inputs and a (rows, columns) matrix of codes, and an Add of the bias.
-
-    XNNPACK's kernel for these types leaves a bias of its own out (seen in ExecuTorch 1.5.1).
-    """
-    graph.reshape_constant(weight, shape)
-    (made,) = operator.outputs
-    adds = not graph.is_zero(bias)
-    product = graph.tensor(made, graph.shape(made)) if adds else made
-    ends = {"input1_id": graph.value(source), "output_id": graph.value(product)}
-    bounds = _bounds(operator)
-    graph.node(
-        "XNNFullyConnected",
-        {**ends, "filter_id": graph.parameter(weight), "bias_id": _NONE},
-        bounds if not adds else None,
-    )
-    if adds:
-        ends = {"input1_id": graph.value(product), "input2_id": graph.value(bias), "output_id": graph.value(made)}
-        graph.node("XNNAdd", ends, bounds)
-
-
-def _parameters(graph: XnnGraph, weight: int, bias: int) -> dict[str, Any]:
-    """Weight and bias of a layer, which XNNPACK copies."""
-    return {"filter_id": graph.parameter(weight), "bias_id": graph.parameter(bias)}
-
-
-def _stored(graph: XnnGraph, weight: int) -> tuple[int, bool]:
-    """The constant that a weight is stored as, and whether it is codes that a float32 layer reads."""
-    source = graph.dequantized.get(weight)
-    return (weight, False) if source is None else (source, True)
-
-
-def _is_point(operator: FileOperator, shape: tuple[int, ...], groups: int, sides: tuple[int, ...]) -> bool:
-    """Whether a convolution is a linear layer at every pixel."""
-    strides = operator.fields["strideH"], operator.fields["strideW"]
-    return shape[1:3] == (1, 1) and strides == (1, 1) and groups == 1 and not any(sides)
-
-
-def _bounds(operator: FileOperator) -> tuple[Any, Any] | None:
-    return _ACTIVATIONS[operator.fields.get("fusedActivationFunction", 0)]
-
-
 # --- windows ---
-
-
-def _padding(graph: XnnGraph, operator: FileOperator, source: int) -> tuple[int, tuple[int, int, int, int]]:
-    """What a convolution reads, and its zeros above, below, left and right: those of a PAD before it, or of SAME."""
-    padded = graph.padded.get(source)
-    if padded is not None:
-        return padded
-    if operator.fields["padding"] != _SAME:
-        return source, (0, 0, 0, 0)
-    weight = graph.shape(operator.inputs[1])
-    dilations = operator.fields["dilationHFactor"], operator.fields["dilationWFactor"]
-    return source, _same(graph, operator, source, weight[1:3], dilations)
-
-
-def _same(
-    graph: XnnGraph, operator: FileOperator, source: int, kernel: tuple[int, ...], dilations: tuple[int, int] = (1, 1)
-) -> tuple[int, int, int, int]:
-    """Zeros above, below, left and right, as LiteRT's SAME pads."""
-    sides: list[int] = []
-    strides = operator.fields["strideH"], operator.fields["strideW"]
-    for size, length, stride, dilation in zip(graph.shape(source)[1:3], kernel, strides, dilations, strict=True):
-        missing = max((-(-size // stride) - 1) * stride + dilation * (length - 1) + 1 - size, 0)
-        sides += [missing // 2, missing - missing // 2]
-    return sides[0], sides[1], sides[2], sides[3]
 
 
 def _pad(graph: XnnGraph, operator: FileOperator) -> None:
@@ -183,7 +59,7 @@ def _pooling(kind: str) -> Handler:
     def add(graph: XnnGraph, operator: FileOperator) -> None:
         (source,), fields = operator.inputs, operator.fields
         kernel = fields["filterHeight"], fields["filterWidth"]
-        sides = _same(graph, operator, source, kernel) if fields["padding"] == _SAME else (0, 0, 0, 0)
+        sides = same_padding(graph, operator, source, kernel)
         graph.node(
             kind,
             {
@@ -194,7 +70,7 @@ def _pooling(kind: str) -> Handler:
                 "input_id": graph.value(source),
                 "output_id": graph.value(operator.outputs[0]),
             },
-            _bounds(operator),
+            bounds_of(operator),
         )
 
     return add
@@ -302,7 +178,7 @@ def _concatenate(graph: XnnGraph, operator: FileOperator) -> None:
         shape[axis] = sum(graph.shape(each)[axis] for each in first)
         inputs = [_joined(graph, first, axis, graph.tensor(made, shape)), *inputs]
     _joined(graph, inputs, axis, made)
-    if _bounds(operator) is not None:
+    if bounds_of(operator) is not None:
         raise AssertionError("concatenations are followed by activations of their own")
 
 
@@ -317,14 +193,14 @@ def _joined(graph: XnnGraph, inputs: list[int], axis: int, made: int) -> int:
 # --- values in place ---
 
 
-def _unary(kind: str, bounds: tuple[Any, Any] | None = None) -> Handler:
+def _unary(kind: str, bounds: Bounds = None) -> Handler:
     def add(graph: XnnGraph, operator: FileOperator) -> None:
         _one(graph, kind, operator.inputs[0], operator.outputs[0], bounds)
 
     return add
 
 
-def _one(graph: XnnGraph, kind: str, source: int, made: int, bounds: tuple[Any, Any] | None = None) -> None:
+def _one(graph: XnnGraph, kind: str, source: int, made: int, bounds: Bounds = None) -> None:
     graph.node(kind, {"input_id": graph.value(source), "output_id": graph.value(made)}, bounds)
 
 
@@ -332,7 +208,7 @@ def _binary(kind: str) -> Handler:
     def add(graph: XnnGraph, operator: FileOperator) -> None:
         first, second = map(graph.value, operator.inputs)
         ends = {"input1_id": first, "input2_id": second, "output_id": graph.value(operator.outputs[0])}
-        graph.node(kind, ends | _flags(operator), _bounds(operator))
+        graph.node(kind, ends | _flags(operator), bounds_of(operator))
 
     return add
 
@@ -381,8 +257,8 @@ def _elu(graph: XnnGraph, operator: FileOperator) -> None:
 
 
 NODES: dict[str, Handler] = {
-    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D"), _convolution),
-    "FULLY_CONNECTED": _fully_connected,
+    **dict.fromkeys(("CONV_2D", "DEPTHWISE_CONV_2D"), convolution),
+    "FULLY_CONNECTED": fully_connected,
     "ADD": _binary("XNNAdd"),
     "SUB": _binary("XNNSubtract"),
     "MUL": _binary("XNNMultiply"),
@@ -390,7 +266,7 @@ NODES: dict[str, Handler] = {
     "MAXIMUM": _binary("XNNMaximum"),
     "MINIMUM": _binary("XNNMinimum"),
     "BATCH_MATMUL": _binary("XNNBatchMatrixMultiply"),
-    "RELU": _unary("XNNClamp", (0.0, _INFINITY)),
+    "RELU": _unary("XNNClamp", (0.0, INFINITY)),
     "RELU6": _unary("XNNClamp", (0.0, 6.0)),
     "RELU_N1_TO_1": _unary("XNNClamp", (-1.0, 1.0)),
     "LOGISTIC": _unary("XNNSigmoid"),

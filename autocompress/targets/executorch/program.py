@@ -47,7 +47,7 @@ def _delegate(graph: XnnGraph) -> bytes:
 
 def _program(graph: XnnGraph, segments: Sequence[bytes]) -> dict[str, Any]:
     """ExecuTorch's program: inputs, outputs, and one call of XNNPACK that turns the ones into the others."""
-    inputs, outputs = graph.parts.inputs, graph.parts.outputs
+    inputs, outputs = graph.parts.inputs, graph.outputs
     values, end = [], 0
     for tensor in (*inputs, *outputs):
         sizes = [MOST_SAMPLES, *graph.shape(tensor)[1:]]
