@@ -38,16 +38,16 @@ def convolution(graph: XnnGraph, operator: FileOperator) -> None:
     if is_coded and _is_point(operator, shape, groups, sides):
         _multiply(graph, operator, source, weight, bias, shape=(rows, channels))
         return
+    if is_coded and source not in graph.rounded:
+        raise InputError(
+            "`plan` must round the inputs of convolutions with 8-bit weights for an ExecuTorch file, got 32 bits for "
+            f"one of {channels} channels; search with `--target executorch`."
+        )
     if is_coded and is_depthwise:
         raise ExportError(
             "`model` must round the results of depthwise convolutions with 8-bit weights for an ExecuTorch file, got "
             f"one of {channels} channels whose result is not rounded; pass --weight-bits 32, --target onnxruntime "
             "or packed."
-        )
-    if is_coded and source not in graph.rounded:
-        raise InputError(
-            "`plan` must round the inputs of convolutions with 8-bit weights for an ExecuTorch file, got 32 bits for "
-            f"one of {channels} channels; search with `--target executorch`."
         )
     fields = operator.fields
     graph.node(

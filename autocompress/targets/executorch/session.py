@@ -25,8 +25,8 @@ class ExecuTorchSession:
     """A network that ExecuTorch's runtime has loaded. Made by `open_executorch`.
 
     Args:
-        program: the loaded program, which the file's content must outlive.
-        content: that content.
+        program: the loaded program.
+        content: content of its file, which it reads as long as it runs.
     """
 
     def __init__(self, program: Any, content: bytes) -> None:
