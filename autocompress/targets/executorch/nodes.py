@@ -177,9 +177,12 @@ def _concatenate(graph: XnnGraph, operator: FileOperator) -> None:
         shape = list(graph.shape(made))
         shape[axis] = sum(graph.shape(each)[axis] for each in first)
         inputs = [_joined(graph, first, axis, graph.tensor(made, shape)), *inputs]
-    _joined(graph, inputs, axis, made)
-    if bounds_of(operator) is not None:
-        raise AssertionError("concatenations are followed by activations of their own")
+    bounds = bounds_of(operator)
+    if bounds is None:
+        _joined(graph, inputs, axis, made)
+        return
+    whole = _joined(graph, inputs, axis, graph.tensor(made, graph.shape(made)))
+    _one(graph, "XNNClamp", whole, made, bounds)
 
 
 def _joined(graph: XnnGraph, inputs: list[int], axis: int, made: int) -> int:
