@@ -25,6 +25,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType(
         "metrics": ("metrics of tasks other than classification", ("torchmetrics", "pycocotools")),
         "openvino": ("the target openvino, and export to its format", ("openvino",)),
         "litert": ("--target litert and export to LiteRT", ("ai_edge_litert",)),
+        "executorch": ("--target executorch and export to ExecuTorch", ("executorch",)),
         "mcp": ("autocompress mcp, tools for coding assistants", ("mcp",)),
     }
 )

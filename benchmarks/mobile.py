@@ -1,10 +1,10 @@
-"""Files of `--target litert`: their bytes, their answers beside PyTorch's on the whole test split, and their time.
+"""Files for phones: their bytes, their answers beside PyTorch's on the whole test split, and their time.
 
-python benchmarks/mobile.py --shared ../shared --out runs/mobile
+python benchmarks/mobile.py --shared ../shared --out runs/mobile [--target executorch]
 
-Every network is written with two plans, without a search: all weights at 8 bits, and all at 4 but for depthwise
-layers, which keep 8; activations are rounded to 8 bits. `apply` measures and verifies each file. A line of JSON is
-printed for each.
+Every network is written with two plans, without a search: all weights at 8 bits, and, where the target has 4, all at 4
+but for depthwise layers, which keep 8; activations are rounded to 8 bits. `apply` measures and verifies each file. A
+line of JSON is printed for each.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import autocompress
 from autocompress.models import load_model
 from autocompress.network import trace
 from autocompress.plan import Label, Plan
+from autocompress.targets import TARGETS
 
 CIFAR = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 NETWORKS = ("digits", "resnet20", "resnet56", "efficientnet_lite0")
@@ -30,11 +31,13 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", help=f"out of {', '.join(NETWORKS)}; all by default")
     parser.add_argument("--shared", type=Path, default=Path("../shared"), help="folder of the networks and the data")
     parser.add_argument("--out", type=Path, default=Path("runs/mobile"))
-    parser.add_argument("--target", default="litert")
-    parser.add_argument("--bits", type=int, nargs="*", default=[8, 4])
+    parser.add_argument("--target", default="litert", help="litert or executorch")
+    parser.add_argument("--bits", type=int, nargs="*", help="default: 8 and 4, as far as the target has them")
     arguments = parser.parse_args()
+    offered = TARGETS.find(arguments.target).weight_bits
+    widths = arguments.bits or [bits for bits in (8, 4) if bits in offered]
     for name in arguments.networks or NETWORKS:
-        for bits in arguments.bits:
+        for bits in widths:
             print(json.dumps(measured(name, bits, arguments)), flush=True)
 
 

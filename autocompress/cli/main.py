@@ -267,7 +267,7 @@ def export(
         typer.Option(
             "--format",
             metavar="LIST",
-            help="Formats to write: some of onnx, packed, openvino, litert, pt2, such as onnx,pt2.",
+            help="Formats to write: some of onnx, packed, openvino, litert, executorch, pt2, such as onnx,pt2.",
         ),
     ],
     model: OwnModel = None,

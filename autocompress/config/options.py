@@ -165,7 +165,8 @@ class MenuOptions(Part):
     target: str = option(
         "onnxruntime",
         "Where the result runs, and whose file the budget size counts: onnxruntime (model.onnx), openvino "
-        "(model_openvino.onnx), litert (model.tflite; needs the extra litert) or packed (model.safetensors alone).",
+        "(model_openvino.onnx), litert (model.tflite), executorch (model.pte) or packed (model.safetensors alone). "
+        "openvino, litert and executorch need the extra of their name.",
     )
 
     @field_validator("ranks", mode="before")

@@ -36,10 +36,12 @@ from autocompress.run.names import (
     MODEL,
     MODEL_ONNX,
     MODEL_PT2,
+    MODEL_PTE,
     MODEL_TFLITE,
     OUTCOME,
     PLAN,
 )
+from autocompress.targets.executorch.file import write_executorch
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.litert.file import write_litert
 from autocompress.targets.loading import check_network, restore, restored
@@ -180,7 +182,7 @@ def export(
 
     Args:
         run: folder of a finished run.
-        formats: `onnx`, `packed`, `openvino`, `litert` or `pt2`; several with commas between.
+        formats: `onnx`, `packed`, `openvino`, `litert`, `executorch` or `pt2`; several with commas between.
         model: original network, where the run was made with a module and not a spec string.
         data: data of the run, where the run was made with tensors and not a spec string.
         trust: whether functions of somebody's own that the folder names may run; see `autocompress.job.trust`.
@@ -242,6 +244,11 @@ def _export_litert(source: _Source) -> list[Path]:
     return [source.path / MODEL_TFLITE]
 
 
+def _export_executorch(source: _Source) -> list[Path]:
+    write_atomically(source.path / MODEL_PTE, write_executorch(source.for_integer_kernels()))
+    return [source.path / MODEL_PTE]
+
+
 def _export_pt2(source: _Source) -> list[Path]:
     write_atomically(source.path / MODEL_PT2, write_pt2(source.as_run()))
     return [source.path / MODEL_PT2]
@@ -257,6 +264,7 @@ EXPORTS: Mapping[str, Callable[[_Source], list[Path]]] = {
     "packed": _export_packed,
     "openvino": _export_openvino,
     "litert": _export_litert,
+    "executorch": _export_executorch,
     "pt2": _export_pt2,
 }
 

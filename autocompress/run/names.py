@@ -8,7 +8,8 @@ SHIFTS = "journal.f16"
 JOURNAL_BEFORE, SHIFTS_BEFORE = "journal.before.jsonl", "journal.before.f16"  # of a search that took another way
 MODEL, MODEL_ONNX, CHECKPOINT = "model.safetensors", "model.onnx", "finetune.pt"
 MODEL_PT2, MODEL_OPENVINO, MODEL_TFLITE = "model.pt2", "model_openvino.onnx", "model.tflite"
-EXPORTED = (MODEL, MODEL_ONNX, MODEL_PT2, MODEL_OPENVINO, MODEL_TFLITE, "model.xml", "model.bin")
+MODEL_PTE = "model.pte"
+EXPORTED = (MODEL, MODEL_ONNX, MODEL_PT2, MODEL_OPENVINO, MODEL_TFLITE, MODEL_PTE, "model.xml", "model.bin")
 POLICY_WEIGHTS, POLICY, TENSORBOARD = "policy.safetensors", "policy.json", "tb"
 RUN_FILES = (
     CONFIG, JOURNAL, SHIFTS, JOURNAL_BEFORE, SHIFTS_BEFORE, PLAN, OUTCOME, LAYERS, REPORT, CARD, *EXPORTED, CHECKPOINT,

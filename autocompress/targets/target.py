@@ -29,12 +29,15 @@ from autocompress.run.names import (
     MODEL,
     MODEL_ONNX,
     MODEL_OPENVINO,
+    MODEL_PTE,
     MODEL_TFLITE,
     NEXT_CONFIG,
     RUN_FILES,
     TENSORBOARD,
 )
 from autocompress.samples import Inputs, fields_of
+from autocompress.targets.executorch.file import write_executorch
+from autocompress.targets.executorch.session import open_executorch
 from autocompress.targets.graph.lowering import Lowered, lower
 from autocompress.targets.litert.file import write_litert
 from autocompress.targets.litert.session import open_litert
@@ -304,6 +307,19 @@ TARGETS: Registry[Target] = Registry(
                 layer=40, row=4, width=8
             ),  # constants begin at multiples of 16; biases' scales; zero points
             extra=("litert", "ai_edge_litert"),
+        ),
+        "executorch": Target(
+            name="executorch",
+            weight_bits=(8, 32),
+            default_weight_bits=(8,),
+            activation_bits=(8,),
+            only_channels=True,
+            integer_kernels=True,
+            file_name=MODEL_PTE,
+            write=write_executorch,
+            runtime=Runtime("ExecuTorch", open_executorch, package="executorch"),
+            overhead=Overhead(layer=64, row=4),  # four constants begin at multiples of 16; biases' scales
+            extra=("executorch", "executorch"),
         ),
         "packed": Target(
             name="packed",

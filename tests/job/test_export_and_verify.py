@@ -58,7 +58,10 @@ def test_export_to_openvino(run):
 def test_unknown_format_lists_the_choices_and_writes_nothing(packed_run):
     before = contents(packed_run)
     done = invoke("export", packed_run, "--format", "pt2,tflite", "--quiet")
-    refused(done, "`format` must be one of litert, onnx, openvino, packed, pt2, got 'tflite' (did you mean litert?).")
+    refused(
+        done,
+        "`format` must be one of executorch, litert, onnx, openvino, packed, pt2, got 'tflite' (did you mean litert?).",
+    )
     assert contents(packed_run) == before
 
 

@@ -133,8 +133,8 @@ def test_a_given_plan_is_timed_against_a_budget(searched, folder, spec, quick, t
         ),
         (
             ["search", "--budget", "latency=0.5", "--target", "packed"],
-            "`budget` of latency must go with a target whose file runs here (onnxruntime, openvino, litert), got "
-            "packed; pass --target onnxruntime.",
+            "`budget` of latency must go with a target whose file runs here (onnxruntime, openvino, litert, "
+            "executorch), got packed; pass --target onnxruntime.",
         ),
         (
             ["search", "--budget", "latency=0.5", "--stages", "2", "--finetune", "1"],

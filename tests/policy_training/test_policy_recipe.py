@@ -109,7 +109,10 @@ TASK = [
     ({"budgets": []}, "`tasks.0.budgets` Tuple should have at least 1 item after validation, not 0, got []."),
     ({"options": {"seed": 1, "wat": 2}}, f"`options` of the task small must be among {MENUS}, got ['seed', 'wat']."),
     ({"options": {"sparsity_levels": 0}}, "`sparsity_levels` must be greater than or equal to 1, got 0."),
-    ({"options": {"target": "phone"}}, "`target` must be one of litert, onnxruntime, openvino, packed, got 'phone'."),
+    (
+        {"options": {"target": "phone"}},
+        "`target` must be one of executorch, litert, onnxruntime, openvino, packed, got 'phone'.",
+    ),
     (
         {"options": {"weight_bits": [3], "target": "onnxruntime"}},
         "`weight_bits` must be among 2, 4, 8, 16, 32 for the target onnxruntime, got 3; choose others or "

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = ("onnx", "onnxscript", "onnxruntime", "openvino", "ai_edge_litert", "torch._dynamo")
+HEAVY = ("onnx", "onnxscript", "onnxruntime", "openvino", "ai_edge_litert", "executorch", "torch._dynamo")
 
 
 @pytest.mark.parametrize("module", ["autocompress.targets", "autocompress.targets.loading", "autocompress.api"])

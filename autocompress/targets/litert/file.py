@@ -15,6 +15,7 @@ from torch import fx
 from autocompress.execute.compressed import check_activations
 from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
+from autocompress.targets.litert.flatbuffer import FileParts, written
 from autocompress.targets.litert.graph import FileGraph, arguments
 from autocompress.targets.litert.moves import MOVES
 from autocompress.targets.litert.operators import OPERATORS, refused
@@ -41,9 +42,22 @@ def write_litert(lowered: Lowered) -> bytes:
         ExportError: the network has an operator that files can't hold.
     """
     check_activations(lowered.layers, "a LiteRT file", "litert")
+    return written(parts_of(lowered, "a LiteRT file"))
+
+
+def parts_of(lowered: Lowered, file: str) -> FileParts:
+    """The tensors and operators of a network's file, by LiteRT's names.
+
+    Args:
+        lowered: network as a graph.
+        file: kind of the file in a message, such as `a LiteRT file`.
+
+    Raises:
+        ExportError: the network has an operator that files can't hold.
+    """
     nodes = lowered.graph.graph
     layers = {f"{name}.weight": layer for name, layer in lowered.layers.items()}
-    graph = FileGraph(lowered.graph, shapes_of(lowered.graph, lowered.inputs), layers)
+    graph = FileGraph(lowered.graph, shapes_of(lowered.graph, lowered.inputs), layers, file)
     fields = iter(lowered.inputs)
     for node in nodes.nodes:
         if node.op == "placeholder":
@@ -52,9 +66,9 @@ def write_litert(lowered: Lowered) -> bytes:
         elif node.op == "call_function" and node not in graph.done and _NO_RESULT not in str(node.target):
             handler = OPERATORS.get(node.target) or MOVES.get(node.target)
             if handler is None:
-                raise refused(node)
+                raise refused(graph, node)
             handler(graph, node)
-    return graph.content(dict(zip(lowered.outputs, _outputs(nodes), strict=True)))
+    return graph.finished(dict(zip(lowered.outputs, _outputs(nodes), strict=True)))
 
 
 def _outputs(graph: fx.Graph) -> list[fx.Node]:

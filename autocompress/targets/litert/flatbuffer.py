@@ -68,21 +68,30 @@ class FileOperator:
     fields: dict[str, Any] = field(default_factory=dict)
 
 
-def written(
-    tensors: Sequence[FileTensor], operators: Sequence[FileOperator], inputs: Sequence[int], outputs: Sequence[int]
-) -> bytes:
-    """The content of a file with these tensors and operators; the same ones give the same bytes.
+@dataclass(frozen=True, eq=False)
+class FileParts:
+    """All that a file holds.
 
-    Args:
-        tensors: tensors, which are named by their place in this list.
+    Attributes:
+        tensors: tensors, which are named by their place here.
         operators: operators in the order in which they run.
         inputs: tensors that the network takes.
         outputs: tensors that it gives.
+    """
+
+    tensors: tuple[FileTensor, ...]
+    operators: tuple[FileOperator, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+def written(parts: FileParts) -> bytes:
+    """The content of a file with these tensors and operators; the same ones give the same bytes.
 
     Raises:
         InputError: the extra `litert` is not installed.
     """
-    return _Writer().content(tensors, operators, inputs, outputs)
+    return _Writer().content(parts)
 
 
 class _Writer:
@@ -95,26 +104,20 @@ class _Writer:
         self._builder: Any = flatbuffers.Builder(1 << 16)
         self._once: dict[Hashable, int] = {}
 
-    def content(
-        self,
-        tensors: Sequence[FileTensor],
-        operators: Sequence[FileOperator],
-        inputs: Sequence[int],
-        outputs: Sequence[int],
-    ) -> bytes:
+    def content(self, parts: FileParts) -> bytes:
         numbers: dict[bytes, int] = {}  # by content: the number of its buffer; 0 is the empty one
-        for tensor in tensors:
+        for tensor in parts.tensors:
             if tensor.content is not None:
                 numbers.setdefault(tensor.content, len(numbers) + 1)
         buffers = [self._buffer(None), *map(self._buffer, numbers)]
-        codes = {name: number for number, name in enumerate(dict.fromkeys(each.code for each in operators))}
-        written_tensors = [self._tensor(each, numbers) for each in tensors]
+        codes = {name: number for number, name in enumerate(dict.fromkeys(each.code for each in parts.operators))}
+        written_tensors = [self._tensor(each, numbers) for each in parts.tensors]
         graph = self._table(
             "SubGraph",
             Tensors=self._offsets(written_tensors),
-            Inputs=self._integers(inputs),
-            Outputs=self._integers(outputs),
-            Operators=self._offsets([self._operator(each, codes[each.code]) for each in operators]),
+            Inputs=self._integers(parts.inputs),
+            Outputs=self._integers(parts.outputs),
+            Operators=self._offsets([self._operator(each, codes[each.code]) for each in parts.operators]),
         )
         model = self._table(
             "Model",

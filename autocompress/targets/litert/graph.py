@@ -18,7 +18,7 @@ from torch import fx
 
 from autocompress.execute.compressed import LayerWeights
 from autocompress.menus.activations import ActivationRange
-from autocompress.targets.litert.flatbuffer import FileOperator, FileTensor, Rounding, written
+from autocompress.targets.litert.flatbuffer import FileOperator, FileParts, FileTensor, Rounding
 
 Array = npt.NDArray[Any]
 
@@ -71,12 +71,17 @@ class FileGraph:
         module: graph that the file is written from.
         shapes: shape of every node, -1 where it grows with the number of samples.
         layers: finished layers by the name of their weight.
+        file: kind of the file in a message, such as `a LiteRT file`.
     """
 
     def __init__(
-        self, module: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]], layers: Mapping[str, LayerWeights]
+        self,
+        module: fx.GraphModule,
+        shapes: Mapping[fx.Node, tuple[int, ...]],
+        layers: Mapping[str, LayerWeights],
+        file: str,
     ) -> None:
-        self.module, self.shapes, self.layers = module, shapes, layers
+        self.module, self.shapes, self.layers, self.file = module, shapes, layers, file
         self.done: set[fx.Node] = set()  # nodes that another one's operator computes too
         self._tensors: list[FileTensor] = []
         self._operators: list[FileOperator] = []
@@ -200,14 +205,14 @@ class FileGraph:
         self._inputs.append(tensor)
         self.hold(node, Form(False), tensor)
 
-    def content(self, outputs: Mapping[str, fx.Node]) -> bytes:
-        """The content of the file; `outputs` are the nodes that it gives, by name."""
+    def finished(self, outputs: Mapping[str, fx.Node]) -> FileParts:
+        """What the file holds; `outputs` are the nodes that it gives, by name."""
         given = []
         for name, node in outputs.items():
             source = self.get(node, Form(False))
             self._tensors[source] = _named(self._tensors[source], name, self._free(node))
             given.append(source)
-        return written(self._tensors, self._operators, self._inputs, given)
+        return FileParts(tuple(self._tensors), tuple(self._operators), tuple(self._inputs), tuple(given))
 
     def _free(self, node: fx.Node) -> tuple[int, ...]:
         return tuple(axis for axis, size in enumerate(self.shapes[node]) if size == -1)

@@ -39,7 +39,7 @@ def _reshape(graph: FileGraph, node: fx.Node) -> None:
         _same(graph, node)
         return
     if shape.count(-1) > 1:
-        raise refused(node, "of several axes that grow with the number of samples")
+        raise refused(graph, node, "of several axes that grow with the number of samples")
     form = Form(False, graph.range_of(source))
     graph.reshaped(graph.get(source, form), shape, graph.new(node, form))
 
@@ -82,7 +82,7 @@ def _cut(graph: FileGraph, node: fx.Node, source: fx.Node, axis: Any, start: Any
     axis = int(axis) % len(shape)
     first, end = int(start or 0), _FAR if stop is None else min(int(stop), _FAR)
     if shape[axis] == -1 and (first, end, step) != (0, _FAR, 1):
-        raise refused(node, "of samples")
+        raise refused(graph, node, "of samples")
     if shape[axis] == -1 or (len(range(*slice(first, end, step).indices(shape[axis]))) == shape[axis]):
         _alias(graph, node, source)
         return
@@ -108,7 +108,7 @@ def _select(graph: FileGraph, node: fx.Node) -> None:
     shape = graph.shapes[source]
     axis, place = axis % len(shape), place % abs(shape[axis])
     if shape[axis] == -1:
-        raise refused(node, "of samples")
+        raise refused(graph, node, "of samples")
     form = Form(False, graph.range_of(source))
     kind = "FLOAT32" if form.range is None else "INT8"
     narrow = graph.tensor(kind, (*shape[:axis], 1, *shape[axis + 1 :]), form.rounding)
@@ -146,7 +146,7 @@ def _pad(graph: FileGraph, node: fx.Node) -> None:
     mode, value = rest if isinstance(rest[0], str) else ("constant", rest[0])  # constant_pad_nd has no mode
     rank = len(graph.shapes[node])
     if mode != "constant" or any(int(each) < 0 for each in sides):
-        raise refused(node, f"of mode {mode}" if mode != "constant" else "that cuts")
+        raise refused(graph, node, f"of mode {mode}" if mode != "constant" else "that cuts")
     pairs = [(0, 0)] * rank
     for number in range(len(sides) // 2):
         pairs[rank - 1 - number] = (int(sides[2 * number]), int(sides[2 * number + 1]))

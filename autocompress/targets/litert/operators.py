@@ -28,11 +28,11 @@ _CLAMPS: dict[tuple[float | None, float | None], str] = {
 }
 
 
-def refused(node: fx.Node, what: str = "") -> ExportError:
+def refused(graph: FileGraph, node: fx.Node, what: str = "") -> ExportError:
     """The error of an operator that files can't hold, or only otherwise than the network uses it."""
     name = str(node.target).removesuffix(".default")
     return ExportError(
-        f"`model` must have operators that a LiteRT file holds, got {name}{f' {what}' if what else ''} ({node.name}); "
+        f"`model` must have operators that {graph.file} holds, got {name}{f' {what}' if what else ''} ({node.name}); "
         "pass --target onnxruntime or packed."
     )
 
@@ -75,7 +75,7 @@ def _operand(graph: FileGraph, source: Any, last: bool, rank: int) -> int:
 def _arithmetic(code: str, options: str) -> Handler:
     def add(graph: FileGraph, node: fx.Node) -> None:
         if node.kwargs.get("alpha", 1) != 1 or node.kwargs.get("rounding_mode"):
-            raise refused(node, "with a factor or rounding")
+            raise refused(graph, node, "with a factor or rounding")
         sources = [each for each in node.args[:2] if isinstance(each, fx.Node)]
         last, ending = _layout(graph, node, sources), ending_of(node)
         ranges = [graph.range_of(each) for each in sources]
@@ -148,7 +148,7 @@ def _leaky_relu(graph: FileGraph, node: fx.Node) -> None:
 
 def _elu(graph: FileGraph, node: fx.Node) -> None:
     if any(each != 1 for each in node.args[1:]):
-        raise refused(node, "with a factor")
+        raise refused(graph, node, "with a factor")
     _elementwise("ELU")(graph, node)
 
 
@@ -162,7 +162,7 @@ def _softmax(code: str, options: str, **fields: Any) -> Handler:
         axis = int(axis) % rank
         last = rank > 2 and axis == 1
         if not last and axis != rank - 1:
-            raise refused(node, f"along axis {axis} of {rank}")
+            raise refused(graph, node, f"along axis {axis} of {rank}")
         given = graph.get(source, Form(last))
         graph.run(code, [given], graph.new(node, Form(last)), options, **fields)
 
@@ -200,7 +200,7 @@ def _adaptive_average(graph: FileGraph, node: fx.Node) -> None:
         _reduce(graph, node, source, tuple(range(2, 2 + len(size))), keeps=True)
         return
     if len(size) != 2 or any(a % b for a, b in zip(size, wanted, strict=True)):
-        raise refused(node, f"from {size} to {wanted}")
+        raise refused(graph, node, f"from {size} to {wanted}")
     kernel = [a // b for a, b in zip(size, wanted, strict=True)]
     _pool(graph, node, source, Window.of(size, kernel, kernel, 0), "AVERAGE_POOL_2D", maximum=False)
 
@@ -209,7 +209,7 @@ def _average(graph: FileGraph, node: fx.Node) -> None:
     source, kernel, stride, padding, ceils, counts_padding, divisor = arguments(node, 0, 0, 0, 0, False, True, None)
     window = Window.of(graph.shapes[source][2:], kernel, stride or kernel, padding)
     if ceils or divisor or (not counts_padding and not window.is_valid) or len(graph.shapes[source]) != 4:
-        raise refused(node, "with ceil_mode, a divisor, or padding that is not counted")
+        raise refused(graph, node, "with ceil_mode, a divisor, or padding that is not counted")
     _pool(graph, node, source, window, "AVERAGE_POOL_2D", maximum=False)
 
 
@@ -217,7 +217,7 @@ def _maximum(graph: FileGraph, node: fx.Node) -> None:
     source, kernel, stride, padding, dilation, ceils = arguments(node, 0, 0, 0, 0, 1, False)
     window = Window.of(graph.shapes[source][2:], kernel, stride or kernel, padding, dilation)
     if ceils or window.dilation != (1, 1) or len(graph.shapes[source]) != 4:
-        raise refused(node, "with ceil_mode or dilation")
+        raise refused(graph, node, "with ceil_mode or dilation")
     _pool(graph, node, source, window, "MAX_POOL_2D", maximum=True)
 
 
@@ -285,7 +285,7 @@ def _product(graph: FileGraph, node: fx.Node) -> None:
     """BATCH_MATMUL of two computed tensors of one rank."""
     a, b = arguments(node, None, None)
     if len(graph.shapes[a]) != len(graph.shapes[b]) or len(graph.shapes[a]) < 3:
-        raise refused(node, f"of {len(graph.shapes[a])} and {len(graph.shapes[b])} axes")
+        raise refused(graph, node, f"of {len(graph.shapes[a])} and {len(graph.shapes[b])} axes")
     inputs = [graph.get(each, Form(False)) for each in (a, b)]
     graph.run("BATCH_MATMUL", inputs, graph.new(node, Form(False)), "BatchMatMulOptions")
 
@@ -295,7 +295,7 @@ def _attention(graph: FileGraph, node: fx.Node) -> None:
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
     given: dict[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
     if given.get("attn_mask") is not None or given.get("is_causal"):
-        raise refused(node, "with a mask")
+        raise refused(graph, node, "with a mask")
     query, key, value = (given[name] for name in names[:3])
     shape = graph.shapes[query]
     scale = given.get("scale") or shape[-1] ** -0.5

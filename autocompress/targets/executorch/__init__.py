@@ -1,0 +1,1 @@
+"""ExecuTorch files, which its XNNPACK backend runs. Needs the extra `executorch`."""
