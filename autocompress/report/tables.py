@@ -224,9 +224,9 @@ def print_front(console: Console, front: Front) -> None:
         front: the front.
     """
     table = Table(title=f"Front of {NAMES[front.resource]}", title_justify="left")
-    for column in ("budget", "used", "of the original", "KL, nats", "top-1 accuracy", "run folder"):
+    for column in ("budget", "used", "of the original", "KL, nats", "top-1 accuracy", "balanced at", "run folder"):
         table.add_column(column, justify="left" if column in ("budget", "run folder") else "right")
-    for point in front.points:
+    for point, price in zip(front.points, front.prices, strict=True):
         compressed = point.outcome["compressed"]
         accuracy = compressed["accuracy"]
         table.add_row(
@@ -235,9 +235,18 @@ def print_front(console: Console, front: Front) -> None:
             f"{100 * point.outcome['fraction_of_original'][front.resource]:.2f} %",
             f"{compressed['kl']:.4f}",
             _percent(math.nan if accuracy is None else accuracy),
+            _price(price),
             escape(str(point.run_folder)),
         )
     console.print(table)
+
+
+def _price(price: tuple[float, float] | None) -> str:
+    """Prices at which a point of a front is the best; empty where there is none."""
+    if price is None:
+        return ""
+    low, high = price
+    return f"{low:.3g} to {high:.3g}" if math.isfinite(high) else f"{low:.3g} or more"
 
 
 def print_smallest(console: Console, found: Smallest) -> None:
