@@ -105,7 +105,7 @@ def balanced(outcome: Outcome, context: RewardContext) -> float:
 def balanced_prices(kept: Sequence[float], shares: Sequence[float]) -> list[tuple[float, float] | None]:
     """The prices at which each of several plans has the highest reward of the kind of `balanced`.
 
-    Plans below the concave hull of the others have none: some other plan is better at every price.
+    Plans below the concave hull of the others have none: at every price, some other plan is as good or better.
 
     >>> balanced_prices([0.9, 0.84, 0.85, 0.6], [0.4, 0.3, 0.2, 0.1])
     [(0.0, 0.25), None, (0.25, 2.5), (2.5, inf)]
@@ -128,7 +128,7 @@ def balanced_prices(kept: Sequence[float], shares: Sequence[float]) -> list[tupl
             elif other > own:
                 high = -math.inf
         low, high = round(low, 6), round(high, 6)
-        found.append((low, high) if low <= high else None)
+        found.append((low, high) if low < high else None)
     return found
 
 
