@@ -72,7 +72,7 @@ def test_the_front_of_the_balanced_reward_stands_beside_it(front):
     else:
         assert of_large == (0.0, low)
         assert worth(small, low) == pytest.approx(worth(large, low), abs=1e-6)
-    assert [point["balanced_prices"] for point in made.data()["points"]][0] == [low, None]
+    assert made.data()["points"][0]["balanced_prices"] == [low, None]
 
 
 def test_the_front_has_a_page_that_leads_to_those_of_its_points(front):
