@@ -7,7 +7,7 @@ from output_toys import LinearNetwork
 
 from autocompress.searchers.model_based import first_order
 from autocompress.searchers.model_based.encoding import PlanEncoding
-from autocompress.searchers.model_based.first_order import SAMPLES, SHRINKAGE, FirstOrderModel, predicted_best_plan
+from autocompress.searchers.model_based.first_order import HIGHER_ORDER, SAMPLES, FirstOrderModel, predicted_best_plan
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.solver import Solver
 
@@ -16,20 +16,20 @@ from autocompress_envs.solver import Solver
     ("codes", "divergence", "error", "priced"),
     [
         ([0, 0, 1, 1], 0.0, 0.0, 0.0),
-        ([0, 0, 0, 1], even(0.6) / 2, 0.1, 0.1),
-        ([0, 0, 1, 0], (even(0.3) + likely(-0.6)) / 2, 0.3, 0.9),
-        ([0, 0, 0, 0], (even(0.9) + likely(-0.6)) / 2, 0.4, 1.0),
-        ([1, 0, 1, 1], likely(1.2) / 2, 0.2, 0.4),
-        ([1, 0, 0, 0], (even(0.9) + likely(0.6)) / 2, 0.6, 1.4),
+        ([0, 0, 0, 1], even(1.0) / 2, 0.1, 0.1),
+        ([0, 0, 1, 0], (even(0.5) + likely(-1.0)) / 2, 0.3, 0.9),
+        ([0, 0, 0, 0], (even(1.5) + likely(-1.0)) / 2, 0.4, 1.0),
+        ([1, 0, 1, 1], likely(2.0) / 2, 0.2, 0.4),
+        ([1, 0, 0, 0], (even(1.5) + likely(1.0)) / 2, 0.6, 1.4),
     ],
 )
 def test_what_is_expected_of_a_plan_by_hand(monkeypatch, codes, divergence, error, priced):
-    """Where shifts count for 0.6: KL(p0 || softmax(log p0 + 0.6 D)) + e + e^2."""
-    monkeypatch.setattr(first_order, "SHRINKAGE", 0.6)
+    """Where a half of the errors counts: KL(p0 || softmax(log p0 + D)) + (e + e^2) / 2."""
+    monkeypatch.setattr(first_order, "HIGHER_ORDER", 0.5)
     problem, effects = two_layers()
     for prices, errors in ((None, error), (TRIPLED, priced)):
         expected, deviation = FirstOrderModel(problem, UNSURE, effects, prices).predict(np.array([codes]))
-        assert expected == pytest.approx([divergence + errors + errors**2], abs=1e-6)
+        assert expected == pytest.approx([divergence + (errors + errors**2) / 2], abs=1e-6)
         assert deviation.tolist() == [0.0]
 
 
@@ -54,7 +54,7 @@ def moves_beside_differences(scale, prices):
 @pytest.mark.parametrize("prices", [None, np.full((6, 2), np.log(2.0))], ids=["without prices", "with prices"])
 def test_moves_are_the_differences_of_predictions_to_second_order(prices):
     """Errors are exact; the rest misses the third order: an eighth of it is left where effects are half as large."""
-    large, small = (moves_beside_differences(scale, prices) for scale in (0.8, 0.4))
+    large, small = (moves_beside_differences(scale, prices) for scale in (0.6, 0.3))
     for coarse, fine in zip(large, small, strict=True):
         assert 1e-6 < fine < 5e-5
         assert 6 < coarse / fine < 10
@@ -70,13 +70,11 @@ class Enumerated:
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
         self.limits, codes = tight(network, seed)
         priced = PlanEncoding(network.problem, self.prices)
-        shifts = SHRINKAGE * network.moved.reshape(-1, samples * 3)[encoding.slots(codes)].sum(1).reshape(
-            -1, samples, 3
-        )
+        shifts = network.moved.reshape(-1, samples * 3)[encoding.slots(codes)].sum(1).reshape(-1, samples, 3)
         weighed = (network.probabilities * np.exp(shifts)).sum(2)
         divergence = (np.log(weighed) - (network.probabilities * shifts).sum(2)).mean(1)
         errors = priced.slot_errors[encoding.slots(codes)].sum(1)
-        self.codes, self.expectations = codes, divergence + errors + errors**2
+        self.codes, self.expectations = codes, divergence + HIGHER_ORDER * (errors + errors**2)
         self.plans = dict(zip(map(tuple, codes.tolist()), self.expectations, strict=True))
 
     def predicted_best(self):
@@ -132,4 +130,4 @@ def test_a_class_that_was_never_likely_costs_nothing():
     problem, effects = two_layers()
     model = FirstOrderModel(problem, np.array([[1.0, 0.0], [0.8, 0.2]]), effects)
     expected = model.predict(np.array([[0, 0, 1, 1], [0, 0, 0, 1]]))[0]
-    assert expected == pytest.approx([0.0, 0.11], abs=1e-6)
+    assert expected == pytest.approx([0.0, 0.11 * HIGHER_ORDER], abs=1e-6)
