@@ -25,7 +25,7 @@ from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import effects_with_progress, policy_says, zero_shot_plan
 from autocompress.progress import Progress, Silent
 from autocompress.searchers.base import SearchSettings, Task
-from autocompress.searchers.model_based.first_order import SAMPLES, predicted_best_plan
+from autocompress.searchers.model_based.first_order import ALONE, SAMPLES, predicted_best_plan
 from autocompress.searchers.search import run_search
 from autocompress.searchers.solvers.baselines import uniform_frontier_by_values
 from autocompress.workers.processes import Processes
@@ -280,7 +280,7 @@ def measured(
     uniform = [plan for _, plan in uniform_frontier_by_values(problem, dict(limits))]
     plans = {
         "solver": Solver(problem, limits).solve(),
-        "effects": predicted_best_plan(problem, limits, evaluator.probabilities, effects),
+        "effects": predicted_best_plan(problem, limits, evaluator.probabilities, effects, counting=ALONE),
         "policy": zero_shot_plan(saved, problem, limits, evaluator, watcher, descends=False),
         "both": zero_shot_plan(saved, problem, limits, evaluator, Silent()),
     }

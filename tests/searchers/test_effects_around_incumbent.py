@@ -224,4 +224,4 @@ def test_refreshes_save_evaluations_where_effects_change_from_plan_to_plan():
             needed[passes].append(next((each.used for each in plans if each.outcome.kl <= goal), 61))
     assert np.median(needed[4.0]) < 0.85 * np.median(needed[math.inf])
     assert sum(needed[4.0]) < 0.85 * sum(needed[math.inf])
-    assert needed[4.0].count(61) < needed[math.inf].count(61)
+    assert max(needed[4.0]) <= 60 < max(needed[math.inf])

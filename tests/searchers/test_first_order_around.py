@@ -6,13 +6,7 @@ from first_order_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_mov
 from output_toys import LinearNetwork, effects_of, softmax
 
 from autocompress.searchers.model_based.encoding import PlanEncoding
-from autocompress.searchers.model_based.first_order import (
-    HIGHER_ORDER,
-    SAMPLES,
-    FirstOrderModel,
-    Incumbent,
-    predicted_best_plan,
-)
+from autocompress.searchers.model_based.first_order import SAMPLES, FirstOrderModel, Incumbent, predicted_best_plan
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.solver import Solver
 
@@ -42,11 +36,11 @@ def around_the_rounded_head():
     ],
 )
 def test_what_is_expected_near_a_measured_plan_by_hand(codes, divergence, error, priced):
-    """KL(p0 || softmax(log p0 + d(b) + D_b)), and a share of the larger error of every label that was changed."""
+    """KL(p0 || softmax(log p0 + d(b) + D_b)), and the larger error of every label that was changed."""
     problem, effects, incumbent = around_the_rounded_head()
     for prices, errors in ((None, error), (TRIPLED, priced)):
         expected, deviation = FirstOrderModel(problem, UNSURE, effects, prices, incumbent).predict(np.array([codes]))
-        assert expected == pytest.approx([divergence + HIGHER_ORDER * errors], abs=1e-6)
+        assert expected == pytest.approx([divergence + errors], abs=1e-6)
         assert deviation.tolist() == [0.0]
 
 
@@ -77,13 +71,13 @@ class Enumerated:
 
     def __init__(self, seed, priced):
         rng = np.random.default_rng(seed)
-        self.network = network = LinearNetwork(4, 10, 3, seed, KINDS[seed % 5], plans=300, scale=0.5)
+        self.network = network = LinearNetwork(4, 10, 3, seed, KINDS[seed % 5], plans=300)
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
         self.limits, self.codes = tight(network, seed)
         self.plan = Solver(network.problem, self.limits).solve()
         slots, own = (network.encoding.slots(codes) for codes in (self.codes, network.encoding.encode(self.plan)))
         errors = PlanEncoding(network.problem, self.prices).slot_errors
-        risk = HIGHER_ORDER * np.where(slots == own, 0.0, np.maximum(errors[slots], errors[own])).sum(1)
+        risk = np.where(slots == own, 0.0, np.maximum(errors[slots], errors[own])).sum(1)
         moved = network.moved.reshape(-1, 10 * 3)[slots].sum(1).reshape(-1, 10, 3)  # effects are exact
         weighed = (network.probabilities * np.exp(moved)).sum(2)
         self.expectations = (np.log(weighed) - (network.probabilities * moved).sum(2)).mean(1) + risk

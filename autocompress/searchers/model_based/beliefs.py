@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from autocompress.evaluation.effects import Effects
-from autocompress.searchers.model_based.first_order import HIGHER_ORDER, FirstOrderModel, predicted_best_plan
+from autocompress.searchers.model_based.first_order import FirstOrderModel, predicted_best_plan
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, LayerNumbers, Problem
 from autocompress_envs.problem.tables import Tables
 from autocompress_envs.solver import Solver
@@ -86,10 +86,10 @@ class Beliefs:
             labels: the labels.
             loss: nats that each loses on top of what was expected of it.
         """
-        problem, error = self.problem, loss if self._effects is None else loss / HIGHER_ORDER
+        problem = self.problem
         for label in labels:
             correct = _with_pruning_loss if PARTS[label.part] == "sparsity" else _with_rounding_loss
-            problem = replace(problem, layers=correct(problem, label, error))
+            problem = replace(problem, layers=correct(problem, label, loss))
         return Beliefs(problem, self._limits, self._probabilities, self._effects, self._prices)
 
 
@@ -99,7 +99,7 @@ def mildness(labeling: Labeling) -> IntArray:
 
 
 def _with_rounding_loss(problem: Problem, label: Label, loss: float) -> tuple[LayerNumbers, ...]:
-    """The layers in which a bit-width of one layer has an error `loss` nats larger than was expected of it."""
+    """The layers in which a bit-width of one layer loses `loss` nats more than was expected of it."""
     layers = list(problem.layers)
     layer, axis = layers[label.layer], label.part
     bits = layer.weight_bits if PARTS[axis] == "weight_bits" else layer.activation_bits  # (B,) or (A,)
@@ -113,7 +113,7 @@ def _with_rounding_loss(problem: Problem, label: Label, loss: float) -> tuple[La
 
 
 def _with_pruning_loss(problem: Problem, label: Label, loss: float) -> tuple[LayerNumbers, ...]:
-    """The layers in which a sparsity of one owner has an error `loss` nats larger than was expected of it.
+    """The layers in which a sparsity of one owner loses `loss` nats more than was expected of it.
 
     The loss is added where the first reader of the group loses; nothing changes where no layer depends on it.
     """
