@@ -185,7 +185,7 @@ def test_reinforcement_keeps_the_shape_and_leaves_its_start_alone(toys):
     start = LabelPolicy(2, 8)
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     told = []
-    settings = Reinforcement(steps=64, environments=2, rollout=16, batch=8, learning_rate=1e-2)
+    settings = Reinforcement(steps=64, environments=2, rollout=16, batch=8, learning_rate=1e-2, curriculum=0.5)
     learned = reinforce(start, [each for each, _ in toys], settings, 0, lambda steps, mean: told.append((steps, mean)))
     assert [steps for steps, _ in told] == [32, 64]
     assert all(np.isfinite(mean) for _, mean in told)
