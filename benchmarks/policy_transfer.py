@@ -20,7 +20,7 @@ from autocompress.cache import default_cache
 from autocompress.data import Data
 from autocompress.policies.files import SavedPolicy, save_policy
 from autocompress.policy_training.evaluation import WRITERS, Score, compared, measured
-from autocompress.policy_training.gathering import ExploredNetwork, Gathered, gather, load_all
+from autocompress.policy_training.gathering import ExploredNetwork, Gathered, Workers, gather, load_all
 from autocompress.policy_training.recipe import Recipe, read_recipe
 from autocompress.policy_training.training import EXPERIENCE, RECIPE, learn
 from autocompress.progress import Silent
@@ -40,7 +40,7 @@ def main() -> None:
     asked = parser.parse_args()
     recipe, cache = read_recipe(asked.training / RECIPE), asked.cache or default_cache()
     splits = load_all(recipe)
-    gathered, _ = gather(recipe, splits, asked.training / EXPERIENCE, cache, "cpu", Silent())
+    gathered, _ = gather(recipe, splits, asked.training / EXPERIENCE, cache, Workers("cpu"), Silent())
     families = {network.name: network.family for network in recipe.networks}
     rows: list[dict[str, object]] = []
     for family in asked.only.split(",") if asked.only else sorted(set(families.values())):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from autocompress.cli.shell import Format, Quiet, emit, reported, watching_progress
+from autocompress.cli.shell import Cluster, Format, Quiet, emit, reported, watching_progress
 from autocompress.config import make_config
 from autocompress.errors import InputError
 
@@ -46,6 +46,14 @@ Episodes = Annotated[
     ),
 ]
 Seed = Annotated[str, typer.Option(metavar="N", help="Seed of these searches.")]
+Jobs = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Number of processes that measure; PyTorch's threads are divided between them. With --cluster, most "
+        "networks and budgets at once. Default: 1, or as many as the cluster has CPUs.",
+    ),
+]
 
 Out = Annotated[
     Path,
@@ -71,18 +79,28 @@ def show(where: Where, format: Format = "table") -> None:
 
 @policy_app.command(name="eval")
 def eval_(
-    where: Where, on: On, episodes: Episodes = "0", seed: Seed = "0", format: Format = "table", quiet: Quiet = False
+    where: Where,
+    on: On,
+    episodes: Episodes = "0",
+    seed: Seed = "0",
+    jobs: Jobs = None,
+    cluster: Cluster = None,
+    format: Format = "table",
+    quiet: Quiet = False,
 ) -> None:
     """Measure a policy on the networks of a file, beside the solver, uniform labels and a search without it."""
     with reported():
-        shown, counts = make_config({"format": format, "quiet": quiet, "seed": seed}), _counts(episodes)
+        shown = make_config({"format": format, "quiet": quiet, "seed": seed, "jobs": jobs})
+        counts = _counts(episodes)
         from autocompress.comparison.results import or_none
         from autocompress.policies.files import load_policy
         from autocompress.policy_training.evaluation import evaluate_policy, summarised
 
         saved = load_policy(where)
         with watching_progress(shown) as view:
-            scores = evaluate_policy(saved, on, episodes=counts, seed=shown.seed, progress=view)
+            scores = evaluate_policy(
+                saved, on, episodes=counts, seed=shown.seed, jobs=shown.jobs, cluster=cluster, progress=view
+            )
         summary = [
             {name: or_none(value) if isinstance(value, float) else value for name, value in vars(each).items()}
             for each in summarised(scores, counts)

@@ -33,6 +33,7 @@ from autocompress.run.opening import opened
 from autocompress.version import versions
 from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.tables import Tables
+from autocompress_envs.rewards import balanced_prices
 from autocompress_envs.solver.feasibility import Reach
 
 SHARE = 1.5  # evaluations of all points together, in units of one search's
@@ -88,9 +89,34 @@ class Front:
         """Whether every claim of every point holds."""
         return all(point.outcome["verified"] for point in self.points)
 
+    @property
+    def prices(self) -> list[tuple[float, float] | None]:
+        """The prices at which each point has the highest reward `balanced` of all (`prices_of`)."""
+        return prices_of([point.outcome for point in self.points], self.resource)
+
     def data(self) -> dict[str, Any]:
-        """The front as plain data, ready for JSON."""
-        return {"resource": self.resource, "points": [point.data() for point in self.points]}
+        """The front as plain data, ready for JSON; a price without an upper end has None there."""
+        points = [
+            {**point.data(), "balanced_prices": price and [price[0], price[1] if math.isfinite(price[1]) else None]}
+            for point, price in zip(self.points, self.prices, strict=True)
+        ]
+        return {"resource": self.resource, "points": points}
+
+
+def prices_of(outcomes: Sequence[Mapping[str, Any]], resource: str) -> list[tuple[float, float] | None]:
+    """The prices at which each point of a front has the highest reward `balanced` of all, which needs no budget.
+
+    A price is what all of the original's amount of the resource is worth in accuracy, or where there are no labels in
+    exp(-KL). A point that is the best at no price has None.
+
+    Args:
+        outcomes: contents of the points' `outcome.json`.
+        resource: resource whose budgets differ.
+    """
+    compressed = [each["compressed"] for each in outcomes]
+    labelled = all(each["accuracy"] is not None for each in compressed)
+    kept = [each["accuracy"] if labelled else math.exp(-each["kl"]) for each in compressed]
+    return balanced_prices(kept, [each["fraction_of_original"][resource] for each in outcomes])
 
 
 def check_front(config: Config) -> None:

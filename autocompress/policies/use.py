@@ -20,7 +20,7 @@ from autocompress.policies.labeling import PolicyInSearch, nearest_kinds
 from autocompress.progress import Progress
 from autocompress.searchers.agents import begins_with_policy
 from autocompress.searchers.base import LabelingPolicy, SearchSettings
-from autocompress.searchers.model_based.first_order import SAMPLES, FirstOrderModel, predicted_best_plan
+from autocompress.searchers.model_based.first_order import ALONE, SAMPLES, FirstOrderModel, predicted_best_plan
 from autocompress.searchers.model_based.planning import Planner
 from autocompress.searchers.search import Searcher
 from autocompress_envs.labeling.environment import LabelingEnv
@@ -137,8 +137,9 @@ def zero_shot_plan(
     if not descends:
         return says.labeling
     drawn = says.copy().plans([says.environment.twin() for _ in range(_DRAWS)], np.random.default_rng(0))
-    plans = [says.labeling, *drawn, predicted_best_plan(problem, limits, probabilities, effects, says.prices)]
-    model = FirstOrderModel(problem, probabilities, effects, says.prices)
+    by_effects = predicted_best_plan(problem, limits, probabilities, effects, says.prices, counting=ALONE)
+    plans = [says.labeling, *drawn, by_effects]
+    model = FirstOrderModel(problem, probabilities, effects, says.prices, counting=ALONE)
     codes = np.stack([model.encoding.encode(plan) for plan in plans])
     best = codes[int(model.predict(codes)[0].argmin())]
     met = np.concatenate([best[None], Planner(problem, limits, model).descend(best)])

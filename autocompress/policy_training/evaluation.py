@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import torch
 
 from autocompress.budget import Budget
 from autocompress.config import MachineOptions, MenuOptions, NetworkOptions, make_config, names_of
-from autocompress.errors import InputError
+from autocompress.errors import AutocompressError, InputError
 from autocompress.evaluation import Evaluator
 from autocompress.files import read_yaml
 from autocompress.job.load import load, load_splits
@@ -23,9 +25,12 @@ from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import effects_with_progress, policy_says, zero_shot_plan
 from autocompress.progress import Progress, Silent
 from autocompress.searchers.base import SearchSettings, Task
-from autocompress.searchers.model_based.first_order import SAMPLES, predicted_best_plan
+from autocompress.searchers.model_based.first_order import ALONE, SAMPLES, predicted_best_plan
 from autocompress.searchers.search import run_search
 from autocompress.searchers.solvers.baselines import uniform_frontier_by_values
+from autocompress.workers.processes import Processes
+from autocompress.workers.ray_tasks import RayTasks, check_cluster
+from autocompress.workers.tasks import Death, Executor, Run, Tell, run_tasks
 from autocompress_envs.solver import Solver
 
 _OF_NETWORKS = frozenset(names_of(NetworkOptions, MenuOptions, MachineOptions))
@@ -88,12 +93,43 @@ class Comparison:
     rows: int
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be measured, as every worker gets it.
+
+    Attributes:
+        saved: policy to measure.
+        on: path of the file of networks.
+        episodes: numbers of evaluations of searches.
+        seed: seed of the searches.
+        networks: options of every network, and its budgets.
+    """
+
+    saved: SavedPolicy
+    on: str
+    episodes: tuple[int, ...]
+    seed: int
+    networks: tuple[tuple[dict[str, Any], tuple[Budget, ...]], ...]
+
+    @property
+    def rows(self) -> list[tuple[int, int]]:
+        """Positions of a network and of one of its budgets, in the order of the file."""
+        return [(n, b) for n, (_, budgets) in enumerate(self.networks) for b in range(len(budgets))]
+
+    def name(self, row: tuple[int, int]) -> str:
+        """A row's network and budget."""
+        options, budgets = self.networks[row[0]]
+        return f"{options.get('model')}: {budgets[row[1]]}"
+
+
 def evaluate_policy(
     saved: SavedPolicy,
     on: str | Path,
     *,
     episodes: Sequence[int] = (),
     seed: int = 0,
+    jobs: int | None = None,
+    cluster: str | None = None,
     progress: Progress | None = None,
 ) -> list[Score]:
     """Measure a policy on the networks of a file, beside what does without it.
@@ -105,31 +141,123 @@ def evaluate_policy(
         episodes: numbers of evaluations; for each of them, every network and every budget, two searches are run, one
             without the policy and one with it. Default: none.
         seed: seed of these searches.
+        jobs: number of processes that measure, at least 1; PyTorch's threads are divided between them. With
+            `cluster`, most rows at once. Default: 1; with `cluster`, as many as it has CPUs.
+        cluster: address of a Ray cluster whose workers measure: `local`, `auto` or host:port. They must see the same
+            files under the same paths. Default: None, for processes of this machine.
         progress: observer that is told of every network and budget. Default: nobody.
 
     Returns:
-        One score for each network and budget, in the order of the file.
+        One score for each network and budget, in the order of the file. A row whose worker died twice is named, and
+        left out.
 
     Raises:
-        InputError: the file or something in it breaks a rule, or no plan meets a budget.
+        InputError: the file or something in it breaks a rule, or no plan meets a budget, or the cluster can't be
+            reached.
     """
-    watcher, scores = progress or Silent(), []
-    for options, budgets in _networks(on):
-        config = make_config({**options, "episodes": 1}, str(on))
-        asked = search_request(config.model, config.data, config.model_dump())
-        job = prepare(load(asked, load_splits(asked), watcher), asked.menus, config, watcher)
-        evaluator = build_evaluator(job, config)
-        for budget in budgets:
-            watcher.stage(f"{config.model}: {budget}")
-            limits = feasible_limits(budget, job, watcher)
-            kl = measured(saved, job, evaluator, limits, watcher)
-            for count in episodes:
-                settings = replace(asked.settings, episodes=count, seed=seed)
-                for name, policy in zip(search_writers(count), (None, saved), strict=True):
-                    kl[name] = _searched(policy, job, evaluator, limits, settings)
-            scores.append(Score(config.model, str(budget), kl))
-            evaluator.forget()
-    return scores
+    watcher = progress or Silent()
+    if jobs is not None and jobs < 1:
+        raise InputError(f"`jobs` must be at least 1, got {jobs}.")
+    check_cluster(cluster)
+    networks = tuple((options, tuple(budgets)) for options, budgets in _networks(on))
+    asked = _Asked(saved, str(on), tuple(episodes), seed, networks)
+    is_alone = cluster is None and min(jobs or 1, len(asked.rows)) == 1
+    found = _measured_here(asked, watcher) if is_alone else _measured_by_workers(asked, jobs, cluster, watcher)
+    scores: dict[tuple[int, int], Score] = {}
+    for row, score in found:
+        scores[row] = score
+        watcher.advance(len(scores), len(asked.rows), "networks and budgets")
+    return [scores[row] for row in asked.rows if row in scores]
+
+
+def _measured_here(asked: _Asked, watcher: Progress) -> Generator[tuple[tuple[int, int], Score], None, None]:
+    """The scores of all rows, in this process."""
+    measure = _measurer(asked)
+    for row in asked.rows:
+        watcher.stage(asked.name(row))
+        yield row, measure(row, watcher)
+
+
+def _measured_by_workers(
+    asked: _Asked, jobs: int | None, cluster: str | None, watcher: Progress
+) -> Generator[tuple[tuple[int, int], Score], None, None]:
+    """The scores of all rows as workers find them; a row whose worker died twice is named, and left out."""
+    noted: set[str] = set()
+
+    def told(row: tuple[int, int], note: str | None) -> None:
+        if note is None:
+            watcher.stage(asked.name(row))
+        elif note not in noted:
+            noted.add(note)
+            watcher.note(note)
+
+    with closing(run_tasks(_executor(asked, jobs, cluster), asked.rows, told)) as done:
+        for row, end in done:
+            if isinstance(end, Death):
+                watcher.note(f"{asked.name(row)} is left out: {end.how}")
+            elif isinstance(end.value, str):
+                raise InputError(end.value)
+            else:
+                yield row, end.value
+
+
+def _executor(asked: _Asked, jobs: int | None, cluster: str | None) -> Executor:
+    """Where rows are measured; processes divide PyTorch's threads between them, a task of Ray has one."""
+    if cluster is None:
+        count = min(jobs or 1, len(asked.rows))
+        return Processes(count, _runner, (asked, max(1, torch.get_num_threads() // count)))
+    gpus = int(any(str(options.get("device", "")).startswith("cuda") for options, _ in asked.networks))
+    return RayTasks(cluster, jobs, _runner, (asked, 1), gpus)
+
+
+def _runner(asked: _Asked, threads: int) -> Run:
+    """What a worker runs, with the network of the last row prepared: the score of a row, or why there is none."""
+    torch.set_num_threads(threads)
+    measure = _measurer(asked)
+
+    def run(row: tuple[int, int], tell: Tell) -> Score | str:
+        try:
+            return measure(row, _Notes(tell))
+        except AutocompressError as error:
+            return str(error)
+
+    return run
+
+
+class _Notes(Silent):
+    """A worker's observer, which passes notes on."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def note(self, text: str) -> None:
+        self._tell(text)
+
+
+def _measurer(asked: _Asked) -> Callable[[tuple[int, int], Progress], Score]:
+    """The function that measures a row; the network of the last row stays prepared."""
+    prepared: dict[int, tuple[Job, Evaluator, SearchSettings]] = {}
+
+    def measure(row: tuple[int, int], watcher: Progress) -> Score:
+        number, at = row
+        options, budgets = asked.networks[number]
+        if number not in prepared:
+            prepared.clear()  # two networks with their menus at once may be too much for the memory
+            config = make_config({**options, "episodes": 1}, asked.on)
+            request = search_request(config.model, config.data, config.model_dump())
+            job = prepare(load(request, load_splits(request), watcher), request.menus, config, watcher)
+            prepared[number] = job, build_evaluator(job, config), request.settings
+        job, evaluator, settings = prepared[number]
+        limits = feasible_limits(budgets[at], job, watcher)
+        kl = measured(asked.saved, job, evaluator, limits, watcher)
+        for count in asked.episodes:
+            wanted = replace(settings, episodes=count, seed=asked.seed)
+            for name, policy in zip(search_writers(count), (None, asked.saved), strict=True):
+                kl[name] = _searched(policy, job, evaluator, limits, wanted)
+        evaluator.forget()
+        return Score(str(options["model"]), str(budgets[at]), kl)
+
+    return measure
 
 
 def measured(
@@ -152,7 +280,7 @@ def measured(
     uniform = [plan for _, plan in uniform_frontier_by_values(problem, dict(limits))]
     plans = {
         "solver": Solver(problem, limits).solve(),
-        "effects": predicted_best_plan(problem, limits, evaluator.probabilities, effects),
+        "effects": predicted_best_plan(problem, limits, evaluator.probabilities, effects, counting=ALONE),
         "policy": zero_shot_plan(saved, problem, limits, evaluator, watcher, descends=False),
         "both": zero_shot_plan(saved, problem, limits, evaluator, Silent()),
     }

@@ -135,6 +135,8 @@ class Reinforcement(_Part):
         gae_lambda: lambda of generalised advantage estimation, in [0, 1].
         entropy: weight of the entropy bonus.
         target_kl: divergence from the policy before an update at which the update ends.
+        curriculum: share of the steps, in [0, 1], in which tasks go from those with the fewest kinds of label to all of
+            them, and budgets from the mildest of each resource to all of them; 0: all from the start.
     """
 
     steps: int = Field(60_000, ge=0)
@@ -146,6 +148,7 @@ class Reinforcement(_Part):
     gae_lambda: float = Field(0.95, ge=0, le=1)
     entropy: float = Field(0.003, ge=0)
     target_kl: float = Field(0.03, gt=0)
+    curriculum: float = Field(0.0, ge=0, le=1)
 
 
 class Recipe(_Part):

@@ -8,7 +8,7 @@ a plan loses less than the solver's was expected to.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -20,6 +20,8 @@ from autocompress.policy_training.lessons import model_environment_of
 from autocompress.policy_training.recipe import Reinforcement
 from autocompress_envs.labeling.environment import LabelingEnv, longest_menu
 from autocompress_envs.labeling.many import ManyNetworks
+from autocompress_envs.problem import FloatArray, Problem
+from autocompress_envs.problem.tables import Tables
 
 _EPISODES_EACH = 16  # of one network under one budget, before another one's turn: its model takes a second to build
 
@@ -30,21 +32,62 @@ class Zoo:
     Args:
         experience: what was measured of the networks.
         seed: seed of the order of networks and budgets.
+        steps: steps in which tasks go from those with the fewest kinds of label to all of them, and budgets from the
+            mildest of each resource to all of them, evenly; what was drawn counts as steps. Default: 0, for all from
+            the start.
     """
 
-    def __init__(self, experience: Sequence[Experience], seed: int) -> None:
+    def __init__(self, experience: Sequence[Experience], seed: int, steps: float = 0.0) -> None:
         self._experience, self._rng = experience, np.random.default_rng(seed)
         self._most_layers = max(len(each.problem.layers) for each in experience)
         self._most_options = max(longest_menu(each.problem) for each in experience)
+        self._variety = variety([each.problem for each in experience])
+        self._harshness = [harshness(each.budgets) for each in experience]
+        self._steps, self._drawn = steps, 0
 
     def __call__(self) -> LabelingEnv:
         """The environment of a network and one of its budgets, both drawn at random."""
-        experience = self._experience[int(self._rng.integers(len(self._experience)))]
-        limits = experience.budgets[int(self._rng.integers(len(experience.budgets)))]
+        number = self._one_of(self._variety)
+        experience = self._experience[number]
+        limits = experience.budgets[self._one_of(self._harshness[number])]
+        self._drawn += _EPISODES_EACH * len(experience.problem.layers)
         model = experience.output_model()
         model.expand_around(int(experience.within(limits)[0]))
         sketch = experience.effects.sketch(experience.probabilities)
         return model_environment_of(experience, limits, sketch, model, self._most_layers, self._most_options)
+
+    def _one_of(self, difficulty: FloatArray) -> int:
+        """One of n numbers whose difficulty (n,) is at most what the steps so far admit; 0 always is admitted."""
+        share = 1.0 if self._drawn >= self._steps else self._drawn / self._steps
+        allowed = np.flatnonzero(difficulty <= share)
+        return int(allowed[self._rng.integers(len(allowed))])
+
+
+def variety(problems: Sequence[Problem]) -> FloatArray:
+    """(n,) how many kinds of label the menus of problems offer, from 0 for the fewest among them to 1 for the most.
+
+    Args:
+        problems: networks with their menus.
+    """
+    kinds = np.array([(Tables(problem).counts > 1).any(0).sum() for problem in problems], dtype=float)
+    return np.asarray((kinds - kinds.min()) / max(float(np.ptp(kinds)), 1.0))
+
+
+def harshness(budgets: Sequence[Mapping[str, int]]) -> FloatArray:
+    """(n,) places of budgets among those of the same resources, from 0 for the mildest to 1 for the harshest.
+
+    >>> harshness([{"size": 900}, {"size": 300}, {"macs": 50}, {"size": 600}]).tolist()
+    [0.0, 1.0, 0.0, 0.5]
+
+    Args:
+        budgets: limits by resource.
+    """
+    found = np.zeros(len(budgets))
+    for names in {tuple(limits) for limits in budgets}:
+        alike = [number for number, limits in enumerate(budgets) if tuple(limits) == names]
+        amounts = np.array([np.log(list(budgets[number].values())).sum() for number in alike])
+        found[alike] = (-amounts).argsort(kind="stable").argsort(kind="stable") / max(len(alike) - 1, 1)
+    return found
 
 
 def reinforce(
@@ -80,8 +123,10 @@ def reinforce(
             recent = [each["r"] for each in self.model.ep_info_buffer or []]
             told(self.num_timesteps, float(np.mean(recent)) if recent else 0.0)
 
+    mild = settings.curriculum * settings.steps / settings.environments  # steps of one environment
+
     def make(number: int) -> Callable[[], gymnasium.Env[Any, Any]]:
-        return lambda: ManyNetworks(Zoo(experience, 1000 * seed + number), _EPISODES_EACH)
+        return lambda: ManyNetworks(Zoo(experience, 1000 * seed + number, mild), _EPISODES_EACH)
 
     envs = VecMonitor(DummyVecEnv([make(number) for number in range(settings.environments)]))
     shape = {"members": len(policy.members), "width": policy.width}

@@ -108,6 +108,18 @@ def loss_text(value: float, *, is_share: bool) -> str:
     return f"{100 * value:.2f} points" if is_share else f"{nats(value)} nats"
 
 
+def prices_text(prices: tuple[float, float] | None) -> str:
+    """The prices at which a point of a front is the best; empty where there are none.
+
+    >>> prices_text((0.0, 0.25)), prices_text((2.5, math.inf)), prices_text(None)
+    ('0 to 0.25', '2.5 or more', '')
+    """
+    if prices is None:
+        return ""
+    low, high = prices
+    return f"{low:.3g} to {high:.3g}" if math.isfinite(high) else f"{low:.3g} or more"
+
+
 @dataclass(frozen=True)
 class FrontFigure:
     """One measure of all points against a resource.

@@ -14,11 +14,13 @@ from typing import Any
 
 from autocompress.errors import InputError
 from autocompress.files import regular_file, write_atomically
+from autocompress.job.front import prices_of
 from autocompress.report.front_figures import (
     Quality,
     Tolerance,
     bound_figure,
     divergence_figure,
+    prices_text,
     quality_figure,
     quality_of,
 )
@@ -214,10 +216,23 @@ def front_page(record: FrontRecord, page: Path) -> str:
         quality=quality,
         tolerance=record.tolerance,
         figures=figures,
+        prices=[] if record.tolerance is not None else _prices(record),
         links=links,
         points=[_row(*each) for each in zip(record.budgets, record.runs, record.amounts, links, strict=True)],
         **side_by_side(views),
     )
+
+
+def _prices(record: FrontRecord) -> list[tuple[float | None, str]]:
+    """The lowest price at which each point is the best by the reward `balanced`, None for none, and all such prices.
+
+    Empty where a point's share of the original is not known.
+    """
+    outcomes = [run.outcome for run in record.runs]
+    if not all(is_known((each.get("fraction_of_original") or {}).get(record.resource)) for each in outcomes):
+        return []
+    found = prices_of(outcomes, record.resource)
+    return [(None if each is None else each[0], prices_text(each)) for each in found]
 
 
 def _link(target: Path, page: Path) -> str:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from autocompress.report.front_figures import loss_text, quality_of
+from autocompress.report.front_figures import loss_text, prices_text, quality_of
 from autocompress.report.tables import NAMES
 from autocompress.run.names import REPORT
 
@@ -28,15 +28,16 @@ def print_front(console: Console, front: Front) -> None:
     table = Table(title=f"Front of {NAMES[front.resource]}", title_justify="left")
     quality = quality_of([point.outcome for point in front.points])
     measure = [] if quality is None else [quality.title]
-    for column in ("budget", "used", "of the original", "divergence, nats", *measure, "run folder"):
+    for column in ("budget", "used", "of the original", "divergence, nats", *measure, "balanced at", "run folder"):
         table.add_column(column, justify="left" if column in ("budget", "run folder") else "right")
-    for at, point in enumerate(front.points):
+    for at, (point, prices) in enumerate(zip(front.points, front.prices, strict=True)):
         table.add_row(
             point.budget,
             f"{point.amount[front.resource]:,}",
             f"{100 * point.outcome['fraction_of_original'][front.resource]:.2f} %",
             f"{point.outcome['compressed']['kl']:.4f}",
             *([] if quality is None else [quality.text(quality.values[at])]),
+            prices_text(prices),
             escape(str(point.run_folder)),
         )
     console.print(table)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autocompress_envs.problem import Outcome
@@ -95,12 +95,41 @@ def balanced(outcome: Outcome, context: RewardContext) -> float:
     """What a plan keeps of its accuracy, less a price on what it takes: for users who have no hard budget.
 
     accuracy - `BALANCED_PRICE` * mean over the limited resources of amount / original; without labels, exp(-KL) stands
-    for
-    the accuracy: the geometric mean of the share of its probability that the original's outputs keep.
+    for the accuracy: the geometric mean of the share of its probability that the original's outputs keep.
     """
     kept = math.exp(-outcome.kl) if math.isnan(outcome.accuracy) else _accuracy(outcome)
     shares = [outcome.resources[name] / context.original[name] for name in context.limits]
     return kept - BALANCED_PRICE * sum(shares) / len(shares)
+
+
+def balanced_prices(kept: Sequence[float], shares: Sequence[float]) -> list[tuple[float, float] | None]:
+    """The prices at which each of several plans has the highest reward of the kind of `balanced`.
+
+    Plans below the concave hull of the others have none: at every price, some other plan is as good or better.
+
+    >>> balanced_prices([0.9, 0.84, 0.85, 0.6], [0.4, 0.3, 0.2, 0.1])
+    [(0.0, 0.25), None, (0.25, 2.5), (2.5, inf)]
+
+    Args:
+        kept: accuracy of each plan, in [0, 1].
+        shares: amount of the resource that each takes, divided by that of the original.
+
+    Returns:
+        The lowest and the highest price of each; infinity where there is no highest; None where there is no price.
+    """
+    found: list[tuple[float, float] | None] = []
+    for own, share in zip(kept, shares, strict=True):
+        low, high = 0.0, math.inf
+        for other, others in zip(kept, shares, strict=True):
+            if others < share:
+                high = min(high, (own - other) / (share - others))
+            elif others > share:
+                low = max(low, (other - own) / (others - share))
+            elif other > own:
+                high = -math.inf
+        low, high = round(low, 6), round(high, 6)
+        found.append((low, high) if low < high else None)
+    return found
 
 
 REWARDS: dict[str, Reward] = {

@@ -53,8 +53,26 @@ def test_the_front_is_written_as_data(front):
     assert set(saved.pop("versions")) == {"autocompress", "python", "torch"}
     assert saved == json.loads(json.dumps(made.data()))
     assert [set(point) for point in saved["points"]] == [
-        {"budget", "run_folder", "compressed", "fraction_of_original", "runtime", "verified"}
+        {"budget", "run_folder", "compressed", "fraction_of_original", "runtime", "verified", "balanced_prices"}
     ] * 2
+
+
+def test_the_front_of_the_balanced_reward_stands_beside_it(front):
+    """At the price between two points both are worth the same; beyond it, the smaller one is worth more."""
+    made, _ = front
+    small, large = (point.outcome for point in made.points)
+
+    def worth(outcome, price):
+        return outcome["compressed"]["accuracy"] - price * outcome["fraction_of_original"]["size"]
+
+    (low, high), of_large = made.prices
+    assert high == float("inf")
+    if low == 0.0:  # the smaller one is no worse
+        assert of_large is None
+    else:
+        assert of_large == (0.0, low)
+        assert worth(small, low) == pytest.approx(worth(large, low), abs=1e-6)
+    assert made.data()["points"][0]["balanced_prices"] == [low, None]
 
 
 def test_the_front_has_a_page_that_leads_to_those_of_its_points(front):

@@ -24,7 +24,7 @@ from autocompress.searchers.agents import AGENTS
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.explorers import EXPLORERS
 from autocompress.searchers.model_based import search as model_based
-from autocompress.searchers.model_based.first_order import FirstOrderModel, predicted_best_plan
+from autocompress.searchers.model_based.first_order import ALONE, FirstOrderModel, predicted_best_plan
 from autocompress.searchers.prices import PriceBelief
 from autocompress.searchers.search import run_search
 from autocompress.searchers.simple_plans import simple_plans
@@ -256,9 +256,14 @@ def test_without_evaluations_the_plan_is_the_best_that_policy_and_effects_expect
     evaluator = build_evaluator(*job)
     given = result.problem, result.limits, evaluator.probabilities, evaluator.effects()
     env = LabelingEnv(given[0], None, given[1], given[3].sketch(given[2]))
-    prices = PolicyInSearch(load_policy(mine).policy, result.problem, ["conv"]).prices(env)
-    model = FirstOrderModel(result.problem, *given[2:], prices)
-    others = predicted_best_plan(*given, prices), predicted_best_plan(*given), Solver(*given[:2]).solve()
+    policy = PolicyInSearch(load_policy(mine).policy, result.problem, ["conv"])
+    prices, (labels,) = policy.prices(env), policy.plans([env], None)
+    model = FirstOrderModel(result.problem, *given[2:], prices, counting=ALONE)
+    others = (
+        predicted_best_plan(*given, prices, counting=ALONE),
+        labels,
+        Solver(*given[:2]).solve(),
+    )
     expected = [float(model.predict(model.encoding.encode(each)[None])[0][0]) for each in (result.labeling, *others)]
     assert expected[0] <= min(expected[1:]) + 1e-12
     assert evaluator.evaluations == 0

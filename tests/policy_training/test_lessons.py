@@ -13,11 +13,11 @@ from autocompress.policy_training.experience_files import load_experience, save_
 from autocompress.policy_training.imitation import imitate
 from autocompress.policy_training.lessons import best_known, lessons, model_environment_of
 from autocompress.policy_training.recipe import Fitting, Reinforcement
-from autocompress.policy_training.reinforcement import Zoo, reinforce
+from autocompress.policy_training.reinforcement import Zoo, harshness, reinforce, variety
 from autocompress_envs.labeling.many import ManyNetworks
 from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.solver import Solver
-from autocompress_envs.testing import cancelling_toy, fair_coins
+from autocompress_envs.testing import cancelling_toy, fair_coins, toy_problem
 
 SIGNS = ([1, 1, -1, -1], [1, -1, -1, 1], [-1, 1, 1, -1])
 
@@ -152,22 +152,40 @@ def test_imitation_learns_the_lessons_and_is_the_same_for_the_same_seed(toys):
 
 def test_many_networks_take_turns_in_one_observation_space(toys):
     env = ManyNetworks(Zoo([experience for experience, _ in toys], 0), episodes=16)
-    problems = []
+    met = []  # holds them, so that none gets the address of another
     for _ in range(70):
         seen, _ = env.reset()
         assert env.observation_space.contains(seen)
-        problems.append(id(env._env))
+        met.append(env._env)
         done = False
         while not done:
             _, _, done, _, _ = env.step(int(np.flatnonzero(env.action_masks())[0]))
-    assert len(set(problems)) == 5  # 16 episodes each
+    assert len(set(map(id, met))) == 5  # 16 episodes each
+
+
+def test_a_curriculum_begins_with_few_kinds_of_label_and_mild_budgets(toys):
+    """12 environments of 4 layers and 16 episodes each are 768 steps; the last 4 are drawn from everything."""
+    joint, _ = toy_problem()
+    assert variety([toys[0][0].problem, joint]).tolist() == [0.0, 1.0]  # bits alone; pruning and bits
+    assert variety([joint, joint]).tolist() == [0.0, 0.0]
+    experience = [each for each, _ in toys]
+    places = {tuple(limits.values()): place for each in experience for limits, place in
+              zip(each.budgets, harshness(each.budgets), strict=True)}  # fmt: skip
+    drawn = []
+    for seed in range(8):
+        zoo = Zoo(experience, seed, steps=512)
+        drawn.append([places[tuple(zoo().limits.values())] for _ in range(12)])
+    found = np.array(drawn)
+    assert set(found[:, :4].ravel()) == {0.0}  # a place of 1/2 is admitted after a half of the steps
+    assert set(found[:, 4:8].ravel()) == {0.0, 0.5}
+    assert set(found[:, 8:].ravel()) == {0.0, 0.5, 1.0}
 
 
 def test_reinforcement_keeps_the_shape_and_leaves_its_start_alone(toys):
     start = LabelPolicy(2, 8)
     before = {name: tensor.clone() for name, tensor in start.state_dict().items()}
     told = []
-    settings = Reinforcement(steps=64, environments=2, rollout=16, batch=8, learning_rate=1e-2)
+    settings = Reinforcement(steps=64, environments=2, rollout=16, batch=8, learning_rate=1e-2, curriculum=0.5)
     learned = reinforce(start, [each for each, _ in toys], settings, 0, lambda steps, mean: told.append((steps, mean)))
     assert [steps for steps, _ in told] == [32, 64]
     assert all(np.isfinite(mean) for _, mean in told)

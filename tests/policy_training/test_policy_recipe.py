@@ -142,6 +142,7 @@ WHOLE = [
     ({"fitting": {"width": 66}}, "`fitting.width` must be a multiple of 4, got 66."),
     ({"reinforcement": {"steps": -1}}, "`reinforcement.steps` must be greater than or equal to 0, got -1."),
     ({"reinforcement": {"gae_lambda": 2}}, "`reinforcement.gae_lambda` must be less than or equal to 1, got 2."),
+    ({"reinforcement": {"curriculum": 2}}, "`reinforcement.curriculum` must be less than or equal to 1, got 2."),
 ]
 
 

@@ -22,7 +22,9 @@ POINTS = {"size=20%": (10_000, 0.8, 0.1), "size=25%": (11_000, 0.85, 0.01), "siz
 def point_outcome(size, accuracy, kl):
     found = outcome(("first", "second", "head"))
     compressed = {**found["compressed"], "accuracy": accuracy, "kl": kl}
-    return {**found, "compressed": {**compressed, "resources": {**compressed["resources"], "size": size}}}
+    shares = {"size": size / found["original"]["resources"]["size"]}
+    resources = {**compressed["resources"], "size": size}
+    return {**found, "compressed": {**compressed, "resources": resources}, "fraction_of_original": shares}
 
 
 def write_front(folder):
@@ -107,6 +109,15 @@ def test_the_page_links_to_the_points_and_has_all_of_them_side_by_side(front, tm
     assert not re.search(r"https?:|url\(|@import|<img", text)
     elsewhere = autocompress.report(front, out=tmp_path / "page.html")
     assert 'href="front/point-0/report.html"' in elsewhere.read_text()
+
+
+def test_the_page_tells_the_prices_at_which_a_point_is_the_best_without_a_budget(front):
+    """5 points of accuracy for each 1,000 bytes, all in one line: the middle is the best at no price."""
+    original = read_front(front).runs[0].outcome["original"]["resources"]["size"]
+    text, price = autocompress.report(front).read_text(), f"{0.05 / (1_000 / original):.3g}"
+    found = re.findall(r'<td class="number" data-value="[^"]*">(\d[\d.]* (?:to [\d.]+|or more)|)</td>', text)
+    assert found[:3] == [f"{price} or more", "", f"0 to {price}"]
+    assert "in accuracy for all of the original’s size" in text
 
 
 def test_the_command_tells_the_front_as_data(front):

@@ -5,9 +5,15 @@ import pytest
 from first_order_toys import KINDS, TRIPLED, UNSURE, even, likely, misses_of_moves, tight, two_layers
 from output_toys import LinearNetwork
 
-from autocompress.searchers.model_based import first_order
 from autocompress.searchers.model_based.encoding import PlanEncoding
-from autocompress.searchers.model_based.first_order import SAMPLES, SHRINKAGE, FirstOrderModel, predicted_best_plan
+from autocompress.searchers.model_based.first_order import (
+    ALONE,
+    IN_SEARCH,
+    SAMPLES,
+    Counting,
+    FirstOrderModel,
+    predicted_best_plan,
+)
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.solver import Solver
 
@@ -23,13 +29,13 @@ from autocompress_envs.solver import Solver
         ([1, 0, 0, 0], (even(0.9) + likely(0.6)) / 2, 0.6, 1.4),
     ],
 )
-def test_what_is_expected_of_a_plan_by_hand(monkeypatch, codes, divergence, error, priced):
-    """Where shifts count for 0.6: KL(p0 || softmax(log p0 + 0.6 D)) + e + e^2."""
-    monkeypatch.setattr(first_order, "SHRINKAGE", 0.6)
+def test_what_is_expected_of_a_plan_by_hand(codes, divergence, error, priced):
+    """Where shifts count for 0.6 and errors for a half: KL(p0 || softmax(log p0 + 0.6 D)) + (e + e^2) / 2."""
     problem, effects = two_layers()
     for prices, errors in ((None, error), (TRIPLED, priced)):
-        expected, deviation = FirstOrderModel(problem, UNSURE, effects, prices).predict(np.array([codes]))
-        assert expected == pytest.approx([divergence + errors + errors**2], abs=1e-6)
+        model = FirstOrderModel(problem, UNSURE, effects, prices, counting=Counting(0.6, 0.5))
+        expected, deviation = model.predict(np.array([codes]))
+        assert expected == pytest.approx([divergence + (errors + errors**2) / 2], abs=1e-6)
         assert deviation.tolist() == [0.0]
 
 
@@ -43,18 +49,19 @@ def test_layers_that_pull_the_same_way_do_more_harm_than_their_sum():
     assert against < 0.8 * (pruned + head)
 
 
-def moves_beside_differences(scale, prices):
+def moves_beside_differences(scale, prices, counting):
     """The largest misses of `moves`, alone and of two together, with effects of the given size."""
     network = LinearNetwork(6, seed=3, kind="chain", scale=scale)
-    model = FirstOrderModel(network.problem, network.probabilities, network.effects(1.0), prices)
+    model = FirstOrderModel(network.problem, network.probabilities, network.effects(1.0), prices, counting=counting)
     codes = model.encoding.encode(network.random(np.random.default_rng(0)))
     return misses_of_moves(model, codes)
 
 
+@pytest.mark.parametrize("counting", [IN_SEARCH, ALONE], ids=["in a search", "alone"])
 @pytest.mark.parametrize("prices", [None, np.full((6, 2), np.log(2.0))], ids=["without prices", "with prices"])
-def test_moves_are_the_differences_of_predictions_to_second_order(prices):
+def test_moves_are_the_differences_of_predictions_to_second_order(prices, counting):
     """Errors are exact; the rest misses the third order: an eighth of it is left where effects are half as large."""
-    large, small = (moves_beside_differences(scale, prices) for scale in (0.8, 0.4))
+    large, small = (moves_beside_differences(scale, prices, counting) for scale in (0.6, 0.3))
     for coarse, fine in zip(large, small, strict=True):
         assert 1e-6 < fine < 5e-5
         assert 6 < coarse / fine < 10
@@ -70,7 +77,7 @@ class Enumerated:
         self.prices = 0.5 * rng.normal(size=(4, 2)) if priced else None
         self.limits, codes = tight(network, seed)
         priced = PlanEncoding(network.problem, self.prices)
-        shifts = SHRINKAGE * network.moved.reshape(-1, samples * 3)[encoding.slots(codes)].sum(1).reshape(
+        shifts = IN_SEARCH.shift * network.moved.reshape(-1, samples * 3)[encoding.slots(codes)].sum(1).reshape(
             -1, samples, 3
         )
         weighed = (network.probabilities * np.exp(shifts)).sum(2)

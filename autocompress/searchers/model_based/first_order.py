@@ -5,10 +5,13 @@ divergence in which layers that change the outputs alike cost more than the sum 
 corrections follow. Large shifts saturate, so D(p) is shrunk. And what is not first-order grows with the layer
 errors e(o), faster the more of them there are. In all, the expected divergence of a plan p is
 
-    J(p) = KL(p0 || softmax(log p0 + SHRINKAGE D(p))) + e(p) + e(p)^2,
+    J(p) = KL(p0 || softmax(log p0 + s D(p))) + h (e(p) + e(p)^2),
     e(p) = sum over labels o of exp(price) e(o),
 
-with the original's predictions p0, and a policy's log prices, learned on other networks; 0 without a policy.
+with the original's predictions p0, and a policy's log prices, learned on other networks; 0 without a policy. How much
+shifts (s) and errors (h) count is measured on the zoo that policies are trained on: `ALONE` is best for the one plan
+that is taken without an evaluation. In a search `IN_SEARCH` is better, likely because the model of the outputs, which
+counts no errors, proposes the other plans anyway.
 
 Around an incumbent b, a plan that was measured, the shift d(b) is known, and first-order effects D_b around b
 are small enough to count in full. What is not first-order grows with the layer errors of the labels that
@@ -32,7 +35,6 @@ from autocompress.searchers.model_based.planning import Planner
 from autocompress_envs.problem import FloatArray, IntArray, Labeling, Problem
 from autocompress_envs.solver import Solver
 
-SHRINKAGE = 0.7  # factor on shifts around the original
 PRUNING_FACTORS = (0.25, 1.0, 4.0)
 """Factors on the weight of pruning errors in the solver's plans from which descents start.
 
@@ -40,6 +42,23 @@ A descent hardly changes how much is pruned and how much is rounded, so several 
 """
 SAMPLES = 256  # most samples that a prediction uses: a plan is to be found in seconds
 SUBSAMPLES = 64  # of these, on which changes are ranked to second order before their plans are predicted on all
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How much the two parts of the expected divergence around the original count.
+
+    Attributes:
+        shift: factor s on the sum of first-order effects.
+        errors: factor h on what is not first-order.
+    """
+
+    shift: float
+    errors: float
+
+
+IN_SEARCH = Counting(0.7, 1.0)
+ALONE = Counting(1.0, 0.3)
 
 
 @dataclass(frozen=True)
@@ -66,6 +85,7 @@ class FirstOrderModel:
             errors as they are.
         around: the incumbent around which the effects were taken. Default: None, for effects around the
             original.
+        counting: how much the parts of J count around the original. Default: `IN_SEARCH`.
 
     Attributes:
         encoding: codes and slots of the problem's plans, with layer errors multiplied by the prices.
@@ -78,6 +98,7 @@ class FirstOrderModel:
         effects: Effects,
         prices: FloatArray | None = None,
         around: Incumbent | None = None,
+        counting: Counting = IN_SEARCH,
     ) -> None:
         self.encoding = PlanEncoding(problem, prices)
         samples = min(SAMPLES, effects.samples)
@@ -85,7 +106,8 @@ class FirstOrderModel:
         logs = np.log(np.clip(self._original, 1e-30, None))
         self._weights = self._original.astype(np.float32).ravel()  # (N * K,) of log-probabilities in the divergence
         self._negative_entropy = float((self._original * logs).sum())  # the part that no plan changes
-        base, factor = logs, SHRINKAGE
+        base, factor = logs, counting.shift
+        self._share = counting.errors  # h
         self._incumbent: IntArray | None = None  # (2L,) slots of the incumbent
         if around is not None:
             base, factor = shifted(logs, around.shift[:samples]), 1.0
@@ -122,8 +144,8 @@ class FirstOrderModel:
         2, and two changes i and j together by <d_i, d_j> more than the sum of their own.
 
         What is not first-order is exact. Around an incumbent it is a sum over features, so it adds to single
-        changes alone. Around the original it is f(e) = e + e^2, and a change of e by x adds f(e + x) - f(e) =
-        x (1 + 2 e + x); two changes by x and y together add 2 x y more.
+        changes alone. Around the original it is f(e) = h (e + e^2), and a change of e by x adds f(e + x) - f(e) =
+        h x (1 + 2 e + x); two changes by x and y together add 2 h x y more.
 
         Args:
             codes: (2L,) the plan.
@@ -147,7 +169,8 @@ class FirstOrderModel:
             return alone + self._change_errors(after, feature) - self._change_errors(before, feature), joint
         errors = encoding.slot_errors[encoding.slots(codes)].sum()  # e
         change = encoding.slot_errors[after] - encoding.slot_errors[before]  # x, (M,)
-        return alone + change * (1.0 + 2.0 * errors + change), joint + 2.0 * np.outer(change, change)
+        alone += self._share * change * (1.0 + 2.0 * errors + change)
+        return alone, joint + 2.0 * self._share * np.outer(change, change)
 
     def _higher_order(self, slots: IntArray) -> FloatArray:
         """(M,) nats that are not first-order, of plans that occupy the slots (M, 2L)."""
@@ -155,7 +178,7 @@ class FirstOrderModel:
             errors: FloatArray = self._change_errors(slots, np.arange(slots.shape[1])).sum(1)
             return errors
         errors = self.encoding.slot_errors[slots].sum(1)
-        return errors + errors**2
+        return self._share * (errors + errors**2)
 
     def _change_errors(self, slots: IntArray, feature: IntArray) -> FloatArray:
         """(...) the larger error of a slot (...) and of the incumbent's in its feature; 0 where they are one."""
@@ -192,6 +215,7 @@ def predicted_best_plan(
     effects: Effects,
     prices: FloatArray | None = None,
     around: Incumbent | None = None,
+    counting: Counting = IN_SEARCH,
 ) -> Labeling:
     """The plan within the limits of least expected divergence, as far as descents find it, without evaluations.
 
@@ -203,11 +227,12 @@ def predicted_best_plan(
         prices: (L, 2) a policy's log prices of pruning and of rounding. Default: None, for prices of 0.
         around: the incumbent around which the effects were taken; the descent starts from it. Default: None,
             for effects around the original; descents then start from the solver's plans under the prices.
+        counting: how much the parts of J count around the original. Default: `IN_SEARCH`.
 
     Raises:
         InfeasibleBudgetError: no plan meets the limits.
     """
-    model = FirstOrderModel(problem, probabilities, effects, prices, around)
+    model = FirstOrderModel(problem, probabilities, effects, prices, around, counting)
     starts = _solver_plans(problem, limits, prices) if around is None else [around.labeling]
     codes = np.unique(np.stack([model.encoding.encode(start) for start in starts]), axis=0)
     planner = Planner(problem, limits, model)
