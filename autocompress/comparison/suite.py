@@ -30,7 +30,12 @@ EPISODES = 400  # default of a cell's evaluations
 SEEDS = 5  # default number of seeds
 _KEYS = ("base", "budgets", "methods", "seeds", "episodes", "test")
 _METHOD_ONLY = frozenset({"method", "episodes"})
-_WITHOUT_EFFECT = frozenset({"selection_samples"})  # searches are compared by what they find on the search split
+_WITHOUT_EFFECT = frozenset(
+    {
+        "selection_samples",  # searches are compared by what they find on the search split
+        "begin_with",  # and begin alike
+    }
+)
 _OF_BASE = (
     frozenset(names_of(NetworkOptions, MenuOptions, SearchOptions, MachineOptions)) - _METHOD_ONLY - _WITHOUT_EFFECT
 )

@@ -225,6 +225,11 @@ class SearchOptions(Part):
         "0: the policy's own plan, without any evaluation.",
         ge=0,
     )
+    begin_with: tuple[Path, ...] = option(
+        (),
+        "Plans that the agent evaluates first, as they are and made to fit the budget: run folders or plan files, such "
+        "as runs/first,mine.yaml. Default: none.",
+    )
     selection_samples: int = option(
         1000,
         "Unused training samples on which the plans that led the search and the simple plans are compared at the end. "
@@ -241,6 +246,11 @@ class SearchOptions(Part):
         "divides it by as much.",
         gt=0,
     )
+
+    @field_validator("begin_with", mode="before")
+    @classmethod
+    def _split_paths(cls, value: Any) -> Any:
+        return () if value in ("none", "", None) else (value,) if isinstance(value, Path) else as_tuple(value)
 
     @field_validator("method", mode="before")
     @classmethod

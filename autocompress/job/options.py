@@ -26,6 +26,7 @@ from autocompress.plan import Plan
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import chosen_policy
 from autocompress.run.folder import options_file
+from autocompress.run.names import PLAN
 from autocompress.searchers.agents import check_agent
 from autocompress.searchers.base import REWARDS, SearchSettings
 from autocompress.searchers.search import Searcher, as_searcher
@@ -71,11 +72,13 @@ class SearchRequest(Request):
         searcher: the search method.
         settings: settings of the search.
         policy: the policy that the search begins with, or None.
+        begin_with: plans that the agent evaluates first, by the path that they were read from.
     """
 
     searcher: Searcher
     settings: SearchSettings
     policy: SavedPolicy | None
+    begin_with: Mapping[Path, Plan]
 
     @property
     def compares_with_original(self) -> bool:
@@ -139,8 +142,21 @@ def search_request(
     settings = search_settings(asked.config, asked.config.seed)
     if searcher.has_agent:
         check_agent(settings)
-    policy = chosen_policy(asked.config, settings, searcher)
-    return SearchRequest(**vars(asked), searcher=searcher, settings=settings, policy=policy)
+    policy, plans = chosen_policy(asked.config, settings, searcher), _plans_to_begin_with(asked.config, searcher)
+    return SearchRequest(**vars(asked), searcher=searcher, settings=settings, policy=policy, begin_with=plans)
+
+
+def _plans_to_begin_with(config: Config, searcher: Searcher) -> dict[Path, Plan]:
+    """The plans of the option `begin_with`, read now: `force` may replace the run that one is of."""
+    if not config.begin_with:
+        return {}
+    if not searcher.has_agent or not config.episodes:
+        got = "no evaluations; pass --episodes 20" if searcher.has_agent else f"{config.method}; pass --method rl"
+        raise InputError(f"`begin_with` must go with an agent that evaluates plans, got {got}.")
+    try:
+        return {path: Plan.load(path / PLAN if path.is_dir() else path) for path in config.begin_with}
+    except InputError as error:
+        raise InputError(f"`begin_with` must be folders of runs or plan files, got another: {error}") from None
 
 
 def _config(model: ModelLike, data: DataLike | None, options: Mapping[str, Any], budget: str | Budget | None) -> Config:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from autocompress.budget import shown_name
+from autocompress.errors import InputError
 from autocompress.evaluation import Evaluator, measure, measured_at_once
 from autocompress.job.journaled import JournaledEvaluation
 from autocompress.job.options import SearchRequest
@@ -27,7 +28,7 @@ from autocompress.run.names import PLAN, POLICY, POLICY_WEIGHTS, SHIFTS, TENSORB
 from autocompress.run.shifts import ShiftFile
 from autocompress.searchers.base import Evaluated, SearchResult, Task
 from autocompress.searchers.search import run_search
-from autocompress.searchers.simple_plans import simple_plans
+from autocompress.searchers.simple_plans import fitted, simple_plans
 from autocompress.version import versions
 from autocompress_envs.problem import Labeling, Outcome
 
@@ -61,6 +62,7 @@ def find(
     folder: RunFolder,
     watcher: Progress,
     time: TimeBudget | None = None,
+    begin_with: Sequence[Labeling] = (),
 ) -> Found:
     """The policy's plan, and what a search makes of it; every evaluated plan is written down.
 
@@ -72,6 +74,7 @@ def find(
         folder: folder of the run.
         watcher: observer that is told of stages, notes and evaluations.
         time: limit of time, which the plan's file must meet. Default: none.
+        begin_with: plans within the limits that the agent evaluates first. Default: none.
 
     Raises:
         InputError: no plan is fast enough.
@@ -85,7 +88,7 @@ def find(
         folder.write(PLAN, job.menus.plan(labeling).to_yaml())
         return Found(labeling, None, 0, "the policy decided alone")
     says = _asked_policy(job, evaluator, asked, limits, watcher)
-    found, candidates = _searched(job, evaluator, asked, says, limits, folder, watcher)
+    found, candidates = _searched(job, evaluator, asked, says, begin_with, limits, folder, watcher)
     tell_damaged(job.menus.store, watcher)  # effects are kept beside the menus
     selection = select(job, evaluator, asked, candidates, limits, watcher)
     if time is not None:
@@ -102,6 +105,7 @@ def _searched(
     evaluator: Evaluator,
     asked: SearchRequest,
     says: PolicySays | None,
+    begin_with: Sequence[Labeling],
     limits: Mapping[str, int],
     folder: RunFolder,
     watcher: Progress,
@@ -111,7 +115,7 @@ def _searched(
     Simple plans are candidates of agents alone: the other methods are the baselines that agents are compared with.
     """
     simple = simple_plans(job.problem, dict(limits)) if asked.searcher.has_agent else []
-    candidates = Candidates(simple, limits)
+    candidates = Candidates([*begin_with, *simple], limits)
     with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
         journaled = JournaledEvaluation(
             folder, evaluator, job.menus.plan, shifts, limits, asked.config.episodes, watcher
@@ -131,10 +135,36 @@ def _searched(
             lambda around: effects_with_progress(evaluator, watcher, around),
             None if says is None else says.copy,
             None if says is None else says.environment,
+            begin_with,
         )
         log = folder.path / TENSORBOARD
         found = run_search(task, asked.settings, method=asked.searcher, observe=observe, tensorboard=log)
     return found, candidates
+
+
+def plans_to_begin_with(job: Job, asked: SearchRequest, limits: Mapping[str, int], watcher: Progress) -> list[Labeling]:
+    """The plans that the agent evaluates first, within the limits.
+
+    Args:
+        job: the network with its menus.
+        asked: the search that was asked for.
+        limits: absolute upper bounds by resource.
+        watcher: observer that is told of a plan that can't be made to fit.
+
+    Raises:
+        InputError: a plan is for another network, or has a label that is not on the menu.
+    """
+    found = []
+    for path, plan in asked.begin_with.items():
+        try:
+            labeling = job.menus.labeling(plan)
+        except InputError as error:
+            raise InputError(f"`begin_with` must be plans on this network's menus, got {path}: {error}") from None
+        plans = fitted(job.problem, dict(limits), [labeling])
+        if not plans:
+            watcher.note(f"the plan of {path} can't be made to fit the budget; the search begins without it")
+        found += plans
+    return found
 
 
 def _asked_policy(

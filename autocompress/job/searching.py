@@ -17,7 +17,7 @@ from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job, made_on
 from autocompress.job.result_data import result_data
 from autocompress.job.results import Finished, Result
-from autocompress.job.search import find, policy_digest, write_policy
+from autocompress.job.search import find, plans_to_begin_with, policy_digest, write_policy
 from autocompress.job.time_budget import FURTHER, TimeBudget, tighter, within_time
 from autocompress.progress import Progress
 from autocompress.run.folder import RunFolder
@@ -48,14 +48,15 @@ def search_and_finish(
         watcher: observer that is told of stages, notes and evaluations.
 
     Raises:
-        InputError: no plan is fast enough.
+        InputError: no plan is fast enough, or one of those to begin with is not on the menus.
     """
     time, inner, config = None, limits, asked.config
     if asked.time is not None:
         job, inner, time = within_time(job, asked.time, limits, watcher)
+    begin_with = plans_to_begin_with(job, asked, inner, watcher)
     evaluator = evaluator_of()
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
-        found = find(job, evaluator, asked, inner, folder, watcher, time)
+        found = find(job, evaluator, asked, inner, folder, watcher, time, begin_with)
         write_policy(folder, asked, found.policy_state)
         execution = execution_of(config, tuning, evaluator.dtype, path)
         del evaluator

@@ -116,6 +116,7 @@ class Task:
             for labels by the solver's multiplier.
         environment: environment of the problem under these limits, with its effects around the original; its twins
             evaluate nothing or by the recorder. Default: None, for one that the searcher makes itself.
+        begin_with: plans within the limits that an agent evaluates before all others. Default: none.
     """
 
     problem: Problem
@@ -127,6 +128,7 @@ class Task:
     effects: Callable[[Labeling | None], Effects | None] | None = None
     policy: Callable[[], LabelingPolicy] | None = None
     environment: LabelingEnv | None = None
+    begin_with: Sequence[Labeling] = ()
 
 
 @dataclass(frozen=True)

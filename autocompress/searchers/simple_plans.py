@@ -6,7 +6,7 @@ evaluations ended eight times worse than plain 4 bits. Uniform plans believe not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -15,6 +15,7 @@ import numpy as np
 from autocompress.searchers.base import SearchSettings
 from autocompress.searchers.solvers.baselines import common_weight_bits, uniform_frontier_by_values, uniform_plan
 from autocompress_envs.problem import IntArray, Labeling, LayerNumbers, Problem
+from autocompress_envs.problem.tables import is_within
 from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
 SHARE = 3  # simple plans take at most one in so many evaluations
@@ -59,6 +60,29 @@ def affordable(plans: list[Labeling], settings: SearchSettings) -> list[Labeling
     if settings.patience:
         most = min(most, settings.patience // 2)
     return plans[: max(1, most)]
+
+
+def fitted(problem: Problem, limits: dict[str, int], plans: Iterable[Labeling]) -> list[Labeling]:
+    """Plans from elsewhere, such as those of another budget: as they are, and by single changes made to fit.
+
+    A plan that breaks a limit is trimmed; in one that leaves room, the room is filled (`Solver.repair`).
+
+    Args:
+        problem: menus, layer errors and costs of the network.
+        limits: upper bound of every limited resource, in absolute units.
+        plans: the plans, within the limits or not.
+
+    Returns:
+        The plans within the limits, each once; a plan that single changes don't make fit is not among them.
+    """
+    solver = Solver(problem, limits)
+    found = {}
+    for plan in plans:
+        repaired = solver.repair(plan)
+        for each in (plan, *([] if repaired is None else [repaired])):
+            if is_within(problem.resources(each), limits):
+                found[each.key()] = each
+    return list(found.values())
 
 
 def best_mix(problem: Problem, limits: dict[str, int]) -> Labeling | None:

@@ -175,3 +175,44 @@ def test_interrupted_fine_tuning_of_a_search_ends_with_the_same_files(spec, quic
     assert resumed.plan == whole.plan
     for name in ("model.onnx", "model.safetensors", "plan.yaml"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_a_search_begins_with_the_plan_of_another_run(made, spec, quick, tmp_path):
+    options = {**quick, "episodes": 3, "selection_samples": 0}
+    result = autocompress.search(spec, budget="size=0.9", begin_with=made.run_folder, out=tmp_path / "run", **options)
+    first, *others = map(json.loads, (tmp_path / "run" / "journal.jsonl").read_text().splitlines()[1:])
+    labeling = made.labeling
+    assert first["labels"] == [
+        each.tolist() for each in (labeling.sparsity, labeling.weight_bits, labeling.activation_bits)
+    ]
+    assert result.search_outcome.kl == min(each["kl"] for each in (first, *others))
+    assert "begin_with:\n- " in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_a_plan_to_begin_with_that_is_none_is_one_line(made, spec, quick, tmp_path):
+    def asked(*arguments):
+        return invoke(
+            "search", spec, "--budget", "size=0.9", "--out", tmp_path / "run", "--quiet", *flags(quick), *arguments
+        )
+
+    plan = made.run_folder / "plan.yaml"
+    refused(
+        asked("--begin-with", plan, "--method", "uniform"),
+        "`begin_with` must go with an agent that evaluates plans, got uniform; pass --method rl.",
+    )
+    refused(
+        asked("--begin-with", plan, "--episodes", "0"),
+        "`begin_with` must go with an agent that evaluates plans, got no evaluations; pass --episodes 20.",
+    )
+    refused(
+        asked("--begin-with", tmp_path / "none"),
+        "`begin_with` must be folders of runs or plan files, got another: `plan` must be a readable file, got "
+        f"{tmp_path / 'none'}: No such file or directory.",
+    )
+    other, given = tmp_path / "other.yaml", yaml.safe_load(plan.read_text())
+    other.write_text(yaml.safe_dump({**given, "fingerprint": "0123456789abcdef"}))
+    refused(
+        asked("--begin-with", other),
+        f"`begin_with` must be plans on this network's menus, got {other}: "
+        f"`plan` must be for this network ({given['fingerprint']}), got one for 0123456789abcdef.",
+    )

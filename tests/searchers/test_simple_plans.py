@@ -9,7 +9,7 @@ import pytest
 from autocompress.searchers.agents import AGENTS
 from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.search import run_search
-from autocompress.searchers.simple_plans import affordable, best_mix, simple_plans
+from autocompress.searchers.simple_plans import affordable, best_mix, fitted, simple_plans
 from autocompress.searchers.solvers.baselines import uniform_frontier
 from autocompress_envs.problem import Labeling
 from autocompress_envs.problem.tables import is_within
@@ -150,3 +150,37 @@ def test_no_search_ends_worse_than_they_where_expected_losses_lie():
     for name in ("posterior-ppo", "model-based"):
         task = Task(problem, limits, evaluate, 1.0, fair_coins(4))
         assert run_search(task, SearchSettings(name, episodes=9)).best.outcome.kl <= best
+
+
+def test_plans_of_other_budgets_are_made_to_fit():
+    """Of a looser budget: trimmed. Of a tighter one: as it is, and with the room that is left filled."""
+    trimmed = filled = 0
+    for problem, limits in worlds():
+        half = {"size": limits["size"] * 3 // 4}
+        try:
+            loose, tight = Solver(problem, limits).solve(), Solver(problem, half).solve()
+        except InfeasibleBudgetError:
+            continue
+        for plan in fitted(problem, half, [loose]):
+            assert is_within(problem.resources(plan), half)
+            trimmed += plan.key() != loose.key()
+        kept, *more = fitted(problem, limits, [tight])
+        assert kept.key() == tight.key()
+        for plan in more:
+            assert is_within(problem.resources(plan), limits)
+            assert additive_error(problem, plan) < additive_error(problem, tight)
+            filled += 1
+    assert trimmed >= 5
+    assert filled >= 5
+
+
+@pytest.mark.parametrize("name", ["labeling", "model-based", "ppo"])
+def test_agents_evaluate_given_plans_first(name):
+    problem, evaluate = toy_problem()
+    limits = {"size": 204}
+    given = fitted(problem, limits, [Solver(problem, {"size": 180}).solve()])
+    seen = []
+    task = Task(problem, limits, evaluate, 1.0, fair_coins(4), begin_with=given)
+    run_search(task, SearchSettings(name, AGENTS[name].actions[0], episodes=4), observe=seen.append)
+    assert len(given) == 2
+    assert [each.labeling.key() for each in seen[:2]] == [plan.key() for plan in given]

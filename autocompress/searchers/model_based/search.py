@@ -142,8 +142,13 @@ class ModelSearch:
                 self.plan()
 
     def begin(self) -> None:
-        """Evaluate the simple plans and the predicted best plan; the latter first where few evaluations are allowed."""
+        """Evaluate the plans to begin with, the simple ones and the predicted best one.
+
+        Where few evaluations are allowed, the predicted best plan comes before the simple ones.
+        """
         task, settings = self._task, self._settings
+        for plan in task.begin_with:
+            self._evaluate(plan)
         plans = affordable(simple_plans(task.problem, task.limits), settings)
         steps: list[Callable[[], None]] = [partial(self._evaluate, plan) for plan in plans]
         steps.insert(len(steps) if settings.episodes >= SHARE else 0, self._evaluate_predicted_best)

@@ -31,8 +31,8 @@ Environment = gym.Env[Any, Any]
 def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSettings, recorder: Recorder) -> None:
     """Let an agent act and learn until the recorder ends the search; the recorder keeps its policy.
 
-    The first evaluation is the plan of the policy's prices, where the task has any. The next ones are the
-    simple plans, so that no agent is worse than these.
+    The first evaluations are of the plans to begin with, and the plan of the policy's prices, where the task has any.
+    The next ones are the simple plans, so that no agent is worse than these.
 
     Args:
         spec: the agent.
@@ -44,6 +44,8 @@ def search_with_stable_baselines(spec: AgentSpec, task: Task, settings: SearchSe
         StopSearch: the search is over.
         InfeasibleBudgetError: no plan meets the limits.
     """
+    for plan in task.begin_with:
+        recorder(plan)
     if task.prices is not None:
         recorder(Solver(task.problem, task.limits).solve(*np.exp(task.prices).T))
     for plan in affordable(simple_plans(task.problem, task.limits), settings):
