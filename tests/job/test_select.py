@@ -200,7 +200,11 @@ def test_unused_samples_are_of_neither_split():
 def test_a_run_keeps_the_plan_that_was_chosen(tmp_path):
     """20 of the digits search, 500 of the others choose. Which plan that is depends on the machine's last bits."""
     quick = {"budget": "size=0.1", "episodes": 30, "search_samples": 20, "calibration_samples": 300, "cache": tmp_path}
-    quick |= {"method": "random", "dtype": "float32"}  # several plans lead, whichever dtype a stopwatch would pick
+    quick |= {
+        "method": "random",
+        "recalibration_samples": 0,
+        "dtype": "float32",
+    }  # several plans lead, whichever dtype a stopwatch would pick
     chosen = autocompress.search("digits", "digits", out=tmp_path / "a", **quick, selection_samples=500)
     said = re.search(
         r"; of \d plans that led, that of evaluation (\d+) is the best on 500 unused samples$", chosen.stopped_because
