@@ -62,6 +62,15 @@ def unknown_keys(names: Iterable[str], where: str, known: Iterable[str]) -> Inpu
     return InputError(f"Unknown {unknown} in {where}; known: {', '.join(choices)}.")
 
 
+def missing_extra(argument: str, name: str, extra: str) -> InputError:
+    """The error for a name whose packages are not installed.
+
+    >>> print(missing_extra("target", "litert", "litert"))
+    `target` litert needs the extra litert: pip install 'autocompress[litert]'.
+    """
+    return InputError(f"`{argument}` {name} needs the extra {extra}: pip install 'autocompress[{extra}]'.")
+
+
 def did_you_mean(got: str, choices: Iterable[str]) -> str:
     """The choice that a wrong name is most like, as the end of a message; empty where it is like none.
 

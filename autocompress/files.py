@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import platform
 import stat
@@ -349,3 +350,8 @@ def is_abandoned(path: Path, owner: str, after: float = _DAY) -> bool:
     if machine == this_machine() and number.isdigit():
         return not is_alive(int(number))
     return time.time() - path.stat().st_mtime > after
+
+
+def or_none(value: Any) -> Any:
+    """None in place of NaN, which JSON and tables do not have; any other value as it is."""
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -26,7 +26,7 @@ FLOORS = [
     {"data", "run", "tasks"},
     {"config"},
     {"plan", "cache", "checked_tensors", "machine"},
-    {"budget", "registry", "files", "borrowed", "memory", "onnx_runtime", "progress", "samples", "workers"},
+    {"budget", "registry", "files", "borrowed", "memory", "onnx_runtime", "progress", "quiet", "samples", "workers"},
     {"errors", "version"},
     {"autocompress_envs"},
 ]

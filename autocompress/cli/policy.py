@@ -92,7 +92,7 @@ def eval_(
     with reported():
         shown = make_config({"format": format, "quiet": quiet, "seed": seed, "jobs": jobs})
         counts = _counts(episodes)
-        from autocompress.comparison.results import or_none
+        from autocompress.files import or_none
         from autocompress.policies.files import load_policy
         from autocompress.policy_training.evaluation import evaluate_policy, summarised
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from autocompress.comparison.suite import Cell
 from autocompress.errors import InputError
-from autocompress.files import strict_json
+from autocompress.files import or_none, strict_json
 from autocompress.run.journal import are_costs, is_count, is_number
 
 FINISHED, FAILED = "finished", "failed"
@@ -133,11 +133,6 @@ def failed(cell: Cell, searcher: str, message: str) -> CellResult:
         message: why it failed.
     """
     return CellResult(cell.method, searcher, cell.budget, cell.seed, status=FAILED, message=message)
-
-
-def or_none(value: Any) -> Any:
-    """None in place of NaN, which JSON and tables do not have; any other value as it is."""
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _checked(name: str, kind: str, value: Any) -> Any:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autocompress.comparison.results import or_none
-from autocompress.files import regular_file, write_all, writing
+from autocompress.files import or_none, regular_file, write_all, writing
 from autocompress.run.journal import Entry, read_line, stamped
 from autocompress_envs.problem import Labeling, Outcome
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autocompress.comparison.results import CellResult, or_none
+from autocompress.comparison.results import CellResult
+from autocompress.files import or_none
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95

@@ -13,9 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from autocompress.budget import COUNTED
-from autocompress.comparison.results import CellResult, or_none
+from autocompress.comparison.results import CellResult
 from autocompress.comparison.suite import Suite
 from autocompress.comparison.summary import Spread, Summary
+from autocompress.files import or_none
 
 if TYPE_CHECKING:
     import pyarrow

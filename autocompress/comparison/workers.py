@@ -15,9 +15,8 @@ from autocompress.comparison.session import Observe, Session, requests_of
 from autocompress.comparison.suite import Cell, Suite
 from autocompress.errors import AutocompressError
 from autocompress.progress import Step
-from autocompress.workers.processes import Processes
-from autocompress.workers.ray_tasks import RayTasks
-from autocompress.workers.tasks import Executor, Result, Run, Tell, run_tasks
+from autocompress.workers.executors import executor_of
+from autocompress.workers.tasks import Result, Run, Tell, run_tasks
 from autocompress_envs.solver import InfeasibleBudgetError
 
 _SECONDS_BETWEEN_STEPS = 0.25  # a worker sends steps no more often
@@ -71,19 +70,11 @@ def run_by_workers(
     Raises:
         InputError: the cluster can't be reached.
     """
-    executor = _executor(suite, folder, len(cells), jobs, cluster)
+    on_gpu = str(suite.base.get("device", "")).startswith("cuda")
+    executor = executor_of(_runner, (suite, folder.resolve()), len(cells), jobs, cluster, on_gpu=on_gpu)
     with closing(run_tasks(executor, cells, watcher.cell_step)) as done:
         for cell, end in done:
             yield end.value if isinstance(end, Result) else failed(cell, suite.configs[cell.method].method, end.how)
-
-
-def _executor(suite: Suite, folder: Path, cells: int, jobs: int | None, cluster: str | None) -> Executor:
-    """Where the cells run; processes divide PyTorch's threads between them, a task of Ray has one."""
-    if cluster is None:
-        count = min(jobs or 1, max(cells, 1))
-        return Processes(count, _runner, (suite, folder, max(1, torch.get_num_threads() // count)))
-    gpus = int(str(suite.base.get("device", "")).startswith("cuda"))
-    return RayTasks(cluster, jobs, _runner, (suite, folder.resolve(), 1), gpus)
 
 
 def _runner(suite: Suite, folder: Path, threads: int) -> Run:

@@ -17,7 +17,7 @@ from pydantic import ValidationInfo, field_validator
 from autocompress.budget import Budget, parse_bytes
 from autocompress.config.execution import ExecutionOptions
 from autocompress.config.front import ParetoOptions
-from autocompress.config.part import Part, as_tuple, option
+from autocompress.config.part import Part, as_tuple, as_tuple_or_none, option
 from autocompress.config.tolerance import ToleranceOptions
 from autocompress.errors import InputError
 from autocompress.files import parse_yaml
@@ -172,7 +172,7 @@ class MenuOptions(Part):
     @field_validator("ranks", mode="before")
     @classmethod
     def _split_ranks(cls, value: Any) -> Any:
-        return () if value in ("none", "", None) else as_tuple(value)
+        return as_tuple_or_none(value)
 
     @field_validator("weight_bits", "activation_bits", mode="before")
     @classmethod
@@ -250,7 +250,7 @@ class SearchOptions(Part):
     @field_validator("begin_with", mode="before")
     @classmethod
     def _split_paths(cls, value: Any) -> Any:
-        return () if value in ("none", "", None) else (value,) if isinstance(value, Path) else as_tuple(value)
+        return as_tuple_or_none(value)
 
     @field_validator("method", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,7 +22,12 @@ class Part(BaseModel):
 
 
 def as_tuple(value: Any) -> Any:
-    """`2,4` from a command line, or a single number, as several."""
+    """`2,4` from a command line, or a single number or path, as several."""
     if isinstance(value, str):
         return tuple(value.split(","))
-    return (value,) if isinstance(value, (int, float)) else value
+    return (value,) if isinstance(value, (int, float, Path)) else value
+
+
+def as_tuple_or_none(value: Any) -> Any:
+    """The same, where nothing and the word `none` stand for none at all."""
+    return () if value in ("none", "", None) else as_tuple(value)

@@ -61,7 +61,8 @@ def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling], told: 
     tables = Tables(problem)
     labels = job.menus.plan(labeling).labels
     of_others = {name: job.menus.plan(plan).labels for name, plan in others.items()}
-    losses = LossParts(problem)(labeling)
+    parts = LossParts(problem, tables)
+    losses = parts(labeling)
     full, none = np.full(len(network.layers), 32), np.zeros(len(network.layers), dtype=np.int64)
     before = _untied(network, _amounts(problem, problem.costs.group_width, full, full, none.astype(float), none))
     after = _untied(network, _amounts(problem, problem.kept(labeling), *_bits(problem, labeling)))
@@ -74,7 +75,7 @@ def _layers(job: Job, labeling: Labeling, others: Mapping[str, Labeling], told: 
             "weights_left": int(after["weights"][at]),
             "expected_loss": {"pruning": float(losses[at, 0]), "rounding": float(losses[at, 1])},
             "by_weight_bits": _by_weight_bits(tables, labeling, at, told),
-            "by_sparsity": _by_sparsity(tables, labeling, at, told),
+            "by_sparsity": _by_sparsity(parts, tables, labeling, at, told),
             "other_plans": {name: _label(plan.get(layer.name)) for name, plan in of_others.items()},
         }
         for at, layer in enumerate(network.layers)
@@ -161,16 +162,18 @@ def _by_weight_bits(tables: Tables, labeling: Labeling, at: int, told: Sequence[
     return found
 
 
-def _by_sparsity(tables: Tables, labeling: Labeling, at: int, told: Sequence[str]) -> list[dict[str, Any]]:
+def _by_sparsity(
+    parts: LossParts, tables: Tables, labeling: Labeling, at: int, told: Sequence[str]
+) -> list[dict[str, Any]]:
     """What pruning the layer would be expected to cost at each sparsity on its menu, and what the whole plan would
     take then, all else as in the plan.
     """
     sparsities = tables.problem.layers[at].sparsities
-    losses, amounts = LossParts(tables.problem, tables), _with_each(tables, labeling, "sparsity", at, told)
+    amounts = _with_each(tables, labeling, "sparsity", at, told)
     return [
         {
             "sparsity": float(sparsity),
-            "loss": float(losses(_with(labeling, "sparsity", at, index))[at, 0]),
+            "loss": float(parts(_with(labeling, "sparsity", at, index))[at, 0]),
             "resources": amounts[index],
         }
         for index, sparsity in enumerate(sparsities)

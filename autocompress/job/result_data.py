@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from autocompress.files import or_none
 from autocompress_envs.problem import IntArray, Labeling, Outcome, Problem, removed_weights
 
 ENERGY_SOURCE = "M. Horowitz, Computing's energy problem, ISSCC 2014: a chip in 45 nm"
@@ -162,7 +163,7 @@ def timing_data(timing: PairedTiming) -> dict[str, Any]:
         "interrupted_rounds": timing.interrupted,
         "settled": timing.settled,
         "waiting_share": timing.waiting.share,
-        "load": None if math.isnan(timing.waiting.load) else timing.waiting.load,
+        "load": or_none(timing.waiting.load),
     }
 
 
@@ -184,10 +185,10 @@ def runtime_data(verified: Verification) -> dict[str, Any] | None:
     seconds = {str(batch): {"original": a, "compressed": b} for batch, (a, b) in found.seconds.items()}
     return {
         "name": found.runtime,
-        "accuracy": _known(found.closeness.accuracy),
+        "accuracy": or_none(found.closeness.accuracy),
         "kl": found.closeness.kl,
         "metrics": dict(found.closeness.metrics),
-        "agreement_with_pytorch": _known(found.agreement),
+        "agreement_with_pytorch": or_none(found.agreement),
         "difference_from_pytorch": found.difference,
         "median_seconds_by_batch": seconds,
         "timings_by_batch": {str(batch): timing_data(timing) for batch, timing in found.timings.items()},
@@ -202,7 +203,7 @@ def verification_data(verified: Verification) -> dict[str, Any]:
         "checks": [vars(check) for check in verified.checks],
         "checked_on": checked_on(verified),
         "pytorch": {
-            "accuracy": _known(verified.pytorch.accuracy),
+            "accuracy": or_none(verified.pytorch.accuracy),
             "kl": verified.pytorch.kl,
             "metrics": dict(verified.pytorch.metrics),
         },
@@ -224,13 +225,8 @@ def _runtime_name(verified: Verification) -> str:
 
 def outcome_data(outcome: Outcome) -> dict[str, Any]:
     """An outcome as plain data; None for the accuracy of data without labels, and the agreement of numbers."""
-    shares = {"accuracy": _known(outcome.accuracy), "kl": outcome.kl, "agreement": _known(outcome.agreement)}
+    shares = {"accuracy": or_none(outcome.accuracy), "kl": outcome.kl, "agreement": or_none(outcome.agreement)}
     return {**shares, "resources": outcome.resources}
-
-
-def _known(value: float) -> float | None:
-    """None in the place of NaN, which JSON has no word for."""
-    return None if math.isnan(value) else value
 
 
 def inspection_data(inspection: Inspection) -> dict[str, Any]:

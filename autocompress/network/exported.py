@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import logging
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +10,7 @@ from torch import fx, nn
 
 from autocompress.errors import ExportError
 from autocompress.network.interface import Interfaced, raw
+from autocompress.quiet import quiet
 from autocompress.samples import Inputs, repeated, tensors_of
 
 LayerCalls = Mapping[fx.Node, str]  # names of layers by the node that calls them, in the order of the graph
@@ -50,7 +48,7 @@ def export_graph(model: nn.Module, sample: Inputs, *, any_length: bool = False) 
     model, example = raw(model), tensors_of(repeated(sample, 2))
     free = free_axes(model, len(example), any_length=any_length)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.export.export(model, example, dynamic_shapes=free)
             graph = program.run_decompositions({}).module()
     except _EXPORT_FAILURES as error:
@@ -101,18 +99,6 @@ def _register_(graph: fx.GraphModule, name: str, parameter: nn.Parameter) -> Non
             module.add_module(part, nn.Module())
         module = module.get_submodule(part)
     module.register_parameter(leaf, parameter)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence for what the exporter logs and prints before it raises the error that says the same."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _free_the_batch_axis_(graph: fx.Graph) -> None:

@@ -28,9 +28,9 @@ from autocompress.searchers.base import SearchSettings, Task
 from autocompress.searchers.model_based.first_order import ALONE, SAMPLES, predicted_best_plan
 from autocompress.searchers.search import run_search
 from autocompress.searchers.solvers.baselines import uniform_frontier_by_values
-from autocompress.workers.processes import Processes
-from autocompress.workers.ray_tasks import RayTasks, check_cluster
-from autocompress.workers.tasks import Death, Executor, Run, Tell, run_tasks
+from autocompress.workers.executors import executor_of
+from autocompress.workers.ray_tasks import check_cluster
+from autocompress.workers.tasks import Death, Run, Tell, run_tasks
 from autocompress_envs.solver import Solver
 
 _OF_NETWORKS = frozenset(names_of(NetworkOptions, MenuOptions, MachineOptions))
@@ -191,7 +191,9 @@ def _measured_by_workers(
             noted.add(note)
             watcher.note(note)
 
-    with closing(run_tasks(_executor(asked, jobs, cluster), asked.rows, told)) as done:
+    on_gpu = any(str(options.get("device", "")).startswith("cuda") for options, _ in asked.networks)
+    executor = executor_of(_runner, (asked,), len(asked.rows), jobs, cluster, on_gpu=on_gpu)
+    with closing(run_tasks(executor, asked.rows, told)) as done:
         for row, end in done:
             if isinstance(end, Death):
                 watcher.note(f"{asked.name(row)} is left out: {end.how}")
@@ -199,15 +201,6 @@ def _measured_by_workers(
                 raise InputError(end.value)
             else:
                 yield row, end.value
-
-
-def _executor(asked: _Asked, jobs: int | None, cluster: str | None) -> Executor:
-    """Where rows are measured; processes divide PyTorch's threads between them, a task of Ray has one."""
-    if cluster is None:
-        count = min(jobs or 1, len(asked.rows))
-        return Processes(count, _runner, (asked, max(1, torch.get_num_threads() // count)))
-    gpus = int(any(str(options.get("device", "")).startswith("cuda") for options, _ in asked.networks))
-    return RayTasks(cluster, jobs, _runner, (asked, 1), gpus)
 
 
 def _runner(asked: _Asked, threads: int) -> Run:

@@ -28,9 +28,8 @@ from autocompress.policy_training.recipe import Recipe, ZooNetwork, ZooTask
 from autocompress.policy_training.zoo import in_memory, trained, weights_file
 from autocompress.progress import Progress, Silent
 from autocompress.searchers.model_based.first_order import SAMPLES
-from autocompress.workers.processes import Processes
-from autocompress.workers.ray_tasks import RayTasks
-from autocompress.workers.tasks import Death, Executor, Run, Tell, run_tasks
+from autocompress.workers.executors import executor_of
+from autocompress.workers.tasks import Death, Run, Tell, run_tasks
 
 EXPERIENCE_VERSION = 1  # of how plans are looked for; what another version measured is measured anew
 _FAILURES = (AutocompressError, RuntimeError, ValueError, TypeError)  # what networks and their training raise
@@ -148,7 +147,8 @@ def _failed_at_workers(
     def told(name: str, news: None) -> None:
         watcher.stage(f"network {missing.index(name) + 1} of {len(missing)} that are missing: {name}")
 
-    executor = _executor(recipe, folder, cache, workers, len(missing))
+    given, on_gpu = (recipe, folder.resolve(), cache.resolve(), workers.device), workers.device.startswith("cuda")
+    executor = executor_of(_runner, given, len(missing), workers.jobs, workers.cluster, on_gpu=on_gpu)
     with closing(run_tasks(executor, missing, told)) as done:
         for count, (name, end) in enumerate(done):
             picks, why = ({}, end.how) if isinstance(end, Death) else end.value
@@ -158,17 +158,6 @@ def _failed_at_workers(
                 watcher.note(f"{name} is left out: {why}")
             watcher.advance(count + 1, len(missing), "networks")
     return failed
-
-
-def _executor(recipe: Recipe, folder: Path, cache: Path, workers: Workers, networks: int) -> Executor:
-    """Where networks are measured; processes divide PyTorch's threads between them, a task of Ray has one."""
-    folder, cache = folder.resolve(), cache.resolve()
-    if workers.cluster is None:
-        count = min(workers.jobs or 1, networks)
-        threads = max(1, torch.get_num_threads() // count)
-        return Processes(count, _runner, (recipe, folder, cache, workers.device, threads))
-    gpus = int(workers.device.startswith("cuda"))
-    return RayTasks(workers.cluster, workers.jobs, _runner, (recipe, folder, cache, workers.device, 1), gpus)
 
 
 def _runner(recipe: Recipe, folder: Path, cache: Path, device: str, threads: int) -> Run:

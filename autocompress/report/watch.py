@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import json
-import math
 import secrets
 import threading
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
+from autocompress.files import or_none
 from autocompress.progress import Progress, Step
 
 HOST = "127.0.0.1"
@@ -123,10 +123,9 @@ class Watched:
         steps.append([step.index + 1, step.best_kl])
         if len(steps) > _KEPT:
             del steps[1::2]
-        accuracy = None if math.isnan(step.best_accuracy) else step.best_accuracy
         best = {
             "kl": step.best_kl,
-            "accuracy": accuracy,
+            "accuracy": or_none(step.best_accuracy),
             "resources": dict(step.resources),
             "limits": dict(step.limits),
         }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import InputError
-from autocompress.files import regular_file
+from autocompress.files import or_none, regular_file
 from autocompress.run.names import JOURNAL
 
 JOURNAL_VERSION = 1
@@ -61,7 +61,7 @@ class Entry:
 
     def to_line(self) -> str:
         """The entry's line in the journal."""
-        values = dict(vars(self), accuracy=None if math.isnan(self.accuracy) else self.accuracy)
+        values = dict(vars(self), accuracy=or_none(self.accuracy))
         for name in _OPTIONAL:
             if values[name] is None:
                 del values[name]

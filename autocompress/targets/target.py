@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from autocompress.errors import ExportError, InputError
+from autocompress.errors import ExportError, InputError, missing_extra
 from autocompress.execute.compressed import Compressed, uncompressed
 from autocompress.files import LOCK
 from autocompress.network.structure import Network
@@ -226,8 +226,7 @@ class Target:
             InputError: it is; the message says how to install it.
         """
         if self.extra is not None and importlib.util.find_spec(self.extra[1]) is None:
-            name = self.extra[0]
-            raise InputError(f"`target` {self.name} needs the extra {name}: pip install 'autocompress[{name}]'.")
+            raise missing_extra("target", self.name, self.extra[0])
 
     def check(self, weight_bits: Iterable[int], activation_bits: Iterable[int], granularity: str) -> None:
         """Refuse labels that are not legal here.

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from lowering_toys import Concat, Depthwise, Plain, Residual, Tokens, compress, toy
+from lowering_toys import KERNELS, Concat, Depthwise, Odds, Plain, Residual, Tokens, close, compress, toy
 from removed_toys import Blocks, Wave, lowered
 from removed_toys import toy as removed_toy
 from torch import nn
@@ -23,12 +23,6 @@ from autocompress.targets.graph.lowering import lower
 from autocompress.targets.target import TARGETS
 
 NEEDED = "executorch is not installed"
-KERNELS = 1e-5  # of the outputs' spread: float32 sums in another order
-
-
-def close(found, expected, most):
-    """Whether the root mean square difference is at most so much of the spread."""
-    return float((found - expected).square().mean().sqrt()) <= most * float(expected.std())
 
 
 def answers(compressed, x):
@@ -84,30 +78,6 @@ def test_batches_of_any_size():
     session.run(x[:7])
     call()
     assert torch.equal(session.run(x[:3]), whole[:3])
-
-
-class Odds(nn.Module):
-    """Input 3x12x10: one of each operator that the other toys lack."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.grouped = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=2)
-        self.even = nn.Conv2d(8, 8, 2, padding="same")
-        self.line = nn.Conv1d(8, 6, 3, padding=1)
-        self.norm, self.mix, self.head = nn.LayerNorm(6), nn.Linear(6, 6), nn.Linear(6, 4)
-
-    def forward(self, x):
-        x = nn.functional.silu(self.first(x))
-        x = nn.functional.gelu(self.grouped(x)) + nn.functional.hardsigmoid(self.even(x)) * 2.0
-        x = nn.functional.max_pool2d(nn.functional.leaky_relu(x, 0.2), 3, 2, 1)
-        x = nn.functional.avg_pool2d(x.clamp(-0.5, 0.8), 3, 1, 1)
-        a, b = x.chunk(2, 1)
-        x = torch.cat([torch.tanh(a), nn.functional.elu(b)], 1) / 1.5 - x
-        y = self.line(x.flatten(2)).transpose(1, 2)
-        y = self.norm(y)
-        y = nn.functional.scaled_dot_product_attention(self.mix(y), y, y)
-        return torch.log_softmax(self.head(y[:, 1]), 1)
 
 
 class Cuts(nn.Module):

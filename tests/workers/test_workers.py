@@ -13,6 +13,7 @@ from autocompress.comparison import workers
 from autocompress.comparison.live import SilentComparison
 from autocompress.comparison.suite import Cell, make_suite
 from autocompress.errors import InputError
+from autocompress.workers import executors
 from autocompress.workers.processes import Processes
 from autocompress.workers.ray_tasks import RayTasks, check_cluster
 from autocompress.workers.tasks import Death, Result, run_tasks
@@ -63,8 +64,8 @@ def test_no_tasks_need_no_process():
 
 @pytest.mark.parametrize(("jobs", "cells", "threads"), [(2, 4, 6), (8, 3, 4), (30, 30, 1), (None, 4, 12)])
 def test_threads_are_divided_between_the_processes_that_there_are(monkeypatch, jobs, cells, threads):
-    monkeypatch.setattr(workers.torch, "get_num_threads", lambda: 12)
-    executor = workers._executor(None, None, cells, jobs, None)
+    monkeypatch.setattr(executors.torch, "get_num_threads", lambda: 12)
+    executor = executors.executor_of(make, (0.0,), cells, jobs, None, on_gpu=False)
     assert (executor.count, executor._arguments[-1]) == (min(jobs or 1, cells), threads)
 
 

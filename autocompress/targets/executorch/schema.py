@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from autocompress.errors import InputError
+from autocompress.errors import missing_extra
 
 PROGRAM = ("exir/_serialize/program.fbs", "exir/_serialize/scalar_type.fbs")
 XNNPACK = ("backends/xnnpack/serialization/schema.fbs",)
@@ -35,7 +35,7 @@ def flatbuffer(schema: tuple[str, ...], content: Mapping[str, Any]) -> bytes:
     """
     found = importlib.util.find_spec("executorch")
     if found is None or not found.submodule_search_locations:
-        raise _missing()
+        raise missing_extra("target", "executorch", "executorch")
     package = Path(found.submodule_search_locations[0])
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "content.json"
@@ -58,8 +58,4 @@ def runtime() -> Any:
             warnings.simplefilter("ignore")  # that its interface may change
             return importlib.import_module("executorch.extension.pybindings.portable_lib")
     except ModuleNotFoundError as error:
-        raise _missing() from error
-
-
-def _missing() -> InputError:
-    return InputError("`target` executorch needs the extra executorch: pip install 'autocompress[executorch]'.")
+        raise missing_extra("target", "executorch", "executorch") from error

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import io
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +11,7 @@ from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.network.verification import first_line
+from autocompress.quiet import quiet
 from autocompress.samples import Inputs, cast, tensors_of
 from autocompress.targets.executorch import schema
 from autocompress.targets.executorch.program import MOST_SAMPLES
@@ -65,7 +63,7 @@ def open_executorch(content: bytes) -> ExecuTorchSession:
         InputError: the extra `executorch` is not installed, or the file is damaged, or holds what this version of
             ExecuTorch can't run.
     """
-    with _quiet():
+    with quiet():
         package = schema.runtime()
         _run_on_one_thread()
         try:
@@ -80,15 +78,3 @@ def open_executorch(content: bytes) -> ExecuTorchSession:
 def _run_on_one_thread() -> None:
     """Give ExecuTorch's runtime a pool of one thread, once: all files share it, and those that are loaded keep it."""
     schema.runtime()._unsafe_reset_threadpool(1)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence for what ExecuTorch and what it imports write to the standard error; errors are raised besides."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logging.disable(before)

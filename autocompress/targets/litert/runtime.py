@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from autocompress.errors import InputError
+from autocompress.errors import missing_extra
 
 
 def schema() -> Any:
@@ -30,4 +30,4 @@ def _module(name: str) -> Any:
     try:
         return importlib.import_module(f"ai_edge_litert.{name}")
     except ModuleNotFoundError as error:
-        raise InputError("`target` litert needs the extra litert: pip install 'autocompress[litert]'.") from error
+        raise missing_extra("target", "litert", "litert") from error

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autocompress.errors import ExportError, InputError
+from autocompress.errors import ExportError, InputError, missing_extra
 from autocompress.files import write_atomically, write_error
 from autocompress.network.verification import first_line
 from autocompress.targets.onnxruntime.exporter import OPSET
@@ -105,4 +105,4 @@ def openvino_module() -> Any:
     try:
         return importlib.import_module("openvino")
     except ModuleNotFoundError as error:
-        raise InputError("`format` openvino needs the extra openvino: pip install 'autocompress[openvino]'.") from error
+        raise missing_extra("format", "openvino", "openvino") from error
