@@ -19,6 +19,7 @@ from autocompress_envs.problem import Labeling
 AGREEMENT = 0.95  # of samples with the same answer; on 64 samples of random weights, near ties flip a few
 CLOSENESS = 0.02  # root mean square difference of outputs, relative to their standard deviation
 _RANDOM_PLANS = 3
+_WRITTEN_TWICE = 2  # plans: the cheapest and the dearest
 
 
 class SmallNetwork(nn.Module):
@@ -43,8 +44,8 @@ def check_target(target: Target) -> None:
     """Check a target with the files of a small network: the cheapest plan, the dearest, and three at random.
 
     Every label that the target calls legal must be possible; a file must have at most the bytes that were counted for
-    its plan; writing twice must give the same bytes; and where the target has a runtime, the file must answer there as
-    the graph that it was written from does, at any batch size.
+    its plan; writing the first two twice must give the same bytes; and where the target has a runtime, the file must
+    answer there as the graph that it was written from does, at any batch size.
 
     Args:
         target: as for `autocompress.register_target`.
@@ -59,13 +60,14 @@ def check_target(target: Target) -> None:
     folded = fold_batch_norms(model, trace(model, inputs[:1])).float().eval()
     menus, original_bytes = counted_on_file(target, _menus(target, model, inputs), folded, inputs)
     require(original_bytes > 0, "The float32 file must have bytes", original_bytes)
-    for labeling in _plans(menus):
+    for number, labeling in enumerate(_plans(menus)):
         compressed = from_menus(menus, labeling, folded)
         lowered = lowered_for(target, compressed, inputs)
         content = target_file(target, compressed, lowered, inputs)
         require(isinstance(content, bytes) and bool(content), "`write` must return bytes", type(content).__name__)
-        again = target_file(target, compressed, lowered_for(target, compressed, inputs), inputs)
-        require(content == again, "The same network must give the same bytes", f"{len(again)} other bytes")
+        if number < _WRITTEN_TWICE:
+            again = target_file(target, compressed, lowered_for(target, compressed, inputs), inputs)
+            require(content == again, "The same network must give the same bytes", f"{len(again)} other bytes")
         counted = menus.problem().resources(labeling)["size"]
         require(len(content) <= counted, f"A file must have at most the {counted:,} bytes counted", f"{len(content):,}")
         if target.runtime is not None and lowered is not None:
