@@ -11,28 +11,32 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import norm
-from torch import Tensor
+from torch import Tensor, nn
 
 from autocompress.budget import ABSOLUTE, RESOURCES, Budget
 from autocompress.config import Config
 from autocompress.data import Data
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import measured_at_once
+from autocompress.evaluation.batches import running
+from autocompress.evaluation.measure import Kept
 from autocompress.execute.finetune import FineTuning
 from autocompress.files import write_atomically
 from autocompress.job.front import FrontPoint, Shared, episodes_of_a_point, finished_point, span
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job
+from autocompress.network.interface import raw
 from autocompress.progress import Progress
 from autocompress.run.names import TOLERANCE
 from autocompress.targets.loading import load
 from autocompress.targets.timing import TimeLimit
-from autocompress.targets.verify import outputs_on
 from autocompress.version import versions
 from autocompress_envs.problem import FloatArray
 
@@ -240,15 +244,24 @@ class _Test:
 
     def __call__(self, run: Path) -> float:
         """Upper bound of what the network of a run loses."""
-        job = self._job
-        at_once = measured_at_once(job.network, job.memory, job.device)
-        original, compressed, _ = outputs_on(
-            job.model, load(run), None, [(self._inputs, self._labels)], job.device, at_once=at_once, reading=job.reading
-        )
+        compressed = self._outputs(load(run))
         if self._is_drop:
             assert self._labels is not None, "checked before"
-            return drop_bound(original.rows(), compressed.rows(), self._labels, ERROR / TRIES)
-        return mean_bound(divergences(original.rows(), compressed.rows()), ERROR / TRIES)
+            return drop_bound(self._original, compressed, self._labels, ERROR / TRIES)
+        return mean_bound(divergences(self._original, compressed), ERROR / TRIES)
+
+    @cached_property
+    def _original(self) -> Tensor:
+        """The original's outputs, the same for every try."""
+        return self._outputs(self._job.model)
+
+    def _outputs(self, network: nn.Module) -> Tensor:
+        """Outputs of a network on the held-out samples, as rows (N, …)."""
+        job, kept = self._job, Kept(self._job.reading)
+        at_once = measured_at_once(job.network, job.memory, job.device)
+        with running(raw(network), torch.device(job.device), None, at_once) as run:
+            kept.add(run(self._inputs), self._inputs, self._labels)
+        return kept.rows()
 
 
 def drop_bound(original: Tensor, compressed: Tensor, labels: Tensor, error: float) -> float:
