@@ -210,8 +210,14 @@ def _moves(node: fx.Node) -> bool:
     """Whether the node's values are values of its input, or zeros: on any range, rounded ones stay rounded."""
     if node.target is operator.getitem:  # one of several results: where they come from decides
         return _moves(node.all_input_nodes[0])
-    zeros = node.target in _PADS and not any(node.args[2:]) and not node.kwargs.get("value")
-    return zeros or node.target in _LOSSLESS or (node.target in _LOSSY and bool(node.all_input_nodes))
+    lossy = node.target in _LOSSY and bool(node.all_input_nodes)
+    return node.target in _LOSSLESS or lossy or (node.target in _PADS and _puts_zeros(node))
+
+
+def _puts_zeros(pad: fx.Node) -> bool:
+    """Whether what is put around a tensor are zeros. One of the two operators is told a mode, too."""
+    told = [*pad.args[2:], *(pad.kwargs.get(name) for name in ("mode", "value"))]
+    return not any(each for each in told if each != "constant")
 
 
 def _source(node: fx.Node) -> fx.Node:

@@ -7,10 +7,11 @@
    becomes QuantizeLinear and DequantizeLinear (Q/DQ): two operators that together compute what the graph's
    `round_activation` does, and between which the tensor is uint8. A runtime that finds DQ before and Q behind an
    operator runs its integer kernel instead of all three.
-2. `weights.py`: the layers' own codes take the placeholders' places, two INT4 codes or four INT2 codes in a byte,
+2. `pads.py`: convolutions pad for themselves what an operator of its own padded for them.
+3. `weights.py`: the layers' own codes take the placeholders' places, two INT4 codes or four INT2 codes in a byte,
    each tensor with a DequantizeLinear that names its scales.
-3. `biases.py`: biases become int32 where ONNX Runtime would otherwise run another kernel than the graph means.
-4. `slim.py`: what says nothing about the computation is dropped, and names get short, as the budget counts the bytes.
+4. `biases.py`: biases become int32 where ONNX Runtime would otherwise run another kernel than the graph means.
+5. `slim.py`: what says nothing about the computation is dropped, and names get short, as the budget counts the bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from autocompress.samples import ONE
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.onnxruntime.biases import store_biases_
 from autocompress.targets.onnxruntime.exporter import OPSET, exported, inline_constants_, with_placeholders
+from autocompress.targets.onnxruntime.pads import join_pads_
 from autocompress.targets.onnxruntime.recurrent import with_gates_in_order
 from autocompress.targets.onnxruntime.slim import slim_
 from autocompress.targets.onnxruntime.weights import store_weights_
@@ -63,6 +65,7 @@ def write_onnx(lowered: Lowered) -> bytes:
     proto = exported(with_placeholders(lowered), lowered.inputs, placeholders)
     graph = proto.graph
     inline_constants_(graph)
+    join_pads_(graph)
     store_weights_(graph, list(with_gates_in_order(lowered.graph.graph, lowered.layers).values()))
     store_biases_(graph)
     slim_(proto, _final_names(lowered) | dict(zip(placeholders, lowered.outputs, strict=True)))
