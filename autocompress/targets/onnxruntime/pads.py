@@ -66,7 +66,7 @@ def _chain(conv: NodeProto, makers: _Makers, readers: Mapping[str, int]) -> list
 
 
 def _zeros_around(pad: NodeProto, constants: Mapping[str, np.ndarray]) -> list[int] | None:
-    """The zeros that a Pad puts before and behind each of its image's axes, in ONNX's order; None: it does otherwise."""
+    """The zeros that a Pad puts before and behind every axis of images, in ONNX's order; None: it does otherwise."""
     from onnx import helper
 
     mode = [helper.get_attribute_value(each) for each in pad.attribute if each.name == "mode"]
