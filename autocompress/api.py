@@ -21,6 +21,7 @@ from autocompress.job.front import Front, budgets_of, check_front, front_path, s
 from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.kernel_times import timed
 from autocompress.job.load import check_labels, load, load_splits
+from autocompress.job.loss_test import held_out
 from autocompress.job.measure_plan import measure_plan
 from autocompress.job.measured_labels import measured_labels
 from autocompress.job.measured_layers import measure_layers
@@ -46,7 +47,7 @@ from autocompress.job.result_data import finished_data
 from autocompress.job.results import Finished, Inspection, Measurement, Result
 from autocompress.job.searching import execution_of, search_and_finish
 from autocompress.job.stages import through_stages
-from autocompress.job.tolerance import Smallest, check_tolerance, held_out
+from autocompress.job.tolerance import Smallest, check_tolerance
 from autocompress.job.tolerance import smallest as find_smallest
 from autocompress.job.trust import named_functions, remember
 from autocompress.plan import Plan

@@ -11,41 +11,26 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from scipy.stats import norm
-from torch import Tensor, nn
-
 from autocompress.budget import ABSOLUTE, RESOURCES, Budget
 from autocompress.config import Config
-from autocompress.data import Data
 from autocompress.errors import InputError, unknown_name
-from autocompress.evaluation import measured_at_once
-from autocompress.evaluation.batches import running
-from autocompress.evaluation.measure import Kept
 from autocompress.execute.finetune import FineTuning
 from autocompress.files import write_atomically
 from autocompress.job.front import FrontPoint, Shared, episodes_of_a_point, finished_point, span
+from autocompress.job.loss_test import LossTest
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job
-from autocompress.network.interface import raw
 from autocompress.progress import Progress
 from autocompress.run.names import TOLERANCE
-from autocompress.targets.loading import load
 from autocompress.targets.timing import TimeLimit
 from autocompress.version import versions
-from autocompress_envs.problem import FloatArray
 
 TRIES = 6  # most budgets that are tried
 ERROR = 0.05  # probability that a network that passes loses more than is tolerated, of all tests together
-SAMPLES = 4_000  # most samples of the test
-LEAST_SAMPLES = 100
 CLOSE = 1.03  # ratio of a budget that passes to one that does not, at which the bisection ends
-_RESAMPLES = 4_000
 
 
 @dataclass(frozen=True)
@@ -56,15 +41,17 @@ class Try:
         point: its run.
         bound: upper bound of the loss: a drop of the accuracy, or nats.
         passed: whether that is within what is tolerated.
+        samples: number of held-out samples that it was tested on.
     """
 
     point: FrontPoint
     bound: float
     passed: bool
+    samples: int
 
     def data(self) -> dict[str, Any]:
         """The try as plain data."""
-        return {**self.point.data(), "bound": self.bound, "passed": self.passed}
+        return {**self.point.data(), "bound": self.bound, "passed": self.passed, "tested_on": self.samples}
 
 
 @dataclass(frozen=True)
@@ -75,7 +62,7 @@ class Smallest:
         resource: resource that was minimised.
         tolerated: largest loss: a drop of the accuracy (`max_drop`), or nats (`max_kl`).
         measure: `max_drop` or `max_kl`.
-        samples: number of held-out samples of the test.
+        samples: number of held-out samples that there are for the test.
         tries: budgets that were tried, in that order.
         chosen: the smallest that passed.
     """
@@ -113,25 +100,6 @@ def check_tolerance(config: Config) -> None:
         raise InputError("`stages` and `l1_epochs` must be left out with `max_drop` and `max_kl`.")
 
 
-def held_out(config: Config, data: Data) -> tuple[int, ...]:
-    """Indices of the training samples of the test: neither searched, fitted nor selected on.
-
-    Raises:
-        InputError: there are too few, or no labels for a drop of the accuracy.
-    """
-    if config.max_drop is not None and not data.classes:
-        raise InputError(
-            f"`max_drop` needs labelled classes, got {data.name} without; pass --max-kl, which needs none, instead."
-        )
-    found = data.unused(config.selection_samples + SAMPLES)[config.selection_samples :]
-    if len(found) < LEAST_SAMPLES:
-        raise InputError(
-            f"`data` must have at least {LEAST_SAMPLES} training samples beside the splits and `selection_samples`, "
-            f"got {len(found)}; pass --selection-samples 0, or lower --search-samples."
-        )
-    return found
-
-
 def smallest(job: Job, asked: SearchRequest, tuning: FineTuning | None, path: Path, watcher: Progress) -> Smallest:
     """Find the least of a resource at a loss that is tolerated.
 
@@ -147,7 +115,7 @@ def smallest(job: Job, asked: SearchRequest, tuning: FineTuning | None, path: Pa
     """
     config = asked.config
     assert config.minimize is not None, "options are checked"
-    test = _Test(job, config, job.data.kept_out)
+    test = LossTest(job, config, job.data.kept_out, ERROR / TRIES)
     tries: list[Try] = []
     attempt = _attempts(job, asked, tuning, path, watcher, test)
     least, most = span(config.minimize, job)
@@ -180,7 +148,7 @@ def _may_go_on(tries: Sequence[Try]) -> bool:
 
 
 def _attempts(
-    job: Job, asked: SearchRequest, tuning: FineTuning | None, path: Path, watcher: Progress, test: _Test
+    job: Job, asked: SearchRequest, tuning: FineTuning | None, path: Path, watcher: Progress, test: LossTest
 ) -> Callable[[float, int], Try]:
     """A function that searches under a budget, makes the plan real and tests it."""
     config = asked.config
@@ -197,9 +165,12 @@ def _attempts(
         watcher.stage(f"try {number + 1} of at most {TRIES}: {whole}")
         folder = path / f"try-{number + 1}"
         point = finished_point(job, request, tuning, (own, whole), folder, episodes, share, watcher)
-        bound = test(point.run_folder)
-        watcher.note(f"{whole}: loses at most {bound:.4f} with confidence, {test.tolerated:g} are tolerated")
-        return Try(point, bound, bound <= test.tolerated)
+        loss = test(point.run_folder)
+        watcher.note(
+            f"{whole}: loses at most {loss.bound:.4f} with confidence ({loss.samples:,} samples), {test.tolerated:g} "
+            "are tolerated"
+        )
+        return Try(point, loss.bound, loss.bound <= test.tolerated, loss.samples)
 
     return attempt
 
@@ -209,101 +180,3 @@ def _budget(resource: str, amount: float, job: Job) -> str:
     if resource == "latency":
         return f"latency={amount / job.original['latency']:.4f}"
     return f"{resource}={int(amount)}{ABSOLUTE.get(resource, '')}"
-
-
-class _Test:
-    """The test of a finished network on held-out samples.
-
-    Args:
-        job: the original and its data.
-        config: what is tolerated.
-        indices: training samples of the test.
-    """
-
-    def __init__(self, job: Job, config: Config, indices: Sequence[int]) -> None:
-        self._job, self.indices = job, indices
-        self._is_drop = config.max_drop is not None
-        if self._is_drop and not job.reading.of_classes:
-            raise InputError(
-                f"`max_drop` needs a task with classes, got {job.reading.task.name}; pass --max-kl instead."
-            )
-        self.tolerated = float(config.max_drop if config.max_drop is not None else config.max_kl or 0.0)
-        self._check_count()
-        self._inputs, self._labels = job.data.train.load(list(indices))
-
-    def _check_count(self) -> None:
-        """Raise InputError where so few samples could not show so small a drop, were there none at all."""
-        z, count = float(norm.ppf(1 - ERROR / TRIES)), len(self.indices)
-        least = z / (count + 2)  # `drop_bound` of equal answers
-        if self._is_drop and least > self.tolerated:
-            raise InputError(
-                f"`max_drop` must be at least {math.ceil(1e4 * least) / 1e4:g} with {count:,} held-out samples, got "
-                f"{self.tolerated:g}; raise it, or hold out {math.ceil(z / self.tolerated) - 2:,} samples: give more "
-                "training data, pass --selection-samples 0, or lower --search-samples."
-            )
-
-    def __call__(self, run: Path) -> float:
-        """Upper bound of what the network of a run loses."""
-        compressed = self._outputs(load(run))
-        if self._is_drop:
-            assert self._labels is not None, "checked before"
-            return drop_bound(self._original, compressed, self._labels, ERROR / TRIES)
-        return mean_bound(divergences(self._original, compressed), ERROR / TRIES)
-
-    @cached_property
-    def _original(self) -> Tensor:
-        """The original's outputs, the same for every try."""
-        return self._outputs(self._job.model)
-
-    def _outputs(self, network: nn.Module) -> Tensor:
-        """Outputs of a network on the held-out samples, as rows (N, …)."""
-        job, kept = self._job, Kept(self._job.reading)
-        at_once = measured_at_once(job.network, job.memory, job.device)
-        with running(raw(network), torch.device(job.device), None, at_once) as run:
-            kept.add(run(self._inputs), self._inputs, self._labels)
-        return kept.rows()
-
-
-def drop_bound(original: Tensor, compressed: Tensor, labels: Tensor, error: float) -> float:
-    """Upper bound of the drop of accuracy from one network to another on the same population of samples.
-
-    Samples on which both are right, or both are wrong, tell nothing. Of the others half a sample is added to either
-    side, so that the bound is honest where few differ (Agresti & Min 2005, adjusted Wald for matched pairs).
-
-    >>> import torch
-    >>> right, wrong = torch.eye(2)[[0] * 100], torch.eye(2)[[1] * 10 + [0] * 90]
-    >>> round(drop_bound(right, wrong, torch.zeros(100, dtype=torch.int64), 0.05), 3)
-    0.149
-
-    Args:
-        original: (N, K) logits of the original.
-        compressed: (N, K) logits of the compressed network.
-        labels: (N,) classes.
-        error: probability that the bound is too low.
-    """
-    was, now = (outputs.argmax(-1) == labels for outputs in (original, compressed))
-    lost, won = float((was & ~now).sum()) + 0.5, float((~was & now).sum()) + 0.5
-    count = len(labels) + 2
-    drop = (lost - won) / count
-    variance = ((lost + won) - (lost - won) ** 2 / count) / count**2
-    return drop + float(norm.ppf(1 - error)) * math.sqrt(variance)
-
-
-def divergences(original: Tensor, compressed: Tensor) -> FloatArray:
-    """(N,) divergences in nats of the samples' rows (N, K) or (N, P, K); of several rows a sample, their mean."""
-    log_p, log_q = (rows.double().log_softmax(-1) for rows in (original, compressed))
-    each = (log_p.exp() * (log_p - log_q)).sum(-1).clamp(min=0)
-    found: FloatArray = each.flatten(1).mean(1).numpy() if each.ndim > 1 else each.numpy()
-    return found
-
-
-def mean_bound(samples: FloatArray, error: float) -> float:
-    """Upper bound of the mean of a population, by bootstrap.
-
-    Args:
-        samples: (N,) numbers.
-        error: probability that the bound is too low.
-    """
-    rng = np.random.default_rng(0)
-    means = [samples[rng.integers(len(samples), size=len(samples))].mean() for _ in range(_RESAMPLES)]
-    return float(np.quantile(means, 1 - error))

@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ from autocompress.cli.main import app
 from autocompress.data import load_data
 from autocompress.data.training import trained_on
 from autocompress.errors import InputError
-from autocompress.job import tolerance
-from autocompress.job.tolerance import divergences, drop_bound, held_out, mean_bound
+from autocompress.evaluation.measure import CLASSES
+from autocompress.job import loss_test, tolerance
+from autocompress.job.loss_test import LossTest, divergences, drop_bound, held_out, mean_bound
 
 
 def answers(right, labels):
@@ -104,10 +107,87 @@ def test_the_result_is_written_as_data(found, folder):
     assert f"nats is {found.chosen.point.run_folder.name}: {found.chosen.point.budget}, " in page
 
 
-def test_samples_of_the_test_are_used_for_nothing_else():
-    from dataclasses import replace
-    from types import SimpleNamespace
+class Job:
+    """As much of a job as the test of a loss needs: a network that answers with the sample itself."""
 
+    memory, device, network = None, "cpu", None
+
+    def __init__(self, original, labels):
+        self.model = torch.nn.Identity()
+        self.reading = CLASSES
+        self.data = SimpleNamespace(train=self)
+        self.original, self.labels, self.read = original, labels, 0
+
+    def load(self, indices):
+        self.read += len(indices)
+        return self.original[indices], self.labels[indices]
+
+
+class Flipped(torch.nn.Module):
+    """Answers wrongly where the sample says so."""
+
+    def forward(self, x):
+        return torch.where(x[:, 2:] > 0, x[:, [1, 0]], x[:, :2])
+
+
+def lost(drop, count, monkeypatch):
+    """The loss of a network that answers `drop` of the samples wrongly which the original answers rightly."""
+    labels = torch.zeros(count, dtype=torch.int64)
+    wrong = (torch.arange(count) % round(1 / drop) == 0) if drop else torch.zeros(count, dtype=torch.bool)
+    rows = torch.cat([answers(torch.ones(count, dtype=torch.bool), labels), wrong[:, None].double()], 1).float()
+    monkeypatch.setattr(loss_test, "load", lambda run: Flipped())
+    monkeypatch.setattr(loss_test, "measured_at_once", lambda *_: 512)
+    job = Job(rows, labels)
+    config = SimpleNamespace(max_drop=0.01, max_kl=None)
+    test = LossTest(job, config, range(count), 0.05)
+    return test("run"), test, job
+
+
+def test_a_clear_loss_takes_the_first_look_alone(monkeypatch):
+    for drop, passes in ((0.001, True), (0.05, False)):
+        loss, test, _ = lost(drop, 16_000, monkeypatch)
+        assert loss.samples == loss_test.FIRST_LOOK
+        assert (loss.bound <= test.tolerated) == passes
+
+
+def test_a_loss_near_the_tolerated_one_takes_more_samples(monkeypatch):
+    """0.75 % lost; 2.13 standard errors, what a third of 5 % leaves: 0.29 % of 4,000 samples, 0.21 % of 8,000."""
+    loss, test, job = lost(1 / 133, 16_000, monkeypatch)
+    assert loss.samples == 8_000
+    assert loss.bound <= test.tolerated
+    assert job.read == 2 * 8_000  # the original's and the network's
+    labels, rows = torch.zeros(8_000, dtype=torch.int64), torch.eye(3)[[0] * 8_000].double()
+    now = rows.clone()
+    now[::133] = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    assert loss.bound == drop_bound(rows, now, labels, 0.05 / 3)
+    assert test("again") == loss
+    assert job.read == 3 * 8_000  # the original's are kept
+
+
+def test_few_samples_are_one_look(monkeypatch):
+    loss, _, _ = lost(1 / 125, 3_000, monkeypatch)
+    assert loss.samples == 3_000
+    labels, right = torch.zeros(3_000, dtype=torch.int64), torch.ones(3_000, dtype=torch.bool)
+    expected = drop_bound(answers(right, labels), answers(torch.arange(3_000) % 125 != 0, labels), labels, 0.05)
+    assert loss.bound == pytest.approx(expected)
+
+
+def test_looks_double_and_end_with_all_samples():
+    assert loss_test.looks(16_000) == (4_000, 8_000, 16_000)
+    assert loss_test.looks(4_000) == (4_000,)
+    assert loss_test.looks(8_001) == (4_000, 8_000, 8_001)
+
+
+def test_a_quarter_of_many_training_samples_is_held_out():
+    class Many:
+        def __len__(self):
+            return 40_000
+
+    data = replace(load_data("digits"), train=Many(), search_indices=(), calibration_indices=())
+    assert len(held_out(SimpleNamespace(max_drop=0.01, selection_samples=1_000), data)) == 10_000
+
+
+def test_samples_of_the_test_are_used_for_nothing_else():
     data = load_data("digits", search_samples=100, calibration_samples=100)
     config = SimpleNamespace(max_drop=0.01, selection_samples=200)
     kept = held_out(config, data)
@@ -177,7 +257,7 @@ def test_a_drop_that_so_few_samples_cannot_show_is_told_before_any_try(spec, opt
 
 
 def test_the_last_try_is_the_mildest_plans_unless_one_has_passed():
-    failed, passed = (tolerance.Try(None, bound, bound <= 0.1) for bound in (0.2, 0.05))
+    failed, passed = (tolerance.Try(None, bound, bound <= 0.1, 100) for bound in (0.2, 0.05))
     assert [tolerance._may_go_on([failed] * count) for count in (0, 4, 5, 6)] == [True, True, False, False]
     assert tolerance._may_go_on([failed] * 4 + [passed])
     assert not tolerance._may_go_on([passed] * 6)
