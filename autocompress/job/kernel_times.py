@@ -15,13 +15,15 @@ from autocompress.job.timing import Timer
 from autocompress.menus import Menus
 from autocompress.progress import Progress
 from autocompress.targets.kernels import Fit, LayerShapes, Measured, draw_variants, fit_kernels
-from autocompress.targets.timing import VARIANT, TimeLimit, threads_in_words
+from autocompress.targets.timing import VARIANT, PairedTiming, TimeLimit, threads_in_words
 from autocompress.version import __version__
 from autocompress_envs.problem import CostModel, IntArray, KernelCosts, Labeling, Problem
 from autocompress_envs.problem.tables import Tables
 
-VARIANTS = 32
-"""Whole networks that are timed."""
+VARIANTS = (32, 48, 64)
+"""Numbers of whole networks that are timed: more where fewer don't predict each other well enough."""
+WELL = {0.5: 0.02, 0.9: 0.06}
+"""By share of the networks, the largest error at which they do."""
 
 
 def timed(job: Job, limit: TimeLimit, watcher: Progress) -> Job:
@@ -45,8 +47,7 @@ def timed(job: Job, limit: TimeLimit, watcher: Progress) -> Job:
             f"the machine was busy while {int(found['waiting'].item())} of {len(labelings)} variants were timed; "
             "ratios to the original are used, which hold"
         )
-    measured = _measured(job, labelings, found["ratios"].numpy() * original)
-    fit = fit_kernels(_shapes(job), measured, timer.runtime.integer_bits)
+    fit = _fit(job, timer, labelings, found["ratios"].numpy() * original)
     watcher.note(
         f"latency: the original takes {original / 1e6:.3f} ms in {timer.where[1]} at batch {limit.batch}, "
         f"{threads_in_words(limit.threads)}; predicted from {fit}"
@@ -75,19 +76,29 @@ def _measure(job: Job, timer: Timer, limit: TimeLimit, watcher: Progress) -> dic
         f"timing variants of the network in {timer.where[1]}, batch {limit.batch}, "
         f"{threads_in_words(limit.threads)}, in turns with the original"
     )
-    labelings = draw_variants(job.problem, VARIANTS)
-    timings = []
-    for number, labeling in enumerate(labelings):
-        timings.append(timer.time(labeling, VARIANT))
-        watcher.advance(number + 1, len(labelings), "timed variants")
-    rows = [np.stack([each.sparsity, each.weight_bits, each.activation_bits]) for each in labelings]
+    labelings = draw_variants(job.problem, VARIANTS[-1])
+    timings: list[PairedTiming] = []
+    for number in VARIANTS:
+        for labeling in labelings[len(timings) : number]:
+            timings.append(timer.time(labeling, VARIANT))
+            watcher.advance(len(timings), min(number, len(labelings)), "timed variants")
+        ratios = np.array([timing.ratio.median for timing in timings])
+        if _fit(job, timer, labelings[: len(timings)], ratios).is_within(WELL):
+            break
+    timed = labelings[: len(timings)]
+    rows = [np.stack([each.sparsity, each.weight_bits, each.activation_bits]) for each in timed]
     nanoseconds = round(1e9 * float(np.median([timing.original.median.median for timing in timings])))
     return {
         "labelings": torch.from_numpy(np.stack(rows)),
-        "ratios": torch.tensor([timing.ratio.median for timing in timings], dtype=torch.float64),
+        "ratios": torch.from_numpy(ratios),
         "original": torch.tensor([max(1, nanoseconds)]),
         "waiting": torch.tensor([sum(timing.waiting.is_busy for timing in timings)]),
     }
+
+
+def _fit(job: Job, timer: Timer, labelings: list[Labeling], times: np.ndarray) -> Fit:
+    """Kernel costs from the times of variants, in any unit."""
+    return fit_kernels(_shapes(job), _measured(job, labelings, times), timer.runtime.integer_bits)
 
 
 def _shapes(job: Job) -> LayerShapes:
@@ -99,7 +110,7 @@ def _shapes(job: Job) -> LayerShapes:
     )
 
 
-def _measured(job: Job, labelings: list[Labeling], nanoseconds: np.ndarray) -> Measured:
+def _measured(job: Job, labelings: list[Labeling], times: np.ndarray) -> Measured:
     """The variants in widths and bits."""
     tables, plans = Tables(job.problem), [job.menus.plan(labeling) for labeling in labelings]
     kept = tables.kept_channels(np.stack([labeling.sparsity for labeling in labelings]))
@@ -107,7 +118,7 @@ def _measured(job: Job, labelings: list[Labeling], nanoseconds: np.ndarray) -> M
     bits = np.array(
         [[(label.weight_bits, label.activation_bits) for label in plan.labels.values()] for plan in plans]
     )  # (V, L, 2)
-    return Measured(fan_in, out, bits[..., 0], bits[..., 1], np.asarray(nanoseconds))
+    return Measured(fan_in, out, bits[..., 0], bits[..., 1], np.asarray(times))
 
 
 def _with_kernels(job: Job, fit: Fit, original: int, watcher: Progress) -> Job:

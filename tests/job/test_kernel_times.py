@@ -4,9 +4,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
+from autocompress.job import kernel_times
 from autocompress.job.kernel_times import widths_that_pay
-from autocompress_envs.problem import KernelCosts
+from autocompress.progress import Silent
+from autocompress.targets.kernels import Fit
+from autocompress.targets.timing import TimeLimit
+from autocompress_envs.problem import KernelCosts, Labeling
 from autocompress_envs.testing import LayerShape, Menu, build_problem
 
 SHAPES = [
@@ -61,3 +66,32 @@ def test_where_falling_back_costs_more_than_it_can_save_only_the_whole_width_pay
     found = widths_that_pay(menus_with(1, 16, slower=100.0))
     assert found["0"] == (16,)
     assert found["1"] == (32, 28, 24, 20, 16)
+
+
+@pytest.mark.parametrize(("enough", "timed"), [(1, 32), (33, 48), (64, 64), (1_000, 64)])
+def test_more_variants_are_timed_where_few_do_not_predict_each_other(enough, timed, monkeypatch):
+    def fit(job, timer, labelings, times):
+        assert times.tolist() == [0.5 + number for number in range(len(labelings))]
+        errors = np.full(len(labelings), 0.01 if len(labelings) >= enough else 0.03)
+        return Fit(None, errors)
+
+    def timing(labeling, effort):
+        around = SimpleNamespace(median=0.5 + labeling.sparsity[0])
+        original = SimpleNamespace(median=SimpleNamespace(median=2e-6))
+        return SimpleNamespace(ratio=around, original=original, waiting=SimpleNamespace(is_busy=False))
+
+    drawn = [Labeling(*(np.array([number]) for _ in range(3))) for number in range(64)]
+    monkeypatch.setattr(kernel_times, "draw_variants", lambda problem, count: drawn[:count])
+    monkeypatch.setattr(kernel_times, "_fit", fit)
+    timer = SimpleNamespace(where=(None, "a runtime"), time=timing)
+    found = kernel_times._measure(SimpleNamespace(problem=None), timer, TimeLimit(0.5, None, 1, 1), Silent())
+    assert found["labelings"].shape == (timed, 3, 1)
+    assert found["ratios"].tolist() == [0.5 + number for number in range(timed)]
+    assert found["original"].tolist() == [2_000]
+
+
+def test_a_fit_is_within_the_errors_of_both_shares():
+    fit = Fit(None, np.array([0.01] * 8 + [0.05, 0.2]))
+    assert fit.is_within({0.5: 0.01})
+    assert not fit.is_within({0.5: 0.01, 1.0: 0.1})
+    assert not fit.is_within({0.5: 0.009})

@@ -24,7 +24,7 @@ LIMIT = "latency=100ms,size=0.9"  # a thousand times what the network takes
 def searched(folder, spec, quick, tmp_path_factory):
     """One search with a budget of time that any plan meets, from four variants, each timed shortly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel_times, "VARIANTS", 4)
+        patch.setattr(kernel_times, "VARIANTS", (4,))
         patch.setattr(time_budget, "NEAR", 1)
         for module in (kernel_times, time_budget):
             patch.setattr(module, "VARIANT", SHORT)

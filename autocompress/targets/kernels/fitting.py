@@ -94,6 +94,10 @@ class Fit:
     costs: KernelCosts
     errors: FloatArray
 
+    def is_within(self, errors: Mapping[float, float]) -> bool:
+        """Whether these shares of the networks have at most these errors, by share in [0, 1]."""
+        return all(np.quantile(self.errors, share) <= error for share, error in errors.items())
+
     def __str__(self) -> str:
         half, most = np.quantile(self.errors, [0.5, 0.9])
         return (
