@@ -157,6 +157,11 @@ class MenuOptions(Part):
         "Also offer sparsity 1, which removes a residual branch whole: it saves time where thinner layers do not. "
         "Default: only with a budget of latency.",
     )
+    width_steps: bool | None = option(
+        None,
+        "Leave channels in multiples of 4, 8 or 16, by the width of a layer, which integer kernels run well at, not "
+        "in exact shares. Default: only with a budget of latency.",
+    )
     ranks: tuple[float, ...] = option(
         (),
         "Low ranks on offer, as shares of a layer's multiply-accumulates such as 0.25,0.5,0.75: two thin layers may "

@@ -192,10 +192,13 @@ def _device(config: Config) -> str:
 def _menus(options: MenuOptions, seed: int, plan: Plan | None, time: TimeLimit | None) -> tuple[Target, MenuSettings]:
     """What the menus offer; the labels of a plan are added. Raises InputError where the target does not allow one."""
     target = TARGETS.find(options.target)
-    can_remove = options.granularity == "channel" and 1 not in (options.weight_bits or ())
-    remove_branches = options.remove_branches
+    of_channels = options.granularity == "channel"
+    can_remove = of_channels and 1 not in (options.weight_bits or ())
+    remove_branches, width_steps = options.remove_branches, options.width_steps
     if remove_branches is None:
         remove_branches = time is not None and can_remove
+    if width_steps is None:
+        width_steps = time is not None and of_channels
     labels = [] if plan is None else plan.labels.values()
     weight_bits = options.weight_bits or target.offered_weight_bits
     settings = MenuSettings(
@@ -206,6 +209,7 @@ def _menus(options: MenuOptions, seed: int, plan: Plan | None, time: TimeLimit |
         activation_bits=tuple(sorted({*options.activation_bits, *(label.activation_bits for label in labels)})),
         sparsity_levels=options.sparsity_levels,
         remove_branches=remove_branches or any(label.sparsity == 1 for label in labels),
+        width_steps=width_steps,
         ranks=options.ranks,
         seed=seed,
     )

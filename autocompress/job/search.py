@@ -17,7 +17,7 @@ from autocompress.evaluation import Evaluator, measure, measured_at_once
 from autocompress.job.journaled import JournaledEvaluation
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job, tell_damaged
-from autocompress.job.select import Candidates, fast_enough, select
+from autocompress.job.select import Candidates, counted, fast_enough, select
 from autocompress.job.time_budget import TimeBudget, accepted
 from autocompress.models.weights import weights_bytes
 from autocompress.policies.files import SavedPolicy
@@ -118,7 +118,7 @@ def _searched(
     candidates = Candidates([*begin_with, *simple], limits)
     with ShiftFile(folder.path / SHIFTS, evaluator.probabilities.shape) as shifts:
         journaled = JournaledEvaluation(
-            folder, evaluator, job.menus.plan, shifts, limits, asked.config.episodes, watcher
+            folder, counted(evaluator, job), job.menus.plan, shifts, limits, asked.config.episodes, watcher
         )
 
         def observe(evaluated: Evaluated) -> None:

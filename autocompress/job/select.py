@@ -17,7 +17,7 @@ from autocompress.job.prepare import Job
 from autocompress.job.time_budget import TimeBudget, accepted
 from autocompress.progress import Progress
 from autocompress.searchers.base import Evaluated
-from autocompress_envs.problem import Labeling
+from autocompress_envs.problem import Labeling, Outcome
 from autocompress_envs.problem.tables import is_within
 from autocompress_envs.rewards import RewardContext, compute
 
@@ -130,6 +130,14 @@ def select(
     return Selection(ranked[0], len(leaders), len(unused), len(simple), simplest, tuple(ranked))
 
 
+def counted(evaluator: Evaluator, job: Job) -> Callable[[Labeling], Outcome]:
+    """Measures plans as an evaluator does, with the resources of this job.
+
+    The evaluator may serve other searches too, and predictions of time are corrected near the limit of each.
+    """
+    return lambda labeling: replace(evaluator(labeling), resources=job.problem.resources(labeling))
+
+
 def fast_enough(
     selection: Selection,
     job: Job,
@@ -159,7 +167,7 @@ def fast_enough(
     chosen = ranked.get(labeling.key())
     if chosen is not None:
         return replace(selection, chosen=chosen, is_simple=candidates.is_simple(chosen))
-    chosen = replace(selection.chosen, labeling=labeling, outcome=evaluator(labeling), is_best=False)
+    chosen = replace(selection.chosen, labeling=labeling, outcome=counted(evaluator, job)(labeling), is_best=False)
     return replace(selection, chosen=chosen, is_simple=False, is_tighter=True)
 
 

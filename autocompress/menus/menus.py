@@ -140,9 +140,7 @@ class Menus:
         """
         if group.owner in self.widths:
             return list(self.widths[group.owner])
-        kept = {group.width - int(sparsity * group.width) for sparsity in self.settings.sparsities()}
-        branch = [0] if self.settings.remove_branches and group.is_branch else []
-        return sorted((count for count in kept if count > 0), reverse=True) + branch
+        return self.settings.channels(group.width) + [0] * (self.settings.remove_branches and group.is_branch)
 
     def owned_group(self, layer: Layer) -> Group | None:
         """The group whose sparsity stands in this layer's label; None where there is none."""
@@ -364,7 +362,10 @@ class Menus:
         distances = [abs(label.sparsity - sparsity) for sparsity in sparsities]
         if min(distances) > _TOLERANCE:
             choices = ", ".join(f"{sparsity:g}" for sparsity in sparsities)
-            raise InputError(f"Layer {layer.name}: `sparsity` must be one of {choices}, got {label.sparsity:g}.")
+            raise InputError(
+                f"Layer {layer.name}: `sparsity` must be one of {choices}, got {label.sparsity:g}; "
+                "set --sparsity-levels and --width-steps."
+            )
         return (
             int(np.argmin(distances)),
             self._format_index(layer, label),

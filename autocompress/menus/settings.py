@@ -9,6 +9,8 @@ from autocompress.menus.criteria import CRITERIA
 from autocompress.menus.quantizers import QUANTIZERS
 from autocompress_envs.problem import n_of_m
 
+_STEPS = {16: 4, 32: 8, 96: 16}  # of a group's channels, by the fewest channels that it has
+
 
 @dataclass(frozen=True)
 class MenuSettings:
@@ -25,6 +27,7 @@ class MenuSettings:
             pruning off.
         remove_branches: whether residual branches may be removed whole, so that sparsity 1 is on offer for
             them, too.
+        width_steps: whether channels are left in numbers that integer kernels run well at (`channels`).
         ranks: shares of a layer's multiply-accumulates on offer, each above 0 and below 1, ascending: at most that
             many are left where two thin layers stand in for a linear layer or a 1x1 convolution. Empty: none is cut.
         refit: whether the weights that stay are re-fitted by least squares after pruning.
@@ -44,6 +47,7 @@ class MenuSettings:
     activation_bits: tuple[int, ...] = (8,)
     sparsity_levels: int = 8
     remove_branches: bool = False
+    width_steps: bool = False
     ranks: tuple[float, ...] = ()
     refit: bool = True
     damping: float = 1e-3
@@ -107,6 +111,22 @@ class MenuSettings:
             return tuple(level / self.sparsity_levels for level in range(self.sparsity_levels))
         kept, block = n_of_m(self.granularity)
         return (0.0,) if self.sparsity_levels == 1 else (0.0, 1 - kept / block)
+
+    def channels(self, width: int) -> list[int]:
+        """Numbers of channels on offer, descending, of a group that has `width`; at least 1.
+
+        With `width_steps` they are the nearest multiples of 4, of 8 from 32 channels on, of 16 from 96 on.
+
+        >>> MenuSettings().channels(144)
+        [144, 126, 108, 90, 72, 54, 36, 18]
+        >>> MenuSettings(width_steps=True).channels(144)
+        [144, 128, 112, 96, 80, 48, 32, 16]
+        """
+        kept = {width - int(sparsity * width) for sparsity in self.sparsities()}
+        if self.width_steps:
+            step = max((step for least, step in _STEPS.items() if width >= least), default=1)
+            kept = {width, *(max(step, step * int(count / step + 0.5)) for count in kept - {width})}
+        return sorted((count for count in kept if 0 < count <= width), reverse=True)
 
 
 def _check_bits(name: str, bits: tuple[int, ...], choices: tuple[int, ...]) -> None:

@@ -44,8 +44,9 @@ def content_key(model: nn.Module, network: Network, data_fingerprint: str, setti
         24 hex digits of SHA-256.
     """
     named = asdict(settings)
-    if not settings.ranks:  # menus without ranks are those of versions that knew of none
-        del named["ranks"]
+    for later in ("ranks", "width_steps"):  # menus without them are those of versions that knew of none
+        if not named[later]:
+            del named[later]
     content = [_FORMAT, network.fingerprint, network.computation, data_fingerprint, named]
     sources = [CRITERIA.source_of(settings.criterion), QUANTIZERS.source_of(settings.quantizer)]
     digest = hashlib.sha256(json.dumps(content + sources if any(sources) else content).encode())

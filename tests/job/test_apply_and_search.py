@@ -48,7 +48,8 @@ def test_the_loaded_module_computes_what_was_verified(made, packed):
         (lambda plan: plan["labels"].pop("head"), None),
         (
             lambda plan: plan["labels"]["second"].update(sparsity=0.3),
-            "Layer second: `sparsity` must be one of 0, 0.25, 0.5, 0.75, got 0.3.",
+            "Layer second: `sparsity` must be one of 0, 0.25, 0.5, 0.75, got 0.3; "
+            "set --sparsity-levels and --width-steps.",
         ),
         (
             lambda plan: plan["labels"]["second"].update(weight_bits=3),

@@ -101,7 +101,10 @@ def test_a_run_without_branches_is_verified_and_exported_again(applied):
 def test_sparsity_1_of_a_layer_that_is_no_branch(flags, tmp_path):
     plan(conv1=Label(1.0, 8, 8)).save(tmp_path / "plan.yaml")
     arguments = ["--plan", tmp_path / "plan.yaml", "--out", tmp_path / "run", "--target", "packed"]
-    refused(invoke("apply", "digits", *arguments, *flags), "Layer conv1: `sparsity` must be one of 0, 0.5, got 1.")
+    refused(
+        invoke("apply", "digits", *arguments, *flags),
+        "Layer conv1: `sparsity` must be one of 0, 0.5, got 1; set --sparsity-levels and --width-steps.",
+    )
     assert not (tmp_path / "run").exists()
 
 

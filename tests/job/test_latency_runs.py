@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import autocompress
@@ -13,8 +15,9 @@ from autocompress.budget import Budget
 from autocompress.cli.main import app
 from autocompress.comparison.suite import make_suite
 from autocompress.errors import InputError
-from autocompress.job import finish, kernel_times, time_budget
+from autocompress.job import finish, kernel_times, search, time_budget
 from autocompress.targets.timing import Effort, Interval, PairedTiming, TimeLimit, Times, Waiting, this_machine
+from autocompress_envs.problem import Labeling
 
 SHORT = Effort(seconds=0.1)
 LIMIT = "latency=100ms,size=0.9"  # a thousand times what the network takes
@@ -170,3 +173,29 @@ def test_a_suite_does_not_time():
     )
     with pytest.raises(InputError, match="`budgets` must be of resources that are counted"):
         make_suite({"base": {"model": "digits"}, "budgets": ["latency=0.5"], "methods": ["solver"], "episodes": 5})
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5])
+def test_plans_count_the_time_that_was_corrected_near_the_limit(factor, folder, spec, quick, tmp_path, monkeypatch):
+    """The search and its journal must mean the same time: else no plan is within a limit that was corrected down."""
+    corrections = {
+        name: torch.tensor(value, dtype=torch.float64) for name, value in (("factor", factor), ("margin", 0.0))
+    }
+    monkeypatch.setattr(kernel_times, "VARIANTS", (4,))
+    monkeypatch.setattr(time_budget, "_corrections", lambda *_: corrections)
+    for module, name in ((kernel_times, "VARIANT"), (time_budget, "VARIANT"), (time_budget, "LEADER")):
+        monkeypatch.setattr(module, name, SHORT)
+    seen = []
+    counted = search.counted
+
+    def kept(evaluator, job):
+        seen.append(job.problem)
+        return counted(evaluator, job)
+
+    monkeypatch.setattr(search, "counted", kept)
+    result = autocompress.search(spec, budget="latency=100ms", out=tmp_path / "run", episodes=2, **quick)
+    entries = [json.loads(line) for line in (result.run_folder / "journal.jsonl").read_text().splitlines()[1:]]
+    assert entries
+    for entry in entries:
+        labeling = Labeling(*map(np.array, entry["labels"]))
+        assert entry["resources"]["latency"] == seen[0].resources(labeling)["latency"]

@@ -214,7 +214,7 @@ def test_plans_with_sparsity_1_go_to_files_and_back(removable: Menus, tmp_path: 
 def test_sparsity_1_where_it_is_not_offered(removable: Menus, name: str, remove_branches: bool, offered: str) -> None:
     found = removable if remove_branches else menus(remove_branches=False, weight_bits=(8,), activation_bits=(32,))
     plan = Plan(dict.fromkeys(LAYERS, Label(0.0, 8, 32)) | {name: Label(1.0, 8, 32)})
-    message = f"Layer {name}: `sparsity` must be one of {offered}, got 1."
+    message = f"Layer {name}: `sparsity` must be one of {offered}, got 1; set --sparsity-levels and --width-steps."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         found.labeling(plan)
 

@@ -43,3 +43,23 @@ def test_sparsities() -> None:
     assert MenuSettings(granularity="element", sparsity_levels=2).sparsities() == (0.0, 0.5)
     assert MenuSettings(granularity="1:4", sparsity_levels=8).sparsities() == (0.0, 0.75)
     assert MenuSettings(granularity="2:4", sparsity_levels=1).sparsities() == (0.0,)
+
+
+def test_channels_are_left_in_eighths_or_in_steps_that_kernels_like():
+    assert MenuSettings().channels(96) == [96, 84, 72, 60, 48, 36, 24, 12]
+    stepped = MenuSettings(width_steps=True)
+    assert stepped.channels(96) == [96, 80, 64, 48, 32, 16]
+    assert stepped.channels(40) == [40, 32, 24, 16, 8]
+    assert stepped.channels(20) == [20, 16, 12, 8, 4]
+    assert stepped.channels(12) == MenuSettings().channels(12)
+    for width in range(1, 300):
+        found = stepped.channels(width)
+        assert found == sorted(set(found), reverse=True)
+        assert found[0] == width
+        assert found[-1] >= 1
+        step = 16 if width >= 96 else 8 if width >= 32 else 4 if width >= 16 else 1
+        assert all(count % step == 0 for count in found[1:])
+
+
+def test_one_level_leaves_all_channels():
+    assert MenuSettings(sparsity_levels=1, width_steps=True).channels(96) == [96]

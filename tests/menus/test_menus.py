@@ -181,9 +181,13 @@ def test_labeling_forgives_rounded_sparsities_and_missing_fingerprints(by_channe
         ({"add": ("tail", "body")}, "`plan` names layers that the network does not have: body, tail."),
         (
             {"label": ("left", Label(0.3, 4, 8))},
-            "Layer left: `sparsity` must be one of 0, 0.166667, 0.5, 0.666667, got 0.3.",
+            "Layer left: `sparsity` must be one of 0, 0.166667, 0.5, 0.666667, got 0.3; "
+            "set --sparsity-levels and --width-steps.",
         ),
-        ({"label": ("head", Label(0.5, 4, 8))}, "Layer head: `sparsity` must be one of 0, got 0.5."),
+        (
+            {"label": ("head", Label(0.5, 4, 8))},
+            "Layer head: `sparsity` must be one of 0, got 0.5; set --sparsity-levels and --width-steps.",
+        ),
         (
             {"label": ("head", Label(0, 7, 8))},
             "Layer head: `weight_bits` must be one of 2, 4, 32, got 7; set --weight-bits.",
