@@ -129,6 +129,11 @@ class Kept:
             self._meter = self._meter or self._reading.meter(given)
             self._meter.update(self._reading.task.predictions(given), labels.cpu())
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the rows."""
+        return sum(part.nbytes for part in self.parts)
+
     def rows(self) -> Tensor:
         """(N, classes) or (N, P, K) of all samples."""
         return torch.cat(self.parts)

@@ -49,6 +49,7 @@ from autocompress.version import versions
 from autocompress_envs.problem import Labeling, Outcome
 
 _TIMINGS = 3  # of a finished file whose interval holds the limit
+_MOST_KEPT = 2**27  # bytes of the original's outputs that wait for the next verification in the same job
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,8 +219,11 @@ def verify_files(
     batches = job.data.test_batches() if split == "test" else iter([job.data.search()])
     at_once, in_runtime = (measured_at_once(job.network, job.memory, each) for each in (job.device, CPU))
     reference, pytorch, runtime = outputs_on(
-        job.model, module, session, batches, job.device, watcher.note, at_once, in_runtime, job.reading
+        job.kept_outputs.get(split, job.model),
+        *(module, session, batches, job.device, watcher.note, at_once, in_runtime, job.reading),
     )
+    if reference.bytes <= _MOST_KEPT:
+        job.kept_outputs[split] = reference
     resources = finished_resources(job.network, plan, compressed.layers, len(contents[job.target.file_name]))
     checks = [*check_layers(job.network, plan, compressed.layers), *check_budget(_counted(limits), resources)]
     found = None

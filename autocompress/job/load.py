@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from autocompress.data.sources import TensorSource
 from autocompress.errors import InputError, reason_of
 from autocompress.evaluation import torch_device
 from autocompress.evaluation.batches import placed, running
+from autocompress.evaluation.measure import Kept
 from autocompress.job.memory import check_memory
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.job.outputs import read
@@ -61,6 +63,11 @@ class Loaded:
     network: Network
     reading: Reading
     memory: int | None
+
+    @cached_property
+    def kept_outputs(self) -> dict[str, Kept]:
+        """What was kept of the original's outputs, by split: a front verifies many networks against them."""
+        return {}
 
 
 def loaded_fields(loaded: Loaded) -> dict[str, Any]:

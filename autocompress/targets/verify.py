@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -126,7 +127,7 @@ class Verification:
 
 
 def outputs_on(
-    original: nn.Module,
+    original: nn.Module | Kept,
     compressed: nn.Module,
     session: Session | None,
     batches: Iterable[Batch],
@@ -139,7 +140,7 @@ def outputs_on(
     """Outputs of the three networks, from one pass over the batches.
 
     Args:
-        original: original network.
+        original: original network, or what was kept of its outputs on these batches.
         compressed: compressed network in PyTorch, its inputs rounded.
         session: file in its runtime; None: there is none.
         batches: (inputs, labels) of all samples, at least one.
@@ -153,17 +154,19 @@ def outputs_on(
         What is kept of the outputs of the original, of the compressed network, and of the file (or None).
     """
     kept, there = [Kept(reading) for _ in range(3)], torch.device(device)
-    with (
-        running(raw(original), there, note, at_once) as run_original,
-        running(raw(compressed), there, note, at_once) as run_compressed,
-    ):
+    with ExitStack() as stack:
+        runs = [
+            (into, stack.enter_context(running(raw(network), there, note, at_once)))
+            for into, network in zip(kept, (original, compressed), strict=False)
+            if isinstance(network, nn.Module)
+        ]
         for inputs, labels in batches:
-            kept[0].add(run_original(inputs), inputs, labels)
-            kept[1].add(run_compressed(inputs), inputs, labels)
+            for into, run in runs:
+                into.add(run(inputs), inputs, labels)
             if session is not None:
                 parts = [session.run(part) for part in inputs.split(in_runtime)]
                 kept[2].add(together(parts), inputs, labels)
-    return kept[0], kept[1], kept[2] if session is not None else None
+    return original if isinstance(original, Kept) else kept[0], kept[1], kept[2] if session is not None else None
 
 
 def runtime_outcome(name: str, reference: Kept, pytorch: Kept, runtime: Kept) -> RuntimeOutcome:

@@ -286,6 +286,23 @@ def test_outputs_are_computed_in_parts_of_a_batch(channels, at_once, sizes):
     assert torch.cat(found[0].labels).tolist() == answers.tolist()
 
 
+def test_an_original_whose_outputs_were_kept_is_not_run_again(channels):
+    _, compressed, inputs = channels
+    batches = [(inputs[:20], torch.arange(20)), (inputs[20:], torch.arange(20, 40))]
+    first, _, _ = outputs_on(compressed.model, nn.Identity(), None, batches)
+    seen = []
+    handle = compressed.model.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        kept, found, _ = outputs_on(first, nn.Identity(), None, batches)
+    finally:
+        handle.remove()
+    assert seen == []
+    assert kept is first
+    assert len(first.rows()) == len(inputs)
+    assert first.bytes == first.rows().nbytes
+    assert torch.equal(found.rows(), inputs)
+
+
 def test_the_file_is_given_parts_of_its_own_size(channels):
     _, compressed, inputs = channels
 
