@@ -18,10 +18,10 @@ from autocompress.job.finish import execute_and_finish
 from autocompress.job.finished_run import export, verify
 from autocompress.job.finished_run import finetune as _finetune
 from autocompress.job.front import Front, budgets_of, check_front, front_path, search_front
+from autocompress.job.held_out import held_out
 from autocompress.job.inspection import check_plot, report_layers
 from autocompress.job.kernel_times import timed
 from autocompress.job.load import check_labels, load, load_splits
-from autocompress.job.loss_test import held_out
 from autocompress.job.measure_plan import measure_plan
 from autocompress.job.measured_labels import measured_labels
 from autocompress.job.measured_layers import measure_layers

@@ -20,7 +20,7 @@ from autocompress.errors import InputError, unknown_name
 from autocompress.execute.finetune import FineTuning
 from autocompress.files import write_atomically
 from autocompress.job.front import FrontPoint, Shared, episodes_of_a_point, finished_point, span
-from autocompress.job.loss_test import LossTest
+from autocompress.job.held_out import LossTest
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job
 from autocompress.progress import Progress

@@ -17,8 +17,9 @@ from autocompress.data import load_data
 from autocompress.data.training import trained_on
 from autocompress.errors import InputError
 from autocompress.evaluation.measure import CLASSES
-from autocompress.job import loss_test, tolerance
-from autocompress.job.loss_test import LossTest, divergences, drop_bound, held_out, mean_bound
+from autocompress.job import held_out as held_out_samples
+from autocompress.job import tolerance
+from autocompress.job.held_out import LossTest, divergences, drop_bound, held_out, mean_bound
 
 
 def answers(right, labels):
@@ -135,8 +136,8 @@ def lost(drop, count, monkeypatch):
     labels = torch.zeros(count, dtype=torch.int64)
     wrong = (torch.arange(count) % round(1 / drop) == 0) if drop else torch.zeros(count, dtype=torch.bool)
     rows = torch.cat([answers(torch.ones(count, dtype=torch.bool), labels), wrong[:, None].double()], 1).float()
-    monkeypatch.setattr(loss_test, "load", lambda run: Flipped())
-    monkeypatch.setattr(loss_test, "measured_at_once", lambda *_: 512)
+    monkeypatch.setattr(held_out_samples, "load", lambda run: Flipped())
+    monkeypatch.setattr(held_out_samples, "measured_at_once", lambda *_: 512)
     job = Job(rows, labels)
     config = SimpleNamespace(max_drop=0.01, max_kl=None)
     test = LossTest(job, config, range(count), 0.05)
@@ -146,7 +147,7 @@ def lost(drop, count, monkeypatch):
 def test_a_clear_loss_takes_the_first_look_alone(monkeypatch):
     for drop, passes in ((0.001, True), (0.05, False)):
         loss, test, _ = lost(drop, 16_000, monkeypatch)
-        assert loss.samples == loss_test.FIRST_LOOK
+        assert loss.samples == held_out_samples.FIRST_LOOK
         assert (loss.bound <= test.tolerated) == passes
 
 
@@ -173,9 +174,9 @@ def test_few_samples_are_one_look(monkeypatch):
 
 
 def test_looks_double_and_end_with_all_samples():
-    assert loss_test.looks(16_000) == (4_000, 8_000, 16_000)
-    assert loss_test.looks(4_000) == (4_000,)
-    assert loss_test.looks(8_001) == (4_000, 8_000, 8_001)
+    assert held_out_samples.looks(16_000) == (4_000, 8_000, 16_000)
+    assert held_out_samples.looks(4_000) == (4_000,)
+    assert held_out_samples.looks(8_001) == (4_000, 8_000, 8_001)
 
 
 def test_a_quarter_of_many_training_samples_is_held_out():
