@@ -28,10 +28,10 @@ from autocompress_envs.solver import InfeasibleBudgetError, Solver
 LATENCY = "latency"
 ROUNDS = 4  # most corrections before the search
 NEAR = 3  # plans that are timed in each
-LEAST_MARGIN = 0.01  # by which predictions stay below the limit
+LEAST_MARGIN = 0.015  # by which predictions stay below the limit
 MOST_MARGIN = 0.1
 CLOSE = 0.01  # relative correction at which the next round is left out
-ROOM = 0.997  # share of the limit that a plan's file may use before the final one is written
+ROOM = 0.99  # share of the limit that a plan's file may use before the final one is written, which is timed anew
 TRIES = 8  # plans that are timed after the search, at most
 FURTHER = 2  # further plans that are made real where a finished file does not keep the limit
 STEP = 0.97  # by which the limit is tightened where no leader is accepted
