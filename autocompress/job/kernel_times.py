@@ -85,8 +85,7 @@ def _measure(job: Job, timer: Timer, limit: TimeLimit, watcher: Progress) -> dic
         ratios = np.array([timing.ratio.median for timing in timings])
         if _fit(job, timer, labelings[: len(timings)], ratios).is_within(WELL):
             break
-    timed = labelings[: len(timings)]
-    rows = [np.stack([each.sparsity, each.weight_bits, each.activation_bits]) for each in timed]
+    rows = [np.stack([each.sparsity, each.weight_bits, each.activation_bits]) for each in labelings[: len(timings)]]
     nanoseconds = round(1e9 * float(np.median([timing.original.median.median for timing in timings])))
     return {
         "labelings": torch.from_numpy(np.stack(rows)),
