@@ -88,7 +88,9 @@ def test_the_network_of_your_own_runs_as_it_stands(tmp_path, monkeypatch, capsys
     quick.write_text(example.read_text().replace("episodes=30", "episodes=2"))
     runpy.run_path(str(quick), run_name="__main__")
     before, after, answers = capsys.readouterr().out.splitlines()
-    assert before == "58,008 bytes, 95.7% right, before"
+    assert before.startswith("58,008 bytes, ")
+    assert before.endswith("% right, before")
+    assert abs(float(before.split()[2].rstrip("%")) - 95.7) < 1  # 300 images; processors train differently
     assert int(after.split()[0].replace(",", "")) <= 0.15 * 58_008
     assert float(after.split()[2].rstrip("%")) > 90
     assert answers.startswith("first answers: [2, 8, 2,")

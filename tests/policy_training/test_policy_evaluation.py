@@ -20,7 +20,7 @@ from autocompress.workers.tasks import Death, Result
 ALLOWED = (
     "activation_bits, audio_seconds, budgets, cache, calibration_samples, criterion, data, data_args, device, dtype, "
     "granularity, image_size, jobs, max_tokens, mean, memory, model, model_args, quantizer, ranks, remove_branches, "
-    "search_samples, seed, sparsity_levels, std, target, task, tokenizer, weight_bits, weights"
+    "search_samples, seed, sparsity_levels, std, target, task, tokenizer, weight_bits, weights, width_steps"
 )
 QUICK = {"model": "digits", "search_samples": 64, "calibration_samples": 64, "sparsity_levels": 4, "dtype": "float32",
          "target": "packed"}  # fmt: skip

@@ -20,7 +20,8 @@ SMALLEST = {
     "tasks": [{"name": "small", "budgets": [{"resource": "size", "low": 0.2, "high": 0.8}]}],
 }
 MENUS = (
-    "activation_bits, criterion, granularity, quantizer, ranks, remove_branches, sparsity_levels, target, weight_bits"
+    "activation_bits, criterion, granularity, quantizer, ranks, remove_branches, sparsity_levels, target, weight_bits, "
+    "width_steps"
 )
 
 
