@@ -82,8 +82,8 @@ def export_graph(model: nn.Module, sample: Inputs, *, any_length: bool = False) 
 def _write_apart_(graph: fx.GraphModule) -> None:
     """Let activations write into new memory that wrote over a layer's output which nothing else reads.
 
-    Decompositions do the same for every operator, but in two thirds of the time of a whole export where activations
-    have bounds (ReLU6): they break these up with symbolic shapes first.
+    Decompositions would do the same, but they break bounded activations (ReLU6) up with symbolic shapes first, which
+    took two thirds of the time of an export.
     """
     for node in graph.graph.nodes:
         elsewhere = _ELSEWHERE.get(node.target)
