@@ -90,7 +90,7 @@ def test_the_network_of_your_own_runs_as_it_stands(tmp_path, monkeypatch, capsys
     before, after, answers = capsys.readouterr().out.splitlines()
     assert before.startswith("58,008 bytes, ")
     assert before.endswith("% right, before")
-    assert abs(float(before.split()[2].rstrip("%")) - 95.7) < 1  # 300 images; processors train differently
+    assert abs(float(before.split()[2].rstrip("%")) - 95.7) < 0.4  # one of 300 images: processors train differently
     assert int(after.split()[0].replace(",", "")) <= 0.15 * 58_008
     assert float(after.split()[2].rstrip("%")) > 90
     assert answers.startswith("first answers: [2, 8, 2,")

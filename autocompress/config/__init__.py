@@ -2,6 +2,7 @@
 
 from autocompress.config.execution import ExecutionOptions
 from autocompress.config.front import ParetoOptions
+from autocompress.config.menus import MenuOptions
 from autocompress.config.options import (
     MOST_SEED,
     OPTIONS,
@@ -11,7 +12,6 @@ from autocompress.config.options import (
     InspectOptions,
     MachineOptions,
     MeasureOptions,
-    MenuOptions,
     NetworkOptions,
     OutputOptions,
     RunOptions,

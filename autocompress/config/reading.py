@@ -10,11 +10,11 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from autocompress.config.execution import ExecutionOptions
+from autocompress.config.menus import MenuOptions
 from autocompress.config.options import (
     OPTIONS,
     BudgetOptions,
     Config,
-    MenuOptions,
     NetworkOptions,
     SearchOptions,
     names_of,

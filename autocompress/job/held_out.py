@@ -86,7 +86,7 @@ class LossTest:
 
     Args:
         job: the original and its data.
-        config: what is tolerated.
+        config: options, of which `max_drop` or `max_kl` says what is tolerated.
         indices: training samples of the test.
         error: probability that a network passes which loses more than is tolerated.
 

@@ -34,7 +34,7 @@ def timed(job: Job, limit: TimeLimit, watcher: Progress) -> Job:
 
     Args:
         job: network with its menus.
-        limit: what is timed: batch and threads.
+        limit: limit of time, of which batch and threads count.
         watcher: observer that is told of stages and notes.
     """
     timer = Timer(job, limit)

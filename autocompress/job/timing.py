@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from autocompress.execute.compressed import from_menus
 from autocompress.job.prepare import Job
-from autocompress.targets.target import Runtime, lowered_for, original_file, target_file
+from autocompress.targets.target import Runtime, original_file, roughly_ranged_file
 from autocompress.targets.timing import Effort, Machine, PairedTiming, Session, TimeLimit, time_pair
 from autocompress.targets.verify import batch_of
 from autocompress_envs.problem import Labeling
-
-_SAMPLES = 8  # that ranges in a timed file come from
 
 
 class Timer:
@@ -78,5 +76,4 @@ class Timer:
     def _file(self, labeling: Labeling) -> bytes:
         """A plan's file."""
         job = self._job
-        made, few = from_menus(job.menus, labeling, job.folded), job.inputs[:_SAMPLES]
-        return target_file(job.target, made, lowered_for(job.target, made, few), few)
+        return roughly_ranged_file(job.target, from_menus(job.menus, labeling, job.folded), job.inputs)

@@ -20,7 +20,7 @@ from autocompress.menus.low_rank import Format
 from autocompress.menus.menus import Menus
 from autocompress.network.structure import IntArray, Network
 from autocompress.samples import Inputs
-from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
+from autocompress.targets.target import TARGETS, Target, lowered_for, roughly_ranged_file, target_file
 from autocompress.version import __version__
 from autocompress_envs.problem import Labeling, layer_resources
 
@@ -28,7 +28,6 @@ PACKED = "packed"  # name of the target whose file every run has
 # Bytes by which labels may make a file longer, besides those for each layer (`Overhead.layer`): lengths, offsets, and
 # the plan itself, which compresses worst where labels differ.
 _SLACK = 64
-_SAMPLES = 8  # that ranges in a measured file come from; their bytes are as many whatever they are
 
 
 def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -> tuple[Menus, int]:
@@ -53,8 +52,7 @@ def counted_on_file(target: Target, menus: Menus, folded: nn.Module, inputs: Inp
     name = f"longest-{target.name}-{__version__}-torch{torch.__version__}"  # other versions write other files
     if target.name in TARGETS.from_outside():
         name += f"-{TARGETS.source_of(target.name)}"
-    few = inputs[:_SAMPLES]
-    found = menus.store.tensors(name, lambda: {"bytes": torch.tensor(_measured(target, menus, folded, few))})
+    found = menus.store.tensors(name, lambda: {"bytes": torch.tensor(_measured(target, menus, folded, inputs))})
     overhead, original = found["bytes"].tolist()
     costs = menus.network.costs
     a_row, a_width = _grows(target, menus.network)
@@ -93,7 +91,7 @@ def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -
         for is_low in (False, True) if menus.settings.ranks else (False,):
             made = from_menus(menus, _alike(menus, width, is_low), folded)
             for each in (made, _all_different(made)):
-                overheads.append(len(_file(target, each, inputs)) - _closed_form(each))
+                overheads.append(len(roughly_ranged_file(target, each, inputs)) - _closed_form(each))
     return max(overheads), len(original)
 
 
@@ -128,11 +126,6 @@ def _step(layer: LayerWeights) -> Tensor:
     """(rows,) what a bias may move by, whatever the layer's range: the step of integer kernels, or as little."""
     scale = torch.full((len(layer.values),), 1e-6) if layer.scale is None else layer.scale
     return scale if layer.input_range is None else scale * layer.input_range.scale
-
-
-def _file(target: Target, compressed: Compressed, inputs: Inputs) -> bytes:
-    """The content of the target's file of a network."""
-    return target_file(target, compressed, lowered_for(target, compressed, inputs), inputs)
 
 
 def _closed_form(compressed: Compressed) -> int:

@@ -48,6 +48,7 @@ from autocompress.targets.packed.file import pack, pack_weights
 from autocompress.targets.runner import Runner
 from autocompress.targets.timing import Effort, Machine, PairedTiming, Session, this_machine
 
+_FEW = 8  # samples that ranges come from in a file whose answers nobody reads
 _WEIGHT_BITS, _ACTIVATION_BITS = (*range(1, 9), 16, 32), (*range(4, 9), 32)  # what menus can make
 # Names that a run folder uses for something else.
 _TAKEN = frozenset(RUN_FILES) - frozenset(EXPORTED) | {TENSORBOARD, NEXT_CONFIG, LOCK}
@@ -354,6 +355,23 @@ def lowered_for(target: Target, compressed: Compressed, inputs: Inputs) -> Lower
         if target.holds_any_network:
             return None
         raise ExportError(f"{error} The target {target.name} needs that; pass --target packed.") from error
+
+
+def roughly_ranged_file(target: Target, compressed: Compressed, inputs: Inputs) -> bytes:
+    """The content of the target's file of a network, with ranges from a few samples.
+
+    Its bytes are as many and it takes as long as with ranges from all of them; its answers are not as good.
+
+    Args:
+        target: target whose file is made.
+        compressed: network to be written.
+        inputs: (n, …) samples of its input, n at least 1.
+
+    Raises:
+        ExportError: the target can't hold the network.
+    """
+    few = inputs[:_FEW]
+    return target_file(target, compressed, lowered_for(target, compressed, few), few)
 
 
 def original_file(target: Target, folded: nn.Module, network: Network, inputs: Inputs) -> bytes:

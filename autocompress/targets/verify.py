@@ -153,20 +153,19 @@ def outputs_on(
     Returns:
         What is kept of the outputs of the original, of the compressed network, and of the file (or None).
     """
-    kept, there = [Kept(reading) for _ in range(3)], torch.device(device)
+    reference = original if isinstance(original, Kept) else Kept(reading)
+    pytorch, runtime, there = Kept(reading), Kept(reading), torch.device(device)
+    networks = [] if isinstance(original, Kept) else [(reference, original)]
+    networks.append((pytorch, compressed))
     with ExitStack() as stack:
-        runs = [
-            (into, stack.enter_context(running(raw(network), there, note, at_once)))
-            for into, network in zip(kept, (original, compressed), strict=False)
-            if isinstance(network, nn.Module)
-        ]
+        runs = [(kept, stack.enter_context(running(raw(each), there, note, at_once))) for kept, each in networks]
         for inputs, labels in batches:
-            for into, run in runs:
-                into.add(run(inputs), inputs, labels)
+            for kept, run in runs:
+                kept.add(run(inputs), inputs, labels)
             if session is not None:
                 parts = [session.run(part) for part in inputs.split(in_runtime)]
-                kept[2].add(together(parts), inputs, labels)
-    return original if isinstance(original, Kept) else kept[0], kept[1], kept[2] if session is not None else None
+                runtime.add(together(parts), inputs, labels)
+    return reference, pytorch, runtime if session is not None else None
 
 
 def runtime_outcome(name: str, reference: Kept, pytorch: Kept, runtime: Kept) -> RuntimeOutcome:

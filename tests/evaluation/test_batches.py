@@ -106,8 +106,10 @@ def test_all_measurements_go_on_in_smaller_batches() -> None:
     model, x = Crowded(7), samples(256)
     whole = Crowded(256)
     whole.load_state_dict(model.state_dict())
-    torch.testing.assert_close(outputs_of(model, x), outputs_of(whole, x), rtol=1e-5, atol=1e-6)
-    assert measure(whole, model, [(x, None)]).kl < 1e-9  # other kernels for other batches, on some processors
+    with torch.no_grad():
+        expected = torch.cat([whole(part) for part in x.split(4)])  # other batches have other kernels, other last bits
+    assert torch.equal(outputs_of(model, x), expected)
+    assert measure(whole, model, [(x, None)]).kl < 1e-12
     assert fastest_batch(model, x, "float32", CPU) == 4  # 64, 128 and 256 end there
 
 

@@ -105,7 +105,7 @@ def test_equal_vectors_of_norms_hide_no_bytes(affine, trained):
     """Norms of one width may have equal vectors, which a file could keep once; in other plans, widths differ."""
     torch.manual_seed(0)
     parts = [nn.Conv2d(1, 12, 3, padding=1)]
-    for _ in range(3):
+    for _ in range(4):
         parts += [nn.ReLU(), nn.BatchNorm2d(12, affine=affine), nn.Conv2d(12, 12, 3, padding=1)]
     model = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3)).eval()
     if trained:

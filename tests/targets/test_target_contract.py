@@ -57,10 +57,8 @@ def counted():
         if key not in made:
             model, inputs = make(name)
             network = trace(model, inputs[:1])
-            # Floats on offer double the files that are written to count: one network shows what they add.
-            bits = [width for width in target.weight_bits if width < 16 or name == "residual"]
             settings = MenuSettings(
-                weight_bits=tuple(bits),
+                weight_bits=target.weight_bits,
                 activation_bits=target.activation_bits,
                 granularity=granularity,
                 sparsity_levels=7,  # whose sparsities are written with many digits,
