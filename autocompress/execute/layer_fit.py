@@ -125,7 +125,7 @@ def _collect(site: Site, layer: LayerWeights, new: ActivationRange | None, batch
                 folds[number].add_(rounded[:, fold == number], miss[:, fold == number])
                 left[number] += gram(error[:, fold == number].flatten(1, 2))
     losses = [0.5 * float((site.gradient_moment * each.cpu()).sum()) for each in left]
-    return _Collected([fold.to_cpu() for fold in folds], losses)
+    return _Collected([fold.completed() for fold in folds], losses)
 
 
 def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autocompress.menus.algebra import gram
+from autocompress.menus.algebra import add_gram_, gram, mirror_
 from autocompress.menus.listening import Window
 
 PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
@@ -91,10 +91,10 @@ def in_pieces(samples: int, elements_a_sample: int) -> list[slice]:
 
 @dataclass
 class Sums:
-    """Sums over columns, in float64, to which batches add.
+    """Sums over columns, in float64, to which batches add until they are `completed`.
 
     Attributes:
-        moment: (g, k + 1, k + 1) sum of x̂ x̂ᵀ.
+        moment: (g, k + 1, k + 1) sum of x̂ x̂ᵀ; until then only what is on and above its diagonal counts.
         cross: (g, r, k + 1) sum of r x̂ᵀ, with the miss r.
         square: (g, r, r) sum of r rᵀ.
         columns: number of columns.
@@ -133,7 +133,7 @@ class Sums:
         if x.shape[1] == 0:
             return
         flat, misses = x.flatten(1, 2), miss.flatten(1, 2)
-        self.moment += gram(flat)
+        add_gram_(self.moment, flat)
         self.cross += misses.mT @ flat
         self.square += gram(misses)
         self.columns += flat.shape[1]
@@ -151,8 +151,9 @@ class Sums:
             sum(part.samples for part in parts),
         )
 
-    def to_cpu(self) -> Sums:
-        """The same on the CPU."""
+    def completed(self) -> Sums:
+        """The same with all samples added, on the CPU."""
+        mirror_(self.moment)
         return replace(self, moment=self.moment.cpu(), cross=self.cross.cpu(), square=self.square.cpu())
 
     def loss(self, change: Tensor, gradient_moment: Tensor) -> float:

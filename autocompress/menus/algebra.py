@@ -43,8 +43,6 @@ def damped(second_moment: Tensor, damping: float) -> Tensor:
 def gram(columns: Tensor) -> Tensor:
     """Sum of x xᵀ over columns x: (g, n, n).
 
-    Of a wide one only the half on and above the diagonal is computed, in strips, and mirrored.
-
     >>> gram(torch.tensor([[[1.0, 2.0], [3.0, 4.0]]]))
     tensor([[[10., 14.],
              [14., 20.]]])
@@ -53,14 +51,41 @@ def gram(columns: Tensor) -> Tensor:
         columns: (g, m, n) m columns of n entries, for each of g groups.
     """
     width = columns.shape[2]
+    total = columns.new_zeros(len(columns), width, width)
+    add_gram_(total, columns)
+    mirror_(total)
+    return total
+
+
+def add_gram_(total: Tensor, columns: Tensor, factor: float = 1.0) -> None:
+    """Add the sum of x xᵀ over columns x to the half of a total on and above its diagonal (`mirror_`).
+
+    Wide ones are added in strips: half of the products, and never a second matrix beside the total.
+
+    Args:
+        total: (g, n, n) total, in float32 or float64.
+        columns: (g, m, n) float32 columns.
+        factor: number that the sum is multiplied by. Default: 1.
+    """
+    for start, stop in _strips(columns.shape[2]):
+        total[:, start:stop, start:] += (columns[..., start:stop].mT @ columns[..., start:]).mul_(factor)
+
+
+def mirror_(total: Tensor) -> None:
+    """Make a (g, n, n) total symmetric: below the diagonal becomes what is above it."""
+    for start, stop in _strips(total.shape[2]):
+        total[:, stop:, start:stop] = total[:, start:stop, stop:].mT
+
+
+def _strips(width: int) -> list[tuple[int, int]]:
+    """First row and end of each strip of a second moment; a narrow one is one strip.
+
+    >>> _strips(1_024), _strips(1_300)
+    ([(0, 1024)], [(0, 512), (512, 1024), (1024, 1300)])
+    """
     if width <= 2 * _STRIP:
-        return columns.mT @ columns
-    result = columns.new_empty(len(columns), width, width)
-    for start in range(0, width, _STRIP):
-        stop = min(start + _STRIP, width)
-        result[:, start:stop, start:] = columns[..., start:stop].mT @ columns[..., start:]
-        result[:, stop:, start:stop] = result[:, start:stop, stop:].mT
-    return result
+        return [(0, width)]
+    return [(start, min(start + _STRIP, width)) for start in range(0, width, _STRIP)]
 
 
 def inverse(matrix: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.memory import bound_on
-from autocompress.menus.algebra import gram
+from autocompress.menus.algebra import add_gram_, mirror_
 from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
 from autocompress.menus.fisher import gradient_samples, random_functions
 from autocompress.menus.listening import Call, Listening, on_gradient
@@ -187,8 +187,11 @@ class _Collector:
     def _see_input(self, call: Call) -> None:
         x, count = call.x.float(), count_positions(call.x, call.window)
         columns = extended_columns(x, call.window, self._drawn(count, self.columns_a_sample * len(x), x.device))
-        product = columns.square().sum(1, keepdim=True) if self.is_diagonal else gram(columns)
-        self.of_block += product * (count / columns.shape[1])  # (g, d + 1, d + 1), or its diagonal
+        standing_for = count / columns.shape[1]  # positions for each that was drawn
+        if self.is_diagonal:
+            self.of_block += columns.square().sum(1, keepdim=True) * standing_for
+        else:
+            add_gram_(self.of_block, columns, standing_for)
         axis = -1 if self.layer.has_channels_last else 1
         pixels = self._drawn(x.numel() // x.shape[axis], self.columns_a_sample * len(x), x.device)
         taken = at_positions(x, axis, pixels)  # (M, channels)
@@ -216,6 +219,8 @@ class _Collector:
 
     def end_block(self, samples: int) -> None:
         """A block of so many samples is over."""
+        if not self.is_diagonal:
+            mirror_(self.of_block)
         self.second_moment += self.of_block
         if not self.is_diagonal:
             self.chance.see(self.of_block / samples)

@@ -6,7 +6,16 @@ import pytest
 import torch
 from menu_toys import gradient_moment, moment, randn
 
-from autocompress.menus.algebra import cholesky_factor, damped, expected_loss, gram, inverse, refit
+from autocompress.menus.algebra import (
+    add_gram_,
+    cholesky_factor,
+    damped,
+    expected_loss,
+    gram,
+    inverse,
+    mirror_,
+    refit,
+)
 
 
 def test_refit_is_least_squares_on_the_kept_columns() -> None:
@@ -19,6 +28,17 @@ def test_refit_is_least_squares_on_the_kept_columns() -> None:
 def test_a_wide_moment_in_strips_is_the_whole_product() -> None:
     columns = randn(2, 7, 1_300).view(2, 7, 1_300)  # three strips, the last of them narrow
     torch.testing.assert_close(gram(columns), columns.mT @ columns, rtol=1e-9, atol=1e-9)
+
+
+def test_wide_moments_add_up_and_are_mirrored_once() -> None:
+    columns = randn(2, 7, 1_300).view(2, 7, 1_300)
+    total = torch.zeros(2, 1_300, 1_300, dtype=torch.float64)
+    add_gram_(total, columns[:, :3])
+    add_gram_(total, columns[:, 3:], factor=0.5)
+    assert not total[:, 512:, :512].any()  # nothing is computed twice
+    mirror_(total)
+    expected = columns[:, :3].mT @ columns[:, :3] + 0.5 * (columns[:, 3:].mT @ columns[:, 3:])
+    torch.testing.assert_close(total, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_refit_on_all_columns_changes_nothing() -> None:
