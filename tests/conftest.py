@@ -1,9 +1,23 @@
-"""What all tests share: they leave alone what the user has let run, and time finished files for moments only."""
+"""What all tests share: one seed, no touch of what the user has let run, and timings of finished files for moments."""
 
 import pytest
+import torch
 
 from autocompress.job import finish
 from autocompress.targets.timing import Effort
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_make_collect_report(collector):
+    """Modules and parameters of tests draw networks while they are imported: the same ones every time."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """A test that draws without a seed of its own draws the same every time, whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

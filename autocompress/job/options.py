@@ -21,6 +21,7 @@ from autocompress.evaluation import AUTO, torch_device
 from autocompress.execute.distillation import Objective
 from autocompress.execute.finetune import FineTuning
 from autocompress.menus import MenuSettings
+from autocompress.menus.settings import EVERY_WIDTH, WIDE
 from autocompress.models import check_spec
 from autocompress.plan import Plan
 from autocompress.policies.files import SavedPolicy
@@ -194,11 +195,9 @@ def _menus(options: MenuOptions, seed: int, plan: Plan | None, time: TimeLimit |
     target = TARGETS.find(options.target)
     of_channels = options.granularity == "channel"
     can_remove = of_channels and 1 not in (options.weight_bits or ())
-    remove_branches, width_steps = options.remove_branches, options.width_steps
+    remove_branches = options.remove_branches
     if remove_branches is None:
         remove_branches = time is not None and can_remove
-    if width_steps is None:
-        width_steps = time is not None and of_channels
     labels = [] if plan is None else plan.labels.values()
     weight_bits = options.weight_bits or target.offered_weight_bits
     settings = MenuSettings(
@@ -209,13 +208,20 @@ def _menus(options: MenuOptions, seed: int, plan: Plan | None, time: TimeLimit |
         activation_bits=tuple(sorted({*options.activation_bits, *(label.activation_bits for label in labels)})),
         sparsity_levels=options.sparsity_levels,
         remove_branches=remove_branches or any(label.sparsity == 1 for label in labels),
-        width_steps=width_steps,
+        steps_from=_steps_from(options.width_steps, time),
         ranks=options.ranks,
         seed=seed,
     )
     target.check_installed()
     target.check(settings.weight_bits, settings.activation_bits, settings.granularity)
     return target, settings
+
+
+def _steps_from(width_steps: bool | None, time: TimeLimit | None) -> int | None:
+    """The fewest channels of a layer that are left in steps: of wide ones they cost next to nothing."""
+    if width_steps is None:
+        return WIDE if time is None else EVERY_WIDTH
+    return EVERY_WIDTH if width_steps else None
 
 
 def _check_time(target: Target, time: TimeLimit) -> None:

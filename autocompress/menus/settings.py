@@ -10,6 +10,8 @@ from autocompress.menus.quantizers import QUANTIZERS
 from autocompress_envs.problem import n_of_m
 
 _STEPS = {16: 4, 32: 8, 96: 16}  # of a group's channels, by the fewest channels that it has
+EVERY_WIDTH = min(_STEPS)
+WIDE = max(_STEPS)  # from here on steps are at most a sixth of the channels, about as fine as eighths
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class MenuSettings:
             pruning off.
         remove_branches: whether residual branches may be removed whole, so that sparsity 1 is on offer for
             them, too.
-        width_steps: whether channels are left in numbers that integer kernels run well at (`channels`).
+        steps_from: fewest channels of a group of which channels are left in numbers that integer kernels run well at
+            (`channels`); None: of no group.
         ranks: shares of a layer's multiply-accumulates on offer, each above 0 and below 1, ascending: at most that
             many are left where two thin layers stand in for a linear layer or a 1x1 convolution. Empty: none is cut.
         refit: whether the weights that stay are re-fitted by least squares after pruning.
@@ -47,7 +50,7 @@ class MenuSettings:
     activation_bits: tuple[int, ...] = (8,)
     sparsity_levels: int = 8
     remove_branches: bool = False
-    width_steps: bool = False
+    steps_from: int | None = WIDE
     ranks: tuple[float, ...] = ()
     refit: bool = True
     damping: float = 1e-3
@@ -115,15 +118,15 @@ class MenuSettings:
     def channels(self, width: int) -> list[int]:
         """Numbers of channels on offer, descending, of a group that has `width`; at least 1.
 
-        With `width_steps` they are the nearest multiples of 4, of 8 from 32 channels on, of 16 from 96 on.
+        From `steps_from` channels on they are the nearest multiples of 4, of 8 from 32 channels on, of 16 from 96 on.
 
-        >>> MenuSettings().channels(144)
-        [144, 126, 108, 90, 72, 54, 36, 18]
-        >>> MenuSettings(width_steps=True).channels(144)
-        [144, 128, 112, 96, 80, 48, 32, 16]
+        >>> MenuSettings().channels(144), MenuSettings().channels(40)
+        ([144, 128, 112, 96, 80, 48, 32, 16], [40, 35, 30, 25, 20, 15, 10, 5])
+        >>> MenuSettings(steps_from=None).channels(144), MenuSettings(steps_from=16).channels(40)
+        ([144, 126, 108, 90, 72, 54, 36, 18], [40, 32, 24, 16, 8])
         """
         kept = {width - int(sparsity * width) for sparsity in self.sparsities()}
-        if self.width_steps:
+        if self.steps_from is not None and width >= self.steps_from:
             step = max((step for least, step in _STEPS.items() if width >= least), default=1)
             kept = {width, *(max(step, step * int(count / step + 0.5)) for count in kept - {width})}
         return sorted((count for count in kept if 0 < count <= width), reverse=True)

@@ -44,7 +44,7 @@ def content_key(model: nn.Module, network: Network, data_fingerprint: str, setti
         24 hex digits of SHA-256.
     """
     named = asdict(settings)
-    for later in ("ranks", "width_steps"):  # menus without them are those of versions that knew of none
+    for later in ("ranks", "steps_from"):  # menus without them are those of versions that knew of none
         if not named[later]:
             del named[later]
     content = [_FORMAT, network.fingerprint, network.computation, data_fingerprint, named]

@@ -46,14 +46,15 @@ def test_sparsities() -> None:
 
 
 def test_channels_are_left_in_eighths_or_in_steps_that_kernels_like():
-    assert MenuSettings().channels(96) == [96, 84, 72, 60, 48, 36, 24, 12]
-    stepped = MenuSettings(width_steps=True)
+    exact, stepped = MenuSettings(steps_from=None), MenuSettings(steps_from=16)
+    assert exact.channels(96) == [96, 84, 72, 60, 48, 36, 24, 12]
     assert stepped.channels(96) == [96, 80, 64, 48, 32, 16]
     assert stepped.channels(40) == [40, 32, 24, 16, 8]
     assert stepped.channels(20) == [20, 16, 12, 8, 4]
-    assert stepped.channels(12) == MenuSettings().channels(12)
+    assert stepped.channels(12) == exact.channels(12)
     for width in range(1, 300):
         found = stepped.channels(width)
+        assert MenuSettings().channels(width) == (found if width >= 96 else exact.channels(width))
         assert found == sorted(set(found), reverse=True)
         assert found[0] == width
         assert found[-1] >= 1
@@ -62,4 +63,4 @@ def test_channels_are_left_in_eighths_or_in_steps_that_kernels_like():
 
 
 def test_one_level_leaves_all_channels():
-    assert MenuSettings(sparsity_levels=1, width_steps=True).channels(96) == [96]
+    assert MenuSettings(sparsity_levels=1, steps_from=16).channels(96) == [96]
