@@ -10,6 +10,7 @@ import torch
 from lowering_toys import SHAPES, Concat, Depthwise, Plain, Residual, Tokens, compress, toy
 from onnx import TensorProto
 from torch import nn
+from torch.export import ExportedProgram
 
 from autocompress.data import load_data
 from autocompress.errors import ExportError, InputError
@@ -55,6 +56,35 @@ def test_onnx_runtime_answers_like_the_graph(kind):
         content = write_onnx(lowered)
         assert_agrees(content, lowered, x, 0.1, agreement=0.98)  # nobody trained it: many answers are near ties
         onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+
+
+class Masked(Plain):
+    """Two comparisons in one mask on the outputs: by an operator that ONNX knows under another name, or not at all."""
+
+    def __init__(self, known: bool) -> None:
+        super().__init__()
+        self.known = known
+
+    def forward(self, x):
+        x = super().forward(x)
+        mask = (x > -0.5).__and__(x < 0.5) if self.known else (x > -0.5).__xor__(x < 0.5)
+        return torch.where(mask, x, 2 * x)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_program_is_traced_anew_only_where_an_operator_is_decomposed(known, monkeypatch):
+    torch.manual_seed(0)
+    compressed, x = compress(Masked(known).eval(), torch.randn(300, 12), (32,), (32,))
+    lowered, decompose, decomposed = lower(compressed, x, integer=True), ExportedProgram.run_decompositions, []
+
+    def counted(program, *arguments):
+        decomposed.append(program)
+        return decompose(program, *arguments)
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counted)
+    content = write_onnx(lowered)
+    assert len(decomposed) == (not known)
+    assert_agrees(content, lowered, x, 1e-4)
 
 
 def test_float_layers_are_exact():
