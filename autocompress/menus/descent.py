@@ -1,0 +1,132 @@
+"""Coordinate descent: the codes and scales of a rounded weight, made better one at a time.
+
+A sweep over the columns rounds each of them once and never looks back. What it leaves of a row w is the output error
+
+    δ C δᵀ,    δ = w - s q,    C = E[x xᵀ] - E[x] E[x]ᵀ
+
+with codes q and scale s. C is the centred moment, since the bias makes up for the mean. Given everything else, the least
+error is reached by
+
+    scale     s ← (w C qᵀ) / (q C qᵀ)
+    code j    q_j ← the nearest code to q_j + (δ C)_j / (s C_jj)
+
+The steps for codes are those of QuantEase (Behdin et al. 2023); here scales move as well. Neither ever makes the error
+larger.
+
+Shapes: g groups of a convolution (1 for other layers), R rows side by side, of several bit-widths; d weight columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from autocompress.menus.cuda_graphs import graphed
+
+_ROUNDS = 3  # over all columns; a first one brings 70 %, three 93 % of what eight bring
+_BLOCK = 64  # columns that are rounded before their changes reach all others
+_LEAST = 1e-20  # below what any error or moment of a layer that is used comes to
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The codes that rows may have.
+
+    Attributes:
+        low: (R,) smallest code of every row.
+        high: (R,) largest code of every row.
+        is_sign: (R,) whether the codes are -1 and 1 alone; None: nowhere.
+        kept: (g, R, d) False where a weight is pruned, so that its code is 0; None: none is.
+    """
+
+    low: Tensor
+    high: Tensor
+    is_sign: Tensor | None
+    kept: Tensor | None
+
+
+def descended(weight: Tensor, moment: Tensor, codes: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Codes and scales with less output error, or the given ones in rows where none were found.
+
+    Args:
+        weight: (g, R, d) float32 weights w.
+        moment: (g, d, d) float32 C, positive definite.
+        codes: (g, R, d) float32 codes q.
+        scale: (g, R) float32 scales s, above 0.
+        grid: the codes that are allowed.
+
+    Returns:
+        Codes (g, R, d) and scales (g, R).
+    """
+    product = weight @ moment  # w C
+    slope = product - scale[..., None] * (codes @ moment)  # δ C
+    current, step, before = codes.clone(), scale, _error(weight, codes, scale, slope)
+    for _ in range(_ROUNDS):
+        moved = (product - slope) / step[..., None]  # q C
+        step = _least_squares(product, moved, current, step)
+        slope = product - step[..., None] * moved
+        for start in range(0, weight.shape[2], _BLOCK):
+            _descend_(current, slope, moment, step, grid, slice(start, start + _BLOCK))
+    better = _error(weight, current, step, slope) < before  # (g, R)
+    return torch.where(better[..., None], current, codes), torch.where(better, step, scale)
+
+
+def _error(weight: Tensor, codes: Tensor, scale: Tensor, slope: Tensor) -> Tensor:
+    """(g, R) δ C δᵀ of every row, δ C being known."""
+    return ((weight - scale[..., None] * codes) * slope).sum(-1)
+
+
+def _least_squares(product: Tensor, moved: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """(g, R) scales of least error for the codes; a row of zeros, or one that turned around, keeps its scale."""
+    found = (product * codes).sum(-1) / (moved * codes).sum(-1).clamp(min=_LEAST)
+    return torch.where(found > 0, found, scale)
+
+
+def _descend_(codes: Tensor, slope: Tensor, moment: Tensor, scale: Tensor, grid: Grid, block: slice) -> None:
+    """Round some columns anew, one after the other; `codes` and `slope` change."""
+    own = codes[..., block].movedim(-1, 0).contiguous()  # (block, g, R): a column lies in one piece
+    slope_of_own = slope[..., block].movedim(-1, 0).contiguous()
+    moment_of_own = moment[:, block, block].movedim(0, -1)[..., None]  # (block, block, g, 1)
+    kept = None if grid.kept is None else grid.kept[..., block].movedim(-1, 0)
+    round_block = graphed(_round_block) if codes.is_cuda and len(own) == _BLOCK else _round_block
+    rounded, changes = round_block(own, slope_of_own, moment_of_own, scale, grid.low, grid.high, grid.is_sign, kept)
+    codes[..., block] = rounded.movedim(0, -1)
+    slope -= changes.movedim(0, -1) @ moment[:, block]
+
+
+def _round_block(
+    codes: Tensor,
+    slope: Tensor,
+    moment: Tensor,
+    scale: Tensor,
+    low: Tensor,
+    high: Tensor,
+    is_sign: Tensor | None,
+    kept: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Codes (b, g, R) of a block of b columns, and by how much their weights changed.
+
+    Args:
+        codes: (b, g, R) codes; they are changed.
+        slope: (b, g, R) δ C of the block; it is changed.
+        moment: (b, b, g, 1) the columns' part of C.
+        scale: (g, R) scale of every row.
+        low: (R,) smallest code of every row.
+        high: (R,) largest code of every row.
+        is_sign: (R,) whether the codes are -1 and 1; None: nowhere.
+        kept: (b, g, R) False where a weight is pruned; None: none is.
+    """
+    changes = torch.empty_like(codes)
+    for j in range(len(codes)):
+        value = codes[j] + slope[j] / (scale * moment[j, j].clamp(min=_LEAST))
+        code = torch.minimum(torch.maximum(value.round(), low), high)
+        if is_sign is not None:
+            code = torch.where(is_sign, torch.where(value < 0, -1.0, 1.0), code)
+        if kept is not None:
+            code = code * kept[j]
+        changes[j] = scale * (code - codes[j])
+        codes[j] = code
+        slope -= moment[j] * changes[j]
+    return codes, changes
