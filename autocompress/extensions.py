@@ -49,7 +49,7 @@ def register_quantizer(name: str, rounding: RoundingFunction, bits: tuple[int, .
 
     Args:
         name: name of the quantizer.
-        rounding: rounds a weight for several bit-widths; see `autocompress.menus.quantizers.Rounding` and `Rounded`.
+        rounding: rounds a weight for several bit-widths; see `autocompress.menus.rounding.Rounding` and `Rounded`.
         bits: bit-widths below 16 that it can round to. Default: 1 to 8.
 
     Raises:

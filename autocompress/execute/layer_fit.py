@@ -31,7 +31,8 @@ from autocompress.execute.layer_moments import Sums, drawn_columns, drawn_positi
 from autocompress.execute.layer_site import Site
 from autocompress.menus.activations import ActivationRange, calibrate_range
 from autocompress.menus.algebra import cholesky_factor, damped, gram
-from autocompress.menus.quantizers import QUANTIZERS, Rounding
+from autocompress.menus.quantizers import QUANTIZERS
+from autocompress.menus.rounding import Rounding
 
 PRIORS = (1e-2, 1e-1, 1.0)  # λ as fractions of the mean diagonal of E[x̂ x̂ᵀ]
 FOLDS = 4  # parts of the samples; each judges what the three others were fitted to

@@ -30,7 +30,7 @@ from torch.nn.utils import parametrize
 
 from autocompress.execute.compressed import Compressed, LayerWeights, kept_map, write_weights_
 from autocompress.menus.activations import ActivationRange
-from autocompress.menus.quantizers import code_range
+from autocompress.menus.rounding import code_range
 
 _SMALLEST_STEP = 1e-14  # below what quantizers give rows of zeros, whose steps must stay what they are
 

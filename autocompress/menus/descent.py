@@ -4,8 +4,8 @@ A sweep over the columns rounds each of them once and never looks back. What it 
 
     δ C δᵀ,    δ = w - s q,    C = E[x xᵀ] - E[x] E[x]ᵀ
 
-with codes q and scale s. C is the centred moment, since the bias makes up for the mean. Given everything else, the least
-error is reached by
+with codes q and scale s. C is the centred moment, since the bias makes up for the mean. Given everything else, error is
+least with
 
     scale     s ← (w C qᵀ) / (q C qᵀ)
     code j    q_j ← the nearest code to q_j + (δ C)_j / (s C_jj)
@@ -13,12 +13,13 @@ error is reached by
 The steps for codes are those of QuantEase (Behdin et al. 2023); here scales move as well. Neither ever makes the error
 larger.
 
-Shapes: g groups of a convolution (1 for other layers), R rows side by side, of several bit-widths; d weight columns.
+Shapes: g groups of a convolution (1 for other layers), r rows (output channels) in a group, d weight columns.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -32,33 +33,36 @@ _LEAST = 1e-20  # below what any error or moment of a layer that is used comes t
 
 @dataclass(frozen=True)
 class Grid:
-    """The codes that rows may have.
+    """The codes that weights may have: -1 and 1, or all from the smallest to the largest.
 
     Attributes:
-        low: (R,) smallest code of every row.
-        high: (R,) largest code of every row.
-        is_sign: (R,) whether the codes are -1 and 1 alone; None: nowhere.
-        kept: (g, R, d) False where a weight is pruned, so that its code is 0; None: none is.
+        low: smallest code.
+        high: largest code; with `low` = -1 and `high` = 1, 0 is none of them.
+        kept: (g, r, d) False where a weight is pruned, so that its code is 0; None: none is.
     """
 
-    low: Tensor
-    high: Tensor
-    is_sign: Tensor | None
+    low: int
+    high: int
     kept: Tensor | None
+
+    @property
+    def is_sign(self) -> bool:
+        """Whether the codes are -1 and 1 alone."""
+        return (self.low, self.high) == (-1, 1)
 
 
 def descended(weight: Tensor, moment: Tensor, codes: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
     """Codes and scales with less output error, or the given ones in rows where none were found.
 
     Args:
-        weight: (g, R, d) float32 weights w.
+        weight: (g, r, d) float32 weights w.
         moment: (g, d, d) float32 C, positive definite.
-        codes: (g, R, d) float32 codes q.
-        scale: (g, R) float32 scales s, above 0.
+        codes: (g, r, d) float32 codes q.
+        scale: (g, r) float32 scales s, above 0.
         grid: the codes that are allowed.
 
     Returns:
-        Codes (g, R, d) and scales (g, R).
+        Codes (g, r, d) and scales (g, r).
     """
     product = weight @ moment  # w C
     slope = product - scale[..., None] * (codes @ moment)  # δ C
@@ -69,29 +73,33 @@ def descended(weight: Tensor, moment: Tensor, codes: Tensor, scale: Tensor, grid
         slope = product - step[..., None] * moved
         for start in range(0, weight.shape[2], _BLOCK):
             _descend_(current, slope, moment, step, grid, slice(start, start + _BLOCK))
-    better = _error(weight, current, step, slope) < before  # (g, R)
+    better = _error(weight, current, step, slope) < before  # (g, r)
     return torch.where(better[..., None], current, codes), torch.where(better, step, scale)
 
 
 def _error(weight: Tensor, codes: Tensor, scale: Tensor, slope: Tensor) -> Tensor:
-    """(g, R) δ C δᵀ of every row, δ C being known."""
+    """(g, r) δ C δᵀ of every row, δ C being known."""
     return ((weight - scale[..., None] * codes) * slope).sum(-1)
 
 
 def _least_squares(product: Tensor, moved: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    """(g, R) scales of least error for the codes; a row of zeros, or one that turned around, keeps its scale."""
+    """(g, r) scales of least error for the codes; a row of zeros, or one that turned around, keeps its scale."""
     found = (product * codes).sum(-1) / (moved * codes).sum(-1).clamp(min=_LEAST)
     return torch.where(found > 0, found, scale)
 
 
 def _descend_(codes: Tensor, slope: Tensor, moment: Tensor, scale: Tensor, grid: Grid, block: slice) -> None:
     """Round some columns anew, one after the other; `codes` and `slope` change."""
-    own = codes[..., block].movedim(-1, 0).contiguous()  # (block, g, R): a column lies in one piece
-    slope_of_own = slope[..., block].movedim(-1, 0).contiguous()
+    # (block, g, r) copies, in which a column lies in one piece
+    own, slope_of_own = (
+        each[..., block].movedim(-1, 0).clone(memory_format=torch.contiguous_format) for each in (codes, slope)
+    )
     moment_of_own = moment[:, block, block].movedim(0, -1)[..., None]  # (block, block, g, 1)
     kept = None if grid.kept is None else grid.kept[..., block].movedim(-1, 0)
-    round_block = graphed(_round_block) if codes.is_cuda and len(own) == _BLOCK else _round_block
-    rounded, changes = round_block(own, slope_of_own, moment_of_own, scale, grid.low, grid.high, grid.is_sign, kept)
+    ends = torch.tensor([grid.low, grid.high], dtype=codes.dtype, device=codes.device)
+    function = _sign_block if grid.is_sign else _round_block
+    round_block = graphed(function) if codes.is_cuda and len(own) == _BLOCK else function
+    rounded, changes = round_block(own, slope_of_own, moment_of_own, scale, ends, kept)
     codes[..., block] = rounded.movedim(0, -1)
     slope -= changes.movedim(0, -1) @ moment[:, block]
 
@@ -101,32 +109,31 @@ def _round_block(
     slope: Tensor,
     moment: Tensor,
     scale: Tensor,
-    low: Tensor,
-    high: Tensor,
-    is_sign: Tensor | None,
+    ends: Tensor,
     kept: Tensor | None,
+    is_sign: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Codes (b, g, R) of a block of b columns, and by how much their weights changed.
+    """Codes (b, g, r) of a block of b columns, and by how much their weights changed.
 
     Args:
-        codes: (b, g, R) codes; they are changed.
-        slope: (b, g, R) δ C of the block; it is changed.
+        codes: (b, g, r) codes; they are changed.
+        slope: (b, g, r) δ C of the block; it is changed.
         moment: (b, b, g, 1) the columns' part of C.
-        scale: (g, R) scale of every row.
-        low: (R,) smallest code of every row.
-        high: (R,) largest code of every row.
-        is_sign: (R,) whether the codes are -1 and 1; None: nowhere.
-        kept: (b, g, R) False where a weight is pruned; None: none is.
+        scale: (g, r) scale of every row.
+        ends: (2,) smallest and largest code.
+        kept: (b, g, r) False where a weight is pruned; None: none is.
+        is_sign: whether the codes are the two ends alone. Default: no.
     """
-    changes = torch.empty_like(codes)
+    changes, low, high = torch.empty_like(codes), ends[0], ends[1]
     for j in range(len(codes)):
         value = codes[j] + slope[j] / (scale * moment[j, j].clamp(min=_LEAST))
-        code = torch.minimum(torch.maximum(value.round(), low), high)
-        if is_sign is not None:
-            code = torch.where(is_sign, torch.where(value < 0, -1.0, 1.0), code)
+        code = torch.where(value < 0, low, high) if is_sign else torch.clamp(value.round(), low, high)
         if kept is not None:
             code = code * kept[j]
         changes[j] = scale * (code - codes[j])
         codes[j] = code
         slope -= moment[j] * changes[j]
     return codes, changes
+
+
+_sign_block = partial(_round_block, is_sign=True)

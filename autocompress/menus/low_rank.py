@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from autocompress.menus.algebra import cholesky_factor, damped, refit
-from autocompress.menus.quantizers import QUANTIZERS, Rounding
+from autocompress.menus.quantizers import QUANTIZERS
+from autocompress.menus.rounding import Rounding
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.variants import FirstFactor, LayerSource, Variant, finished_variant
 from autocompress.network.structure import LINEAR, Layer

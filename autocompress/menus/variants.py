@@ -12,7 +12,8 @@ from autocompress.menus.algebra import damped, expected_loss, inverse, refit
 from autocompress.menus.calibration import shrunk
 from autocompress.menus.criteria import ElementContext, block_mask, element_mask, element_scores
 from autocompress.menus.lookups import lookup_loss
-from autocompress.menus.quantizers import QUANTIZERS, Rounding, by_diagonal
+from autocompress.menus.quantizers import QUANTIZERS, by_diagonal
+from autocompress.menus.rounding import Rounding
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.statistics import Statistics
 from autocompress.network.structure import EMBEDDING, Layer

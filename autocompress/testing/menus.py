@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from autocompress.menus.criteria import ChannelCriterion, Consumer, ElementContext, ElementCriterion
-from autocompress.menus.quantizers import Rounded, Rounding, RoundingFunction, code_range
+from autocompress.menus.quantizers import RoundingFunction
+from autocompress.menus.rounding import Rounded, Rounding, code_range
 from autocompress.testing.contract import gradient_moment, normal, require, second_moment, seeded
 
 _WIDTHS = (1, 6, 130)  # channels of a group

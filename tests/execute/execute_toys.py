@@ -13,7 +13,7 @@ from autocompress.data import Data, from_tensors, load_data
 from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, write_weights_
 from autocompress.menus import Menus, MenuSettings, build_menus
 from autocompress.menus.activations import calibrate_range
-from autocompress.menus.quantizers import code_range
+from autocompress.menus.rounding import code_range
 from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Label, Plan

@@ -10,7 +10,7 @@ from execute_toys import by_hand, levels, outputs, same, same_state, state
 from autocompress.execute.compressed import LayerWeights, kept_map
 from autocompress.execute.rounding_aware import LearnedCodes, LearnedRange, finished, rounding_aware, unrounded
 from autocompress.menus.activations import ActivationRange
-from autocompress.menus.quantizers import code_range
+from autocompress.menus.rounding import code_range
 
 _BITS = (*range(1, 9), 16, 32)
 _SPARSE = [("channel", 0.0), ("element", 0.3), ("2:4", 0.5)]

@@ -7,7 +7,8 @@ import torch
 from menu_toys import moment, randn
 from torch import Tensor
 
-from autocompress.menus.quantizers import QUANTIZERS, Rounded, Rounding, code_range
+from autocompress.menus.quantizers import QUANTIZERS
+from autocompress.menus.rounding import Rounded, Rounding, code_range
 
 CASES = [(name, bits) for name in QUANTIZERS for bits in range(1, 9) if name != "binary" or bits == 1]
 

@@ -13,7 +13,7 @@ from torch import nn
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights
 from autocompress.menus.activations import calibrate_range
-from autocompress.menus.quantizers import code_range
+from autocompress.menus.rounding import code_range
 from autocompress.network import fold_batch_norms, trace
 from autocompress.plan import Label, Plan
 from autocompress.targets.graph.lowering import lower

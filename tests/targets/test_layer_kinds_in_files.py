@@ -16,7 +16,7 @@ from onnx import TensorProto
 from torch import Tensor, nn
 
 from autocompress.execute.compressed import Compressed, uncompressed, write_weights_
-from autocompress.menus.quantizers import code_range
+from autocompress.menus.rounding import code_range
 from autocompress.network import fold_batch_norms, trace
 from autocompress.network.layered import layered
 from autocompress.plan import Label, Plan

@@ -11,7 +11,8 @@ from torch import nn
 from autocompress.data import load_data
 from autocompress.errors import InputError
 from autocompress.menus import CRITERIA, QUANTIZERS
-from autocompress.menus.quantizers import Rounded, nearest
+from autocompress.menus.quantizers import nearest
+from autocompress.menus.rounding import Rounded
 from autocompress.models import DigitsNet
 from autocompress.searchers import base
 from autocompress.searchers.agents import AGENTS

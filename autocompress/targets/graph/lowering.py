@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed, LayerWeights, write_weights_
-from autocompress.menus.quantizers import code_range
+from autocompress.menus.rounding import code_range
 from autocompress.network.exported import LayerCalls, export_graph, layer_calls
 from autocompress.network.interface import argument_names, output_names
 from autocompress.plan import Plan

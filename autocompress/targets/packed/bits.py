@@ -23,7 +23,7 @@ from torch import Tensor
 
 from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights, kept_map
-from autocompress.menus.quantizers import code_range
+from autocompress.menus.rounding import code_range
 from autocompress_envs.problem import n_of_m, removed_weights
 
 UInt8 = npt.NDArray[np.uint8]

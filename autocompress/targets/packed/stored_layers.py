@@ -11,7 +11,7 @@ from torch import Tensor
 from autocompress.errors import InputError
 from autocompress.execute.compressed import LayerWeights
 from autocompress.menus.activations import ActivationRange
-from autocompress.menus.quantizers import code_range
+from autocompress.menus.rounding import code_range
 from autocompress.plan import FIRST, SECOND, Label, Plan
 from autocompress.targets.packed.bits import FLOATS, decode_weight, encode_weight
 
