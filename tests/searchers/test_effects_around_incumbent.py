@@ -93,8 +93,7 @@ class Watched:
         return [event[1] for event in self.events if event[0] == "plan"]
 
 
-@pytest.mark.parametrize("passes", [(4.0,), (9.5, 3.2, 6.7, 2.0), (2.0, 11.0, 1.5)])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("passes", "seed"), [((4.0,), 0), ((9.5, 3.2, 6.7, 2.0), 1), ((2.0, 11.0, 1.5), 2)])
 def test_it_refreshes_when_the_best_is_new_enough_was_evaluated_and_enough_is_left(passes, seed):
     """As often as the last effects took passes; what a refresh takes is counted, and at once its plan is evaluated.
 
