@@ -40,13 +40,8 @@ def gptq(rounding: Rounding, bits: Sequence[int]) -> list[Rounded]:
     then made better one at a time (`descent`). (Feeding errors back between rows as well, through G as in YAQA,
     Tseng et al. 2025, was measured on ResNet-20 and did not lower the divergence.)
     """
-    best = _swept(rounding, bits)
-    return [_descended(rounding, width, best[width]) for width in bits]  # each alone: the same whatever else is asked
-
-
-def _at_once(rounding: Rounding) -> int:
-    """Number of copies of a weight that are rounded side by side."""
-    return max(1, bound_on(rounding.weight.device.type, HELD) // rounding.weight.numel())
+    best, inputs = _swept(rounding, bits), _Inputs.of(rounding)
+    return [_descended(rounding, inputs, width, best[width]) for width in bits]  # each as if it were asked alone
 
 
 def _swept(rounding: Rounding, bits: Sequence[int]) -> dict[int, _Swept]:
@@ -54,7 +49,7 @@ def _swept(rounding: Rounding, bits: Sequence[int]) -> dict[int, _Swept]:
     sweep, large = _Sweep.of(rounding), rounding.weight.numel() > _LARGE
     widest = {width: min_max_scale(rounding, width) for width in bits}
     candidates = [(width, factor) for width in bits for factor in scale_factors(width)[:: 3 if large else 1].tolist()]
-    at_once = _at_once(rounding)
+    at_once = max(1, bound_on(rounding.weight.device.type, HELD) // rounding.weight.numel())
     best: dict[int, _Swept] = {}
     for first in range(0, len(candidates), at_once):
         part = candidates[first : first + at_once]
@@ -64,23 +59,44 @@ def _swept(rounding: Rounding, bits: Sequence[int]) -> dict[int, _Swept]:
     return best
 
 
-def _descended(rounding: Rounding, bits: int, swept: _Swept) -> Rounded:
+@dataclass(frozen=True)
+class _Inputs:
+    """The moments of a layer's inputs, in an order and about their means.
+
+    Attributes:
+        order: (d,) column of the weight at each place of the order.
+        centred: (g, d, d) float32 E[x xᵀ] - E[x] E[x]ᵀ in that order.
+        mean: (g, d, 1) float64 E[x], of the columns as they are.
+    """
+
+    order: Tensor
+    centred: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, rounding: Rounding) -> _Inputs:
+        """The moments of the inputs of a weight that is to be rounded."""
+        moment, order = rounding.second_moment, _by_moment(rounding)
+        mean = moment[:, :-1, -1:] / moment[:, -1:, -1:]
+        ordered = mean[:, order]
+        centred = moment[:, order][:, :, order] - (ordered @ ordered.mT) * moment[:, -1:, -1:]
+        return cls(order, centred.float(), mean)
+
+
+def _descended(rounding: Rounding, inputs: _Inputs, bits: int, swept: _Swept) -> Rounded:
     """A swept weight, made better by coordinate descent."""
-    order, weight = _by_moment(rounding), rounding.weight[..., :-1]
-    mean, ones = rounding.second_moment[:, :-1, -1:], rounding.second_moment[:, -1:, -1:]
-    centred = rounding.second_moment[:, :-1, :-1] - mean @ mean.mT / ones
-    low, high = code_range(bits)
+    order, weight = inputs.order, rounding.weight[..., :-1]
     ordered, scale = descended(
         weight[..., order].float(),
-        centred[:, order][:, :, order].float(),
+        inputs.centred,
         swept.codes[..., order],
         swept.scale.float(),
-        Grid(low, high, None if rounding.mask is None else rounding.mask[..., order]),
+        Grid(*code_range(bits), None if rounding.mask is None else rounding.mask[..., order]),
     )
     codes = torch.empty_like(ordered)
     codes[..., order] = ordered
     missed = weight - codes * scale.double()[..., None]  # (g, r, d), whose mean the bias takes
-    bias = rounding.weight[..., -1] + (missed @ mean / ones)[..., 0]
+    bias = rounding.weight[..., -1] + (missed @ inputs.mean)[..., 0]
     return Rounded(codes.to(torch.int8), scale.double(), bias)
 
 
