@@ -18,8 +18,9 @@ Shapes: g groups of a convolution (1 for other layers), r rows (output channels)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -96,44 +97,40 @@ def _descend_(codes: Tensor, slope: Tensor, moment: Tensor, scale: Tensor, grid:
     )
     moment_of_own = moment[:, block, block].movedim(0, -1)[..., None]  # (block, block, g, 1)
     kept = None if grid.kept is None else grid.kept[..., block].movedim(-1, 0)
-    ends = torch.tensor([grid.low, grid.high], dtype=codes.dtype, device=codes.device)
-    function = _sign_block if grid.is_sign else _round_block
+    function = _on_grid(grid.low, grid.high)
     round_block = graphed(function) if codes.is_cuda and len(own) == _BLOCK else function
-    rounded, changes = round_block(own, slope_of_own, moment_of_own, scale, ends, kept)
-    codes[..., block] = rounded.movedim(0, -1)
-    slope -= changes.movedim(0, -1) @ moment[:, block]
+    rounded = round_block(own, slope_of_own, moment_of_own, scale, kept).movedim(0, -1)
+    slope -= ((rounded - codes[..., block]) * scale[..., None]) @ moment[:, block]
+    codes[..., block] = rounded
+
+
+@cache
+def _on_grid(low: int, high: int) -> Callable[..., Tensor]:
+    """`_round_block` to these codes; always the same function, for which CUDA keeps a graph."""
+    return partial(_round_block, low=low, high=high)
 
 
 def _round_block(
-    codes: Tensor,
-    slope: Tensor,
-    moment: Tensor,
-    scale: Tensor,
-    ends: Tensor,
-    kept: Tensor | None,
-    is_sign: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Codes (b, g, r) of a block of b columns, and by how much their weights changed.
+    codes: Tensor, slope: Tensor, moment: Tensor, scale: Tensor, kept: Tensor | None, *, low: int, high: int
+) -> Tensor:
+    """Codes (b, g, r) of a block of b columns.
 
     Args:
         codes: (b, g, r) codes; they are changed.
         slope: (b, g, r) δ C of the block; it is changed.
         moment: (b, b, g, 1) the columns' part of C.
         scale: (g, r) scale of every row.
-        ends: (2,) smallest and largest code.
         kept: (b, g, r) False where a weight is pruned; None: none is.
-        is_sign: whether the codes are the two ends alone. Default: no.
+        low: smallest code.
+        high: largest code; from -1 to 1, 0 is none.
     """
-    changes, low, high = torch.empty_like(codes), ends[0], ends[1]
-    for j in range(len(codes)):
-        value = codes[j] + slope[j] / (scale * moment[j, j].clamp(min=_LEAST))
-        code = torch.where(value < 0, low, high) if is_sign else torch.clamp(value.round(), low, high)
+    own = moment.diagonal(dim1=0, dim2=1).movedim(-1, 0)  # (b, g, 1) C_jj
+    steps = 1 / (scale * own.clamp(min=_LEAST))  # (b, g, r)
+    for j, (code, slope_of_it, step, column) in enumerate(zip(codes, slope, steps, moment, strict=True)):
+        best = torch.addcmul(code, slope_of_it, step)
+        best = torch.where(best < 0, -1.0, 1.0) if (low, high) == (-1, 1) else best.round_().clamp_(low, high)
         if kept is not None:
-            code = code * kept[j]
-        changes[j] = scale * (code - codes[j])
-        codes[j] = code
-        slope -= moment[j] * changes[j]
-    return codes, changes
-
-
-_sign_block = partial(_round_block, is_sign=True)
+            best *= kept[j]
+        slope.addcmul_(column, (best - code).mul_(scale), value=-1)
+        code.copy_(best)
+    return codes

@@ -195,7 +195,7 @@ def _round_block(
         if kept is not None:
             code = code * kept[j]
         codes[j], errors[j] = code, (block[j] - code * step) / factor[j, j]
-        block[j + 1 :] -= factor[j, j + 1 :] * errors[j]
+        block[j + 1 :].addcmul_(factor[j, j + 1 :], errors[j], value=-1)
     return codes, errors
 
 
