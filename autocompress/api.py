@@ -131,7 +131,7 @@ def _prepared(asked: Request, splits: Data, watcher: Progress) -> Job:
     loaded = load(asked, splits, watcher)
     if note := chance_note(loaded):
         watcher.note(note)
-    job = prepare(loaded, asked.menus, asked.config, watcher)
+    job = prepare(loaded, asked.menus_of(loaded.network), asked.config, watcher)
     remember(named_functions(vars(asked.config)))
     return job
 
@@ -257,7 +257,7 @@ def evaluate(
     if asked.time is not None:
         raise InputError("`budget` of latency is measured on files, which `evaluate` does not write; use `apply`.")
     loaded = load(asked, load_splits(asked), watcher)
-    job = prepare(loaded, asked.menus, asked.config, watcher, must_export=False)
+    job = prepare(loaded, asked.menus_of(loaded.network), asked.config, watcher, must_export=False)
     labeling = job.menus.labeling(wanted)
     limits = limits_to_check(asked.config.budget, job)
     evaluator = build_evaluator(job, asked.config, watcher=watcher)

@@ -91,7 +91,7 @@ def _finetune(
     tuning = fine_tuning(config, config.seed, has_labels=bool(loaded.data.classes))
     if tuning is None and train is None:
         raise InputError("`epochs` must be above 0, got 0; pass --epochs 2.")
-    job = prepare(loaded, asked.menus, config, watcher)
+    job = prepare(loaded, asked.menus_of(loaded.network), config, watcher)
     labeling = job.menus.labeling(plan)
     compressed = restore(path / MODEL, job.model, job.network)
     if train is not None:

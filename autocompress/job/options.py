@@ -21,8 +21,10 @@ from autocompress.evaluation import AUTO, torch_device
 from autocompress.execute.distillation import Objective
 from autocompress.execute.finetune import FineTuning
 from autocompress.menus import MenuSettings
+from autocompress.menus.plan_checks import with_widths_of
 from autocompress.menus.settings import EVERY_WIDTH, WIDE
 from autocompress.models import check_spec
+from autocompress.network.structure import Network
 from autocompress.plan import Plan
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import chosen_policy
@@ -55,6 +57,7 @@ class Request:
         target: target that the result runs on.
         menus: settings of the menus.
         time: the budget's limit of time; None where it has none.
+        plan: the plan that is made real or measured; None: one is searched for.
     """
 
     config: Config
@@ -63,6 +66,11 @@ class Request:
     target: Target
     menus: MenuSettings
     time: TimeLimit | None
+    plan: Plan | None
+
+    def menus_of(self, network: Network) -> MenuSettings:
+        """Settings of the menus of this network, on which the labels of the plan are."""
+        return self.menus if self.plan is None else with_widths_of(self.plan, network, self.menus)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +123,7 @@ def request(
         target = _timed_elsewhere(target, config.runner)
     if time is not None:
         _check_time(target, time)
-    return Request(config, model, None if isinstance(data, str) else data, target, menus, time)
+    return Request(config, model, None if isinstance(data, str) else data, target, menus, time, plan)
 
 
 def search_request(

@@ -20,7 +20,7 @@ from torch import Tensor
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.low_rank import Format, low_rank_variants, offered_ranks
-from autocompress.menus.plan_checks import check_plan, check_tie
+from autocompress.menus.plan_checks import SPARSITY_TOLERANCE, check_plan, check_tie
 from autocompress.menus.settings import MenuSettings
 from autocompress.menus.store import Store
 from autocompress.menus.ties import label_places, tied
@@ -28,8 +28,6 @@ from autocompress.menus.variants import LayerSource, Variant, channel_variants, 
 from autocompress.network.structure import Group, Layer, Network
 from autocompress.plan import Label, Plan
 from autocompress_envs.problem import FloatArray, Labeling, LayerNumbers, Problem, n_of_m
-
-_TOLERANCE = 1e-6  # how far a plan's sparsity may be from the menu's
 
 
 @dataclass(frozen=True)
@@ -360,7 +358,7 @@ class Menus:
         """Indices of a label's numbers in the layer's menu. Raises InputError where one is not offered."""
         sparsities = self.sparsities(layer)
         distances = [abs(label.sparsity - sparsity) for sparsity in sparsities]
-        if min(distances) > _TOLERANCE:
+        if min(distances) > SPARSITY_TOLERANCE:
             choices = ", ".join(f"{sparsity:g}" for sparsity in sparsities)
             raise InputError(
                 f"Layer {layer.name}: `sparsity` must be one of {choices}, got {label.sparsity:g}; "

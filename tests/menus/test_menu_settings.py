@@ -4,9 +4,14 @@ import re
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.menus import MenuSettings
+from autocompress.menus.plan_checks import with_widths_of
+from autocompress.network import trace
+from autocompress.plan import Label, Plan
 
 MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"criterion": "best"}, "`criterion` must be one of activation, l1, l2, obs, random, taylor, got 'best'."),
@@ -64,3 +69,21 @@ def test_channels_are_left_in_eighths_or_in_steps_that_kernels_like():
 
 def test_one_level_leaves_all_channels():
     assert MenuSettings(sparsity_levels=1, steps_from=16).channels(96) == [96]
+
+
+@pytest.mark.parametrize(
+    ("kept", "steps"), [(96, 96), (80, 96), (84, None), (0, 96)], ids=["all", "a step", "an exact eighth", "none"]
+)
+def test_a_plan_brings_the_steps_that_it_was_made_with(kept, steps):
+    """84 of 96 channels are 7/8: on the menu where channels are left in exact shares."""
+    network = trace(nn.Sequential(nn.Linear(8, 96), nn.ReLU(), nn.Linear(96, 4)), torch.zeros(1, 8))
+    plan = Plan({"0": Label(1 - kept / 96, 8, 8), "2": Label(0.0, 8, 8)}, "channel")
+    assert with_widths_of(plan, network, MenuSettings()).steps_from == steps
+
+
+def test_a_latency_runs_plan_brings_steps_of_all_widths():
+    """28 of 40 channels are no eighth, and no multiple of 8: nothing offers them. 24 are a multiple of 8."""
+    network = trace(nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 4)), torch.zeros(1, 8))
+    for kept, steps in ((24, 16), (28, 96), (35, 96)):
+        plan = Plan({"0": Label(1 - kept / 40, 8, 8), "2": Label(0.0, 8, 8)}, "channel")
+        assert with_widths_of(plan, network, MenuSettings()).steps_from == steps
