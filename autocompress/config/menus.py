@@ -36,7 +36,7 @@ class MenuOptions(Part):
     width_steps: bool | None = option(
         None,
         "Leave channels in multiples of 4, 8 or 16, by the width of a layer, which integer kernels run well at, not "
-        "in exact shares. Default: from 96 channels on; of all layers with a budget of latency.",
+        "in exact shares. Default: from 64 channels on; of all layers with a budget of latency.",
     )
     ranks: tuple[float, ...] = option(
         (),

@@ -11,7 +11,7 @@ from autocompress_envs.problem import n_of_m
 
 _STEPS = {16: 4, 32: 8, 96: 16}  # of a group's channels, by the fewest channels that it has
 EVERY_WIDTH = min(_STEPS)
-WIDE = max(_STEPS)  # from here on steps are at most a sixth of the channels, about as fine as eighths
+WIDE = 64  # from here on steps are an eighth to a sixth of the channels: about as fine as exact eighths
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_channels_are_left_in_eighths_or_in_steps_that_kernels_like():
     assert stepped.channels(12) == exact.channels(12)
     for width in range(1, 300):
         found = stepped.channels(width)
-        assert MenuSettings().channels(width) == (found if width >= 96 else exact.channels(width))
+        assert MenuSettings().channels(width) == (found if width >= 64 else exact.channels(width))
         assert found == sorted(set(found), reverse=True)
         assert found[0] == width
         assert found[-1] >= 1
@@ -72,7 +72,7 @@ def test_one_level_leaves_all_channels():
 
 
 @pytest.mark.parametrize(
-    ("kept", "steps"), [(96, 96), (80, 96), (84, None), (0, 96)], ids=["all", "a step", "an exact eighth", "none"]
+    ("kept", "steps"), [(96, 64), (80, 64), (84, None), (0, 64)], ids=["all", "a step", "an exact eighth", "none"]
 )
 def test_a_plan_brings_the_steps_that_it_was_made_with(kept, steps):
     """84 of 96 channels are 7/8: on the menu where channels are left in exact shares."""
@@ -84,6 +84,6 @@ def test_a_plan_brings_the_steps_that_it_was_made_with(kept, steps):
 def test_a_latency_runs_plan_brings_steps_of_all_widths():
     """28 of 40 channels are no eighth, and no multiple of 8: nothing offers them. 24 are a multiple of 8."""
     network = trace(nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 4)), torch.zeros(1, 8))
-    for kept, steps in ((24, 16), (28, 96), (35, 96)):
+    for kept, steps in ((24, 16), (28, 64), (35, 64)):
         plan = Plan({"0": Label(1 - kept / 40, 8, 8), "2": Label(0.0, 8, 8)}, "channel")
         assert with_widths_of(plan, network, MenuSettings()).steps_from == steps
