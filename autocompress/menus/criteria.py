@@ -99,7 +99,7 @@ def obs_order(consumers: Sequence[Consumer], generator: torch.Generator) -> Tens
 
 
 class _Elimination:
-    """W and H⁻¹ of one reader while channels are removed.
+    """W and H⁻¹ of one reader while channels are removed, in the columns that read them: no cost needs any other.
 
     W is kept as Rᵀ W, with a root R of G = R Rᵀ: then tr(G W_C S⁻¹ W_Cᵀ) = tr((Rᵀ W_C) S⁻¹ (Rᵀ W_C)ᵀ), and
     the updates of W, which work on its columns, are the same for Rᵀ W.
@@ -107,9 +107,10 @@ class _Elimination:
 
     def __init__(self, consumer: Consumer) -> None:
         root = cholesky_factor(consumer.gradient_moment)  # (r, r)
-        self.weight = root.T @ consumer.weight  # (r, d + 1)
-        self.inverse = inverse(consumer.second_moment)  # (d + 1, d + 1)
-        self.columns = consumer.columns  # (n, m)
+        own = consumer.columns.flatten()  # (n · m,); a layer behind a concatenation reads other groups, too
+        self.weight = root.T @ consumer.weight[:, own]  # (r, n · m)
+        self.inverse = inverse(consumer.second_moment)[own][:, own]  # (n · m, n · m)
+        self.columns = torch.arange(len(own), device=own.device).view_as(consumer.columns)  # (n, m)
 
     def removal_cost(self, channels: Tensor) -> Tensor:
         """½ tr(G W_C S⁻¹ W_Cᵀ) of each of the (c,) channels alone, (c,)."""
@@ -124,8 +125,8 @@ class _Elimination:
         """Update W and H⁻¹ to those without the (c,) channels, all at once."""
         columns = self.columns[channels].flatten()  # (c · m,)
         factor = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])  # S⁻¹ (H⁻¹)_C:
-        self.weight -= self.weight[:, columns] @ factor
-        self.inverse -= self.inverse[:, columns] @ factor
+        self.weight.addmm_(self.weight[:, columns], factor, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, columns], factor, alpha=-1)
 
 
 class _Uncorrelated:
