@@ -42,7 +42,7 @@ def with_widths_of(plan: Plan, network: Network, settings: MenuSettings) -> Menu
     """The settings, with the steps of channels by which a plan was made where its layers have widths of others.
 
     Args:
-        plan: plan, possibly of another network: then the settings stay as they are.
+        plan: plan of this network; one of another is refused where its labels are looked up.
         network: trace of the network.
         settings: settings of its menus.
     """

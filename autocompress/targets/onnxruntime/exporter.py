@@ -236,12 +236,12 @@ def _decompose_where_that_changes_something_(program: torch.export.ExportedProgr
     It would trace the program anew, which takes a third to a half of the time of writing a file.
     """
     decompose: Callable[..., torch.export.ExportedProgram] = program.run_decompositions
-    operators = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    operators = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OperatorBase)]
+    are_plain = all(isinstance(each, torch._ops.OpOverload) and not each._schema.is_mutable for each in operators)
 
     def run(table: Any = None) -> torch.export.ExportedProgram:
-        if table is None or any(each in table or each._schema.is_mutable for each in operators):
-            return decompose(table)
-        return program
+        is_done = are_plain and table is not None and not any(each in table for each in operators)
+        return program if is_done else decompose(table)
 
     program.run_decompositions = run  # type: ignore[method-assign, assignment]
 
