@@ -221,9 +221,8 @@ class _Collector:
         """A block of so many samples is over."""
         if not self.is_diagonal:
             mirror_(self.of_block)
-        self.second_moment += self.of_block
-        if not self.is_diagonal:
             self.chance.see(self.of_block / samples)
+        self.second_moment += self.of_block
         self.of_block.zero_()
 
     def finish(self, count: int) -> Statistics:

@@ -19,40 +19,22 @@ Shapes: g groups of a convolution (1 for other layers), r rows (output channels)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 
 from autocompress.menus.cuda_graphs import graphed
+from autocompress.menus.rounding import round_codes
 
 _ROUNDS = 3  # over all columns; a first one brings 70 %, three 93 % of what eight bring
 _BLOCK = 64  # columns that are rounded before their changes reach all others
 _LEAST = 1e-20  # below what any error or moment of a layer that is used comes to
 
 
-@dataclass(frozen=True)
-class Grid:
-    """The codes that weights may have: -1 and 1, or all from the smallest to the largest.
-
-    Attributes:
-        low: smallest code.
-        high: largest code; with `low` = -1 and `high` = 1, 0 is none of them.
-        kept: (g, r, d) False where a weight is pruned, so that its code is 0; None: none is.
-    """
-
-    low: int
-    high: int
-    kept: Tensor | None
-
-    @property
-    def is_sign(self) -> bool:
-        """Whether the codes are -1 and 1 alone."""
-        return (self.low, self.high) == (-1, 1)
-
-
-def descended(weight: Tensor, moment: Tensor, codes: Tensor, scale: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+def descended(
+    weight: Tensor, moment: Tensor, codes: Tensor, scale: Tensor, bits: int, kept: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Codes and scales with less output error, or the given ones in rows where none were found.
 
     Args:
@@ -60,7 +42,8 @@ def descended(weight: Tensor, moment: Tensor, codes: Tensor, scale: Tensor, grid
         moment: (g, d, d) float32 C, positive definite.
         codes: (g, r, d) float32 codes q.
         scale: (g, r) float32 scales s, above 0.
-        grid: the codes that are allowed.
+        bits: bit-width of the codes.
+        kept: (g, r, d) bool, False where a weight is pruned, so that its code is 0. Default: none is.
 
     Returns:
         Codes (g, r, d) and scales (g, r).
@@ -73,7 +56,7 @@ def descended(weight: Tensor, moment: Tensor, codes: Tensor, scale: Tensor, grid
         step = _least_squares(product, moved, current, step)
         slope = product - step[..., None] * moved
         for start in range(0, weight.shape[2], _BLOCK):
-            _descend_(current, slope, moment, step, grid, slice(start, start + _BLOCK))
+            _descend_(current, slope, moment, step, bits, kept, slice(start, start + _BLOCK))
     better = _error(weight, current, step, slope) < before  # (g, r)
     return torch.where(better[..., None], current, codes), torch.where(better, step, scale)
 
@@ -89,29 +72,31 @@ def _least_squares(product: Tensor, moved: Tensor, codes: Tensor, scale: Tensor)
     return torch.where(found > 0, found, scale)
 
 
-def _descend_(codes: Tensor, slope: Tensor, moment: Tensor, scale: Tensor, grid: Grid, block: slice) -> None:
+def _descend_(
+    codes: Tensor, slope: Tensor, moment: Tensor, scale: Tensor, bits: int, kept: Tensor | None, block: slice
+) -> None:
     """Round some columns anew, one after the other; `codes` and `slope` change."""
     # (block, g, r) copies, in which a column lies in one piece
     own, slope_of_own = (
         each[..., block].movedim(-1, 0).clone(memory_format=torch.contiguous_format) for each in (codes, slope)
     )
     moment_of_own = moment[:, block, block].movedim(0, -1)[..., None]  # (block, block, g, 1)
-    kept = None if grid.kept is None else grid.kept[..., block].movedim(-1, 0)
-    function = _on_grid(grid.low, grid.high)
+    kept_of_own = None if kept is None else kept[..., block].movedim(-1, 0)
+    function = _to(bits)
     round_block = graphed(function) if codes.is_cuda and len(own) == _BLOCK else function
-    rounded = round_block(own, slope_of_own, moment_of_own, scale, kept).movedim(0, -1)
+    rounded = round_block(own, slope_of_own, moment_of_own, scale, kept_of_own).movedim(0, -1)
     slope -= ((rounded - codes[..., block]) * scale[..., None]) @ moment[:, block]
     codes[..., block] = rounded
 
 
 @cache
-def _on_grid(low: int, high: int) -> Callable[..., Tensor]:
-    """`_round_block` to these codes; always the same function, for which CUDA keeps a graph."""
-    return partial(_round_block, low=low, high=high)
+def _to(bits: int) -> Callable[..., Tensor]:
+    """`_round_block` to this bit-width; always the same function, for which CUDA keeps a graph."""
+    return partial(_round_block, bits=bits)
 
 
 def _round_block(
-    codes: Tensor, slope: Tensor, moment: Tensor, scale: Tensor, kept: Tensor | None, *, low: int, high: int
+    codes: Tensor, slope: Tensor, moment: Tensor, scale: Tensor, kept: Tensor | None, *, bits: int
 ) -> Tensor:
     """Codes (b, g, r) of a block of b columns.
 
@@ -121,14 +106,12 @@ def _round_block(
         moment: (b, b, g, 1) the columns' part of C.
         scale: (g, r) scale of every row.
         kept: (b, g, r) False where a weight is pruned; None: none is.
-        low: smallest code.
-        high: largest code; from -1 to 1, 0 is none.
+        bits: bit-width of the codes.
     """
     own = moment.diagonal(dim1=0, dim2=1).movedim(-1, 0)  # (b, g, 1) C_jj
     steps = 1 / (scale * own.clamp(min=_LEAST))  # (b, g, r)
     for j, (code, slope_of_it, step, column) in enumerate(zip(codes, slope, steps, moment, strict=True)):
-        best = torch.addcmul(code, slope_of_it, step)
-        best = torch.where(best < 0, -1.0, 1.0) if (low, high) == (-1, 1) else best.round_().clamp_(low, high)
+        best = round_codes(torch.addcmul(code, slope_of_it, step), bits)
         if kept is not None:
             best *= kept[j]
         slope.addcmul_(column, (best - code).mul_(scale), value=-1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from autocompress.memory import bound_on
 from autocompress.menus.algebra import inverse
 from autocompress.menus.cuda_graphs import graphed
-from autocompress.menus.descent import Grid, descended
+from autocompress.menus.descent import descended
 from autocompress.menus.rounding import Rounded, Rounding, code_range, min_max_scale, round_codes, scale_factors
 
 _LARGE = 1_000_000  # weights; larger layers try every third scale, as a sweep takes weights times scales
@@ -91,7 +91,8 @@ def _descended(rounding: Rounding, inputs: _Inputs, bits: int, swept: _Swept) ->
         inputs.centred,
         swept.codes[..., order],
         swept.scale.float(),
-        Grid(*code_range(bits), None if rounding.mask is None else rounding.mask[..., order]),
+        bits,
+        None if rounding.mask is None else rounding.mask[..., order],
     )
     codes = torch.empty_like(ordered)
     codes[..., order] = ordered
