@@ -99,14 +99,14 @@ def test_texts_may_have_any_length(name: str, part: str, tmp_path) -> None:
     session = open_session(write_onnx(lowered))
     (tmp_path / "model.pt2").write_bytes(write_pt2(lowered))
     archive = torch.export.load(tmp_path / "model.pt2").module()
-    for inputs in (toy.inputs, shorter(toy.inputs)):
+    # Without the 34th: cut in half, Llama rounds a number of it that lies 1.5e-5 of a step from half-way between codes.
+    few = toy.inputs[:33]
+    for inputs in (few, shorter(few)):
         expected = run_graph(lowered, inputs)
-        tolerance = 2e-5 * float(expected.abs().max())
-        differences = (session.run(inputs) - expected).abs().flatten(1).amax(1)  # (samples,)
-        # A number half-way between two codes may be rounded the other way, which one sample in fifty has met.
-        assert float((differences > tolerance).float().mean()) <= 0.03
+        tolerance = {"rtol": 0, "atol": 2e-5 * float(expected.abs().max())}
+        torch.testing.assert_close(session.run(inputs), expected, **tolerance)
         with torch.no_grad():
-            torch.testing.assert_close(archive(*tensors_of(inputs)), expected, rtol=0, atol=tolerance)
+            torch.testing.assert_close(archive(*tensors_of(inputs)), expected, **tolerance)
     check = check_length("ONNX Runtime", lowered.graph, session, toy.inputs, toy.menus.network)
     assert check is not None
     assert (check.name, check.passed) == ("length", True)
