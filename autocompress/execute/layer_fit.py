@@ -30,7 +30,7 @@ from autocompress.execute.following import Batch
 from autocompress.execute.layer_moments import Sums, drawn_columns, drawn_positions, in_pieces
 from autocompress.execute.layer_site import Site
 from autocompress.menus.activations import ActivationRange, calibrate_range
-from autocompress.menus.algebra import cholesky_factor, damped, gram
+from autocompress.menus.algebra import cholesky_factor, damped
 from autocompress.menus.quantizers import QUANTIZERS
 from autocompress.menus.rounding import Rounding
 
@@ -40,6 +40,7 @@ FOLDS = 4  # parts of the samples; each judges what the three others were fitted
 _LARGE = 2_048  # inputs of a layer, whose fits take the cube of their number
 _FOLDS_OF_LARGE = 2  # folds that judge such a layer
 _SLACK = 1.1  # by which the more thorough fit may lose on held-out samples; see the module's text
+_MOST_SCALED = 1.25  # factor of a row that is scaled to the spread that it should have
 _RANGE_SAMPLE = 65_536  # values of a layer's input that its range is taken from
 
 
@@ -115,7 +116,7 @@ def _collect(site: Site, layer: LayerWeights, new: ActivationRange | None, batch
     groups, rows, columns = site.prior.shape
     device = batches[0].reference[site.before].device
     folds = [Sums.empty(groups, rows, columns, device) for _ in range(FOLDS)]
-    left = [torch.zeros_like(fold.square) for fold in folds]  # (g, r, r) sums of e eᵀ of the layer as it is
+    left = [Sums.empty(groups, rows, 1, device) for _ in range(FOLDS)]  # of the layer as it is: errors, and a 1
     wanted = -(-site.columns_wanted // sum(batch.size for batch in batches))  # of each sample
     prior, own = (each.mT.float().to(device)[:, None] for each in (site.prior, _extended(site, layer)))
     for batch in batches:
@@ -123,10 +124,16 @@ def _collect(site: Site, layer: LayerWeights, new: ActivationRange | None, batch
             rounded = _rounded_columns(x, new)
             miss, error = _miss(rounded, y, prior), _miss(_rounded_columns(x, layer.input_range), y, own)
             for number in range(FOLDS):
-                folds[number].add_(rounded[:, fold == number], miss[:, fold == number])
-                left[number] += gram(error[:, fold == number].flatten(1, 2))
-    losses = [0.5 * float((site.gradient_moment * each.cpu()).sum()) for each in left]
-    return _Collected([fold.completed() for fold in folds], losses)
+                own_columns = rounded[:, fold == number]
+                folds[number].add_(own_columns, miss[:, fold == number])
+                left[number].add_(own_columns[..., -1:], error[:, fold == number])
+    folds, left = ([each.completed() for each in sums] for sums in (folds, left))
+    if all(fold.means for fold in folds):
+        total = Sums.total(folds)
+        seen, share = total.seen_means(), site.coherence * (1 - columns / total.samples)
+        folds, left = ([each.coherent(share, seen) for each in sums] for sums in (folds, left))
+    unchanged = torch.zeros(groups, rows, 1, dtype=torch.float64)
+    return _Collected(folds, [each.loss(unchanged, site.gradient_moment) for each in left])
 
 
 def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -223,8 +230,31 @@ def _refitted(site: Site, layer: LayerWeights, sums: Sums, strength: float) -> L
     moment, cross = _equations(site, sums)
     weighed = moment + _anchor(moment, strength)
     weight = _solve(weighed, cross + site.prior @ weighed, site.kept)  # W*: (g, r, k + 1)
+    weight = _with_spread(site, weight, sums)
     rounding = Rounding(weight, damped(moment, site.menus.settings.damping), site.kept)
     return _rounded(rounding, layer, site.menus.settings.quantizer)
+
+
+def _with_spread(site: Site, weight: Tensor, sums: Sums) -> Tensor:
+    """Fitted weights (g, r, k + 1), each row scaled so that its output has the spread that it should have.
+
+    Least squares on inputs with errors attenuates: what the inputs don't tell of an output is missing from its
+    variance, and after many layers features are faint (as between merged networks, Jordan et al. 2023). With
+    y = W₀ x̂ + r, each row is scaled by √(Var(y) / Var(W* x̂)), at most by a quarter; its mean stays. Where the layer has
+    no bias to keep the mean, E[y²] takes the place of Var(y).
+    """
+    moment, cross, square = (each / sums.columns for each in (sums.moment, sums.cross, sums.square))
+    mean, missed = moment[..., -1:], cross[..., -1:]
+    if site.layer.has_bias:
+        moment, cross, square = moment - mean @ mean.mT, cross - missed @ mean.mT, square - missed @ missed.mT
+    squares = square.diagonal(dim1=-2, dim2=-1)[..., None]
+    wanted = ((site.prior @ moment + 2 * cross) * site.prior).sum(-1, keepdim=True) + squares
+    given = ((weight @ moment) * weight).sum(-1, keepdim=True)
+    scale = (wanted.clamp(min=0) / given.clamp(min=1e-30)).sqrt().clamp(1 / _MOST_SCALED, _MOST_SCALED)
+    scaled = weight * scale
+    if site.layer.has_bias:
+        scaled[..., -1:] = weight[..., -1:] + (weight - scaled)[..., :-1] @ mean[:, :-1]
+    return scaled
 
 
 def _anchor(moment: Tensor, strength: float) -> Tensor:

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from autocompress.menus.algebra import add_gram_, gram, mirror_
+from autocompress.menus.coherence import Means, centred
 from autocompress.menus.listening import Window
 
 PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
@@ -97,15 +98,18 @@ class Sums:
         moment: (g, k + 1, k + 1) sum of x̂ x̂ᵀ; until then only what is on and above its diagonal counts.
         cross: (g, r, k + 1) sum of r x̂ᵀ, with the miss r.
         square: (g, r, r) sum of r rᵀ.
-        columns: number of columns.
+        columns: number of columns; that of `coherent` sums counts the means of samples too.
         samples: number of samples.
+        means: (g, n, k + 1 + r) of the batches that were added: the means over each sample's p columns of x̂ and r,
+            times √p. Of an entry with one column there are none.
     """
 
     moment: Tensor
     cross: Tensor
     square: Tensor
-    columns: int = 0
+    columns: float = 0
     samples: int = 0
+    means: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def empty(cls, groups: int, rows: int, columns: int, device: torch.device) -> Sums:
@@ -138,6 +142,8 @@ class Sums:
         self.square += gram(misses)
         self.columns += flat.shape[1]
         self.samples += x.shape[1]
+        if x.shape[2] > 1:
+            self.means.append(torch.cat([x.mean(2), miss.mean(2)], 2) * x.shape[2] ** 0.5)
 
     @classmethod
     def total(cls, parts: Sequence[Sums]) -> Sums:
@@ -149,12 +155,49 @@ class Sums:
             sum((part.square for part in others), first.square),
             sum(part.columns for part in parts),
             sum(part.samples for part in parts),
+            [mean for part in parts for mean in part.means],
         )
 
     def completed(self) -> Sums:
         """The same with all samples added, on the CPU."""
         mirror_(self.moment)
-        return replace(self, moment=self.moment.cpu(), cross=self.cross.cpu(), square=self.square.cpu())
+        means = [torch.cat(self.means, 1).cpu().double()] if self.means else []
+        return replace(self, moment=self.moment.cpu(), cross=self.cross.cpu(), square=self.square.cpu(), means=means)
+
+    def seen_means(self) -> Means:
+        """How the means of x̂ over samples vary beside its columns; of completed sums that have means."""
+        rows = torch.cat(self.means, 1)[..., : self.moment.shape[1]]
+        return Means.of(rows, self.moment / self.samples)
+
+    def coherent(self, share: float, seen: Means) -> Sums:
+        """The sums with those of the samples' means added, shrunk: errors that act together count for more.
+
+        They count κ (1 - k / n) times, as there are n of them, and k unknowns to fit: with few samples a fit would make
+        up for every mean by heart.
+
+        Args:
+            share: κ (1 - k / n), with κ of `menus.coherence`.
+            seen: how the means vary, of these or of more samples.
+        """
+        if not self.means or share <= 0:
+            return replace(self, means=[])
+        rows = torch.cat(self.means, 1)  # (g, n, k + 1 + r)
+        middle = rows.mean(1, keepdim=True)
+        of_means, z = rows.shape[1] * middle.mT @ middle, rows - middle
+        between = z.mT @ z
+        inputs, misses = (slice(0, self.moment.shape[1]), slice(self.moment.shape[1], None))
+        ones, summed = self.moment[..., -1:], self.cross[..., -1:]  # Σ x̂ and Σ r
+
+        def added(moment: Tensor, left: slice, right: slice, within: Tensor) -> Tensor:
+            return moment + share * (of_means[:, left, right] + seen.shrunk(between[:, left, right], within))
+
+        return Sums(
+            added(self.moment, inputs, inputs, centred(self.moment, ones, ones)),
+            added(self.cross, misses, inputs, centred(self.cross, summed, ones)),
+            added(self.square, misses, misses, self.square - summed @ summed.mT / self.columns),
+            self.columns * (1 + share),
+            self.samples,
+        )
 
     def loss(self, change: Tensor, gradient_moment: Tensor) -> float:
         """Expected loss of what weights W still miss: ½ tr(G e eᵀ) nats, e = r - (W - W₀) x̂, summed over columns.

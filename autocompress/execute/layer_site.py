@@ -119,6 +119,11 @@ class Site:
         moment = self.menus.sources[self.layer.name].gradient_moment[self.rows][:, self.rows]
         return diagonal_blocks(moment, self.shrunk.groups)
 
+    @property
+    def coherence(self) -> float:
+        """κ: by how much more the mean of a sample's errors counts than errors that differ (`menus.coherence`)."""
+        return self.menus.sources[self.layer.name].coherence
+
     @cached_property
     def kept(self) -> Tensor | None:
         """(g, r, k) bool, False where the menus removed a weight; None: nowhere.

@@ -6,7 +6,6 @@ Then inputs are prepared otherwise than in training, or labels mean something el
 from __future__ import annotations
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from autocompress.evaluation import measured_at_once
@@ -103,4 +102,6 @@ def _goes_up(found: Tensor, y: Tensor) -> bool:
     """Whether numbers (N,) go up with labels (N,), beyond chance."""
     if not bool((found != found[0]).any()):
         return False
+    from scipy.stats import spearmanr  # here, because importing it takes half a second
+
     return bool(spearmanr(found.numpy(), y.numpy(), alternative="greater").pvalue < _LEVEL)

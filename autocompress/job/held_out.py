@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.special import ndtri
 from torch import Tensor, nn
 
 from autocompress.config import Config
@@ -111,7 +111,7 @@ class LossTest:
 
     def _check_count(self) -> None:
         """Raise InputError where so few samples could not show so small a drop, were there none at all."""
-        z, count = float(norm.ppf(1 - self._error)), len(self.indices)
+        z, count = float(ndtri(1 - self._error)), len(self.indices)
         least = z / (count + 2)  # `drop_bound` of equal answers
         if self._is_drop and least > self.tolerated:
             raise InputError(
@@ -177,7 +177,7 @@ def drop_bound(original: Tensor, compressed: Tensor, labels: Tensor, error: floa
     count = len(labels) + 2
     drop = (lost - won) / count
     variance = ((lost + won) - (lost - won) ** 2 / count) / count**2
-    return drop + float(norm.ppf(1 - error)) * math.sqrt(variance)
+    return drop + float(ndtri(1 - error)) * math.sqrt(variance)
 
 
 def divergences(original: Tensor, compressed: Tensor) -> FloatArray:

@@ -17,7 +17,7 @@ from autocompress.execute.recalibrate import fitting_bytes
 from autocompress.job.options import Request
 from autocompress.memory import memory_left, memory_limit, resident_bytes
 from autocompress.menus import MenuSettings
-from autocompress.menus.calibration import largest_moment
+from autocompress.menus.calibration import largest_moment, means_bytes
 from autocompress.menus.responses import MOST_BYTES
 from autocompress.network import Network
 from autocompress.progress import Progress
@@ -49,12 +49,13 @@ def check_memory(
     search = 2 * len(data.search_indices) * input_bytes  # as they are, and in the format of the evaluation
     recalibration = min(samples, LEAST_SAMPLES) * input_bytes if samples else 0
 
+    means = len(data.calibration_indices) * means_bytes(network)
     responses = _responses_bytes(network, asked.menus) if on_host else 0
 
     def peak(batch: int, followed: int, threads: int) -> int:
         stages = [
             search + 2 * batch * network.activation_bytes,
-            threads * _MENU_BYTES_PER_ENTRY * largest_moment(network) + min(_CALIBRATION_BYTES, search),
+            threads * _MENU_BYTES_PER_ENTRY * largest_moment(network) + min(_CALIBRATION_BYTES, search) + means,
             search + responses,
         ]
         if samples:

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.memory import bound_on
 from autocompress.menus.algebra import add_gram_, mirror_
+from autocompress.menus.coherence import Coherence
 from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
 from autocompress.menus.fisher import gradient_samples, random_functions
 from autocompress.menus.listening import Call, Listening, on_gradient
@@ -93,6 +94,8 @@ def calibrate(
     for samples in inputs.split(block):
         for taken in samples.split(batch):
             backward = done < with_gradients
+            for collector in collectors.values():
+                collector.at_once = len(taken)
             listening = Listening(
                 modules, collectors, lambda heard, output: collectors[heard.name].see(heard, output), graph=backward
             )
@@ -101,9 +104,9 @@ def calibrate(
             if not torch.isfinite(outputs).all():
                 raise InputError("`weights` must give finite outputs, got NaN or infinity on the calibration data.")
             if backward:
-                _backward(random_functions(outputs, draws, generator))
-                for collector in collectors.values():
-                    collector.gradients += len(taken) * draws
+                _backward(random_functions(outputs, draws, generator), collectors.values())
+            for collector in collectors.values():
+                collector.end_batch()
             done += len(taken)
             if progress is not None:
                 progress(done, len(inputs))
@@ -126,6 +129,15 @@ def output_bytes(layers: Iterable[Layer]) -> int:
     return sum(4 * layer.positions * layer.width for layer in layers)
 
 
+def means_bytes(network: Network) -> int:
+    """Bytes of the means of all layers' inputs that are held of one sample until calibration ends (`Coherence`).
+
+    Args:
+        network: trace of the network.
+    """
+    return sum(4 * layer.groups * (layer.fan_in + 1) for layer in network.layers if layer.kind != EMBEDDING)
+
+
 def largest_moment(network: Network) -> int:
     """Number of entries of the largest H that is kept whole; 1 where there is none.
 
@@ -136,10 +148,12 @@ def largest_moment(network: Network) -> int:
     return max((layer.groups * (layer.fan_in + 1) ** 2 for layer in kept_whole), default=1)
 
 
-def _backward(functions: list[Tensor]) -> None:
+def _backward(functions: list[Tensor], collectors: Iterable[_Collector | LookupCollector]) -> None:
     """Backpropagate the functions one after the other."""
     for index, function in enumerate(functions, 1):
         function.backward(retain_graph=index < len(functions))  # type: ignore[no-untyped-call]
+        for collector in collectors:
+            collector.end_function()
 
 
 def _collector(layer: Layer, module: nn.Module, samples: int) -> _Collector | LookupCollector:
@@ -171,6 +185,8 @@ class _Collector:
         self.second_moment = zeros(layer.groups, 1 if self.is_diagonal else columns, columns)
         self.of_block = torch.zeros_like(self.second_moment)
         self.chance = _Chance()
+        self.coherence = Coherence()
+        self.at_once = 1  # samples in the batch that is seen
         self.gradient_moment = zeros(layer.rows, layer.rows)
         self.gradients = 0  # samples times functions
         self.activation = zeros(weight.shape[1] * layer.groups)
@@ -192,6 +208,7 @@ class _Collector:
             self.of_block += columns.square().sum(1, keepdim=True) * standing_for
         else:
             add_gram_(self.of_block, columns, standing_for)
+        self.coherence.see_input(x, call.window, self.at_once)
         axis = -1 if self.layer.has_channels_last else 1
         pixels = self._drawn(x.numel() // x.shape[axis], self.columns_a_sample * len(x), x.device)
         taken = at_positions(x, axis, pixels)  # (M, channels)
@@ -211,11 +228,21 @@ class _Collector:
         # The layer's positions count those of all its runs, and where it sees the positions as samples, those
         # too.
         self.gradient_moment += (taken.T @ taken) * (count / len(taken) / self.layer.positions)
+        self.coherence.see_gradient(gradient.movedim(axis, -1), self.at_once)
 
     def _drawn(self, count: int, most: float, device: torch.device) -> Tensor | None:
         """Positions that are drawn of `count`; None where that is all, since no more than `most` are wanted."""
         wanted = max(1, round(most))
         return None if count <= wanted else torch.randint(count, (wanted,), generator=self.generator).to(device)
+
+    def end_function(self) -> None:
+        """The gradients of a function of the batch are all seen."""
+        self.gradients += self.at_once
+        self.coherence.end_function()
+
+    def end_batch(self) -> None:
+        """A batch is over."""
+        self.coherence.end_batch()
 
     def end_block(self, samples: int) -> None:
         """A block of so many samples is over."""
@@ -230,13 +257,14 @@ class _Collector:
         sample = torch.cat(self.samples).cpu().sort().values
         if len(sample) > _RANGE_SAMPLES:
             sample = sample[torch.linspace(0, len(sample) - 1, _RANGE_SAMPLES, dtype=torch.float64).round().long()]
-        order = weight_order(self.layer)
+        order, moment = weight_order(self.layer), self.second_moment / count
         return Statistics(
-            _ordered((self.second_moment / count).cpu(), order),
+            _ordered((moment + self.coherence.added(moment)).cpu(), order),
             (self.gradient_moment / self.gradients).cpu(),
             (self.activation / self.values_per_channel).cpu(),
             sample.float(),
             torch.tensor(self.chance.shrinkage()),
+            torch.tensor(self.coherence.share),
         )
 
 

@@ -44,6 +44,27 @@ def extended_columns(x: Tensor, window: Window | None, drawn: Tensor | None = No
     return columns
 
 
+def summed_columns(x: Tensor, window: Window | None) -> Tensor:
+    """The sum of a layer's columns over output positions: (g, N, d + 1), whose last entry is their number.
+
+    Args:
+        x: (N, …) inputs of the operator.
+        window: window of a convolution; None for a linear layer, whose positions are all axes but the first and last.
+    """
+    if window is None:
+        flat = x.reshape(len(x), -1, x.shape[-1])
+        summed = flat.sum(1)[None]
+        return torch.cat([summed, summed.new_full((1, len(x), 1), flat.shape[1])], 2)
+    x = _channels_behind(x, window)
+    sizes = _output_sizes(x.shape[1:-1], window)
+    columns = _empty_columns(x, len(x), window)
+    columns[..., -1] = math.prod(sizes)
+    for part, place in _parts(columns, window):
+        seen = x[(slice(None), *_read_at(place, sizes, window))].flatten(1, -2).sum(1)  # (N, C)
+        part.copy_(seen.unflatten(1, (window.groups, -1)).transpose(0, 1))
+    return columns
+
+
 def _read_at(place: tuple[int, ...], sizes: tuple[int, ...], window: Window) -> tuple[slice, ...]:
     """What a place in the kernel reads of the padded input at all output positions, along each axis."""
     axes = zip(place, sizes, window.stride, strict=True)

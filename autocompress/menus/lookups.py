@@ -35,6 +35,7 @@ class LookupCollector:
     def __init__(self, layer: Layer, module: nn.Module) -> None:
         weight = module.get_parameter("weight")
         self.gradients = 0  # samples times functions
+        self.at_once = 1  # samples in the batch that is seen
         self._positions = layer.positions
         self._lookups = torch.zeros(layer.rows, device=weight.device)
         self._moment = torch.zeros(layer.fan_in, layer.fan_in, device=weight.device)
@@ -50,6 +51,13 @@ class LookupCollector:
         flat = gradient.reshape(-1, gradient.shape[-1]).float()
         self._moment += flat.T @ flat / self._positions
 
+    def end_function(self) -> None:
+        """The gradients of a function of the batch are all seen."""
+        self.gradients += self.at_once
+
+    def end_batch(self) -> None:
+        """A batch is over."""
+
     def end_block(self, samples: int) -> None:
         """A block of so many samples is over."""
 
@@ -59,8 +67,8 @@ class LookupCollector:
         moment = torch.zeros(1, columns + 1, columns + 1)
         moment[0, :columns, :columns] = (self._moment / self.gradients).cpu()
         moment[0, -1, -1] = 1.0  # the bias, which there is none of, and which nothing hangs together with
-        nothing = torch.zeros(1)
-        return Statistics(moment, (self._lookups / count).cpu(), nothing, nothing, torch.tensor(0.0))
+        nothing, none = torch.zeros(1), torch.tensor(0.0)
+        return Statistics(moment, (self._lookups / count).cpu(), nothing, nothing, none, none)
 
 
 def lookup_loss(change: Tensor, lookups: Tensor, moment: Tensor) -> float:

@@ -25,7 +25,7 @@ from autocompress.menus.settings import MenuSettings
 from autocompress.menus.variants import FirstFactor, Variant
 from autocompress.network.structure import Network
 
-_FORMAT = 8  # to be raised whenever the same settings give other menus
+_FORMAT = 9  # to be raised whenever the same settings give other menus
 
 
 def content_key(model: nn.Module, network: Network, data_fingerprint: str, settings: MenuSettings) -> str:

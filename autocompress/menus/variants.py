@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -81,12 +81,15 @@ class LayerSource:
             diagonal.
         gradient_moment: (rows, rows) float32 G, as calibrated. Of an embedding, `second_moment` holds G of its columns,
             and this its look-ups (`lookups`).
+        coherence: κ: by how much more the mean of a sample's errors counts than errors that differ (`coherence`).
+            Default: 0.
     """
 
     layer: Layer
     weight: Tensor
     second_moment: Tensor
     gradient_moment: Tensor
+    coherence: float = 0.0
 
     @classmethod
     def of(cls, layer: Layer, module: nn.Module, statistics: Statistics) -> LayerSource:
@@ -103,12 +106,13 @@ class LayerSource:
         moment = shrunk(statistics.second_moment, float(statistics.shrinkage))
         if bias is None and moment.shape[1] > 1:
             moment = _without_bias(moment)
-        return cls(layer, torch.cat([weight, column[:, None]], 1), moment, statistics.gradient_moment)
+        extended = torch.cat([weight, column[:, None]], 1)
+        return cls(layer, extended, moment, statistics.gradient_moment, float(statistics.coherence))
 
     def to(self, device: str) -> LayerSource:
         """The same on a device."""
-        tensors = (self.weight, self.second_moment, self.gradient_moment)
-        return LayerSource(self.layer, *(tensor.to(device) for tensor in tensors))
+        moved = {name: getattr(self, name).to(device) for name in ("weight", "second_moment", "gradient_moment")}
+        return replace(self, **moved)
 
     @property
     def is_diagonal(self) -> bool:

@@ -6,11 +6,13 @@ Computed by torchmetrics (extra `metrics`), and mean average precision by pycoco
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
 from autocompress.errors import InputError, unknown_name
@@ -90,10 +92,10 @@ def share_interval(share: float, samples: int) -> tuple[float, float]:
     >>> [round(end, 4) for end in share_interval(0.5, 100)]
     [0.4038, 0.5962]
     """
-    from scipy.stats import binomtest
-
-    found = binomtest(round(share * samples), samples).proportion_ci(method="wilson")
-    return float(found.low), float(found.high)
+    z = float(ndtri(0.975))
+    spread, shift = math.sqrt(share * (1 - share) / samples + (z / samples) ** 2 / 4), z * z / (2 * samples)
+    low, high = ((share + shift + sign * z * spread) / (1 + 2 * shift) for sign in (-1, 1))
+    return max(0.0, low), min(1.0, high)  # rounding may put an end a last digit beyond
 
 
 def missing_package(metrics: Sequence[Metric]) -> str:

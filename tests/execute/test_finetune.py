@@ -63,7 +63,7 @@ def test_it_repairs_a_damaged_network_and_changes_nothing_it_was_given():
     before, after = (
         measure(toy.folded, each.rounded(), toy.data.test_batches()) for each in (compressed, tuned.compressed)
     )
-    assert before.accuracy < 0.85
+    assert before.accuracy < 0.9
     assert after.accuracy > before.accuracy + 0.05
     assert after.kl < 0.65 * before.kl
     # 1437 training samples less 200 to judge on, in batches of 64: 20 steps an epoch.
@@ -94,8 +94,8 @@ def test_it_repairs_a_damaged_network_and_changes_nothing_it_was_given():
 
 @pytest.mark.parametrize("granularity", ["element", "2:4"])
 def test_zeros_hold(granularity):
-    toy, compressed = damaged(granularity=granularity, sparsity=0.5)
-    tuned = finetune(compressed, toy.folded, toy.data, replace(_QUICK, learning_rate=0.1))
+    toy, compressed = damaged(bits=8, granularity=granularity, sparsity=0.5)
+    tuned = finetune(compressed, toy.folded, toy.data, replace(_QUICK, learning_rate=0.01))
     assert tuned.best_step == 10
     for name, layer in tuned.compressed.layers.items():
         before = compressed.layers[name]

@@ -73,21 +73,33 @@ def least_squares(x, y, prior, strength):
     return (cross + prior @ anchor) @ np.linalg.inv(moment + anchor)
 
 
-def held_out_loss(x, y, prior, strength, gradient_moment):
+def with_spread(x, y, weight):
+    """Rows scaled so that x Wᵀ has the standard deviations of y, and the means that it had."""
+    scale = np.std(y, 0) / np.std(x @ weight.T, 0)
+    scaled = weight * scale[:, None]
+    scaled[:, -1] += (x @ weight.T).mean(0) - (x @ scaled.T).mean(0)
+    return scaled
+
+
+def held_out_loss(x, y, prior, strength, gradient_moment, finish=lambda x, y, weight: weight):
     """½ tr(G Σ e eᵀ) over four folds, every fourth sample in each, fitted to the three others."""
     total = 0.0
     for fold in range(4):
         judges = np.arange(len(x)) % 4 == fold
-        error = y[judges] - x[judges] @ least_squares(x[~judges], y[~judges], prior, strength).T
+        fit = least_squares(x[~judges], y[~judges], prior, strength)
+        error = y[judges] - x[judges] @ finish(x[~judges], y[~judges], fit).T
         total += 0.5 * np.sum((error @ gradient_moment) * error)
     return total
 
 
 @pytest.mark.parametrize(
-    ("samples", "chosen"), [(600, {"first": 0.01, "second": 0.01}), (64, {"first": 1.0, "second": None})]
+    ("samples", "chosen"), [(600, {"first": 0.01, "second": 0.01}), (64, {"first": None, "second": "bias"})]
 )
 def test_the_weights_are_the_closed_form_of_the_weakest_good_prior(samples, chosen):
-    """Both layers read inputs rounded to 4 bits; the second reads what the first one gives, and may stay as it is."""
+    """Both layers read inputs rounded to 4 bits; the second reads what the first one gives.
+
+    Each fit keeps the outputs' spread. With few samples a layer may get a bias alone, or stay as it is.
+    """
     torch.manual_seed(5)
     x = torch.randn(samples, 6)
     model, menus, made, fitted = chain(x, 32, 4)
@@ -106,12 +118,18 @@ def test_the_weights_are_the_closed_form_of_the_weakest_good_prior(samples, chos
         found = torch.cat([layer.weight(), layer.bias[:, None]], 1).double().numpy()
         if chosen[name] is None:
             error = y - read @ found.T
-            assert losses[weakest] > 1.1 * 0.5 * np.sum((error @ moment.numpy()) * error)
+            loss = held_out_loss(read, y, prior, weakest, moment.numpy(), with_spread)
+            assert loss > 1.1 * 0.5 * np.sum((error @ moment.numpy()) * error)
             assert torch.equal(layer.values, made.layers[name].values)
             assert layer.input_range == made.layers[name].input_range
             continue
+        if chosen[name] == "bias":
+            np.testing.assert_allclose(found[:, :-1], prior[:, :-1], atol=1e-6)
+            np.testing.assert_allclose((read @ found.T).mean(0), y.mean(0), atol=1e-5)
+            continue
         assert weakest == chosen[name]
-        np.testing.assert_allclose(found, least_squares(read, y, prior, weakest), atol=2e-5)
+        expected = with_spread(read, y, least_squares(read, y, prior, weakest))
+        np.testing.assert_allclose(found, expected, atol=2e-5)
         assert np.abs(found - prior).max() > 0.003  # there was something to fit
 
 
@@ -132,7 +150,10 @@ def test_a_removed_channel_is_taken_over_by_one_that_says_the_same():
 
 @pytest.mark.parametrize("form", ["left", "in place", "broadcast"])
 def test_the_layer_beside_a_damaged_shortcut_mends_it(form):
-    """s loses D = S - Ŝ by rounding to 2 bits. With E[x xᵀ] = c·1 and λ = c / 100, b* = B + D / 1.01."""
+    """s loses D = S - Ŝ by rounding to 2 bits. With E[x xᵀ] = c·1 and λ = c / 100, the fit is B + D / 1.01.
+
+    Its rows are then as long as those of B + D, which have the spread that they should.
+    """
     x = crosses(6, 3.0)
     model = Shortcut(form).eval()
     menus = menus_of(model, x, weight_bits=(2, 32), sparsity_levels=1)
@@ -141,15 +162,18 @@ def test_the_layer_beside_a_damaged_shortcut_mends_it(form):
     fitted = recalibrate(made, model, menus, labeling, x)
     lost = model.s.weight.detach() - fitted.layers["s"].weight()
     assert lost.abs().max() > 0.1
-    mended = torch.zeros_like(lost) if form == "broadcast" else lost / 1.01
-    torch.testing.assert_close(fitted.layers["b"].weight(), model.b.weight.detach() + mended, rtol=0, atol=1e-5)
+    own = model.b.weight.detach()
+    wanted = own if form == "broadcast" else own + lost
+    fit = own + (wanted - own) / 1.01
+    fit = fit * wanted.norm(dim=1, keepdim=True) / fit.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(fitted.layers["b"].weight(), fit, rtol=0, atol=1e-5)
     if form != "broadcast":
         before, after = ((outputs(each.rounded(), x) - outputs(model, x)).norm() for each in (made, fitted))
         assert after < 0.03 * before
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "bits", "activation_bits", "share"), [(0.5, 32, 32, 0.25), (0.0, 2, 8, 0.1), (0.5, 2, 4, 0.17)]
+    ("sparsity", "bits", "activation_bits", "share"), [(0.5, 32, 32, 0.25), (0.0, 2, 8, 0.1), (0.5, 2, 4, 0.2)]
 )
 def test_digits_come_closer_to_the_original(sparsity, bits, activation_bits, share):
     toy = digits()

@@ -125,7 +125,7 @@ def test_the_seed_decides() -> None:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_positions_that_pull_together_cost_as_much_together(seed: int) -> None:
-    """Behind a global pool. Moments expect a twentieth of what the roundings of a convolution cost; judging sees it."""
+    """Behind a global pool, roundings of a convolution cost twenty times what they would if each pulled for itself."""
     model, judging = Pool().eval().requires_grad_(False), maps(256, 2)
     options = {"weight_bits": (4, 6, 8), "seed": seed}
     plain = menus_of(model, maps(256, 1), **options)
@@ -136,7 +136,9 @@ def test_positions_that_pull_together_cost_as_much_together(seed: int) -> None:
         true = measured(model, plain, name, judging)
         expected_by_moments = plain.problem().layers[index[name]].errors[0, :, -1]
         assert true.max() > 1e-5
-        assert (expected_by_moments < true / 5).all()
+        assert plain.sources[name].coherence > 20
+        assert (expected_by_moments > true / 1.6).all()
+        assert (expected_by_moments < 1.6 * true).all()
         for found in (judged.judged[name][0][0], judged.problem().layers[index[name]].errors[0, :, -1]):
             assert (found < 1.5 * true).all()
             assert (found > true / 1.5).all()

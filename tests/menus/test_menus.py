@@ -220,7 +220,7 @@ def test_lazy_menus_give_the_same_variants(by_channel: Menus, monkeypatch: pytes
     for eager_layer, lazy_layer in zip(by_channel.problem().layers, lazy.problem().layers, strict=True):
         np.testing.assert_allclose(lazy_layer.errors[0], eager_layer.errors[0], rtol=1e-12)
         # The lazy ones know pruned weights in 16 bits, the eager ones in 32.
-        np.testing.assert_allclose(lazy_layer.errors[:, -1], eager_layer.errors[:, -1], rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(lazy_layer.errors[:, -1], eager_layer.errors[:, -1], rtol=1e-3, atol=1e-12)
         assert (lazy_layer.errors[1:, 0] < 3 * eager_layer.errors[1:, 0]).all()
         assert (lazy_layer.errors[1:, 0] > eager_layer.errors[1:, 0] / 3).all()
     for layer, kept in [("join", {0: 5, 1: 4}), ("head", {2: 2}), ("point", {2: 8})]:

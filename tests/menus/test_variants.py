@@ -200,7 +200,7 @@ def divergence(model: nn.Module, changed: nn.Module, x: Tensor) -> float:
 
 
 def test_errors_predict_the_divergence_of_single_changes() -> None:
-    """Every layer of the digits network alone at 8 and at 4 bits: within a factor of 2 of the measured divergence."""
+    """Every layer of the digits network alone at 8 and at 4 bits: within a factor of 3 of the measured divergence."""
     data, model = load_data("digits"), load_model("digits")
     x, _ = data.calibration()
     network = trace(model, x[:1])
@@ -218,5 +218,5 @@ def test_errors_predict_the_divergence_of_single_changes() -> None:
             module.bias.copy_(variant.bias)
             ratios[layer.name, bits] = variant.error / divergence(folded, changed, x)
     assert len(ratios) == 18
-    assert {key: ratio for key, ratio in ratios.items() if not 0.5 < ratio < 2} == {}
+    assert {key: ratio for key, ratio in ratios.items() if not 0.7 < ratio < 3} == {}
     assert 0.75 < np.exp(np.mean(np.log(list(ratios.values())))) < 1.33
