@@ -3,7 +3,10 @@
 Candidates are the layer as it is; the layer with a new input range and bias; and the rounded least-squares fit with one
 of several strengths λ of the prior W₀ (the original's weights):
 
-    W* = argmin E‖y - W x̂‖² + λ‖W - W₀‖²  =  W₀ + E[r x̂ᵀ] (E[x̂ x̂ᵀ] + λ I)⁻¹,    r = y - W₀ x̂.
+    W* = argmin E‖y - W x̂‖² + λ‖W - W₀‖²  =  W₀ + E[r x̂ᵀ] (E[x̂ x̂ᵀ] + λ I)⁻¹,    r = y - W₀ x̂,
+
+with its rows scaled so that outputs keep their spread. Expectations are over positions and, as errors of one sample act
+together, over the means of samples (`menus.coherence`), as far as these are many beside the fan-in (`Sums.coherent`).
 
 The samples are cut into four folds, and each fold judges what was fitted to the three others. First λ is chosen so, by
 the loss before rounding, then the candidate, by that of its rounded weights; the winner is made again from all samples.

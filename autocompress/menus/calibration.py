@@ -11,7 +11,7 @@ so that ½ tr(G ΔW H ΔWᵀ) is the expected KL divergence that a change ΔW ca
 change of a network's parameters θ, the divergence is ½ Δθᵀ F Δθ with the Fisher matrix F. A layer's gradient is the
 sum of γ x'ᵀ over its positions. Taking γ and x' as independent, and positions as uncorrelated, makes its block of F the
 Kronecker product of G and H (Martens & Grosse 2015; for convolutions Grosse & Martens 2016, eq. 26 and theorem 1). No
-labels are needed.
+labels are needed. How far positions of one sample do act together is measured, and H counts it (`coherence`).
 
 H and G say how weights are made. What a label costs is judged without those assumptions, and on other samples
 (`judging`).
