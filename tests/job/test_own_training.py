@@ -32,7 +32,7 @@ def test_the_budget_holds_and_weights_stay_on_their_levels(run):
         assert not original.training
         inputs, labels = data.calibration()
         losses.append(loss_of(model, data))
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-4)
         for _ in range(20):
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(inputs), labels).backward()
