@@ -127,9 +127,9 @@ def _collect(site: Site, layer: LayerWeights, new: ActivationRange | None, batch
             rounded = _rounded_columns(x, new)
             miss, error = _miss(rounded, y, prior), _miss(_rounded_columns(x, layer.input_range), y, own)
             for number in range(FOLDS):
-                own_columns = rounded[:, fold == number]
-                folds[number].add_(own_columns, miss[:, fold == number])
-                left[number].add_(own_columns[..., -1:], error[:, fold == number])
+                is_of_fold = fold == number
+                folds[number].add_(rounded[:, is_of_fold], miss[:, is_of_fold])
+                left[number].add_(rounded[:, is_of_fold, :, -1:], error[:, is_of_fold])
     folds, left = ([each.completed() for each in sums] for sums in (folds, left))
     if all(fold.means for fold in folds):
         total = Sums.total(folds)

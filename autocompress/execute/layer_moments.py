@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autocompress.menus.algebra import add_gram_, gram, mirror_
-from autocompress.menus.coherence import Means, centred
+from autocompress.menus.algebra import add_gram_, centred, gram, mirror_
+from autocompress.menus.coherence import Means
 from autocompress.menus.listening import Window
 
 PIECE_ELEMENTS = 16_000_000  # most elements of the columns that are made at once: 64 MB in float32
@@ -166,8 +166,9 @@ class Sums:
 
     def seen_means(self) -> Means:
         """How the means of x̂ over samples vary beside its columns; of completed sums that have means."""
-        rows = torch.cat(self.means, 1)[..., : self.moment.shape[1]]
-        return Means.of(rows, self.moment / self.samples)
+        rows, moment = torch.cat(self.means, 1)[..., : self.moment.shape[1]], self.moment / self.samples
+        z, ones = rows - rows.mean(1, keepdim=True), moment[..., -1:]
+        return Means.of(z, z.mT @ z / z.shape[1], centred(moment, ones, ones))
 
     def coherent(self, share: float, seen: Means) -> Sums:
         """The sums with those of the samples' means added, shrunk: errors that act together count for more.
@@ -177,7 +178,7 @@ class Sums:
 
         Args:
             share: κ (1 - k / n), with κ of `menus.coherence`.
-            seen: how the means vary, of these or of more samples.
+            seen: How the means vary, of these or of more samples.
         """
         if not self.means or share <= 0:
             return replace(self, means=[])

@@ -57,6 +57,26 @@ def gram(columns: Tensor) -> Tensor:
     return total
 
 
+def centred(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Σ a bᵀ - Σ a Σ bᵀ / n (…, p, q) of n pairs of vectors.
+
+    Args:
+        moment: (…, p, q) Σ a bᵀ.
+        left: (…, p, 1) Σ a.
+        right: (…, q, 1) Σ b; the last entry of every b is 1, so that of this is n.
+    """
+    return moment - left @ right.mT / right[..., -1:, :]
+
+
+def covariance(moment: Tensor) -> Tensor:
+    """Covariance (…, d, d) of inputs, from their second moment H (…, d + 1, d + 1) with a 1 as the last of them.
+
+    It is a sum over as many columns as H is.
+    """
+    ones = moment[..., -1:]
+    return centred(moment, ones, ones)[..., :-1, :-1]
+
+
 def add_gram_(total: Tensor, columns: Tensor, factor: float = 1.0) -> None:
     """Add the sum of x xᵀ over columns x to the half of a total on and above its diagonal (`mirror_`).
 

@@ -31,14 +31,15 @@ classifier's 1,280 inputs at 4 bits lose 0.0063 nats without, 0.0046 with a quar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
 from autocompress.memory import bound_on
-from autocompress.menus.algebra import add_gram_, mirror_
+from autocompress.menus.algebra import add_gram_, covariance, mirror_
 from autocompress.menus.coherence import Coherence
 from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
 from autocompress.menus.fisher import gradient_samples, random_functions
@@ -94,20 +95,18 @@ def calibrate(
     for samples in inputs.split(block):
         for taken in samples.split(batch):
             backward = done < with_gradients
-            for collector in collectors.values():
-                collector.at_once = len(taken)
-            listening = Listening(
-                modules, collectors, lambda heard, output: collectors[heard.name].see(heard, output), graph=backward
-            )
+            count = len(taken)
+            see = partial(_see, collectors, count)
+            listening = Listening(modules, collectors, see, graph=backward)
             with listening.listening(), torch.set_grad_enabled(backward):
                 outputs = call(model, taken.to(device))
             if not torch.isfinite(outputs).all():
                 raise InputError("`weights` must give finite outputs, got NaN or infinity on the calibration data.")
             if backward:
-                _backward(random_functions(outputs, draws, generator), collectors.values())
+                _backward(random_functions(outputs, draws, generator), collectors.values(), count)
             for collector in collectors.values():
                 collector.end_batch()
-            done += len(taken)
+            done += count
             if progress is not None:
                 progress(done, len(inputs))
         for collector in collectors.values():
@@ -148,12 +147,17 @@ def largest_moment(network: Network) -> int:
     return max((layer.groups * (layer.fan_in + 1) ** 2 for layer in kept_whole), default=1)
 
 
-def _backward(functions: list[Tensor], collectors: Iterable[_Collector | LookupCollector]) -> None:
-    """Backpropagate the functions one after the other."""
+def _see(collectors: Mapping[str, _Collector | LookupCollector], samples: int, heard: Call, output: Tensor) -> None:
+    """Add a call of a layer in a batch of so many samples."""
+    collectors[heard.name].see(heard, output, samples)
+
+
+def _backward(functions: list[Tensor], collectors: Collection[_Collector | LookupCollector], samples: int) -> None:
+    """Backpropagate the functions of so many samples one after the other."""
     for index, function in enumerate(functions, 1):
         function.backward(retain_graph=index < len(functions))  # type: ignore[no-untyped-call]
         for collector in collectors:
-            collector.end_function()
+            collector.end_function(samples)
 
 
 def _collector(layer: Layer, module: nn.Module, samples: int) -> _Collector | LookupCollector:
@@ -186,7 +190,6 @@ class _Collector:
         self.of_block = torch.zeros_like(self.second_moment)
         self.chance = _Chance()
         self.coherence = Coherence()
-        self.at_once = 1  # samples in the batch that is seen
         self.gradient_moment = zeros(layer.rows, layer.rows)
         self.gradients = 0  # samples times functions
         self.activation = zeros(weight.shape[1] * layer.groups)
@@ -194,13 +197,13 @@ class _Collector:
         self.generator = torch.Generator().manual_seed(0)
         self.samples: list[Tensor] = []
 
-    def see(self, call: Call, output: Tensor) -> None:
-        """Add a call: its input now, its gradients when they come."""
-        self._see_input(call)
+    def see(self, call: Call, output: Tensor, samples: int) -> None:
+        """Add a call in a batch of so many samples: its input now, its gradients when they come."""
+        self._see_input(call, samples)
         if output.requires_grad:
-            on_gradient(output, self._see_gradient)
+            on_gradient(output, partial(self._see_gradient, samples))
 
-    def _see_input(self, call: Call) -> None:
+    def _see_input(self, call: Call, samples: int) -> None:
         x, count = call.x.float(), count_positions(call.x, call.window)
         columns = extended_columns(x, call.window, self._drawn(count, self.columns_a_sample * len(x), x.device))
         standing_for = count / columns.shape[1]  # positions for each that was drawn
@@ -208,7 +211,7 @@ class _Collector:
             self.of_block += columns.square().sum(1, keepdim=True) * standing_for
         else:
             add_gram_(self.of_block, columns, standing_for)
-        self.coherence.see_input(x, call.window, self.at_once)
+        self.coherence.see_input(x, call.window, samples)
         axis = -1 if self.layer.has_channels_last else 1
         pixels = self._drawn(x.numel() // x.shape[axis], self.columns_a_sample * len(x), x.device)
         taken = at_positions(x, axis, pixels)  # (M, channels)
@@ -219,7 +222,7 @@ class _Collector:
         values = torch.randint(x.numel(), (min(x.numel(), _DRAWN_A_SAMPLE * len(x)),), generator=self.generator)
         self.samples.append(torch.cat([x.reshape(-1)[values.to(x.device)], *map(torch.atleast_1d, x.aminmax())]))
 
-    def _see_gradient(self, gradient: Tensor) -> None:
+    def _see_gradient(self, samples: int, gradient: Tensor) -> None:
         """Add a batch's gradients at the layer's outputs: (N, rows, …), (N, …, rows) of a linear layer."""
         axis = -1 if self.layer.has_channels_last else 1
         count = gradient.numel() // gradient.shape[axis]
@@ -228,16 +231,16 @@ class _Collector:
         # The layer's positions count those of all its runs, and where it sees the positions as samples, those
         # too.
         self.gradient_moment += (taken.T @ taken) * (count / len(taken) / self.layer.positions)
-        self.coherence.see_gradient(gradient.movedim(axis, -1), self.at_once)
+        self.coherence.see_gradient(gradient.movedim(axis, -1), samples)
 
     def _drawn(self, count: int, most: float, device: torch.device) -> Tensor | None:
         """Positions that are drawn of `count`; None where that is all, since no more than `most` are wanted."""
         wanted = max(1, round(most))
         return None if count <= wanted else torch.randint(count, (wanted,), generator=self.generator).to(device)
 
-    def end_function(self) -> None:
-        """The gradients of a function of the batch are all seen."""
-        self.gradients += self.at_once
+    def end_function(self, samples: int) -> None:
+        """The gradients of a function of so many samples are all seen."""
+        self.gradients += samples
         self.coherence.end_function()
 
     def end_batch(self) -> None:
@@ -290,10 +293,10 @@ class _Chance:
 
     def see(self, moment: Tensor) -> None:
         """Add the second moment (g, d + 1, d + 1) of one block of samples."""
-        covariance = _centred(moment)
+        of_block = covariance(moment)
         self.blocks += 1
-        self.summed = self.summed + covariance
-        self.squares += _off_diagonal_squares(covariance)
+        self.summed = self.summed + of_block
+        self.squares += _off_diagonal_squares(of_block)
 
     def shrinkage(self) -> float:
         """The share to shrink by, 0 to 0.25; 0 where there is but one block."""
@@ -312,18 +315,11 @@ def shrunk(moment: Tensor, shrinkage: float) -> Tensor:
     """
     if not shrinkage:
         return moment
-    covariance = _centred(moment)
-    change = -shrinkage * covariance
+    change = -shrinkage * covariance(moment)
     change.diagonal(dim1=-2, dim2=-1).zero_()
     result = moment.clone()
     result[:, :-1, :-1] += change
     return result
-
-
-def _centred(moment: Tensor) -> Tensor:
-    """Covariance (g, d, d) of the inputs, times their positions; the second moment's last column has the means."""
-    mean = moment[:, :-1, -1]  # (g, d), times the positions
-    return moment[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :] / moment[:, -1, -1][:, None, None]
 
 
 def _off_diagonal_squares(matrix: Tensor) -> float:

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from autocompress.menus.algebra import centred
 from autocompress.menus.columns import summed_columns
 from autocompress.menus.listening import Window
 
@@ -110,9 +111,10 @@ def _shrunk_moment(rows: Tensor, moment: Tensor) -> Tensor:
         rows: (g, N, d + 1) √T x̄', whose last entry is √T.
         moment: (g, d + 1, d + 1) H.
     """
-    middle = rows.mean(1, keepdim=True)  # (g, 1, d + 1)
-    means = Means.of(rows, moment)
-    return middle.mT @ middle + means.shrunk(covariance(rows), centred(moment, moment[..., -1:], moment[..., -1:]))
+    middle, ones = rows.mean(1, keepdim=True), moment[..., -1:]
+    z, within = rows - middle, centred(moment, ones, ones)
+    between = z.mT @ z / z.shape[1]
+    return middle.mT @ middle + Means.of(z, between, within).shrunk(between, within)
 
 
 @dataclass(frozen=True)
@@ -128,17 +130,17 @@ class Means:
     shrinkage: float
 
     @classmethod
-    def of(cls, rows: Tensor, moment: Tensor) -> Means:
+    def of(cls, z: Tensor, between: Tensor, within: Tensor) -> Means:
         """What is found on some samples.
 
         Args:
-            rows: (g, N, d + 1) √T x̄', whose last entry is √T.
-            moment: (g, d + 1, d + 1) the mean over the samples of their sums over positions of x' x'ᵀ.
+            z: (g, N, d) √T times the means, centred.
+            between: (g, d, d) their covariance.
+            within: (g, d, d) covariance of the positions, times T.
         """
-        between, within = covariance(rows), centred(moment, moment[..., -1:], moment[..., -1:])
         likeness = _trace(between) / _trace(within).clamp(min=1e-30)
-        fourth = (rows - rows.mean(1, keepdim=True)).square().sum(2).square().mean(1).sum()  # E‖z‖⁴
-        chance = (fourth - between.square().sum()) / rows.shape[1]
+        fourth = z.square().sum(2).square().mean(1).sum()  # E‖z‖⁴
+        chance = (fourth - between.square().sum()) / z.shape[1]
         apart = (between - likeness * within).square().sum().clamp(min=1e-30)
         return cls(float(likeness), float((chance / apart).clamp(0, 1)))
 
@@ -150,23 +152,6 @@ class Means:
             within: the same part of the covariance of the positions, times T.
         """
         return between.lerp(self.likeness * within, self.shrinkage)
-
-
-def covariance(rows: Tensor) -> Tensor:
-    """(g, d, d) covariance of the rows (g, N, d)."""
-    z = rows - rows.mean(1, keepdim=True)
-    return z.mT @ z / z.shape[1]
-
-
-def centred(moment: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """Σ a bᵀ - Σ a Σ bᵀ / n (g, p, q), n being the last entry of Σ b.
-
-    Args:
-        moment: (g, p, q) Σ a bᵀ.
-        left: (g, p, 1) Σ a.
-        right: (g, q, 1) Σ b, whose last entry is a 1 in each of them.
-    """
-    return moment - left @ right.mT / right[:, -1:]
 
 
 def _trace(matrices: Tensor) -> Tensor:

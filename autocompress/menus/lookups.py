@@ -35,13 +35,12 @@ class LookupCollector:
     def __init__(self, layer: Layer, module: nn.Module) -> None:
         weight = module.get_parameter("weight")
         self.gradients = 0  # samples times functions
-        self.at_once = 1  # samples in the batch that is seen
         self._positions = layer.positions
         self._lookups = torch.zeros(layer.rows, device=weight.device)
         self._moment = torch.zeros(layer.fan_in, layer.fan_in, device=weight.device)
 
-    def see(self, call: Call, output: Tensor) -> None:
-        """Add a call: the rows that it looks up now, its gradients when they come."""
+    def see(self, call: Call, output: Tensor, samples: int) -> None:
+        """Add a call in a batch of so many samples: the rows that it looks up now, its gradients when they come."""
         self._lookups += call.x.flatten().bincount(minlength=len(self._lookups))
         if output.requires_grad:
             on_gradient(output, self._see_gradient)
@@ -51,9 +50,9 @@ class LookupCollector:
         flat = gradient.reshape(-1, gradient.shape[-1]).float()
         self._moment += flat.T @ flat / self._positions
 
-    def end_function(self) -> None:
-        """The gradients of a function of the batch are all seen."""
-        self.gradients += self.at_once
+    def end_function(self, samples: int) -> None:
+        """The gradients of a function of so many samples are all seen."""
+        self.gradients += samples
 
     def end_batch(self) -> None:
         """A batch is over."""

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from autocompress.menus.algebra import cholesky_factor, damped, refit
+from autocompress.menus.algebra import cholesky_factor, covariance, damped, refit
 from autocompress.menus.quantizers import QUANTIZERS
 from autocompress.menus.rounding import Rounding
 from autocompress.menus.settings import MenuSettings
@@ -130,12 +130,6 @@ def first_factor(weight: Tensor, moment: Tensor, gradient_moment: Tensor, rank: 
     factor = torch.linalg.solve_triangular(right, scaled, upper=False, left=False)  # … L⁻¹
     missing = max(0, rank - len(factor))
     return torch.cat([factor[:rank], factor.new_zeros(missing, factor.shape[1])])
-
-
-def covariance(moment: Tensor) -> Tensor:
-    """C (k, k) of the inputs, from their second moment H (k + 1, k + 1) with a constant as the last of them."""
-    to_constant = moment[:-1, -1]
-    return moment[:-1, :-1] - to_constant[:, None] * to_constant / moment[-1, -1]
 
 
 def _damped_gradients(moment: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from menu_toys import CONVOLUTIONS, images, statistics
 from torch import Tensor, nn
 
+from autocompress.menus.algebra import centred
 from autocompress.menus.coherence import Coherence, Means
 from autocompress.menus.columns import extended_columns, summed_columns
 from autocompress.menus.listening import window_of_module
@@ -109,7 +110,8 @@ def test_few_means_are_shrunk_towards_the_positions() -> None:
         columns = torch.cat([x, torch.ones(16, 50, 1)], 2)
         rows = (columns.sum(1) / 50**0.5)[None]
         moment = torch.einsum("ntd,nte->de", columns, columns)[None] / 16
-        means = Means.of(rows, moment)
+        z, ones = rows - rows.mean(1, keepdim=True), moment[..., -1:]
+        means = Means.of(z, z.mT @ z / 16, centred(moment, ones, ones))
         between, within = torch.cov(rows[0, :, :-1].T, correction=0), 50 * torch.cov(x.flatten(0, 1).T, correction=0)
         assert 0.5 < means.shrinkage <= 1
         raw, shrunk = ((each - truth).norm() for each in (between, means.shrunk(between, within)))

@@ -7,8 +7,8 @@ from torch import nn
 
 from autocompress.errors import InputError
 from autocompress.menus import MenuSettings, build_menus
-from autocompress.menus.algebra import damped
-from autocompress.menus.low_rank import Format, covariance, first_factor, low_rank_variants, offered_ranks
+from autocompress.menus.algebra import covariance, damped
+from autocompress.menus.low_rank import Format, first_factor, low_rank_variants, offered_ranks
 from autocompress.menus.rounding import code_range
 from autocompress.menus.store import content_key
 from autocompress.menus.variants import LayerSource, channel_variants
