@@ -32,7 +32,8 @@ from autocompress.evaluation.number_format import (
     torch_device,
 )
 from autocompress.evaluation.predictions import Predictions
-from autocompress.evaluation.stitch import Stitcher
+from autocompress.evaluation.renormalize import Change, Renormalizer
+from autocompress.evaluation.stitch import Stitcher, rows_left
 from autocompress.menus.fisher import gradient_samples
 from autocompress.menus.menus import Menus
 from autocompress.network.folding import fold_batch_norms
@@ -58,6 +59,8 @@ class Evaluator:
         labels: (N,) int64 classes of the samples; None: there are none, and accuracies are NaN.
         reference: original network whose outputs count, where `model` is another network of the same architecture;
             None: `model` itself.
+        renormalized_on: (N, …) unlabelled samples of the calibration split that every plan's layers are renormalized on
+            (`Renormalizer`); None: plans have the menus' weights as they are.
         device: device that plans are run on, such as `cpu` or `cuda:0`; `auto`: CUDA where there is one, else the CPU.
         dtype: floating-point type of the forward passes: `auto`, `float32`, `bfloat16` or `float16`.
         batch_size: number of samples in a forward pass; None: the fastest of 64, 128 and 256 that memory holds.
@@ -84,6 +87,7 @@ class Evaluator:
         labels: Tensor | None,
         *,
         reference: nn.Module | None = None,
+        renormalized_on: Inputs | None = None,
         device: str = "cpu",
         dtype: str = "auto",
         batch_size: int | None = None,
@@ -111,6 +115,9 @@ class Evaluator:
         self.dtype = dtype
         self.batch_size = batch_size or fastest_batch(self._folded, inputs, dtype, self._device, most)
         self._stitcher = Stitcher(self._prepared(), menus)
+        self._renormalizer = (
+            None if renormalized_on is None else Renormalizer(self._folded, network, renormalized_on, self._device)
+        )
         self._placed = in_format(inputs, self._device, DTYPES[self.dtype])
         self._told_of_float32 = False
 
@@ -156,8 +163,19 @@ class Evaluator:
         if around is None:
             return self._effects
         inputs, far = self._placed[:wanted], self._effects.first(wanted)
-        pooled = self._predictions.pooled
-        return self._counted(effects_around(self._prepared(), self._menus, around, inputs, pooled, far, progress))
+        pooled, changes = self._predictions.pooled, self._changes(around)
+        return self._counted(
+            effects_around(self._prepared(), self._menus, around, inputs, pooled, far, progress, changes)
+        )
+
+    def _changes(self, labeling: Labeling) -> dict[str, Change]:
+        """What renormalization makes of the outputs of a plan's layers, by name, of all channels of the original's."""
+        if self._renormalizer is None:
+            return {}
+        rows = rows_left(self._menus, labeling)
+        found = self._renormalizer.apply_(self._stitcher.stitch_(labeling), rows)
+        widths = {layer.name: layer.rows for layer in self._menus.network.layers}
+        return {name: change.cpu().among(widths[name], rows[name]) for name, change in found.items()}
 
     def knows_effects(self, samples: int | None = None) -> bool:
         """Whether `effects` around the original, on so many samples, are in memory: they take no time then."""
@@ -194,12 +212,20 @@ class Evaluator:
         Args:
             labeling: plan, as positions on the menus.
         """
-        return Stitcher(copy.deepcopy(self._folded).cpu(), self._menus).stitch_(labeling)
+        model = Stitcher(copy.deepcopy(self._folded).cpu(), self._menus).stitch_(labeling)
+        return self._renormalized_(model, labeling)
+
+    def _renormalized_(self, model: nn.Module, labeling: Labeling) -> nn.Module:
+        """A stitched model, renormalized where that is wanted."""
+        if self._renormalizer is not None:
+            self._renormalizer.apply_(model, rows_left(self._menus, labeling))
+        return model
 
     def _evaluated(self, labeling: Labeling) -> Outcome:
         """The outcome of a plan that is not in the cache."""
         model = self._stitcher.stitch_(labeling)
         started = time.perf_counter()
+        self._renormalized_(model, labeling)
         outputs = self._run(model, self._placed)
         if self.dtype != "float32" and not outputs.isfinite().all():
             outputs = self._in_float32(labeling)

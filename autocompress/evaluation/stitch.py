@@ -83,6 +83,17 @@ def resolve(menus: Menus, labeling: Labeling) -> list[LayerChoice]:
     ]
 
 
+def rows_left(menus: Menus, labeling: Labeling) -> dict[str, Tensor]:
+    """(k,) int64 output channels that stay under a plan, ascending, by name of the layer.
+
+    Args:
+        menus: menus of the network.
+        labeling: plan, as positions on the menus.
+    """
+    chosen = zip(menus.network.layers, resolve(menus, labeling), strict=True)
+    return {layer.name: kept_rows(menus, layer, choice) for layer, choice in chosen}
+
+
 class Stitcher:
     """Writes the weights of one plan after the other into the same copy of the network.
 

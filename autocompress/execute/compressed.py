@@ -11,7 +11,7 @@ Whoever changes one writes the other (`write_weights_`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
+from autocompress.evaluation.renormalize import Change, Renormalizer
 from autocompress.evaluation.stitch import (
     InputRounding,
     LayerChoice,
@@ -202,6 +203,34 @@ def with_layers_of(compressed: Compressed, layers: Mapping[str, LayerWeights]) -
     for name, weights in found.items():
         write_weights_(model, name, weights)
     return Compressed(model, found, compressed.plan)
+
+
+def renormalized(
+    compressed: Compressed, renormalizer: Renormalizer, rows: Mapping[str, Tensor], keeping: Collection[str] = ()
+) -> Compressed:
+    """A copy whose layers give outputs with the original's means and spreads (`evaluation.renormalize`).
+
+    Args:
+        compressed: compressed network; it is not changed.
+        renormalizer: renormalizer of the original.
+        rows: (k,) int64 output channels that are left, by name of the layer.
+        keeping: names of layers that keep their weights.
+    """
+    changes = renormalizer.apply_(whole_layers(compressed).rounded(), rows, keeping)
+    layers = {}
+    for name, change in changes.items():
+        last = name if name in compressed.layers else f"{name}.{SECOND}"
+        layers[last] = _changed(compressed.layers[last], change.cpu())
+    return with_layers_of(compressed, layers)
+
+
+def _changed(layer: LayerWeights, change: Change) -> LayerWeights:
+    """The layer with outputs that are scaled and shifted; its codes stay."""
+    bias = None if layer.bias is None else change.bias(layer.bias)
+    if layer.scale is not None:
+        return replace(layer, scale=change.weight(layer.scale), bias=bias)
+    values = change.weight(layer.values)
+    return replace(layer, values=values.half().float() if layer.bits == 16 else values, bias=bias)
 
 
 def finished_layers(menus: Menus, layer: Layer, choice: LayerChoice, variant: Variant) -> dict[str, LayerWeights]:

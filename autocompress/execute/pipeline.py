@@ -1,11 +1,12 @@
-"""From a plan to the finished network: the menus' weights, re-calibrated, fine-tuned.
+"""From a plan to the finished network: the menus' weights, renormalized, re-calibrated, fine-tuned.
 
-Both later steps are judged on the search split, which no weight is fitted to, and are left out where they do not help.
+The last two steps are judged on the search split, which no weight is fitted to, and are left out where they do not
+help.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +21,17 @@ from autocompress.errors import ExportError
 from autocompress.evaluation import measured_at_once, torch_device
 from autocompress.evaluation.measure import compare
 from autocompress.evaluation.number_format import outputs_of
-from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve
-from autocompress.execute.compressed import Compressed, from_menus, with_layers_of
+from autocompress.evaluation.renormalize import Renormalizer, renormalizing_samples
+from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve, rows_left
+from autocompress.execute.compressed import Compressed, from_menus, renormalized, with_layers_of
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.menus.menus import Menus
 from autocompress.progress import Progress
 from autocompress_envs.problem import Labeling
+
+Renormalize = Callable[[Compressed, Collection[str]], Compressed]
+"""From a network and the names of the layers that keep their weights to the same network, renormalized."""
 
 _PARTS = 5  # of the layers; re-calibration may end after each
 
@@ -80,7 +85,7 @@ def execute(
     settings: Execution,
     watcher: Progress,
 ) -> Executed:
-    """Make a plan real: the menus' weights, re-calibrated and fine-tuned.
+    """Make a plan real: the menus' weights, renormalized, re-calibrated and fine-tuned.
 
     Args:
         menus: menus of the network.
@@ -93,8 +98,9 @@ def execute(
         watcher: observer that is told of every stage, of progress and of what the user has to know.
     """
     compressed = from_menus(menus, labeling, folded)
-    fitted = _recalibrated(compressed, menus, labeling, folded, data, settings, watcher)
-    current, tuned = fitted or compressed, None
+    renormalize = _renormalizing(menus, labeling, folded, data, settings)
+    fitted = _recalibrated(compressed, renormalize, menus, labeling, folded, data, settings, watcher)
+    current, tuned = fitted or renormalize(compressed, ()), None
     if settings.tuning is not None:
         watcher.stage(f"fine-tuning: {settings.tuning.epochs:g} epochs, learning from the original")
         kept = original_weights(menus, labeling)
@@ -164,8 +170,17 @@ def _told(watcher: Progress) -> Callable[[TuningStep], None]:
     return lambda step: watcher.tuning(step.step, step.total, step.loss, step.search_accuracy, step.seconds_left)
 
 
+def _renormalizing(menus: Menus, labeling: Labeling, folded: nn.Module, data: Data, settings: Execution) -> Renormalize:
+    """A function that renormalizes the network of a plan on the calibration split."""
+    inputs, _ = data.train.load(data.calibration_indices[: renormalizing_samples(menus.network)])
+    renormalizer = Renormalizer(folded, menus.network, inputs, torch_device(settings.device))
+    rows = rows_left(menus, labeling)
+    return lambda compressed, keeping: renormalized(compressed, renormalizer, rows, keeping)
+
+
 def _recalibrated(
     compressed: Compressed,
+    renormalize: Renormalize,
     menus: Menus,
     labeling: Labeling,
     folded: nn.Module,
@@ -199,8 +214,11 @@ def _recalibrated(
     def divergence(candidate: Compressed) -> float:
         return compare(reference, outputs_of(candidate.rounded(), inputs, device, at_once), None).kl
 
-    before = divergence(compressed)
-    losses = {count: divergence(_first_layers(compressed, fitted, count)) for count in _counts(len(fitted.layers))}
+    def first_layers(count: int) -> Compressed:
+        return _first_layers(compressed, fitted, count, renormalize)
+
+    before = divergence(renormalize(compressed, ()))
+    losses = {count: divergence(first_layers(count)) for count in _counts(len(fitted.layers))}
     count = min(losses, key=lambda each: losses[each])
     if losses[count] >= before:
         watcher.note(
@@ -213,7 +231,7 @@ def _recalibrated(
             f"re-calibration keeps the first {count} of {len(fitted.layers)} layers: KL {losses[count]:.4f} on the "
             f"search split, before {before:.4f}, with all layers {losses[len(fitted.layers)]:.4f}"
         )
-    return _first_layers(compressed, fitted, count)
+    return first_layers(count)
 
 
 def _counts(layers: int) -> list[int]:
@@ -225,15 +243,14 @@ def _counts(layers: int) -> list[int]:
     return sorted({max(1, round(layers * part / _PARTS)) for part in range(1, _PARTS + 1)})
 
 
-def _first_layers(compressed: Compressed, fitted: Compressed, count: int) -> Compressed:
-    """The compressed network with the new weights of its first layers, which were fitted before those behind them.
+def _first_layers(compressed: Compressed, fitted: Compressed, count: int, renormalize: Renormalize) -> Compressed:
+    """The compressed network with the new weights of its first layers, and those behind them renormalized.
 
     The last layers see few positions, all of one image alike: what is fitted there holds for fewer samples than it
     seems, and a network may be closer without it.
     """
-    if count == len(fitted.layers):
-        return fitted
-    return with_layers_of(compressed, {name: fitted.layers[name] for name in list(fitted.layers)[:count]})
+    first = list(fitted.layers)[:count]
+    return renormalize(with_layers_of(compressed, {name: fitted.layers[name] for name in first}), first)
 
 
 def recalibration_inputs(data: Data, samples: int) -> View:

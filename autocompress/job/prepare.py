@@ -133,6 +133,7 @@ def build_evaluator(
         inputs,
         labels,
         reference=job.model,
+        renormalized_on=job.inputs,
         device=machine.device,
         dtype=settled.get("dtype", machine.dtype),
         batch_size=settled.get("batch_size"),

@@ -180,6 +180,7 @@ def _reward_on(
         job.menus,
         *job.data.train.load(indices),
         reference=job.model,
+        renormalized_on=job.inputs,
         device=asked.config.device,
         dtype=evaluator.dtype,
         batch_size=evaluator.batch_size,

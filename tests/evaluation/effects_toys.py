@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from autocompress.evaluation import Evaluator
 from autocompress.evaluation.effects import Effects, effects_around, first_order_effects
 from autocompress.evaluation.predictions import Predictions
+from autocompress.evaluation.renormalize import Change
 from autocompress.menus import Menus
 from autocompress.network import fold_batch_norms
 from autocompress_envs import Labeling
@@ -62,17 +63,19 @@ class Case:
     def effects(self) -> Effects:
         return first_order_effects(self.folded, self.menus, self.x, self.pooled)
 
-    def around(self, plan: Labeling) -> Effects:
-        return effects_around(self.folded, self.menus, plan, self.x, self.pooled, self.far)
+    def around(self, plan: Labeling, renormalized: dict[str, Change] | None = None) -> Effects:
+        return effects_around(self.folded, self.menus, plan, self.x, self.pooled, self.far, renormalized=renormalized)
 
     @cached_property
     def far(self) -> Effects:
         """Around the original."""
         return self.effects()
 
-    def derivative(self, direction: dict[str, Tensor], around: Labeling | None = None) -> Tensor:
-        """(N, K) of all log-probabilities along a change of the original's parameters, or of a plan's; float64."""
-        model, whole = copy.deepcopy(self.folded).double(), self.parameters(around)
+    def derivative(self, direction: dict[str, Tensor], around: Labeling | dict[str, Tensor] | None = None) -> Tensor:
+        """(N, K) of all log-probabilities along a change of the original's parameters, or of a plan's, or of those that
+        are given; float64."""
+        model = copy.deepcopy(self.folded).double()
+        whole = around if isinstance(around, dict) else self.parameters(around)
 
         def run(parameters: dict[str, Tensor]) -> Tensor:
             return self.pooled(0, torch.func.functional_call(model, parameters, (self.x.double(),)))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from effects_toys import Case, agree, case, changed, evaluator, less
 from evaluation_toys import masked, menus_of, original_labels, outputs, random_labels
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.evaluation.effects import NEAR, Effects, effects_around, first_order_effects
 from autocompress.evaluation.predictions import Predictions
+from autocompress.evaluation.renormalize import Change
 from autocompress_envs import Labeling
 
 MODULE = "autocompress.evaluation.effects"
@@ -71,6 +72,39 @@ def test_near_labels_have_the_derivatives_at_the_plan(
     assert (np.abs(found.pruning).max() > 0.05) == (
         max(len(each.sparsities) for each in given.menus.problem().layers) > 1
     )
+
+
+def scaled(parameters: dict[str, Tensor], changes: dict[str, Change], shifts: bool = True) -> dict[str, Tensor]:
+    """Parameters by which layers give changed outputs; or directions, which are scaled alone."""
+    found = dict(parameters)
+    for name, change in changes.items():
+        found[f"{name}.weight"] = change.weight(parameters[f"{name}.weight"])
+        bias = parameters.get(f"{name}.bias")
+        if bias is not None:
+            found[f"{name}.bias"] = change.bias(bias) if shifts else bias * change.scale
+    return found
+
+
+@pytest.mark.parametrize(("name", "granularity"), [("concat", "channel"), ("sequence", "element")])
+def test_around_a_renormalized_plan(monkeypatch: pytest.MonkeyPatch, name: str, granularity: str) -> None:
+    """The derivatives at the renormalized network, of labels that are scaled as the plan's own."""
+    monkeypatch.setattr(f"{MODULE}.CLASSES_AROUND", 100)
+    given, generator = case(name, granularity, BITS), torch.Generator().manual_seed(0)
+    plan = plan_of(given, 0)
+    changes = {
+        layer.name: Change(
+            torch.rand(layer.rows, generator=generator) + 0.5, torch.randn(layer.rows, generator=generator)
+        )
+        for layer in given.menus.network.layers[1:]
+    }
+    own, (_, of_rounding) = given.parameters(plan), distances(given, plan)
+    at_plan, found = scaled(own, changes), given.around(plan, changes)
+    assert not np.allclose(found.rounding, given.around(plan).rounding, atol=1e-3)
+    for row in range(len(given.menus.network.layers)):
+        for option in (of_rounding[row] == 1).nonzero()[0]:
+            other = given.parameters(changed(plan, weight_bits=(row, option)))
+            direction = scaled(less(other, own), changes, shifts=False)
+            agree(found.rounding[row, 2 * option + 1], given.derivative(direction, at_plan).numpy())
 
 
 @pytest.mark.parametrize(("name", "granularity"), [("concat", "channel"), ("sequence", "element")])

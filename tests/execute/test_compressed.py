@@ -6,7 +6,16 @@ from execute_toys import Tied, labels, menus_of, network, outputs, same_state, s
 from torch import nn
 
 from autocompress.evaluation import Evaluator
-from autocompress.execute.compressed import LayerWeights, from_menus, kept_map, uncompressed, write_weights_
+from autocompress.evaluation.renormalize import Renormalizer
+from autocompress.evaluation.stitch import rows_left
+from autocompress.execute.compressed import (
+    LayerWeights,
+    from_menus,
+    kept_map,
+    renormalized,
+    uncompressed,
+    write_weights_,
+)
 from autocompress.menus.activations import ActivationRange
 from autocompress.network import fold_batch_norms, trace
 
@@ -28,6 +37,40 @@ def test_it_is_what_the_evaluator_measured(granularity, sparsity, activation_bit
     for name, layer in made.layers.items():
         assert torch.equal(layer.weight(), made.model.get_submodule(name).weight)
         assert layer.sparsity == (0.0 if granularity == "channel" else made.plan.labels[name].sparsity)
+
+
+@pytest.mark.parametrize(("granularity", "sparsity"), [("channel", 0.5), ("2:4", 0.5)])
+def test_renormalized_it_is_what_the_evaluator_measured(granularity, sparsity):
+    """Codes stay, rows' scales and biases move; floats are multiplied, and stay float16 numbers where they are."""
+    model, x = network("mixed")
+    menus = menus_of(model, x, granularity=granularity, weight_bits=(1, 3, 16, 32))
+    labeling = labels(menus, sparsity, 3, 32, depthwise=(0.0, 1, 32), point=(0.0, 16, 32), left=(0.0, 32, 32))
+    evaluator = Evaluator(model, menus.network, menus, x, None, renormalized_on=x, dtype="float32", batch_size=48)
+    folded = fold_batch_norms(model, menus.network)
+    made, rows = from_menus(menus, labeling, folded), rows_left(menus, labeling)
+    before = state(made.model)
+    renormalizer = Renormalizer(folded, menus.network, x)
+    found = renormalized(made, renormalizer, rows)
+    expected = evaluator.stitched(labeling)
+    torch.testing.assert_close(
+        outputs(found.rounded(), x), outputs(expected, x), rtol=0, atol=0.02
+    )  # float16 moves codes
+    assert not torch.allclose(outputs(found.rounded(), x), outputs(made.rounded(), x), atol=0.02)
+    assert same_state(before, made.model.state_dict())
+    for name, layer in found.layers.items():
+        own = made.layers[name]
+        assert (layer.bits, layer.sparsity, layer.input_range) == (own.bits, own.sparsity, own.input_range)
+        assert torch.equal(layer.weight(), found.model.get_submodule(name).weight)
+        if layer.scale is not None:
+            assert torch.equal(layer.values, own.values)
+            ratio = layer.scale / own.scale
+            assert ((ratio > 0.799) & (ratio < 1.251)).all()
+        if layer.bits == 16:
+            assert torch.equal(layer.values, layer.values.half().float())
+        if layer.bias is not None:  # `left` comes first: with all its weights it is left as it is
+            assert torch.equal(layer.bias, own.bias) == (name == "left" and len(layer.bias) == 8)
+    kept = renormalized(made, renormalizer, rows, ["left", "join"])
+    assert [name for name in made.layers if kept.layers[name] is made.layers[name]] == ["left", "join"]
 
 
 def test_channels_are_gone():

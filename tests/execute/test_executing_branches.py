@@ -286,7 +286,7 @@ def test_fine_tuning_without_a_branch(method: str) -> None:
 
 def test_everything_together() -> None:
     """Re-calibration and fine-tuning, 8 bits; ranges of inputs that nobody reads stay as they were."""
-    given = toy(**GONE)
+    given = toy("gelu", **GONE)
     data, tuning = given.data(), FineTuning(4, 1e-2, 50, augmentation="none", method="strong")
     done = execute(given.menus, given.labeling, given.folded, given.folded, data, Execution(160, tuning), Silent())
     assert done.recalibrated
@@ -295,7 +295,7 @@ def test_everything_together() -> None:
     before, after = (
         measure(given.folded, each.rounded(), [data.search()]).kl for each in (given.made, done.compressed)
     )
-    assert after < 0.8 * before
+    assert after < 0.95 * before
     for name in EMPTY:
         layer = done.compressed.layers[name]
         assert (layer.input_range, layer.values.numel()) == (given.made.layers[name].input_range, 0)

@@ -1,0 +1,218 @@
+"""Renormalization: the layers of a compressed network get back the means and spreads of their outputs.
+
+Every layer of a plan is fitted for itself, on the original's own inputs. Behind each other they lose more than they do
+alone: features that are fitted from fewer inputs are fainter than the original's, those that are fitted to them fainter
+still, and a network that is right in every layer may be wrong at its end. One pass over few unlabelled samples mends
+most of that. Where it comes to a layer, every output channel is scaled and shifted to the mean and the standard
+deviation that the original has there, before the layers behind it run:
+
+    W'[r] = s[r] W[r],   b'[r] = mean₀[r] - s[r] (mean[r] - b[r]),   s[r] = spread₀[r] / spread[r]
+
+with s within 0.8 to 1.25. These are the re-estimated batch norms of EagleEye (Li et al. 2020), written into the
+weights, and the rescaling between merged networks of REPAIR (Jordan et al. 2023). Codes, sizes and times stay what they
+are, as each row of codes has a scale and a bias anyway.
+
+Plans are compared with their layers renormalized, since what a user gets is. Of plans that remove many channels, the
+order without it says little of the order that counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from autocompress.evaluation.batches import placed, room_for
+from autocompress.evaluation.number_format import in_format
+from autocompress.network.structure import EMBEDDING, RECURRENT, Layer, Network
+from autocompress.samples import Inputs, call
+
+_MOST_SAMPLES = 128
+_LEAST_SAMPLES = 16
+_BYTES = 1_000_000_000  # of activations, which all samples hold together: one pass can't be cut into batches
+_MOST_SCALED = 1.25  # a row that would need more is wrong in other ways, and its errors would grow as well
+_TINY = 1e-12  # variance below which an output is constant
+
+
+def renormalizing_samples(network: Network) -> int:
+    """Number of samples that networks are renormalized on: 128, of large images fewer, as these have many positions.
+
+    Args:
+        network: trace of the network.
+    """
+    return max(_LEAST_SAMPLES, min(_MOST_SAMPLES, _BYTES // max(1, network.activation_bytes)))
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and spread of each of a layer's output channels, over samples and positions.
+
+    Attributes:
+        mean: (channels,) float32 means; zeros where the layer has no bias that could change them.
+        spread: (channels,) float32 standard deviations; where the layer has no bias, root mean squares.
+    """
+
+    mean: Tensor
+    spread: Tensor
+
+    @classmethod
+    def of(cls, layer: Layer, outputs: Tensor) -> Moments:
+        """The moments of a layer's outputs, with channels on its own axis.
+
+        Args:
+            layer: structure of the layer.
+            outputs: (n, …) outputs of one call, in any floating-point type.
+        """
+        axes = [axis for axis in range(outputs.ndim) if axis != _channel_axis(layer, outputs)]
+        variance, mean = torch.var_mean(outputs.float(), axes, correction=0)
+        if layer.has_bias:
+            return cls(mean, variance.sqrt())
+        return cls(torch.zeros_like(mean), (variance + mean.square()).sqrt())
+
+    def of_rows(self, rows: Tensor, device: torch.device) -> Moments:
+        """Those of some channels, on a device."""
+        return Moments(self.mean[rows].to(device), self.spread[rows].to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What becomes of a layer's outputs y, channel by channel: scale * y + shift.
+
+    Attributes:
+        scale: (channels,) float32, within 0.8 to 1.25.
+        shift: (channels,) float32; zeros where the layer has no bias.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    @classmethod
+    def between(cls, current: Moments, wanted: Moments) -> Change:
+        """The change that gives outputs the moments that are wanted, as far as scales go.
+
+        Outputs that are constant, here or in the original, keep their scale.
+        """
+        is_constant = (current.spread**2 <= _TINY) | (wanted.spread**2 <= _TINY)
+        ratio = torch.where(is_constant, 1.0, wanted.spread / current.spread)
+        scale = ratio.clamp(1 / _MOST_SCALED, _MOST_SCALED)
+        return cls(scale, wanted.mean - scale * current.mean)
+
+    def cpu(self) -> Change:
+        """The same on the CPU."""
+        return Change(self.scale.cpu(), self.shift.cpu())
+
+    def among(self, channels: int, rows: Tensor) -> Change:
+        """The same among more channels, of which all others stay as they are.
+
+        Args:
+            channels: number of all channels.
+            rows: (k,) int64 channels that this change is of.
+        """
+        scale, shift = torch.ones(channels), torch.zeros(channels)
+        scale[rows], shift[rows] = self.scale, self.shift
+        return Change(scale, shift)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """A weight (channels, …) that gives the changed outputs, in its own type."""
+        return (weight * self.scale.view(-1, *[1] * (weight.ndim - 1))).to(weight.dtype)
+
+    def bias(self, bias: Tensor) -> Tensor:
+        """A bias (channels,) that gives the changed outputs, in its own type."""
+        return (bias * self.scale + self.shift).to(bias.dtype)
+
+    def outputs(self, outputs: Tensor, axis: int) -> Tensor:
+        """The changed outputs, with the channels on an axis of theirs, in their own type."""
+        shape = [-1 if each == axis else 1 for each in range(outputs.ndim)]
+        return torch.addcmul(self.shift.view(shape).to(outputs), outputs, self.scale.view(shape).to(outputs))
+
+
+class Renormalizer:
+    """Renormalizes compressed networks, one after the other.
+
+    Layers that run several times keep their weights, since no single run can say what is best for all; so do recurrent
+    layers and embeddings, whose outputs no module gives.
+
+    Args:
+        folded: original network with its norms folded, float32; it is not changed.
+        network: trace of the network.
+        inputs: (N, …) unlabelled samples; the first `renormalizing_samples` of them are used.
+        device: device that the networks are on. Default: the CPU.
+    """
+
+    def __init__(self, folded: nn.Module, network: Network, inputs: Inputs, device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
+        self._inputs = inputs[: renormalizing_samples(network)]
+        self._in_format: dict[tuple[str, torch.dtype], Inputs] = {}
+        self._layers = {layer.name: layer for layer in network.layers if layer.kind not in (EMBEDDING, RECURRENT)}
+        self._wanted = self._moments(placed(folded, self._device))
+
+    def apply_(self, model: nn.Module, rows: Mapping[str, Tensor], keeping: Collection[str] = ()) -> dict[str, Change]:
+        """Renormalize a network in place.
+
+        Args:
+            model: compressed network in eval mode, in any floating-point type and on any device.
+            rows: (k,) int64 output channels that are left, by name of the layer.
+            keeping: names of layers that keep their weights.
+
+        Returns:
+            The change of each layer by name, float32 on the device of the model.
+        """
+        changes: dict[str, Change] = {}
+
+        def renormalize(name: str, module: Any, outputs: Tensor) -> Tensor | None:
+            layer, wanted = self._layers[name], self._wanted[name].of_rows(rows[name], outputs.device)
+            if outputs.shape[_channel_axis(layer, outputs)] != len(wanted.mean):
+                return None  # zeros stand in for a removed branch
+            change = Change.between(Moments.of(layer, outputs), wanted)
+            module.weight.data = change.weight(module.weight.data)
+            if layer.has_bias:
+                module.bias.data = change.bias(module.bias.data)
+            changes[name] = change
+            return change.outputs(outputs, _channel_axis(layer, outputs))
+
+        self._run(model, {name: renormalize for name in self._wanted if name not in keeping})
+        return changes
+
+    def _moments(self, folded: nn.Module) -> dict[str, Moments]:
+        """The original's moments by name of the layer, of those that run once."""
+        found: dict[str, Moments] = {}
+        runs: Counter[str] = Counter()
+
+        def record(name: str, module: Any, outputs: Tensor) -> None:
+            runs[name] += 1
+            found[name] = Moments.of(self._layers[name], outputs.cpu())
+
+        self._run(folded, dict.fromkeys(self._layers, record))
+        return {name: moments for name, moments in found.items() if runs[name] == 1}
+
+    def _run(self, model: nn.Module, hooks: Mapping[str, Callable[[str, Any, Tensor], Tensor | None]]) -> None:
+        """Run a network on all samples at once, with hooks behind its layers."""
+        handles = []
+        for name, hook in hooks.items():
+            module = model.get_submodule(name)
+            handles.append(
+                module.register_forward_hook(
+                    lambda module, _, outputs, name=name, hook=hook: hook(name, module, outputs)
+                )
+            )
+        try:
+            with torch.no_grad(), room_for("the samples that plans are renormalized on", self._device):
+                call(model, self._inputs_for(next(model.parameters())))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _inputs_for(self, parameter: Tensor) -> Inputs:
+        """The samples in the format of a network; kept, as plan after plan is run on them."""
+        key = (str(parameter.device), parameter.dtype)
+        if key not in self._in_format:
+            self._in_format[key] = in_format(self._inputs, parameter.device, parameter.dtype)
+        return self._in_format[key]
+
+
+def _channel_axis(layer: Layer, outputs: Tensor) -> int:
+    return outputs.ndim - 1 if layer.has_channels_last else 1
