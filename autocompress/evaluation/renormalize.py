@@ -18,8 +18,9 @@ order without it says little of the order that counts.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +33,10 @@ from autocompress.network.structure import EMBEDDING, RECURRENT, Layer, Network
 from autocompress.samples import Inputs, call
 
 _MOST_SAMPLES = 128
-_LEAST_SAMPLES = 16
+_LEAST_SAMPLES = 32
 _BYTES = 1_000_000_000  # of activations, which all samples hold together: one pass can't be cut into batches
 _MOST_SCALED = 1.25  # a row that would need more is wrong in other ways, and its errors would grow as well
+_COLUMNS = 32_768  # samples x positions that tell a channel's moments well
 _TINY = 1e-12  # variance below which an output is constant
 
 
@@ -61,14 +63,16 @@ class Moments:
 
     @classmethod
     def of(cls, layer: Layer, outputs: Tensor) -> Moments:
-        """The moments of a layer's outputs, with channels on its own axis.
+        """The moments of a layer's outputs, with channels on its own axis; of many positions, those on a grid.
 
         Args:
             layer: structure of the layer.
             outputs: (n, …) outputs of one call, in any floating-point type.
         """
-        axes = [axis for axis in range(outputs.ndim) if axis != _channel_axis(layer, outputs)]
-        variance, mean = torch.var_mean(outputs.float(), axes, correction=0)
+        axis = _channel_axis(layer, outputs)
+        seen = outputs[_grid(outputs.shape, axis)]
+        others = [each for each in range(outputs.ndim) if each != axis]
+        variance, mean = torch.var_mean(seen.float(), others, correction=0)
         if layer.has_bias:
             return cls(mean, variance.sqrt())
         return cls(torch.zeros_like(mean), (variance + mean.square()).sqrt())
@@ -124,10 +128,10 @@ class Change:
         """A bias (channels,) that gives the changed outputs, in its own type."""
         return (bias * self.scale + self.shift).to(bias.dtype)
 
-    def outputs(self, outputs: Tensor, axis: int) -> Tensor:
-        """The changed outputs, with the channels on an axis of theirs, in their own type."""
+    def outputs_(self, outputs: Tensor, axis: int) -> Tensor:
+        """Change outputs in place, with the channels on an axis of theirs."""
         shape = [-1 if each == axis else 1 for each in range(outputs.ndim)]
-        return torch.addcmul(self.shift.view(shape).to(outputs), outputs, self.scale.view(shape).to(outputs))
+        return outputs.mul_(self.scale.view(shape).to(outputs)).add_(self.shift.view(shape).to(outputs))
 
 
 class Renormalizer:
@@ -172,7 +176,7 @@ class Renormalizer:
             if layer.has_bias:
                 module.bias.data = change.bias(module.bias.data)
             changes[name] = change
-            return change.outputs(outputs, _channel_axis(layer, outputs))
+            return change.outputs_(outputs, _channel_axis(layer, outputs))
 
         self._run(model, {name: renormalize for name in self._wanted if name not in keeping})
         return changes
@@ -212,6 +216,20 @@ class Renormalizer:
         if key not in self._in_format:
             self._in_format[key] = in_format(self._inputs, parameter.device, parameter.dtype)
         return self._in_format[key]
+
+
+def _grid(shape: Sequence[int], channel_axis: int) -> tuple[slice, ...]:
+    """Slices of outputs (n, …) that leave all channels of all samples, at about `_COLUMNS` positions in all or fewer.
+
+    Steps are odd, so that a pattern with a period of 2, as behind strided layers, is seen as it is.
+
+    >>> _grid((64, 32, 112, 112), 1)[2:], _grid((64, 32, 7, 7), 1)[2:], _grid((64, 4096, 32), 2)[1]
+    ((slice(2, None, 5), slice(2, None, 5)), (slice(0, None, 1), slice(0, None, 1)), slice(4, None, 9))
+    """
+    axes = [axis for axis in range(1, len(shape)) if axis != channel_axis]
+    columns = shape[0] * math.prod(shape[axis] for axis in axes)
+    step = math.ceil((columns / _COLUMNS) ** (1 / max(1, len(axes)))) // 2 * 2 + 1 if columns > _COLUMNS else 1
+    return tuple(slice(step // 2, None, step) if axis in axes else slice(None) for axis in range(len(shape)))
 
 
 def _channel_axis(layer: Layer, outputs: Tensor) -> int:

@@ -74,7 +74,7 @@ def test_changes_by_hand() -> None:
     weight, bias = torch.ones(5, 2, 3), torch.full((5,), 10.0)
     assert change.weight(weight)[:, 1, 2].tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 1])
     assert change.bias(bias).tolist() == pytest.approx([12.8, 13.25, 9.2, 12, 12])
-    assert change.outputs(torch.ones(2, 5, 3), 1)[1, :, 2].tolist() == pytest.approx([2, 2, 2, 3, 3])
+    assert change.outputs_(torch.ones(2, 5, 3), 1)[1, :, 2].tolist() == pytest.approx([2, 2, 2, 3, 3])
     assert change.weight(weight.bfloat16()).dtype == torch.bfloat16
 
 
