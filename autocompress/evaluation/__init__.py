@@ -1,8 +1,8 @@
 """Evaluation: stitched networks, and how close their outputs stay to the original's.
 
-Two words are kept apart. To *evaluate* is to run one plan on the search split, with the menus' weights (`Evaluator`).
-To *measure* is to compare any two networks on any samples: `measure` runs both, `compare` takes their outputs, and
-`Closeness` is the result.
+Two words are kept apart. To *evaluate* is to run one plan on the search split, with the menus' weights, renormalized
+(`Evaluator`). To *measure* is to compare any two networks on any samples: `measure` runs both, `compare` takes their
+outputs, and `Closeness` is the result.
 """
 
 from autocompress.evaluation.evaluator import Evaluator

@@ -1,8 +1,8 @@
 """The evaluator: what a plan costs in accuracy, by one stitched forward pass over the search split.
 
 The evaluator keeps one copy of the network. For a plan it writes the menus' ready-made weights into that copy
-(`stitch.py`), runs the search split, and compares the outputs with the original's (`measure.py`). Nothing is fitted or
-trained, so that a plan takes a fraction of a second.
+(`stitch.py`), gives its layers' outputs the original's means and spreads (`renormalize.py`), runs the search split, and
+compares the outputs with the original's (`measure.py`). Nothing is trained, so that a plan takes a fraction of a second.
 """
 
 from __future__ import annotations

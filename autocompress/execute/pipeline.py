@@ -41,8 +41,8 @@ class Execution:
     """Settings of an execution.
 
     Attributes:
-        recalibration_samples: number of training samples that the layers are fitted to anew, at least 0; 0 leaves the
-            menus' weights as they are.
+        recalibration_samples: number of training samples that the layers are fitted to anew, at least 0; with 0 the
+            menus' weights are renormalized alone.
         tuning: settings of the fine-tuning; None: there is none.
         device: device that networks run on where they are re-calibrated, fine-tuned and compared, such as `cpu` or
             `cuda:0`.

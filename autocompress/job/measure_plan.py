@@ -1,4 +1,4 @@
-"""Measuring a plan: the menus' weights beside the original."""
+"""Measuring a plan: the menus' weights, renormalized, beside the original."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autocompress_envs import Labeling, Outcome
 def measure_plan(
     job: Job, evaluator: Evaluator, labeling: Labeling, limits: Mapping[str, int], split: str, watcher: Progress
 ) -> Measurement:
-    """Measure the menus' weights of a plan and the original together.
+    """Measure the menus' weights of a plan, renormalized, and the original together.
 
     Args:
         job: the network with its menus.

@@ -11,6 +11,7 @@ from autocompress.data import Data
 from autocompress.errors import InputError
 from autocompress.evaluation import measured_at_once, samples_that_fit
 from autocompress.evaluation.number_format import BATCHES, CPU
+from autocompress.evaluation.renormalize import renormalizing_samples
 from autocompress.execute.following import LEAST_HELD
 from autocompress.execute.layer_site import LEAST_SAMPLES
 from autocompress.execute.recalibrate import fitting_bytes
@@ -51,10 +52,11 @@ def check_memory(
 
     means = len(data.calibration_indices) * means_bytes(network)
     responses = _responses_bytes(network, asked.menus) if on_host else 0
+    renormalized = min(renormalizing_samples(network), len(data.calibration_indices)) if on_host else 0
 
     def peak(batch: int, followed: int, threads: int) -> int:
         stages = [
-            search + 2 * batch * network.activation_bytes,
+            search + 2 * max(batch, renormalized) * network.activation_bytes,
             threads * _MENU_BYTES_PER_ENTRY * largest_moment(network) + min(_CALIBRATION_BYTES, search) + means,
             search + responses,
         ]

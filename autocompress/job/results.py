@@ -92,8 +92,8 @@ class Result(Finished):
     """What a search found: its best plan, made real, and how it came to it.
 
     Attributes:
-        search_outcome: measurement of the plan on the search split with the menus' weights, by which it was chosen;
-            None where a policy decided without an evaluation.
+        search_outcome: measurement of the plan on the search split with the menus' weights, renormalized, by which it
+            was chosen; None where a policy decided without an evaluation.
         evaluations: number of different plans evaluated.
         stopped_because: reason why the search ended, in a few words.
     """
