@@ -2,7 +2,7 @@
 
 The evaluator keeps one copy of the network. For a plan it writes the menus' ready-made weights into that copy
 (`stitch.py`), gives its layers' outputs the original's means and spreads (`renormalize.py`), runs the search split, and
-compares the outputs with the original's (`measure.py`). Nothing is trained, so that a plan takes a fraction of a second.
+compares the outputs with the original's (`measure.py`). Nothing is trained, so a plan takes a fraction of a second.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Execution: a plan's labels made real, renormalized, re-calibrated and fine-tuned.
 
-`pipeline.execute` goes the whole way: `compressed.from_menus` puts the menus' weights together, `compressed.renormalized`
-gives their outputs the original's moments, `recalibrate` fits them to the original layer by layer, `finetune` trains them through their rounding (`rounding_aware`) towards the original's
-outputs (`distillation`). Every step takes and gives a `Compressed`.
+`pipeline.execute` goes the whole way: `compressed.from_menus` puts the menus' weights together, `renormalized` gives
+their outputs the original's moments, `recalibrate` fits them to the original layer by layer, `finetune` trains them
+through their rounding (`rounding_aware`) towards the original's outputs (`distillation`). Every step takes and gives a
+`Compressed`.
 """
 
 from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, uncompressed
