@@ -31,7 +31,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from autocompress.evaluation.renormalize import Change
+from autocompress.evaluation.renormalize import Affine
 from autocompress.evaluation.stitch import LayerChoice, resolve, untie_
 from autocompress.menus.changes import Changes
 from autocompress.menus.menus import Menus
@@ -129,7 +129,7 @@ def effects_around(
     pooled: Pooled,
     far: Effects,
     progress: Progress | None = None,
-    renormalized: Mapping[str, Change] | None = None,
+    renormalized: Mapping[str, Affine] | None = None,
 ) -> Effects:
     """The effects of labels in the place of a plan's own: the plan's labels have effect 0.
 
@@ -290,7 +290,7 @@ def _changes(menus: Menus, layer: Layer) -> list[_Change]:
 
 
 def _changes_around(
-    menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor, around: Change | None
+    menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor, around: Affine | None
 ) -> list[_Change]:
     """All changes that labels near a plan's make to a layer's parameters, from `own` (rows, d + 1), those of the plan.
 

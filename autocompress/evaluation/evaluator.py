@@ -32,7 +32,7 @@ from autocompress.evaluation.number_format import (
     torch_device,
 )
 from autocompress.evaluation.predictions import Predictions
-from autocompress.evaluation.renormalize import Change, Renormalizer
+from autocompress.evaluation.renormalize import Affine, Renormalizer
 from autocompress.evaluation.stitch import Stitcher, rows_left
 from autocompress.menus.fisher import gradient_samples
 from autocompress.menus.menus import Menus
@@ -163,19 +163,19 @@ class Evaluator:
         if around is None:
             return self._effects
         inputs, far = self._placed[:wanted], self._effects.first(wanted)
-        pooled, changes = self._predictions.pooled, self._changes(around)
+        pooled, affine = self._predictions.pooled, self._affine(around)
         return self._counted(
-            effects_around(self._prepared(), self._menus, around, inputs, pooled, far, progress, changes)
+            effects_around(self._prepared(), self._menus, around, inputs, pooled, far, progress, affine)
         )
 
-    def _changes(self, labeling: Labeling) -> dict[str, Change]:
+    def _affine(self, labeling: Labeling) -> dict[str, Affine]:
         """What renormalization makes of the outputs of a plan's layers, by name, of all channels of the original's."""
         if self._renormalizer is None:
             return {}
         rows = rows_left(self._menus, labeling)
         found = self._renormalizer.apply_(self._stitcher.stitch_(labeling), rows)
         widths = {layer.name: layer.rows for layer in self._menus.network.layers}
-        return {name: change.cpu().among(widths[name], rows[name]) for name, change in found.items()}
+        return {name: affine.cpu().among(widths[name], rows[name]) for name, affine in found.items()}
 
     def knows_effects(self, samples: int | None = None) -> bool:
         """Whether `effects` around the original, on so many samples, are in memory: they take no time then."""

@@ -37,7 +37,6 @@ _LEAST_SAMPLES = 32
 _BYTES = 1_000_000_000  # of activations, which all samples hold together: one pass can't be cut into batches
 _MOST_SCALED = 1.25  # a row that would need more is wrong in other ways, and its errors would grow as well
 _COLUMNS = 32_768  # samples x positions that tell a channel's moments well
-_TINY = 1e-12  # variance below which an output is constant
 
 
 def renormalizing_samples(network: Network) -> int:
@@ -83,7 +82,7 @@ class Moments:
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class Affine:
     """What becomes of a layer's outputs y, channel by channel: scale * y + shift.
 
     Attributes:
@@ -95,30 +94,26 @@ class Change:
     shift: Tensor
 
     @classmethod
-    def between(cls, current: Moments, wanted: Moments) -> Change:
-        """The change that gives outputs the moments that are wanted, as far as scales go.
-
-        Outputs that are constant, here or in the original, keep their scale.
-        """
-        is_constant = (current.spread**2 <= _TINY) | (wanted.spread**2 <= _TINY)
-        ratio = torch.where(is_constant, 1.0, wanted.spread / current.spread)
+    def between(cls, current: Moments, wanted: Moments) -> Affine:
+        """What gives outputs the moments that are wanted, as far as scales go; constant ones keep their scale."""
+        ratio = torch.where(current.spread > 0, wanted.spread / current.spread, 1.0)
         scale = ratio.clamp(1 / _MOST_SCALED, _MOST_SCALED)
         return cls(scale, wanted.mean - scale * current.mean)
 
-    def cpu(self) -> Change:
+    def cpu(self) -> Affine:
         """The same on the CPU."""
-        return Change(self.scale.cpu(), self.shift.cpu())
+        return Affine(self.scale.cpu(), self.shift.cpu())
 
-    def among(self, channels: int, rows: Tensor) -> Change:
+    def among(self, channels: int, rows: Tensor) -> Affine:
         """The same among more channels, of which all others stay as they are.
 
         Args:
             channels: number of all channels.
-            rows: (k,) int64 channels that this change is of.
+            rows: (k,) int64 channels that this is for.
         """
         scale, shift = torch.ones(channels), torch.zeros(channels)
         scale[rows], shift[rows] = self.scale, self.shift
-        return Change(scale, shift)
+        return Affine(scale, shift)
 
     def weight(self, weight: Tensor) -> Tensor:
         """A weight (channels, …) that gives the changed outputs, in its own type."""
@@ -154,7 +149,7 @@ class Renormalizer:
         self._layers = {layer.name: layer for layer in network.layers if layer.kind not in (EMBEDDING, RECURRENT)}
         self._wanted = self._moments(placed(folded, self._device))
 
-    def apply_(self, model: nn.Module, rows: Mapping[str, Tensor], keeping: Collection[str] = ()) -> dict[str, Change]:
+    def apply_(self, model: nn.Module, rows: Mapping[str, Tensor], keeping: Collection[str] = ()) -> dict[str, Affine]:
         """Renormalize a network in place.
 
         Args:
@@ -163,23 +158,23 @@ class Renormalizer:
             keeping: names of layers that keep their weights.
 
         Returns:
-            The change of each layer by name, float32 on the device of the model.
+            What became of each layer's outputs by name, float32 on the device of the model.
         """
-        changes: dict[str, Change] = {}
+        found: dict[str, Affine] = {}
 
         def renormalize(name: str, module: Any, outputs: Tensor) -> Tensor | None:
             layer, wanted = self._layers[name], self._wanted[name].of_rows(rows[name], outputs.device)
             if outputs.shape[_channel_axis(layer, outputs)] != len(wanted.mean):
                 return None  # zeros stand in for a removed branch
-            change = Change.between(Moments.of(layer, outputs), wanted)
-            module.weight.data = change.weight(module.weight.data)
+            affine = Affine.between(Moments.of(layer, outputs), wanted)
+            module.weight.data = affine.weight(module.weight.data)
             if layer.has_bias:
-                module.bias.data = change.bias(module.bias.data)
-            changes[name] = change
-            return change.outputs_(outputs, _channel_axis(layer, outputs))
+                module.bias.data = affine.bias(module.bias.data)
+            found[name] = affine
+            return affine.outputs_(outputs, _channel_axis(layer, outputs))
 
         self._run(model, {name: renormalize for name in self._wanted if name not in keeping})
-        return changes
+        return found
 
     def _moments(self, folded: nn.Module) -> dict[str, Moments]:
         """The original's moments by name of the layer, of those that run once."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.evaluation.renormalize import Change, Renormalizer
+from autocompress.evaluation.renormalize import Affine, Renormalizer
 from autocompress.evaluation.stitch import (
     InputRounding,
     LayerChoice,
@@ -216,20 +216,19 @@ def renormalized(
         rows: (k,) int64 output channels that are left, by name of the layer.
         keeping: names of layers that keep their weights.
     """
-    changes = renormalizer.apply_(whole_layers(compressed).rounded(), rows, keeping)
     layers = {}
-    for name, change in changes.items():
+    for name, affine in renormalizer.apply_(whole_layers(compressed).rounded(), rows, keeping).items():
         last = name if name in compressed.layers else f"{name}.{SECOND}"
-        layers[last] = _changed(compressed.layers[last], change.cpu())
+        layers[last] = _scaled(compressed.layers[last], affine.cpu())
     return with_layers_of(compressed, layers)
 
 
-def _changed(layer: LayerWeights, change: Change) -> LayerWeights:
+def _scaled(layer: LayerWeights, affine: Affine) -> LayerWeights:
     """The layer with outputs that are scaled and shifted; its codes stay."""
-    bias = None if layer.bias is None else change.bias(layer.bias)
+    bias = None if layer.bias is None else affine.bias(layer.bias)
     if layer.scale is not None:
-        return replace(layer, scale=change.weight(layer.scale), bias=bias)
-    values = change.weight(layer.values)
+        return replace(layer, scale=affine.weight(layer.scale), bias=bias)
+    values = affine.weight(layer.values)
     return replace(layer, values=values.half().float() if layer.bits == 16 else values, bias=bias)
 
 

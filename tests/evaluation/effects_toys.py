@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autocompress.evaluation import Evaluator
 from autocompress.evaluation.effects import Effects, effects_around, first_order_effects
 from autocompress.evaluation.predictions import Predictions
-from autocompress.evaluation.renormalize import Change
+from autocompress.evaluation.renormalize import Affine
 from autocompress.menus import Menus
 from autocompress.network import fold_batch_norms
 from autocompress_envs import Labeling
@@ -63,7 +63,7 @@ class Case:
     def effects(self) -> Effects:
         return first_order_effects(self.folded, self.menus, self.x, self.pooled)
 
-    def around(self, plan: Labeling, renormalized: dict[str, Change] | None = None) -> Effects:
+    def around(self, plan: Labeling, renormalized: dict[str, Affine] | None = None) -> Effects:
         return effects_around(self.folded, self.menus, plan, self.x, self.pooled, self.far, renormalized=renormalized)
 
     @cached_property

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.evaluation.effects import NEAR, Effects, effects_around, first_order_effects
 from autocompress.evaluation.predictions import Predictions
-from autocompress.evaluation.renormalize import Change
+from autocompress.evaluation.renormalize import Affine
 from autocompress_envs import Labeling
 
 MODULE = "autocompress.evaluation.effects"
@@ -74,7 +74,7 @@ def test_near_labels_have_the_derivatives_at_the_plan(
     )
 
 
-def scaled(parameters: dict[str, Tensor], changes: dict[str, Change], shifts: bool = True) -> dict[str, Tensor]:
+def scaled(parameters: dict[str, Tensor], changes: dict[str, Affine], shifts: bool = True) -> dict[str, Tensor]:
     """Parameters by which layers give changed outputs; or directions, which are scaled alone."""
     found = dict(parameters)
     for name, change in changes.items():
@@ -92,7 +92,7 @@ def test_around_a_renormalized_plan(monkeypatch: pytest.MonkeyPatch, name: str, 
     given, generator = case(name, granularity, BITS), torch.Generator().manual_seed(0)
     plan = plan_of(given, 0)
     changes = {
-        layer.name: Change(
+        layer.name: Affine(
             torch.rand(layer.rows, generator=generator) + 0.5, torch.randn(layer.rows, generator=generator)
         )
         for layer in given.menus.network.layers[1:]

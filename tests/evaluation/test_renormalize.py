@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from autocompress.evaluation import Evaluator
 from autocompress.evaluation.measure import compare
-from autocompress.evaluation.renormalize import Change, Moments, Renormalizer, renormalizing_samples
+from autocompress.evaluation.renormalize import Affine, Moments, Renormalizer, renormalizing_samples
 from autocompress.evaluation.stitch import kept_rows, resolve, rows_left
 from autocompress.network import fold_batch_norms, trace
 from autocompress.network.structure import Layer
@@ -68,13 +68,13 @@ def test_changes_by_hand() -> None:
     """Scales 1.2; 2, which is too much; 0.5, which is too little; constant now; constant in the original."""
     current = Moments(torch.tensor([1.0, 1.0, 1.0, 3.0, 3.0]), torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]))
     wanted = Moments(torch.tensor([2.0, 2.0, 2.0, 5.0, 5.0]), torch.tensor([1.2, 2.0, 0.5, 1.0, 0.0]))
-    change = Change.between(current, wanted)
-    assert change.scale.tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 1])
-    assert change.shift.tolist() == pytest.approx([0.8, 0.75, 1.2, 2, 2])
+    change = Affine.between(current, wanted)
+    assert change.scale.tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 0.8])
+    assert change.shift.tolist() == pytest.approx([0.8, 0.75, 1.2, 2, 2.6])
     weight, bias = torch.ones(5, 2, 3), torch.full((5,), 10.0)
-    assert change.weight(weight)[:, 1, 2].tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 1])
-    assert change.bias(bias).tolist() == pytest.approx([12.8, 13.25, 9.2, 12, 12])
-    assert change.outputs_(torch.ones(2, 5, 3), 1)[1, :, 2].tolist() == pytest.approx([2, 2, 2, 3, 3])
+    assert change.weight(weight)[:, 1, 2].tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 0.8])
+    assert change.bias(bias).tolist() == pytest.approx([12.8, 13.25, 9.2, 12, 10.6])
+    assert change.outputs_(torch.ones(2, 5, 3), 1)[1, :, 2].tolist() == pytest.approx([2, 2, 2, 3, 3.4])
     assert change.weight(weight.bfloat16()).dtype == torch.bfloat16
 
 
