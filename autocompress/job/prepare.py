@@ -13,6 +13,7 @@ from autocompress.config import MachineOptions
 from autocompress.errors import ExportError, InputError
 from autocompress.evaluation import Evaluator, choose_dtype, samples_that_fit, torch_device
 from autocompress.evaluation.number_format import BATCHES
+from autocompress.evaluation.renormalize import renormalizing_samples
 from autocompress.job.load import Loaded, loaded_fields
 from autocompress.job.memory import menu_threads
 from autocompress.menus import Menus, MenuSettings, build_menus
@@ -182,4 +183,5 @@ def made_on(job: Job, evaluator: Evaluator) -> dict[str, Any]:
         "menus": content_key(job.base, job.network, job.data.fingerprint, job.menus.settings),
         "dtype": evaluator.dtype,
         "batch_size": evaluator.batch_size,
+        "renormalized_on": min(renormalizing_samples(job.network), len(job.inputs)),
     }

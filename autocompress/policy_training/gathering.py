@@ -31,7 +31,7 @@ from autocompress.searchers.model_based.first_order import SAMPLES
 from autocompress.workers.executors import executor_of
 from autocompress.workers.tasks import Death, Run, Tell, run_tasks
 
-EXPERIENCE_VERSION = 1  # of how plans are looked for; what another version measured is measured anew
+EXPERIENCE_VERSION = 2  # of how plans are looked for and evaluated; what another version measured is measured anew
 _FAILURES = (AutocompressError, RuntimeError, ValueError, TypeError)  # what networks and their training raise
 
 Gathered = Mapping[tuple[str, str], Experience]
