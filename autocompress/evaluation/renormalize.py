@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,9 +77,13 @@ class Moments:
             return cls(mean, variance.sqrt())
         return cls(torch.zeros_like(mean), (variance + mean.square()).sqrt())
 
-    def of_rows(self, rows: Tensor, device: torch.device) -> Moments:
-        """Those of some channels, on a device."""
-        return Moments(self.mean[rows].to(device), self.spread[rows].to(device))
+    def of_rows(self, rows: Tensor) -> Moments:
+        """Those of some channels."""
+        return Moments(self.mean[rows], self.spread[rows])
+
+    def to(self, device: torch.device) -> Moments:
+        """The same on a device."""
+        return Moments(self.mean.to(device), self.spread.to(device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,8 +167,8 @@ class Renormalizer:
         """
         found: dict[str, Affine] = {}
 
-        def renormalize(name: str, module: Any, outputs: Tensor) -> Tensor | None:
-            layer, wanted = self._layers[name], self._wanted[name].of_rows(rows[name], outputs.device)
+        def renormalize(name: str, module: Any, _: object, outputs: Tensor) -> Tensor | None:
+            layer, wanted = self._layers[name], self._wanted[name].of_rows(rows[name]).to(outputs.device)
             if outputs.shape[_channel_axis(layer, outputs)] != len(wanted.mean):
                 return None  # zeros stand in for a removed branch
             affine = Affine.between(Moments.of(layer, outputs), wanted)
@@ -173,7 +178,7 @@ class Renormalizer:
             found[name] = affine
             return affine.outputs_(outputs, _channel_axis(layer, outputs))
 
-        self._run(model, {name: renormalize for name in self._wanted if name not in keeping})
+        self._run(model, [name for name in self._wanted if name not in keeping], renormalize)
         return found
 
     def _moments(self, folded: nn.Module) -> dict[str, Moments]:
@@ -181,23 +186,16 @@ class Renormalizer:
         found: dict[str, Moments] = {}
         runs: Counter[str] = Counter()
 
-        def record(name: str, module: Any, outputs: Tensor) -> None:
+        def record(name: str, module: Any, _: object, outputs: Tensor) -> None:
             runs[name] += 1
-            found[name] = Moments.of(self._layers[name], outputs.cpu())
+            found[name] = Moments.of(self._layers[name], outputs).to(torch.device("cpu"))
 
-        self._run(folded, dict.fromkeys(self._layers, record))
+        self._run(folded, self._layers, record)
         return {name: moments for name, moments in found.items() if runs[name] == 1}
 
-    def _run(self, model: nn.Module, hooks: Mapping[str, Callable[[str, Any, Tensor], Tensor | None]]) -> None:
-        """Run a network on all samples at once, with hooks behind its layers."""
-        handles = []
-        for name, hook in hooks.items():
-            module = model.get_submodule(name)
-            handles.append(
-                module.register_forward_hook(
-                    lambda module, _, outputs, name=name, hook=hook: hook(name, module, outputs)
-                )
-            )
+    def _run(self, model: nn.Module, names: Iterable[str], hook: Callable[..., Tensor | None]) -> None:
+        """Run a network on all samples at once, with a hook (name, module, args, outputs) behind some layers."""
+        handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
         try:
             with torch.no_grad(), room_for("the samples that plans are renormalized on", self._device):
                 call(model, self._inputs_for(next(model.parameters())))

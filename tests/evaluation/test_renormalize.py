@@ -94,7 +94,7 @@ def test_every_layer_has_the_originals_moments(name: str) -> None:
         for each, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
             rows = kept_rows(menus, each, choice)
             wanted, found = (
-                Moments.of(each, original[each.name]).of_rows(rows, torch.device("cpu")),
+                Moments.of(each, original[each.name]).of_rows(rows),
                 Moments.of(each, now[each.name]),
             )
             torch.testing.assert_close(found.mean, wanted.mean, rtol=1e-4, atol=1e-4)
