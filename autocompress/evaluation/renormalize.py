@@ -12,6 +12,11 @@ with s within 0.8 to 1.25. These are the re-estimated batch norms of EagleEye (L
 weights, and the rescaling between merged networks of REPAIR (Jordan et al. 2023). Codes, sizes and times stay what they
 are, as each row of codes has a scale and a bias anyway.
 
+Few samples tell moments roughly, and every layer's chance would add to the others'. Original and compressed network see
+the same samples, so what is left of their differences from sample to sample says how much of it is chance. That share
+of the squares of a layer's corrections is taken off (a Wiener filter; James & Stein 1961), for what all its channels
+have in common by itself.
+
 Plans are compared with their layers renormalized, since what a user gets is. Of plans that remove many channels, the
 order without it says little of the order that counts.
 """
@@ -51,15 +56,15 @@ def renormalizing_samples(network: Network) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean and spread of each of a layer's output channels, over samples and positions.
+    """Mean and variance of each of a layer's output channels, sample by sample, over positions.
 
     Attributes:
-        mean: (channels,) float32 means; zeros where the layer has no bias that could change them.
-        spread: (channels,) float32 standard deviations; where the layer has no bias, root mean squares.
+        means: (n, channels) float32 means over the positions of each sample.
+        variances: (n, channels) float32 variances over the positions of each sample.
     """
 
-    mean: Tensor
-    spread: Tensor
+    means: Tensor
+    variances: Tensor
 
     @classmethod
     def of(cls, layer: Layer, outputs: Tensor) -> Moments:
@@ -70,20 +75,24 @@ class Moments:
             outputs: (n, …) outputs of one call, in any floating-point type.
         """
         axis = _channel_axis(layer, outputs)
-        seen = outputs[_grid(outputs.shape, axis)]
-        others = [each for each in range(outputs.ndim) if each != axis]
-        variance, mean = torch.var_mean(seen.float(), others, correction=0)
-        if layer.has_bias:
-            return cls(mean, variance.sqrt())
-        return cls(torch.zeros_like(mean), (variance + mean.square()).sqrt())
+        seen = outputs[_grid(outputs.shape, axis)].float()
+        positions = [each for each in range(1, outputs.ndim) if each != axis]
+        if not positions:
+            return cls(seen, torch.zeros_like(seen))
+        variances, means = torch.var_mean(seen, positions, correction=0)
+        return cls(means, variances)
 
     def of_rows(self, rows: Tensor) -> Moments:
         """Those of some channels."""
-        return Moments(self.mean[rows], self.spread[rows])
+        return Moments(self.means[:, rows], self.variances[:, rows])
 
     def to(self, device: torch.device) -> Moments:
         """The same on a device."""
-        return Moments(self.mean.to(device), self.spread.to(device))
+        return Moments(self.means.to(device), self.variances.to(device))
+
+    def about(self, middle: Tensor) -> Tensor:
+        """(n, channels) mean squared distance of each sample's outputs from `middle` (channels,)."""
+        return self.variances + (self.means - middle).square()
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,11 +108,27 @@ class Affine:
     shift: Tensor
 
     @classmethod
-    def between(cls, current: Moments, wanted: Moments) -> Affine:
-        """What gives outputs the moments that are wanted, as far as scales go; constant ones keep their scale."""
-        ratio = torch.where(current.spread > 0, wanted.spread / current.spread, 1.0)
-        scale = ratio.clamp(1 / _MOST_SCALED, _MOST_SCALED)
-        return cls(scale, wanted.mean - scale * current.mean)
+    def between(cls, current: Moments, wanted: Moments, has_bias: bool) -> Affine:
+        """What gives outputs the moments that are wanted, as far as samples tell and scales go.
+
+        Constant outputs keep their scale.
+
+        Args:
+            current: moments of the outputs as they are.
+            wanted: moments that they should have, on the same samples.
+            has_bias: whether means can be changed; else spreads are root mean squares.
+        """
+        mean, wanted_mean = (each.means.mean(0) * has_bias for each in (current, wanted))
+        parts, wanted_parts = current.about(mean), wanted.about(wanted_mean)  # (n, channels)
+        variance, wanted_variance = parts.mean(0), wanted_parts.mean(0)
+        varies = (variance > 0) & (wanted_variance > 0)
+        logarithms = torch.where(varies, (wanted_parts / wanted_variance - parts / variance) / 2, 0.0)
+        ratio = torch.where(varies, (wanted_variance / variance).log() / 2, 0.0)
+        scale = (_common(ratio, logarithms) + _certain(ratio - ratio.mean(), _centred(logarithms))).exp()
+        scale = scale.clamp(1 / _MOST_SCALED, _MOST_SCALED)
+        unit = torch.where(wanted_variance > 0, wanted_variance.sqrt(), 1.0)
+        missed = (wanted.means - current.means) * has_bias / unit
+        return cls(scale, mean + unit * _certain(missed.mean(0), missed) - scale * mean)
 
     def cpu(self) -> Affine:
         """The same on the CPU."""
@@ -169,9 +194,9 @@ class Renormalizer:
 
         def renormalize(name: str, module: Any, _: object, outputs: Tensor) -> Tensor | None:
             layer, wanted = self._layers[name], self._wanted[name].of_rows(rows[name]).to(outputs.device)
-            if outputs.shape[_channel_axis(layer, outputs)] != len(wanted.mean):
+            if outputs.shape[_channel_axis(layer, outputs)] != wanted.means.shape[1]:
                 return None  # zeros stand in for a removed branch
-            affine = Affine.between(Moments.of(layer, outputs), wanted)
+            affine = Affine.between(Moments.of(layer, outputs), wanted, layer.has_bias)
             module.weight.data = affine.weight(module.weight.data)
             if layer.has_bias:
                 module.bias.data = affine.bias(module.bias.data)
@@ -209,6 +234,28 @@ class Renormalizer:
         if key not in self._in_format:
             self._in_format[key] = in_format(self._inputs, parameter.device, parameter.dtype)
         return self._in_format[key]
+
+
+def _certain(found: Tensor, samples: Tensor) -> Tensor:
+    """Values (channels,) times the share of their squares that is no chance, that of all channels together.
+
+    Args:
+        found: (channels,) averages over samples, or functions of such.
+        samples: (n, channels) what each sample adds to n times the average, up to a constant.
+    """
+    if len(samples) < 2:
+        return torch.zeros_like(found)
+    chance, square = samples.var(0).sum() / len(samples), found.square().sum()
+    return found * torch.where(square > 0, 1 - chance / square, 0.0).clamp(min=0)
+
+
+def _common(found: Tensor, samples: Tensor) -> Tensor:
+    """What all channels have in common, the same for each, as far as it is no chance (`_certain`)."""
+    return _certain(found.mean()[None], samples.mean(1, keepdim=True)).expand(len(found))
+
+
+def _centred(samples: Tensor) -> Tensor:
+    return samples - samples.mean(1, keepdim=True)
 
 
 def _grid(shape: Sequence[int], channel_axis: int) -> tuple[slice, ...]:

@@ -49,38 +49,79 @@ def layer(**fields: object) -> Layer:
 
 
 def test_moments_by_hand() -> None:
-    """Channel 0 is 1, 3, 5, 7, with mean 4 and variance (9 + 1 + 1 + 9) / 4 = 5; channel 1 is 2 throughout."""
+    """Channel 0 is 1, 3 and 5, 7, with means 2 and 6 and variance 1; channel 1 is 2 throughout."""
     images = torch.tensor([[[[1.0, 3.0]], [[2.0, 2.0]]], [[[5.0, 7.0]], [[2.0, 2.0]]]])  # (2, 2, 1, 2)
-    tokens = images.permute(0, 2, 3, 1)  # channels last
     for found in (
         Moments.of(layer(), images),
-        Moments.of(layer(kind="linear", weight_shape=(2, 1)), tokens),
+        Moments.of(layer(kind="linear", weight_shape=(2, 1)), images.permute(0, 2, 3, 1)),  # channels last
         Moments.of(layer(), images.bfloat16()),
     ):
-        assert found.mean.tolist() == [4, 2]
-        assert found.spread.tolist() == pytest.approx([5**0.5, 0])
-    without = Moments.of(layer(has_bias=False), images)  # root mean squares: (1 + 9 + 25 + 49) / 4 = 21
-    assert without.mean.tolist() == [0, 0]
-    assert without.spread.tolist() == pytest.approx([21**0.5, 2])
+        assert found.means.tolist() == [[2, 2], [6, 2]]
+        assert found.variances.tolist() == [[1, 0], [1, 0]]
+        assert found.about(torch.tensor([4.0, 0.0])).tolist() == [[5, 4], [5, 4]]
+        assert found.of_rows(torch.tensor([1])).means.tolist() == [[2], [2]]
+    vectors = Moments.of(layer(kind="linear", weight_shape=(2, 1)), torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+    assert vectors.means.tolist() == [[1, 2], [3, 2]]
+    assert vectors.variances.tolist() == [[0, 0], [0, 0]]
 
 
-def test_changes_by_hand() -> None:
+def alike(mean: list[float], spread: list[float]) -> Moments:
+    """Moments of four samples that are all alike: nothing is chance."""
+    means, variances = torch.tensor(mean).expand(4, -1), torch.tensor(spread).square().expand(4, -1)
+    return Moments(means.clone(), variances.clone())
+
+
+def test_what_becomes_of_outputs_by_hand() -> None:
     """Scales 1.2; 2, which is too much; 0.5, which is too little; constant now; constant in the original."""
-    current = Moments(torch.tensor([1.0, 1.0, 1.0, 3.0, 3.0]), torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0]))
-    wanted = Moments(torch.tensor([2.0, 2.0, 2.0, 5.0, 5.0]), torch.tensor([1.2, 2.0, 0.5, 1.0, 0.0]))
-    change = Affine.between(current, wanted)
-    assert change.scale.tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 0.8])
-    assert change.shift.tolist() == pytest.approx([0.8, 0.75, 1.2, 2, 2.6])
+    current = alike([1.0, 1.0, 1.0, 3.0, 3.0], [1.0, 1.0, 1.0, 0.0, 1.0])
+    wanted = alike([2.0, 2.0, 2.0, 5.0, 5.0], [1.2, 2.0, 0.5, 1.0, 0.0])
+    affine = Affine.between(current, wanted, has_bias=True)
+    assert affine.scale.tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 1])
+    assert affine.shift.tolist() == pytest.approx([0.8, 0.75, 1.2, 2, 2])
     weight, bias = torch.ones(5, 2, 3), torch.full((5,), 10.0)
-    assert change.weight(weight)[:, 1, 2].tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 0.8])
-    assert change.bias(bias).tolist() == pytest.approx([12.8, 13.25, 9.2, 12, 10.6])
-    assert change.outputs_(torch.ones(2, 5, 3), 1)[1, :, 2].tolist() == pytest.approx([2, 2, 2, 3, 3.4])
-    assert change.weight(weight.bfloat16()).dtype == torch.bfloat16
+    assert affine.weight(weight)[:, 1, 2].tolist() == pytest.approx([1.2, 1.25, 0.8, 1, 1])
+    assert affine.bias(bias).tolist() == pytest.approx([12.8, 13.25, 9.2, 12, 12])
+    assert affine.outputs_(torch.ones(2, 5, 3), 1)[1, :, 2].tolist() == pytest.approx([2, 2, 2, 3, 3])
+    assert affine.weight(weight.bfloat16()).dtype == torch.bfloat16
+    among = affine.among(7, torch.tensor([0, 1, 3, 4, 6]))
+    assert among.scale.tolist() == pytest.approx([1.2, 1.25, 1, 0.8, 1, 1, 1])
+    assert among.shift.tolist() == pytest.approx([0.8, 0.75, 0, 1.2, 2, 0, 2])
+
+
+def test_without_a_bias_root_mean_squares_count() -> None:
+    """(1 + 3) to (4 + 5): √(9 / 4) is too much; (1 + 3) to (4 + 0.41): 1.05."""
+    current = alike([1.0, 1.0], [3**0.5, 3**0.5])
+    affine = Affine.between(current, alike([2.0, 2.0], [5**0.5, 0.41**0.5]), has_bias=False)
+    assert affine.scale.tolist() == pytest.approx([1.25, 1.05])
+    assert affine.shift.tolist() == [0, 0]
+
+
+def test_what_is_chance_is_left_alone() -> None:
+    """Four samples miss their means by 1 ± 2 and 1 ± 0: of the squares 1 + 1, 16 / 3 / 4 are chance, so a third stays.
+
+    Where they miss them by more than that, nothing is certain, and so with one sample."""
+    ones = torch.ones(4, 2)
+    wanted = Moments(torch.tensor([[3.0, 1.0], [-1.0, 1.0], [3.0, 1.0], [-1.0, 1.0]]), ones - 0)
+    current = Moments(torch.zeros(4, 2), ones)
+
+    def missed(wanted: Moments) -> list[float]:
+        """What is added to outputs that are at their mean, 0."""
+        return Affine.between(current, wanted, has_bias=True).shift.tolist()
+
+    unit = (1 + 4) ** 0.5  # of channel 0, whose means differ too; in it, 1 / 5 + 1 less 4 / 3 / 5 is certain
+    share = 1 - (4 * 4 / 3 / 4 / unit**2) / (1 / unit**2 + 1)
+    assert missed(wanted) == pytest.approx([share, share])
+    noisy = Moments(wanted.means * torch.tensor([1.0, 0.0]), ones)
+    assert missed(noisy) == [0, 0]
+    alone = Affine.between(Moments(current.means[:1], ones[:1]), Moments(wanted.means[:1], ones[:1] * 2), has_bias=True)
+    assert (alone.scale.tolist(), alone.shift.tolist()) == ([1, 1], [0, 0])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_has_the_originals_moments(name: str) -> None:
-    """Of random plans: means to float32's precision, spreads wherever a scale within the bounds is enough."""
+def test_every_layer_has_the_originals_moments(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Of random plans, where nothing is taken for chance: means to float32's precision, spreads wherever a scale within
+    the bounds is enough."""
+    monkeypatch.setattr("autocompress.evaluation.renormalize._certain", lambda found, samples: found)
     model, x = network(name)
     menus = menus_of(model, x)
     folded, names = fold_batch_norms(model, menus.network), [each.name for each in menus.network.layers]
@@ -93,18 +134,23 @@ def test_every_layer_has_the_originals_moments(name: str) -> None:
         before, now = plain.stitched(labeling), behind(model_now, x, names)
         for each, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
             rows = kept_rows(menus, each, choice)
-            wanted, found = (
-                Moments.of(each, original[each.name]).of_rows(rows),
-                Moments.of(each, now[each.name]),
-            )
-            torch.testing.assert_close(found.mean, wanted.mean, rtol=1e-4, atol=1e-4)
+            mean, spread = overall(each, now[each.name])
+            wanted_mean, wanted_spread = (part[rows] for part in overall(each, original[each.name]))
+            torch.testing.assert_close(mean, wanted_mean, rtol=1e-4, atol=1e-4)
             scale = (model_now.get_submodule(each.name).weight / before.get_submodule(each.name).weight).nan_to_num(1)
             scale = scale.flatten(1).amax(1)
-            free = (scale > 0.801) & (scale < 1.249) & (found.spread > 0.01)
-            torch.testing.assert_close(found.spread[free], wanted.spread[free], rtol=1e-3, atol=1e-4)
+            free = (scale > 0.801) & (scale < 1.249) & (spread > 0.01)
+            torch.testing.assert_close(spread[free], wanted_spread[free], rtol=1e-3, atol=1e-4)
             assert ((scale > 0.799) & (scale < 1.251)).all()
             reached += int(free.sum())
     assert reached > 40
+
+
+def overall(layer: Layer, outputs: Tensor) -> tuple[Tensor, Tensor]:
+    """(channels,) means and standard deviations over all samples and positions; no mean where it can't be changed."""
+    moments = Moments.of(layer, outputs)
+    mean = moments.means.mean(0) * layer.has_bias
+    return mean, moments.about(mean).mean(0).sqrt()
 
 
 def test_the_original_is_left_as_it_is() -> None:
@@ -138,7 +184,7 @@ def test_some_layers_keep_their_weights() -> None:
     ratio = (squares[0] / squares[1]).sqrt()
     free = (ratio > 0.8) & (ratio < 1.25)
     assert free.sum() >= 6
-    torch.testing.assert_close(squares[2][free], squares[0][free], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(squares[2][free], squares[0][free], rtol=5e-3, atol=1e-6)
     assert not torch.allclose(squares[1][free], squares[0][free], rtol=1e-2)
     assert not any(module._forward_hooks for module in disturbed.modules())
 

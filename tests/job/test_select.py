@@ -42,7 +42,8 @@ def job_of(samples, search=20):
     split = {"search_samples": search, "calibration_samples": 10, "seed": 0}
     data = from_tensors((torch.zeros(samples, 3), torch.arange(samples) % 2), None, **split)
     problem = SimpleNamespace(original=lambda: {"size": 4})
-    return SimpleNamespace(data=data, problem=problem, base=None, model=None, network=None, menus=None, memory=None)
+    nothing = dict.fromkeys(("base", "model", "network", "menus", "memory"))
+    return SimpleNamespace(data=data, problem=problem, inputs="calibration", **nothing)
 
 
 def candidates_of(evaluated, simple=()):
@@ -77,7 +78,10 @@ def test_the_best_on_unused_samples_is_chosen(monkeypatch):
     found, told, seen = choose(monkeypatch, {0: (0.4, 0.5), 4: (0.2, 0.5), 9: (0.25, 0.5)})
     assert (found.chosen, found.leaders, found.samples) == (LEADERS[1], 3, 30)
     assert told == ["selection: 3 plans that led, on 30 unused samples"]
-    given = {"reference": None, "device": "cpu", "dtype": "float32", "batch_size": 64, "memory": None}
+    given = {
+        "reference": None, "renormalized_on": "calibration", "device": "cpu", "dtype": "float32", "batch_size": 64,
+        "memory": None,
+    }  # fmt: skip
     assert seen == [(30, given)]
     assert str(found) == "; of 3 plans that led, that of evaluation 5 is the best on 30 unused samples"
 
