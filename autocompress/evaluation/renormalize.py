@@ -169,15 +169,18 @@ class Renormalizer:
         folded: original network with its norms folded, float32; it is not changed.
         network: trace of the network.
         inputs: (N, …) unlabelled samples; the first `renormalizing_samples` of them are used.
-        device: device that the networks are on. Default: the CPU.
+        device: device that the original is run on. Default: the CPU.
+
+    Attributes:
+        device: the same.
     """
 
     def __init__(self, folded: nn.Module, network: Network, inputs: Inputs, device: torch.device | None = None) -> None:
-        self._device = device or torch.device("cpu")
+        self.device = device or torch.device("cpu")
         self._inputs = inputs[: renormalizing_samples(network)]
         self._in_format: dict[tuple[str, torch.dtype], Inputs] = {}
         self._layers = {layer.name: layer for layer in network.layers if layer.kind not in (EMBEDDING, RECURRENT)}
-        self._wanted = self._moments(placed(folded, self._device))
+        self._wanted = self._moments(placed(folded, self.device))
 
     def apply_(self, model: nn.Module, rows: Mapping[str, Tensor], keeping: Collection[str] = ()) -> dict[str, Affine]:
         """Renormalize a network in place.
@@ -222,7 +225,7 @@ class Renormalizer:
         """Run a network on all samples at once, with a hook (name, module, args, outputs) behind some layers."""
         handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
         try:
-            with torch.no_grad(), room_for("the samples that plans are renormalized on", self._device):
+            with torch.no_grad(), room_for("the samples that plans are renormalized on", self.device):
                 call(model, self._inputs_for(next(model.parameters())))
         finally:
             for handle in handles:

@@ -216,8 +216,8 @@ def renormalized(
         rows: (k,) int64 output channels that are left, by name of the layer.
         keeping: names of layers that keep their weights.
     """
-    layers = {}
-    for name, affine in renormalizer.apply_(whole_layers(compressed).rounded(), rows, keeping).items():
+    layers, model = {}, whole_layers(compressed).rounded().to(renormalizer.device)
+    for name, affine in renormalizer.apply_(model, rows, keeping).items():
         last = name if name in compressed.layers else f"{name}.{SECOND}"
         layers[last] = _scaled(compressed.layers[last], affine.cpu())
     return with_layers_of(compressed, layers)
