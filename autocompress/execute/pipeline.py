@@ -20,7 +20,7 @@ from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
 from autocompress.evaluation import measured_at_once, torch_device
 from autocompress.evaluation.measure import compare
-from autocompress.evaluation.number_format import outputs_of
+from autocompress.evaluation.number_format import in_format, outputs_of, prepared
 from autocompress.evaluation.renormalize import Renormalizer, renormalizing_samples
 from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve, rows_left
 from autocompress.execute.compressed import Compressed, from_menus, renormalized, with_layers_of
@@ -209,10 +209,15 @@ def _recalibrated(
         return None
     inputs, _ = data.search()
     at_once = measured_at_once(menus.network, settings.memory, device)
-    reference = outputs_of(folded, inputs, device, at_once)
+    there = in_format(inputs, device, torch.float32)
+
+    def outputs(model: nn.Module) -> Tensor:
+        return outputs_of(prepared(model, "float32", device), there, device, at_once)
 
     def divergence(candidate: Compressed) -> float:
-        return compare(reference, outputs_of(candidate.rounded(), inputs, device, at_once), None).kl
+        return compare(reference, outputs(candidate.rounded()), None).kl
+
+    reference = outputs(folded)
 
     def first_layers(count: int) -> Compressed:
         return _first_layers(compressed, fitted, count, renormalize)
