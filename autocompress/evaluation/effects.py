@@ -144,19 +144,17 @@ def effects_around(
         pooled: function to log-probabilities, as in `first_order_effects`.
         far: effects around the original, on the same samples.
         progress: observer that is called with (samples done, samples in all).
-        renormalized: what renormalization makes of the outputs of the plan's layers, by name, of all their channels.
-            Other labels in a layer's place are scaled alike. Default: nothing.
+        renormalized: affine maps that renormalization puts behind the plan's layers, by name, of all their channels.
+            Other labels in a layer's place are scaled alike. Default: none.
     """
-    model, changes, renormalized = copy.deepcopy(folded), {}, renormalized or {}
+    model, changes = copy.deepcopy(folded), {}
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         module = model.get_submodule(layer.name)
         untie_(module)
         own = _weights(menus, layer, choice.reads, choice.sparsity, choice.weight_bits)
-        around, given = renormalized.get(layer.name), {"weight": own[:, :-1], "bias": own[:, -1]}
-        changes[layer.name] = _changes_around(menus, layer, choice, own, around)
-        if around is not None:
-            given = {"weight": around.weight(given["weight"]), "bias": around.bias(given["bias"])}
-        for name, values in given.items():
+        affine = (renormalized or {}).get(layer.name) or Affine.identity(layer.rows)
+        changes[layer.name] = _changes_around(menus, layer, choice, own, affine)
+        for name, values in {"weight": affine.weight(own[:, :-1]), "bias": affine.bias(own[:, -1])}.items():
             if (parameter := getattr(module, name, None)) is not None:
                 parameter.data = torch.empty_like(parameter).copy_(values.reshape(parameter.shape))
     near = _taken(model, menus, changes, inputs, pooled, CLASSES_AROUND, progress)
@@ -289,20 +287,17 @@ def _changes(menus: Menus, layer: Layer) -> list[_Change]:
     return changes
 
 
-def _changes_around(
-    menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor, around: Affine | None
-) -> list[_Change]:
+def _changes_around(menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor, affine: Affine) -> list[_Change]:
     """All changes that labels near a plan's make to a layer's parameters, from `own` (rows, d + 1), those of the plan.
 
     One choice is changed at a time: the layer's bits, its own sparsity, or the channels of one group that it reads. Its
-    outputs are scaled as those of the plan are (`around`).
+    outputs are scaled as those of the plan are (`affine`).
     """
     row, activations = _label_row(menus, layer), len(menus.settings.activation_bits)
     changes = []
 
     def change(kept: Mapping[int, int], sparsity: float, bits: int) -> Tensor:
-        found = _weights(menus, layer, kept, sparsity, bits) - own
-        return found if around is None else around.weight(found)
+        return affine.weight(_weights(menus, layer, kept, sparsity, bits) - own)
 
     def add(part: str, row: int, options: slice, kept: Mapping[int, int], sparsity: float, bits: int) -> None:
         changes.append(_Change(partial(change, kept, sparsity, bits), part, row, options))

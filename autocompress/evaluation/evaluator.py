@@ -170,10 +170,7 @@ class Evaluator:
 
     def _affine(self, labeling: Labeling) -> dict[str, Affine]:
         """What renormalization makes of the outputs of a plan's layers, by name, of all channels of the original's."""
-        if self._renormalizer is None:
-            return {}
-        rows = rows_left(self._menus, labeling)
-        found = self._renormalizer.apply_(self._stitcher.stitch_(labeling), rows)
+        rows, found = rows_left(self._menus, labeling), self._renormalize_(self._stitcher.stitch_(labeling), labeling)
         widths = {layer.name: layer.rows for layer in self._menus.network.layers}
         return {name: affine.cpu().among(widths[name], rows[name]) for name, affine in found.items()}
 
@@ -213,19 +210,20 @@ class Evaluator:
             labeling: plan, as positions on the menus.
         """
         model = Stitcher(copy.deepcopy(self._folded).cpu(), self._menus).stitch_(labeling)
-        return self._renormalized_(model, labeling)
-
-    def _renormalized_(self, model: nn.Module, labeling: Labeling) -> nn.Module:
-        """A stitched model, renormalized where that is wanted."""
-        if self._renormalizer is not None:
-            self._renormalizer.apply_(model, rows_left(self._menus, labeling))
+        self._renormalize_(model, labeling)
         return model
+
+    def _renormalize_(self, model: nn.Module, labeling: Labeling) -> dict[str, Affine]:
+        """Renormalize a stitched model where that is wanted; what became of each layer's outputs by name."""
+        if self._renormalizer is None:
+            return {}
+        return self._renormalizer.apply_(model, rows_left(self._menus, labeling))
 
     def _evaluated(self, labeling: Labeling) -> Outcome:
         """The outcome of a plan that is not in the cache."""
         model = self._stitcher.stitch_(labeling)
         started = time.perf_counter()
-        self._renormalized_(model, labeling)
+        self._renormalize_(model, labeling)
         outputs = self._run(model, self._placed)
         if self.dtype != "float32" and not outputs.isfinite().all():
             outputs = self._in_float32(labeling)

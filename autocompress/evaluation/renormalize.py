@@ -108,6 +108,11 @@ class Affine:
     shift: Tensor
 
     @classmethod
+    def identity(cls, channels: int) -> Affine:
+        """What leaves the outputs of so many channels as they are, to the bit."""
+        return cls(torch.ones(channels), torch.zeros(channels))
+
+    @classmethod
     def between(cls, current: Moments, wanted: Moments, has_bias: bool) -> Affine:
         """What gives outputs the moments that are wanted, as far as samples tell and scales go.
 
@@ -141,9 +146,9 @@ class Affine:
             channels: number of all channels.
             rows: (k,) int64 channels that this is for.
         """
-        scale, shift = torch.ones(channels), torch.zeros(channels)
-        scale[rows], shift[rows] = self.scale, self.shift
-        return Affine(scale, shift)
+        found = Affine.identity(channels)
+        found.scale[rows], found.shift[rows] = self.scale, self.shift
+        return found
 
     def weight(self, weight: Tensor) -> Tensor:
         """A weight (channels, …) that gives the changed outputs, in its own type."""

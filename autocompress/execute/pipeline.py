@@ -97,10 +97,10 @@ def execute(
         settings: settings of both steps.
         watcher: observer that is told of every stage, of progress and of what the user has to know.
     """
-    compressed = from_menus(menus, labeling, folded)
-    renormalize = _renormalizing(menus, labeling, folded, data, settings)
-    fitted = _recalibrated(compressed, renormalize, menus, labeling, folded, data, settings, watcher)
-    current, tuned = fitted or renormalize(compressed, ()), None
+    plain, renormalize = from_menus(menus, labeling, folded), _renormalizing(menus, labeling, folded, data, settings)
+    compressed = renormalize(plain, ())
+    fitted = _recalibrated(plain, compressed, renormalize, menus, labeling, folded, data, settings, watcher)
+    current, tuned = fitted or compressed, None
     if settings.tuning is not None:
         watcher.stage(f"fine-tuning: {settings.tuning.epochs:g} epochs, learning from the original")
         kept = original_weights(menus, labeling)
@@ -179,6 +179,7 @@ def _renormalizing(menus: Menus, labeling: Labeling, folded: nn.Module, data: Da
 
 
 def _recalibrated(
+    plain: Compressed,
     compressed: Compressed,
     renormalize: Renormalize,
     menus: Menus,
@@ -188,14 +189,17 @@ def _recalibrated(
     settings: Execution,
     watcher: Progress,
 ) -> Compressed | None:
-    """The re-calibrated network; None where that is not wanted, not possible, or no gain on the search split."""
+    """The re-calibrated network; None where that is not wanted, not possible, or no gain on the search split.
+
+    `plain` has the menus' weights as they are, `compressed` is the same renormalized.
+    """
     if settings.recalibration_samples == 0:
         return None
     watcher.stage("re-calibration: every layer is fitted to the original on the compressed network's own inputs")
     samples, device = recalibration_inputs(data, settings.recalibration_samples), torch_device(settings.device)
     try:
         fitted = recalibrate(
-            compressed,
+            plain,
             folded,
             menus,
             labeling,
@@ -219,24 +223,22 @@ def _recalibrated(
 
     reference = outputs(folded)
 
-    def first_layers(count: int) -> Compressed:
-        return _first_layers(compressed, fitted, count, renormalize)
-
-    before = divergence(renormalize(compressed, ()))
-    losses = {count: divergence(first_layers(count)) for count in _counts(len(fitted.layers))}
-    count = min(losses, key=lambda each: losses[each])
-    if losses[count] >= before:
-        watcher.note(
-            f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to "
-            f"{losses[len(fitted.layers)]:.4f}"
-        )
+    best, count = compressed, 0
+    before = least = loss = divergence(compressed)
+    for tried in _counts(len(fitted.layers)):
+        candidate = _first_layers(plain, fitted, tried, renormalize)
+        loss = divergence(candidate)
+        if loss < least:
+            best, count, least = candidate, tried, loss
+    if count == 0:
+        watcher.note(f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to {loss:.4f}")
         return None
     if count < len(fitted.layers):
         watcher.note(
-            f"re-calibration keeps the first {count} of {len(fitted.layers)} layers: KL {losses[count]:.4f} on the "
-            f"search split, before {before:.4f}, with all layers {losses[len(fitted.layers)]:.4f}"
+            f"re-calibration keeps the first {count} of {len(fitted.layers)} layers: KL {least:.4f} on the search "
+            f"split, before {before:.4f}, with all layers {loss:.4f}"
         )
-    return first_layers(count)
+    return best
 
 
 def _counts(layers: int) -> list[int]:
@@ -248,14 +250,14 @@ def _counts(layers: int) -> list[int]:
     return sorted({max(1, round(layers * part / _PARTS)) for part in range(1, _PARTS + 1)})
 
 
-def _first_layers(compressed: Compressed, fitted: Compressed, count: int, renormalize: Renormalize) -> Compressed:
-    """The compressed network with the new weights of its first layers, and those behind them renormalized.
+def _first_layers(plain: Compressed, fitted: Compressed, count: int, renormalize: Renormalize) -> Compressed:
+    """The network with the new weights of its first layers, and those behind them renormalized.
 
     The last layers see few positions, all of one image alike: what is fitted there holds for fewer samples than it
     seems, and a network may be closer without it.
     """
     first = list(fitted.layers)[:count]
-    return renormalize(with_layers_of(compressed, {name: fitted.layers[name] for name in first}), first)
+    return renormalize(with_layers_of(plain, {name: fitted.layers[name] for name in first}), first)
 
 
 def recalibration_inputs(data: Data, samples: int) -> View:
