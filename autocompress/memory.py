@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ctypes
+import sys
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")  # version 2; a container sees its own group here
 _SHARE = 0.7  # of the available memory that is taken where nobody says how much
+_GIVEN_BACK_EVERY = 10.0  # seconds: what is given back has to be cleared again when it is taken anew
+_given_back = 0.0  # when memory was given back last, on the monotonic clock
 
 
 def available_bytes(cgroup: Path = _CGROUP) -> int:
@@ -45,6 +51,27 @@ def memory_left(limit: int | None) -> int:
         limit: most bytes that the process may hold in all; None: what it holds now and 70 % of what is available.
     """
     return memory_limit(None) if limit is None else max(0, limit - resident_bytes())
+
+
+def give_back() -> None:
+    """Give memory that was freed back to the system, at most every 10 s; for loops that take long.
+
+    The C library of Linux keeps what PyTorch frees in pieces below 32 MB, and where small ones lie between them, a job
+    grows far beyond what it holds. Other systems' are not asked.
+    """
+    global _given_back
+    if time.monotonic() - _given_back >= _GIVEN_BACK_EVERY:
+        _trim()(0)
+        _given_back = time.monotonic()
+
+
+@cache
+def _trim() -> Callable[[int], object]:
+    """glibc's `malloc_trim`, or a function that does nothing."""
+    trim: Callable[[int], object] | None = None
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    return trim or (lambda _: None)
 
 
 def samples_at_once(bytes_a_sample: int, limit: int, most: int) -> int:

@@ -1,12 +1,15 @@
 """Available memory: the machine's, or what a container leaves of it; and what a limit leaves."""
 
+import math
+import sys
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from autocompress import memory
-from autocompress.memory import available_bytes, memory_left, memory_limit, resident_bytes, samples_at_once
+from autocompress.memory import available_bytes, give_back, memory_left, memory_limit, resident_bytes, samples_at_once
 
 MACHINE = 1_000_000
 
@@ -67,3 +70,28 @@ def test_resident_bytes_grow_with_what_is_held() -> None:
 )
 def test_samples_at_once(bytes_a_sample: int, limit: int, most: int, expected: int) -> None:
     assert samples_at_once(bytes_a_sample, limit, most) == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux' C library keeps what is freed")
+def test_freed_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small pieces between large ones that were freed keep all of these with the process."""
+    held = [(torch.ones(16_000), torch.ones(10)) for _ in range(5_000)]  # 320 MB
+    small = [piece for _, piece in held]
+    full = resident_bytes()
+    del held
+    kept = resident_bytes()
+    monkeypatch.setattr(memory, "_given_back", -math.inf)
+    give_back()
+    assert full - kept < 50_000_000
+    assert full - resident_bytes() > 250_000_000
+    assert len(small) == 5_000
+
+
+def test_memory_is_given_back_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, now = [], iter([100.0, 100.0, 109.9, 110.0, 110.0])
+    monkeypatch.setattr(memory, "_given_back", -math.inf)
+    monkeypatch.setattr(memory, "_trim", lambda: calls.append)
+    monkeypatch.setattr(memory.time, "monotonic", lambda: next(now))
+    for _ in range(3):
+        give_back()
+    assert calls == [0, 0]

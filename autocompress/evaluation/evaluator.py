@@ -25,6 +25,7 @@ from autocompress.evaluation.number_format import (
     fastest_batch,
     fastest_dtype,
     in_format,
+    measured_at_once,
     outputs_of,
     prepared,
     run,
@@ -34,6 +35,7 @@ from autocompress.evaluation.number_format import (
 from autocompress.evaluation.predictions import Predictions
 from autocompress.evaluation.renormalize import Affine, Renormalizer
 from autocompress.evaluation.stitch import Stitcher, rows_left
+from autocompress.memory import give_back
 from autocompress.menus.fisher import gradient_samples
 from autocompress.menus.menus import Menus
 from autocompress.network.folding import fold_batch_norms
@@ -63,7 +65,7 @@ class Evaluator:
             (`Renormalizer`); None: plans have the menus' weights as they are.
         device: device that plans are run on, such as `cpu` or `cuda:0`; `auto`: CUDA where there is one, else the CPU.
         dtype: floating-point type of the forward passes: `auto`, `float32`, `bfloat16` or `float16`.
-        batch_size: number of samples in a forward pass; None: the fastest of 64, 128 and 256 that memory holds.
+        batch_size: number of samples in a forward pass; None: the fastest (`fastest_batch`).
         note: function that is told once where batches were halved, and where plans are run in float32. Default: nobody.
         memory: most bytes that the process may hold in all, which bounds the batch size; None: what it holds now and
             70 % of what is available. On a GPU its own memory bounds the batch size instead.
@@ -104,7 +106,8 @@ class Evaluator:
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
         self._inputs, self._labels = inputs.cpu(), None if labels is None else labels.cpu()
         most = samples_that_fit(network, memory, BATCHES[-1], self._device)
-        self._reference = outputs_of(reference or model, inputs, self._device, most)
+        at_once = measured_at_once(network, memory, self._device)
+        self._reference = outputs_of(reference or model, inputs, self._device, at_once)
         self._predictions = Predictions(self._reference)
         self._effects: Effects | None = None
         self._cache: dict[bytes, Outcome] = {}
@@ -228,6 +231,7 @@ class Evaluator:
         if self.dtype != "float32" and not outputs.isfinite().all():
             outputs = self._in_float32(labeling)
         self.forward_seconds += time.perf_counter() - started
+        give_back()
         found = compare(self._reference, outputs, self._labels)
         resources, shift = self._problem.resources(labeling), self._predictions.shift(outputs)
         return Outcome(found.kl, found.accuracy, found.agreement, resources, shift)

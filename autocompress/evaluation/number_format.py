@@ -17,14 +17,15 @@ from autocompress.network.structure import Network
 from autocompress.samples import Inputs, cast, images_channels_last, tensors_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BATCHES = (64, 128, 256)  # batch sizes that are timed, as far as memory holds them
+BATCHES = (1, 4, 16, 64, 128, 256)  # batch sizes: the three largest that memory holds are timed
 AUTO = "auto"  # name of the device that is chosen: CUDA where there is one
 CPU = torch.device("cpu")
-_SMALL_BATCHES = (1, 8, 16, 32)  # where it holds none of these, the largest of those that it holds
+_TIMED_SIZES = 3
 _COPIES = 2  # of the activations: convolutions re-order what they read
 _TIMED_SAMPLES = 256  # samples of a timed pass, at most …
 _TIMED_VALUES = 10_000_000  # … and values of their inputs: 66 RGB images of 224 pixels tell as much
-_HOST_BYTES = 512_000_000  # of a batch's activations on the host: larger batches are no faster there
+_HOST_BYTES = 512_000_000  # of a batch's activations on the host: larger batches are no faster there …
+_UNTIMED_BYTES = 128_000_000  # … and where nothing is timed, so many are never much slower than the fastest
 _DTYPE_NOISE = 2e-3  # nats; a faster dtype must change the original's outputs by less
 
 
@@ -48,24 +49,26 @@ def samples_that_fit(network: Network, memory: int | None, most: int, device: to
 
 
 def measured_at_once(network: Network, memory: int | None, device: torch.device) -> int:
-    """Number of samples in a forward pass of `measure`: as many as fit, of 64, or of 256 on a GPU.
+    """Number of samples in a forward pass that nobody times: at most 64, few of large images, or 256 on a GPU.
 
     Args:
         network: trace of the network.
         memory: most bytes that the process may hold in all, as for `samples_that_fit`.
         device: device that the network runs on.
     """
-    return samples_that_fit(network, memory, BATCH if device.type == "cuda" else AT_ONCE, device)
+    if device.type == "cuda":
+        return samples_that_fit(network, memory, BATCH, device)
+    fast = samples_at_once(_COPIES * network.activation_bytes, _UNTIMED_BYTES, AT_ONCE)
+    return samples_that_fit(network, memory, fast, device)
 
 
 def batch_sizes(most: int) -> tuple[int, ...]:
     """The batch sizes that are timed where at most so many samples fit into memory.
 
     >>> batch_sizes(1000), batch_sizes(130), batch_sizes(20), batch_sizes(1)
-    ((64, 128, 256), (64, 128), (16,), (1,))
+    ((64, 128, 256), (16, 64, 128), (1, 4, 16), (1,))
     """
-    fitting = tuple(size for size in BATCHES if size <= most)
-    return fitting or (max(size for size in _SMALL_BATCHES if size <= most),)
+    return tuple(size for size in BATCHES if size <= most)[-_TIMED_SIZES:]
 
 
 def choose_dtype(
@@ -114,7 +117,10 @@ def fastest_dtype(
 
 
 def fastest_batch(folded: nn.Module, inputs: Inputs, dtype: str, device: torch.device, most: int = BATCHES[-1]) -> int:
-    """The fastest of the batch sizes 64, 128 and 256, as far as memory holds them; else smaller ones.
+    """The fastest of three batch sizes: 64, 128 and 256, or smaller ones where memory does not hold these.
+
+    On a CPU, small batches of large images are faster: what stays in its caches need not be fetched, and what is below
+    32 MB not be asked of the system again and again.
 
     Args:
         folded: network with its norms folded.
@@ -166,7 +172,7 @@ def run(
         return run_in_batches(model, inputs, batch_size, device, note)
 
 
-def outputs_of(model: nn.Module, inputs: Inputs, device: torch.device = CPU, most: int = BATCHES[0]) -> Tensor:
+def outputs_of(model: nn.Module, inputs: Inputs, device: torch.device = CPU, most: int = AT_ONCE) -> Tensor:
     """(N, classes) logits or (N, P, K) rows of a model in eval mode, float32, computed in its own dtype.
 
     Args:
@@ -178,7 +184,7 @@ def outputs_of(model: nn.Module, inputs: Inputs, device: torch.device = CPU, mos
     Raises:
         InputError: an output is NaN or infinite.
     """
-    with running(model, device, batch_size=min(most, BATCHES[0])) as run_model:
+    with running(model, device, batch_size=min(most, AT_ONCE)) as run_model:
         outputs: Tensor = run_model(inputs)
     if not torch.isfinite(outputs).all():
         raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")

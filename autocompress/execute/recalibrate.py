@@ -31,6 +31,7 @@ from autocompress.execute.compressed import Compressed, whole_layers, with_layer
 from autocompress.execute.following import Batches, Pair, Schedule
 from autocompress.execute.layer_fit import fitted
 from autocompress.execute.layer_site import Site, most_bytes_of_columns
+from autocompress.memory import give_back
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.calibration import MOST_INPUTS, largest_moment
 from autocompress.menus.menus import Menus
@@ -112,6 +113,7 @@ def recalibrate(
                 report(list(sites).index(place) + 1, len(sites), "re-calibration")
             for batch in batches:
                 pair.run_current(place, batch, range_at(place))
+            give_back()
     return with_layers_of(compressed, layers)
 
 

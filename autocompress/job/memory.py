@@ -19,7 +19,7 @@ from autocompress.job.options import Request
 from autocompress.memory import memory_left, memory_limit, resident_bytes
 from autocompress.menus import MenuSettings
 from autocompress.menus.calibration import largest_moment, means_bytes
-from autocompress.menus.responses import MOST_BYTES
+from autocompress.menus.responses import MOST_BYTES, pass_bytes
 from autocompress.network import Network
 from autocompress.progress import Progress
 
@@ -80,13 +80,13 @@ def check_memory(
 
 
 def _responses_bytes(network: Network, settings: MenuSettings) -> int:
-    """Bytes of the changes that expected losses and first-order effects are computed with at once, about.
+    """Bytes that expected losses and first-order effects take, about: changes that are held at once, and a pass.
 
     Layers with a single position take their changes one by one.
     """
     changes = len(settings.sparsities()) * len(settings.weight_bits) * (1 + len(settings.ranks))
     spread = sum(layer.parameters for layer in network.layers if layer.positions > 1)
-    return min(MOST_BYTES["cpu"], 4 * changes * spread)
+    return min(MOST_BYTES["cpu"], 4 * changes * spread) + pass_bytes(network.layers, CPU)
 
 
 def menu_threads(network: Network, jobs: int | None, memory: int | None) -> int | None:

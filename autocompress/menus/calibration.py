@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.errors import InputError
-from autocompress.memory import bound_on
+from autocompress.memory import bound_on, give_back
 from autocompress.menus.algebra import add_gram_, covariance, mirror_
 from autocompress.menus.coherence import Coherence
 from autocompress.menus.columns import at_positions, count_positions, extended_columns, weight_order
@@ -107,6 +107,7 @@ def calibrate(
             for collector in collectors.values():
                 collector.end_batch()
             done += count
+            give_back()
             if progress is not None:
                 progress(done, len(inputs))
         for collector in collectors.values():

@@ -147,7 +147,7 @@ def test_the_fastest_batch_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("most", "sizes"), [(1000, (64, 128, 256)), (255, (64, 128)), (64, (64,)), (63, (32,)), (8, (8,)), (7, (1,))]
+    ("most", "sizes"), [(1000, (64, 128, 256)), (255, (16, 64, 128)), (64, (4, 16, 64)), (63, (1, 4, 16)), (3, (1,))]
 )
 def test_only_batches_that_fit_are_timed(monkeypatch: pytest.MonkeyPatch, most: int, sizes: tuple[int, ...]) -> None:
     assert batch_sizes(most) == sizes
@@ -160,18 +160,18 @@ def test_only_batches_that_fit_are_timed(monkeypatch: pytest.MonkeyPatch, most: 
 
 
 def test_the_limit_on_memory_bounds_every_forward_pass(digits: Digits, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two copies of one sample's activations count for each sample: a limit of 17 of them holds batches of 8."""
+    """Two copies of one sample's activations count for each sample: a limit of 33 of them holds batches of 16."""
     model, inputs, labels, menus = digits
     monkeypatch.setattr(memory, "resident_bytes", lambda: 10**6)
     seen = []
     handle = model.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     try:
-        limit = 10**6 + 17 * menus.network.activation_bytes
+        limit = 10**6 + 33 * menus.network.activation_bytes
         evaluate = Evaluator(model, menus.network, menus, inputs, labels, dtype="auto", memory=limit)
     finally:
         handle.remove()
-    assert evaluate.batch_size == 8
-    assert max(seen) == 8
+    assert evaluate.batch_size in (1, 4, 16)
+    assert max(seen) == 16
     free = evaluator(digits)(at(menus, 1, 1, 2)).kl
     assert evaluate(at(menus, 1, 1, 2)).kl == pytest.approx(free, rel=0.1)
 

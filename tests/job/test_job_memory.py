@@ -70,6 +70,7 @@ def test_too_little_is_refused_with_the_least_that_is_enough():
 
 def test_more_recalibration_samples_need_more(monkeypatch):
     monkeypatch.setattr(job_memory, "resident_bytes", lambda: 10**7)
+    monkeypatch.setattr(job_memory, "pass_bytes", lambda layers, device: 0)  # more than all else, of this network
     with pytest.raises(InputError) as few:
         inspected(memory="1", recalibration_samples=0)
     with pytest.raises(InputError) as many:
