@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from autocompress.budget import Budget
-from autocompress.config import MachineOptions, MenuOptions, NetworkOptions, make_config, names_of
+from autocompress.config import Config, MachineOptions, MenuOptions, NetworkOptions, make_config, names_of
 from autocompress.errors import AutocompressError, InputError
 from autocompress.evaluation import Evaluator
 from autocompress.files import read_yaml
@@ -236,7 +236,7 @@ def _measurer(asked: _Asked) -> Callable[[tuple[int, int], Progress], Score]:
         options, budgets = asked.networks[number]
         if number not in prepared:
             prepared.clear()  # two networks with their menus at once may be too much for the memory
-            config = make_config({**options, "episodes": 1}, asked.on)
+            config = _config(options, asked.on)
             request = search_request(config.model, config.data, config.model_dump())
             job = prepare(load(request, load_splits(request), watcher), request.menus, config, watcher)
             prepared[number] = job, build_evaluator(job, config), request.settings
@@ -335,6 +335,11 @@ def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:
     return [_network(each, on) for each in networks]
 
 
+def _config(options: Mapping[str, Any], on: str | Path) -> Config:
+    """Options of one network, checked, with those of a search."""
+    return make_config({**options, "episodes": 1}, on)
+
+
 def _network(given: Mapping[str, Any], on: str | Path) -> tuple[dict[str, Any], list[Budget]]:
     """Options and budgets of one network; InputError where something breaks a rule."""
     options = {str(name).replace("-", "_"): value for name, value in given.items() if name != "budgets"}
@@ -345,4 +350,5 @@ def _network(given: Mapping[str, Any], on: str | Path) -> tuple[dict[str, Any], 
     budgets = given.get("budgets")
     if not isinstance(budgets, list) or not budgets:
         raise InputError(f"`budgets` must be a list such as [size=0.1, macs=50%], got {budgets!r} in {on}.")
+    _config(options, on)  # now: a mistake in the last network must not cost what the others took hours for
     return options, [Budget.parse(str(budget)).counted("budgets") for budget in budgets]

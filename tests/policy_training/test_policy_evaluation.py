@@ -90,6 +90,10 @@ def test_the_summary_has_every_writer_beside_the_solver_and_searches_beside_each
             "networks: [{model: digits, budgets: [flops=1]}]",
             "`budget resource` must be one of bitops, energy, latency, macs, memory, size, got 'flops'.",
         ),
+        (  # before the first network is loaded
+            "networks: [{model: nowhere, budgets: [size=1]}, {model: digits, weight_bits: x, budgets: [size=1]}]",
+            "`weight_bits` must be a valid integer, got 'x'.",
+        ),
     ],
 )
 def test_files_that_break_a_rule(tmp_path, content, message):
