@@ -337,7 +337,7 @@ def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:
 
 def _config(options: Mapping[str, Any], on: str | Path) -> Config:
     """Options of one network, checked, with those of a search."""
-    return make_config({**options, "episodes": 1}, on)
+    return make_config({**options, "episodes": 1}, str(on))
 
 
 def _network(given: Mapping[str, Any], on: str | Path) -> tuple[dict[str, Any], list[Budget]]:
