@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.menus.activations import ActivationRange
 from autocompress.menus.calibration import calibrate
-from autocompress.menus.responses import Changes, responses
+from autocompress.menus.responses import Changes, pass_bytes, responses
 from autocompress.network import trace
 
 ROUNDINGS = [ActivationRange(4, 0.25, 6, 0.0), None, ActivationRange(4, 0.5, 3, 0.0)]
@@ -366,3 +366,15 @@ def test_roots_of_silence_spoil_nothing() -> None:
     assert among["second"][2].isfinite().all()
     found = calibrate(model, trace(model, x[:1]), silent)
     assert all(each.gradient_moment.isfinite().all() for each in found.values())
+
+
+@pytest.mark.parametrize(
+    ("edge", "expected"),
+    [
+        (4, 13 * 64 * 128),  # 64 samples, 2 x 16 numbers of 4 bytes each: three times, and ten gradients
+        (1024, 3 * 10 * 8_388_608 + 512_000_000),  # ten samples within 256 MB, and as many gradients as are held
+    ],
+)
+def test_the_bytes_of_a_pass(edge: int, expected: int) -> None:
+    layers = trace(nn.Sequential(nn.Conv2d(1, 2, 1)), torch.zeros(1, 1, edge, edge)).layers
+    assert pass_bytes(layers, torch.device("cpu")) == expected
