@@ -18,18 +18,6 @@ QUICK = {
 }  # fmt: skip
 
 
-class Recurrent(nn.Module):
-    """Input 7x4: a linear layer, a recurrent one, and two linear layers on its last output."""
-
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
-        super().__init__()
-        self.embed, self.recurrent = nn.Linear(4, 8), kind(8, 8, batch_first=True)
-        self.head = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.recurrent(torch.relu(self.embed(x)))[0][:, -1])
-
-
 class Largest(nn.Module):
     """Input 8: a linear layer on the four largest of what another puts out."""
 
@@ -67,8 +55,6 @@ class Attending(nn.Module):
 
 
 NETWORKS = {
-    "lstm": (lambda: Recurrent(nn.LSTM), (7, 4)),
-    "gru": (lambda: Recurrent(nn.GRU), (7, 4)),
     "topk": (Largest, (8,)),
     "conv3d": (Volumes, (2, 4, 5, 5)),
     "attention": (Attending, (5, 6)),
