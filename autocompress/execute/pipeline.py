@@ -33,6 +33,9 @@ from autocompress_envs.problem import Labeling
 Renormalize = Callable[[Compressed, Collection[str]], Compressed]
 """From a network and the names of the layers that keep their weights to the same network, renormalized."""
 
+Divergence = Callable[[Compressed], float]
+"""From a network to its KL divergence from the original in nats."""
+
 _PARTS = 5  # of the layers; re-calibration may end after each
 
 
@@ -99,7 +102,10 @@ def execute(
     """
     plain, renormalize = from_menus(menus, labeling, folded), _renormalizing(menus, labeling, folded, data, settings)
     compressed = renormalize(plain, ())
-    fitted = _recalibrated(plain, compressed, renormalize, menus, labeling, folded, data, settings, watcher)
+    fitted = _recalibrated(plain, menus, labeling, folded, data, settings, watcher)
+    if fitted is not None:
+        divergence = _divergence(menus, folded, data, settings)
+        fitted = _judged(plain, compressed, fitted, renormalize, divergence, watcher)
     current, tuned = fitted or compressed, None
     if settings.tuning is not None:
         watcher.stage(f"fine-tuning: {settings.tuning.epochs:g} epochs, learning from the original")
@@ -180,8 +186,6 @@ def _renormalizing(menus: Menus, labeling: Labeling, folded: nn.Module, data: Da
 
 def _recalibrated(
     plain: Compressed,
-    compressed: Compressed,
-    renormalize: Renormalize,
     menus: Menus,
     labeling: Labeling,
     folded: nn.Module,
@@ -189,40 +193,46 @@ def _recalibrated(
     settings: Execution,
     watcher: Progress,
 ) -> Compressed | None:
-    """The re-calibrated network; None where that is not wanted, not possible, or no gain on the search split.
-
-    `plain` has the menus' weights as they are, `compressed` is the same renormalized.
-    """
+    """The network with the menus' weights, re-calibrated; None where that is not wanted, or not possible."""
     if settings.recalibration_samples == 0:
         return None
     watcher.stage("re-calibration: every layer is fitted to the original on the compressed network's own inputs")
     samples, device = recalibration_inputs(data, settings.recalibration_samples), torch_device(settings.device)
     try:
-        fitted = recalibrate(
-            plain,
-            folded,
-            menus,
-            labeling,
-            samples,
-            watcher.advance,
-            device=device,
-            memory=settings.memory,
+        return recalibrate(
+            plain, folded, menus, labeling, samples, watcher.advance, device=device, memory=settings.memory
         )
     except ExportError as error:
         watcher.note(f"no re-calibration: {error}")
         return None
+
+
+def _divergence(menus: Menus, folded: nn.Module, data: Data, settings: Execution) -> Divergence:
+    """A function that measures how far a network is from the original on the search split."""
     inputs, _ = data.search()
+    device = torch_device(settings.device)
     at_once = measured_at_once(menus.network, settings.memory, device)
     there = in_format(inputs, device, torch.float32)
 
     def outputs(model: nn.Module) -> Tensor:
         return outputs_of(prepared(model, "float32", device), there, device, at_once)
 
-    def divergence(candidate: Compressed) -> float:
-        return compare(reference, outputs(candidate.rounded()), None).kl
-
     reference = outputs(folded)
+    return lambda candidate: compare(reference, outputs(candidate.rounded()), None).kl
 
+
+def _judged(
+    plain: Compressed,
+    compressed: Compressed,
+    fitted: Compressed,
+    renormalize: Renormalize,
+    divergence: Divergence,
+    watcher: Progress,
+) -> Compressed | None:
+    """The network with as many re-calibrated layers, from the first on, as bring it closest; None where none do.
+
+    `plain` has the menus' weights as they are, `compressed` is the same renormalized.
+    """
     best, count = compressed, 0
     before = least = loss = divergence(compressed)
     for tried in _counts(len(fitted.layers)):

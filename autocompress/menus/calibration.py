@@ -50,7 +50,7 @@ from autocompress.network.structure import EMBEDDING, Layer, Network
 from autocompress.samples import Inputs, call
 
 _HELD_BYTES = {"cpu": 256_000_000, "cuda": 4_000_000_000}  # most bytes of a batch's activations
-_COPIES = 3  # of each layer's output: itself, what activations and norms behind it keep, and its gradient
+COPIES = 3  # of each layer's output: itself, what activations and norms behind it keep, and its gradient
 _RANGE_SAMPLES = 65_536  # most values that are kept of a layer's inputs
 _DRAWN_A_SAMPLE = 512  # values that are drawn of a layer's input for each calibration sample
 _LEAST_COLUMNS = 32_768  # columns that a moment is taken from, where there are as many …
@@ -117,7 +117,7 @@ def calibrate(
 
 def batch_size(layers: Iterable[Layer], device: torch.device) -> int:
     """Number of samples, 1 to 128, whose activations take at most 256 MB, or 4 GB on a GPU, to go forward and back."""
-    return max(1, min(128, bound_on(device.type, _HELD_BYTES) // (_COPIES * output_bytes(layers))))
+    return max(1, min(128, bound_on(device.type, _HELD_BYTES) // (COPIES * output_bytes(layers))))
 
 
 def output_bytes(layers: Iterable[Layer]) -> int:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from autocompress.borrowed import frozen
 from autocompress.errors import InputError
 from autocompress.memory import bound_on, give_back
-from autocompress.menus.calibration import batch_size, output_bytes
+from autocompress.menus.calibration import COPIES, batch_size, output_bytes
 from autocompress.menus.changes import Changes
 from autocompress.menus.gatherers import ByGradient, Gatherer, OfRoundings, OneByOne
 from autocompress.menus.listening import Call, Listening, on_gradient
@@ -38,7 +38,6 @@ from autocompress.samples import Inputs, call, cast
 
 MOST_BYTES = {"cpu": 1_000_000_000, "cuda": 8_000_000_000}  # of the changes that are held at once
 _MOST_SAMPLES = 64  # in a batch
-_COPIES = 3  # of each layer's output, itself, what follows it keeps, and its gradient
 _FUNCTIONS = 10  # whose gradients are held: of as many classes are effects taken
 _BATCH_BYTES = {"cpu": 64_000_000, "cuda": 1_000_000_000}  # of the windows, or the gradients, of one layer in a batch
 _GRADIENT_BYTES = {"cpu": 512_000_000, "cuda": 8_000_000_000}  # of the gradients at all layers' outputs that are held
@@ -101,7 +100,7 @@ def pass_bytes(layers: Sequence[Layer], device: torch.device) -> int:
         device: device that it runs on.
     """
     outputs = min(_MOST_SAMPLES, batch_size(layers, device)) * output_bytes(layers)
-    return _COPIES * outputs + min(bound_on(device.type, _GRADIENT_BYTES), _FUNCTIONS * outputs)
+    return COPIES * outputs + min(bound_on(device.type, _GRADIENT_BYTES), _FUNCTIONS * outputs)
 
 
 def _parts(changes: Sequence[Changes], most_bytes: int) -> Iterator[list[Changes]]:

@@ -99,17 +99,15 @@ class _Asked:
 
     Attributes:
         saved: policy to measure.
-        on: path of the file of networks.
         episodes: numbers of evaluations of searches.
         seed: seed of the searches.
         networks: options of every network, and its budgets.
     """
 
     saved: SavedPolicy
-    on: str
     episodes: tuple[int, ...]
     seed: int
-    networks: tuple[tuple[dict[str, Any], tuple[Budget, ...]], ...]
+    networks: tuple[tuple[Config, tuple[Budget, ...]], ...]
 
     @property
     def rows(self) -> list[tuple[int, int]]:
@@ -118,8 +116,8 @@ class _Asked:
 
     def name(self, row: tuple[int, int]) -> str:
         """A row's network and budget."""
-        options, budgets = self.networks[row[0]]
-        return f"{options.get('model')}: {budgets[row[1]]}"
+        config, budgets = self.networks[row[0]]
+        return f"{config.model}: {budgets[row[1]]}"
 
 
 def evaluate_policy(
@@ -159,8 +157,7 @@ def evaluate_policy(
     if jobs is not None and jobs < 1:
         raise InputError(f"`jobs` must be at least 1, got {jobs}.")
     check_cluster(cluster)
-    networks = tuple((options, tuple(budgets)) for options, budgets in _networks(on))
-    asked = _Asked(saved, str(on), tuple(episodes), seed, networks)
+    asked = _Asked(saved, tuple(episodes), seed, tuple(_networks(on)))
     is_alone = cluster is None and min(jobs or 1, len(asked.rows)) == 1
     found = _measured_here(asked, watcher) if is_alone else _measured_by_workers(asked, jobs, cluster, watcher)
     scores: dict[tuple[int, int], Score] = {}
@@ -191,7 +188,7 @@ def _measured_by_workers(
             noted.add(note)
             watcher.note(note)
 
-    on_gpu = any(str(options.get("device", "")).startswith("cuda") for options, _ in asked.networks)
+    on_gpu = any(config.device.startswith("cuda") for config, _ in asked.networks)
     executor = executor_of(_runner, (asked,), len(asked.rows), jobs, cluster, on_gpu=on_gpu)
     with closing(run_tasks(executor, asked.rows, told)) as done:
         for row, end in done:
@@ -233,10 +230,9 @@ def _measurer(asked: _Asked) -> Callable[[tuple[int, int], Progress], Score]:
 
     def measure(row: tuple[int, int], watcher: Progress) -> Score:
         number, at = row
-        options, budgets = asked.networks[number]
+        config, budgets = asked.networks[number]
         if number not in prepared:
             prepared.clear()  # two networks with their menus at once may be too much for the memory
-            config = _config(options, asked.on)
             request = search_request(config.model, config.data, config.model_dump())
             job = prepare(load(request, load_splits(request), watcher), request.menus, config, watcher)
             prepared[number] = job, build_evaluator(job, config), request.settings
@@ -248,7 +244,7 @@ def _measurer(asked: _Asked) -> Callable[[tuple[int, int], Progress], Score]:
             for name, policy in zip(search_writers(count), (None, asked.saved), strict=True):
                 kl[name] = _searched(policy, job, evaluator, limits, wanted)
         evaluator.forget()
-        return Score(str(options["model"]), str(budgets[at]), kl)
+        return Score(str(config.model), str(budgets[at]), kl)
 
     return measure
 
@@ -326,8 +322,11 @@ def _searched(
     return run_search(task, settings, method="rl").best.outcome.kl
 
 
-def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:
-    """Options and budgets of every network in a file."""
+def _networks(on: str | Path) -> list[tuple[Config, tuple[Budget, ...]]]:
+    """Options and budgets of every network in a file.
+
+    All are checked first: a mistake in the last network must not cost what the others took hours for.
+    """
     content = read_yaml("on", on)
     networks = content.get("networks") if isinstance(content, Mapping) else None
     if not isinstance(networks, list) or not networks or not all(isinstance(each, Mapping) for each in networks):
@@ -335,12 +334,7 @@ def _networks(on: str | Path) -> list[tuple[dict[str, Any], list[Budget]]]:
     return [_network(each, on) for each in networks]
 
 
-def _config(options: Mapping[str, Any], on: str | Path) -> Config:
-    """Options of one network, checked, with those of a search."""
-    return make_config({**options, "episodes": 1}, str(on))
-
-
-def _network(given: Mapping[str, Any], on: str | Path) -> tuple[dict[str, Any], list[Budget]]:
+def _network(given: Mapping[str, Any], on: str | Path) -> tuple[Config, tuple[Budget, ...]]:
     """Options and budgets of one network; InputError where something breaks a rule."""
     options = {str(name).replace("-", "_"): value for name, value in given.items() if name != "budgets"}
     unknown = sorted(options.keys() - _OF_NETWORKS)
@@ -350,5 +344,5 @@ def _network(given: Mapping[str, Any], on: str | Path) -> tuple[dict[str, Any], 
     budgets = given.get("budgets")
     if not isinstance(budgets, list) or not budgets:
         raise InputError(f"`budgets` must be a list such as [size=0.1, macs=50%], got {budgets!r} in {on}.")
-    _config(options, on)  # now: a mistake in the last network must not cost what the others took hours for
-    return options, [Budget.parse(str(budget)).counted("budgets") for budget in budgets]
+    parsed = tuple(Budget.parse(str(budget)).counted("budgets") for budget in budgets)
+    return make_config({**options, "episodes": 1}, str(on)), parsed

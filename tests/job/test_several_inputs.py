@@ -117,17 +117,18 @@ def test_fine_tuning_and_verifying_go_on_from_the_folder(made):
     assert autocompress.verify(folder / "run", model=model, data=data).passed
 
 
-def test_a_table_in_half_precision_gives_the_same_in_the_file(made):
+@pytest.mark.parametrize("bits", [2, 16])
+def test_every_bit_width_of_a_table_gives_the_same_in_the_file(made, bits):
     model, test, result, folder = made
     labels = {
-        name: {"sparsity": 0.0, "weight_bits": 16 if name == "words" else 8, "activation_bits": label.activation_bits}
+        name: {"sparsity": 0.0, "weight_bits": bits if name == "words" else 8, "activation_bits": label.activation_bits}
         for name, label in result.plan.labels.items()
     }
     plan = autocompress.Plan.from_dict(result.plan.to_dict() | {"labels": labels})
     with torch.no_grad():
         data = tuple((each, model(**each).logits.argmax(1)) for each in (texts(240, 1), test))
     found = autocompress.apply(
-        model, data, plan, out=folder / "half", cache=folder / "cache", search_samples=80,
+        model, data, plan, out=folder / f"bits{bits}", cache=folder / "cache", search_samples=80,
         calibration_samples=60, recalibration_samples=0,
     )  # fmt: skip
     assert found.verification.passed

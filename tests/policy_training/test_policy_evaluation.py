@@ -134,8 +134,8 @@ def test_a_worker_finds_the_same_and_says_why_a_row_has_no_score(on, untrained):
     content = yaml.safe_load(on.read_text())
     content["networks"][0]["budgets"] = ["size=0.08", "size=0.0001"]
     (on.parent / "tight.yaml").write_text(yaml.safe_dump(content))
-    networks = tuple((options, tuple(budgets)) for options, budgets in evaluation._networks(on.parent / "tight.yaml"))
-    run = evaluation._runner(evaluation._Asked(unsure, str(on), (), 0, networks), torch.get_num_threads())
+    networks = tuple(evaluation._networks(on.parent / "tight.yaml"))
+    run = evaluation._runner(evaluation._Asked(unsure, (), 0, networks), torch.get_num_threads())
     assert run((0, 0), told.append) == here
     assert run((0, 1), told.append).startswith("`size` budget must be at least 4,925 bytes")
     assert told == ["the policy was not trained on linear layers; it takes the 1 here for conv layers"]

@@ -9,9 +9,9 @@ errors e(o), faster the more of them there are. In all, the expected divergence 
     e(p) = sum over labels o of exp(price) e(o),
 
 with the original's predictions p0, and a policy's log prices, learned on other networks; 0 without a policy. How much
-shifts (s) and errors (h) count is measured on the zoo that policies are trained on: `ALONE` is best for the one plan
-that is taken without an evaluation. In a search `IN_SEARCH` is better, likely because the model of the outputs, which
-counts no errors, proposes the other plans anyway.
+shifts (s) and errors (h) count is measured on the zoo that policies are trained on: `ALONE` was best for the one plan
+that is taken without an evaluation, until plans were renormalized; since then both are alike. In a search `IN_SEARCH`
+was better, likely because the model of the outputs, which counts no errors, proposes the other plans anyway.
 
 Around an incumbent b, a plan that was measured, the shift d(b) is known, and first-order effects D_b around b
 are small enough to count in full. What is not first-order grows with the layer errors of the labels that
