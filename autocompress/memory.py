@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +15,7 @@ import psutil
 _CGROUP = Path("/sys/fs/cgroup")  # version 2; a container sees its own group here
 _SHARE = 0.7  # of the available memory that is taken where nobody says how much
 _GIVEN_BACK_EVERY = 10.0  # seconds: what is given back has to be cleared again when it is taken anew
-_given_back = 0.0  # when memory was given back last, on the monotonic clock
+_given_back = -math.inf  # when memory was given back last, on the monotonic clock
 
 
 def available_bytes(cgroup: Path = _CGROUP) -> int:

@@ -1,12 +1,12 @@
 """Available memory: the machine's, or what a container leaves of it; and what a limit leaves."""
 
 import math
+import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from autocompress import memory
 from autocompress.memory import available_bytes, give_back, memory_left, memory_limit, resident_bytes, samples_at_once
@@ -72,19 +72,30 @@ def test_samples_at_once(bytes_a_sample: int, limit: int, most: int, expected: i
     assert samples_at_once(bytes_a_sample, limit, most) == expected
 
 
+_FREED = """
+import torch
+from autocompress.memory import give_back, resident_bytes
+
+held = [(torch.ones(16_000), torch.ones(10)) for _ in range(5_000)]  # 320 MB
+small = [piece for _, piece in held]
+full = resident_bytes()
+del held
+kept = resident_bytes()
+give_back()
+print(full - kept, full - resident_bytes())
+"""
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux' C library keeps what is freed")
-def test_freed_memory_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small pieces between large ones that were freed keep all of these with the process."""
-    held = [(torch.ones(16_000), torch.ones(10)) for _ in range(5_000)]  # 320 MB
-    small = [piece for _, piece in held]
-    full = resident_bytes()
-    del held
-    kept = resident_bytes()
-    monkeypatch.setattr(memory, "_given_back", -math.inf)
-    give_back()
-    assert full - kept < 50_000_000
-    assert full - resident_bytes() > 250_000_000
-    assert len(small) == 5_000
+def test_freed_memory_is_given_back() -> None:
+    """Small pieces between large ones that were freed keep all of these with the process.
+
+    In a process of its own: where large pieces land here depends on what other tests freed before.
+    """
+    ran = subprocess.run([sys.executable, "-c", _FREED], capture_output=True, text=True, check=True, timeout=100)
+    by_itself, asked_for = map(int, ran.stdout.split())
+    assert by_itself < 50_000_000
+    assert asked_for > 250_000_000
 
 
 def test_memory_is_given_back_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
