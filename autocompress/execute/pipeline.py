@@ -26,6 +26,7 @@ from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve, r
 from autocompress.execute.compressed import Compressed, from_menus, renormalized, with_layers_of
 from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
 from autocompress.execute.recalibrate import recalibrate
+from autocompress.memory import give_back
 from autocompress.menus.menus import Menus
 from autocompress.progress import Progress
 from autocompress_envs.problem import Labeling
@@ -238,6 +239,7 @@ def _judged(
     for tried in _counts(len(fitted.layers)):
         candidate = _first_layers(plain, fitted, tried, renormalize)
         loss = divergence(candidate)
+        give_back()
         if loss < least:
             best, count, least = candidate, tried, loss
     if count == 0:

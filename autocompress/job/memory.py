@@ -25,6 +25,7 @@ from autocompress.progress import Progress
 
 _MENU_BYTES_PER_ENTRY = 60  # of H, for each thread that builds menus
 _CALIBRATION_BYTES = 64_000_000  # of unfolded inputs
+_COPIES_OF_RENORMALIZED = 3  # of the activations of all samples: convolutions re-order what they read and give
 _COPIES_OF_WEIGHTS = 4  # the original, the base, the copy that is evaluated, the one that is finished
 
 
@@ -53,16 +54,18 @@ def check_memory(
     means = len(data.calibration_indices) * means_bytes(network)
     responses = _responses_bytes(network, asked.menus) if on_host else 0
     renormalized = min(renormalizing_samples(network), len(data.calibration_indices)) if on_host else 0
+    renormalization = _COPIES_OF_RENORMALIZED * renormalized * network.activation_bytes
 
     def peak(batch: int, followed: int, threads: int) -> int:
         stages = [
-            search + 2 * max(batch, renormalized) * network.activation_bytes,
+            search + max(2 * batch * network.activation_bytes, renormalization),
             threads * _MENU_BYTES_PER_ENTRY * largest_moment(network) + min(_CALIBRATION_BYTES, search) + means,
             search + responses,
         ]
         if samples:
             values = 2 * min(followed, samples) * network.activation_bytes if on_host else 0  # of both networks
             stages.append(recalibration + search + values + fitting_bytes(network))
+            stages.append(search + search // 2 + renormalization)  # candidates are judged beside the evaluator's samples
         return held + max(stages)
 
     least = peak(1, LEAST_HELD, 1)

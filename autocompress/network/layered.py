@@ -5,6 +5,7 @@
 - GRU, LSTM and RNN by linear layers, one for each matrix (`recurrent`);
 - transposed convolutions by such whose weight has a row for each output (`transposed`);
 - `Conv1D` of Hugging Face, a linear layer with a transposed weight, by `nn.Linear`;
+- modules that use the weights of their layers without calling these by such that call them (`calling`);
 - modules that share all their parameters, and compute the same, by one of them, which then runs several times.
 """
 
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from autocompress.network.calling import calling, uses_weights_of_layers
 from autocompress.network.folding import linear_of, replace_modules_
 from autocompress.network.interface import interfaced
 from autocompress.network.recurrent import RECURRENT_TYPES, Recurrent
@@ -59,7 +61,8 @@ def layered(model: nn.Module) -> nn.Module:
 def _is_replaced(module: nn.Module) -> bool:
     if type(module) in RECURRENT_TYPES:
         return not getattr(module, "proj_size", 0)
-    return type(module) in TRANSPOSED_TYPES or _is_hugging_face_conv1d(module)
+    known = type(module) in TRANSPOSED_TYPES or _is_hugging_face_conv1d(module)
+    return known or uses_weights_of_layers(module)
 
 
 def _is_hugging_face_conv1d(module: nn.Module) -> bool:
@@ -73,6 +76,8 @@ def _replacement(module: Any) -> nn.Module:
         made: nn.Module = Recurrent(module)
     elif isinstance(module, TRANSPOSED_TYPES):
         made = with_rows_first(module)
+    elif uses_weights_of_layers(module):
+        made = calling(module)
     else:
         made = _linear(module)
     for hooks in (

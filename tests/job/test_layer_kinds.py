@@ -136,7 +136,7 @@ def test_layers_that_run_several_times_are_stored_once(tmp_path: Path) -> None:
     model = transformers.AlbertForSequenceClassification(transformers.AlbertConfig(**sizes, **more)).eval()
     ids = torch.randint(2, 50, (260, 9))
     texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    result = run(model, texts, tmp_path, "size=0.6", recalibration_samples=0)
+    result = run(model, texts, tmp_path, "size=0.6", recalibration_samples=0, target="packed")
     check(result, model, 0.6)
     query = [name for name in result.plan.labels if name.endswith("query")]
     assert len(query) == 1  # two blocks of one weight

@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+from typer.testing import CliRunner
 
+from autocompress.cli.main import app
 from autocompress.errors import InputError
 from autocompress.policies.files import SavedPolicy, load_policy
 from autocompress.policies.network import LabelPolicy
@@ -120,8 +122,8 @@ def test_the_command(on, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     assert (found["policy"], len(found["scores"]), len(found["summary"])) == ("default", 2, len(WRITERS) - 1)
-    done = subprocess.run([*command, str(tmp_path / "no.yaml")], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    done = CliRunner().invoke(app, ["policy", "eval", "default", "--on", str(tmp_path / "no.yaml")])
+    assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr == (
         f"autocompress: `on` must be a readable file, got {tmp_path / 'no.yaml'}: No such file or directory.\n"
     )

@@ -9,7 +9,6 @@ import autocompress
 run = "run"
 autocompress.search("digits", budget="size=0.12", episodes=1, out=run, search_samples=64, calibration_samples=64,
                     recalibration_samples=0, dtype="float32", selection_samples=0, sparsity_levels=2)
-autocompress.export(run, "onnx")
 assert autocompress.verify(run).checks
 import onnxruntime  # it was used
 """
@@ -27,7 +26,7 @@ def run(script, folder, **variables):
     return sorted(path.name for name in ("home", "temporary") for path in (folder / name).rglob("*") if path.is_file())
 
 
-def test_a_search_an_export_and_a_verification_leave_no_file_of_telemetry(tmp_path):
+def test_a_search_and_a_verification_leave_no_file_of_telemetry(tmp_path):
     assert run(SCRIPT, tmp_path) == []
 
 
