@@ -1,8 +1,8 @@
 """Modules that multiply by the weights of linear layers of their own without calling these.
 
-The attention of torchvision's Swin transformers hands `self.qkv.weight` to a function. What the package does to a layer,
-from watching its inputs to rounding them, it does where the layer is called. `calling` makes such a module call its
-layers: inside of its forward pass, `linear(x, layer.weight, …)` becomes `layer(x)`.
+The attention of torchvision's Swin transformers hands `self.qkv.weight` to a function. What the package does to a
+layer, from watching its inputs to rounding them, it does where the layer is called. `calling` makes such a module call
+its layers: inside of its forward pass, `linear(x, layer.weight, …)` becomes `layer(x)`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def calling(module: nn.Module) -> nn.Module:
         module: one that `uses_weights_of_layers`. The second version of Swin sets the keys' biases to zero at every
             pass; here they are set once.
     """
-    if type(module).__name__ == "ShiftedWindowAttentionV2":
+    kind: Any = type(module)
+    if kind.__name__ == "ShiftedWindowAttentionV2":
         bias = module.get_parameter("qkv.bias").data
         bias[len(bias) // 3 : 2 * len(bias) // 3] = 0
-    module.__class__ = _calling_class(type(module))
+    module.__class__ = _calling_class(kind)
     return module
 
 

@@ -32,6 +32,29 @@ def test_transposed_convolutions_compute_the_same(axes: int, settings: dict[str,
         torch.testing.assert_close(made(x), original(x), atol=2e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_attention_of_torchvisions_swin_calls_its_layers(version: str) -> None:
+    swin = pytest.importorskip("torchvision", reason="needs the extra vision").models.swin_transformer
+    block = swin.SwinTransformerBlockV2 if version == "v2" else swin.SwinTransformerBlock
+    downsample = swin.PatchMergingV2 if version == "v2" else swin.PatchMerging
+    torch.manual_seed(0)
+    form = {"patch_size": [4, 4], "embed_dim": 8, "depths": [2, 2], "num_heads": [2, 4], "window_size": [3, 3]}
+    original = swin.SwinTransformer(**form, num_classes=5, block=block, downsample_layer=downsample).eval()
+    attention = original.features[1][1].attn
+    with torch.no_grad():
+        attention.qkv.bias.normal_()  # the second version leaves the keys' out at every pass
+    made = layered(original)
+    for size in (32, 24):  # 8 positions are no multiple of the window
+        x = torch.randn(2, 3, size, size)
+        assert torch.equal(made(x), original(x))
+    names = [layer.name for layer in trace(made, x[:1]).layers]
+    assert [name for name in names if ".attn." in name and "cpb_mlp" not in name] == [
+        f"features.{stage}.{block}.attn.{layer}" for stage in (1, 3) for block in (0, 1) for layer in ("qkv", "proj")
+    ]
+    assert type(attention).__module__ == swin.__name__  # that of the original is as it was
+    assert torch.equal(torch.export.export(made, (x,)).module()(x), original(x))
+
+
 def test_an_output_size_is_followed() -> None:
     original, x = nn.ConvTranspose2d(2, 3, 3, stride=2), torch.randn(1, 2, 5, 5)
     torch.testing.assert_close(layered(original)(x, output_size=(12, 12)), original(x, output_size=(12, 12)))
