@@ -14,7 +14,7 @@ import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")  # version 2; a container sees its own group here
 _SHARE = 0.7  # of the available memory that is taken where nobody says how much
-_GIVEN_BACK_EVERY = 10.0  # seconds: what is given back has to be cleared again when it is taken anew
+_GIVEN_BACK_EVERY = 5.0  # seconds: what is given back has to be cleared again when it is taken anew
 _given_back = -math.inf  # when memory was given back last, on the monotonic clock
 
 
@@ -55,7 +55,7 @@ def memory_left(limit: int | None) -> int:
 
 
 def give_back() -> None:
-    """Give memory that was freed back to the system, at most every 10 s; for loops that take long.
+    """Give memory that was freed back to the system, at most every 5 s; for loops that take long.
 
     The C library of Linux keeps what PyTorch frees in pieces below 32 MB, and where small ones lie between them, a job
     grows far beyond what it holds. Other systems' are not asked.

@@ -98,8 +98,8 @@ def test_freed_memory_is_given_back() -> None:
     assert asked_for > 250_000_000
 
 
-def test_memory_is_given_back_at_most_every_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, now = [], iter([100.0, 100.0, 109.9, 110.0, 110.0])
+def test_memory_is_given_back_at_most_every_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, now = [], iter([100.0, 100.0, 104.9, 105.0, 105.0])
     monkeypatch.setattr(memory, "_given_back", -math.inf)
     monkeypatch.setattr(memory, "_trim", lambda: calls.append)
     monkeypatch.setattr(memory.time, "monotonic", lambda: next(now))
