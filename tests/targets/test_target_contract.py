@@ -9,11 +9,9 @@ import torch
 from lowering_toys import Depthwise, Prunable
 from torch import nn
 
-from autocompress.data import load_data
 from autocompress.errors import ExportError, InputError
 from autocompress.execute.compressed import from_menus, uncompressed
 from autocompress.menus import MenuSettings, build_menus
-from autocompress.models import load_model
 from autocompress.network import fold_batch_norms, trace
 from autocompress.targets import counted_on_file
 from autocompress.targets.loading import restore
@@ -22,7 +20,7 @@ from autocompress.targets.packed.file import load_packed
 from autocompress.targets.target import TARGETS, Target, lowered_for, target_file
 from autocompress_envs.problem import Labeling
 
-PLANS = {"digits": (2,), "residual": (0,), "depthwise": (1,)}  # seeds; benchmarks/random_plans.py tries many more
+PLANS = {"residual": (0, 2), "depthwise": (1,)}  # seeds; benchmarks/random_plans.py tries many more
 UNUSED = 400  # bytes that may be counted too much, besides 3 %: of codes, names and lengths that a plan does without
 UNUSED_BY_FLOATS = 250  # the same for each layer in floating point, which has no scales and no rounding
 
@@ -41,8 +39,6 @@ class Follows(nn.Module):
 
 def make(name):
     torch.manual_seed(0)
-    if name == "digits":
-        return load_model("digits").eval(), load_data("digits").calibration()[0][:64]
     kind = {"residual": Prunable, "depthwise": Depthwise, "unfollowed": Follows}[name]
     return kind().eval(), torch.randn(64, 2, 8, 8)
 
@@ -84,8 +80,8 @@ def drawn(menus, seed):
 
 
 WAYS = [
-    *((name, "onnxruntime", "channel") for name in ("digits", "residual", "depthwise")),
-    *((name, "packed", "channel") for name in ("digits", "residual", "depthwise", "unfollowed")),
+    *((name, "onnxruntime", "channel") for name in ("residual", "depthwise")),
+    *((name, "packed", "channel") for name in ("residual", "depthwise", "unfollowed")),
     ("residual", "packed", "element"),
     ("residual", "packed", "2:4"),
 ]
