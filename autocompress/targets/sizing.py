@@ -13,13 +13,15 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from autocompress.errors import ExportError
 from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, uncompressed, write_weights_
 from autocompress.menus.low_rank import Format
 from autocompress.menus.menus import Menus
 from autocompress.network.structure import IntArray, Network
 from autocompress.samples import Inputs
+from autocompress.targets.graph.lowering import exported
 from autocompress.targets.target import TARGETS, Target, lowered_for, roughly_ranged_file, target_file
 from autocompress.version import __version__
 from autocompress_envs.problem import Labeling, layer_resources
@@ -82,7 +84,8 @@ def _ranks(target: Target, menus: Menus) -> int:
 def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -> tuple[int, int]:
     """(most bytes of a file besides its closed form, bytes of the original's file)."""
     unchanged = uncompressed(folded, menus.network, menus.settings.granularity)
-    lowered = lowered_for(target, unchanged, inputs)
+    graph = _graph(unchanged, inputs)
+    lowered = lowered_for(target, unchanged, inputs, graph)
     original = target_file(target, unchanged, lowered, inputs)
     target_file(TARGETS[PACKED], unchanged, lowered, inputs)  # which every run has: what it can't hold is told now
     bits = menus.settings.weight_bits
@@ -91,8 +94,17 @@ def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -
         for is_low in (False, True) if menus.settings.ranks else (False,):
             made = from_menus(menus, _alike(menus, width, is_low), folded)
             for each in (made, _all_different(made)):
-                overheads.append(len(roughly_ranged_file(target, each, inputs)) - _closed_form(each))
+                file = roughly_ranged_file(target, each, inputs, None if is_low else graph)
+                overheads.append(len(file) - _closed_form(each))
     return max(overheads), len(original)
+
+
+def _graph(unchanged: Compressed, inputs: Inputs) -> fx.GraphModule | None:
+    """The graph of all networks whose layers have their full widths and ranks; None where torch.export can't follow."""
+    try:
+        return exported(unchanged, inputs)
+    except ExportError:
+        return None  # whoever needs it says why
 
 
 def _alike(menus: Menus, bits: int, is_low: bool) -> Labeling:

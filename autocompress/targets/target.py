@@ -17,7 +17,7 @@ import importlib.util
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import fx, nn
 
 from autocompress.errors import ExportError, InputError, missing_extra
 from autocompress.execute.compressed import Compressed, uncompressed
@@ -338,26 +338,32 @@ TARGETS: Registry[Target] = Registry(
 """Targets by name; `autocompress.register_target` adds one."""
 
 
-def lowered_for(target: Target, compressed: Compressed, inputs: Inputs) -> Lowered | None:
+def lowered_for(
+    target: Target, compressed: Compressed, inputs: Inputs, graph: fx.GraphModule | None = None
+) -> Lowered | None:
     """The network as the target runs it; None where torch.export can't follow it and the target's file can do without.
 
     Args:
         target: target that the network is lowered for.
         compressed: network to be lowered.
         inputs: (n, …) samples of its input, n at least 1.
+        graph: what `exported` gave for a network with other weights, and all else the same. Default: the network is
+            exported.
 
     Raises:
         ExportError: torch.export can't follow the network, and the target's file needs that.
     """
     try:
-        return lower(compressed, inputs, integer=target.integer_kernels)
+        return lower(compressed, inputs, integer=target.integer_kernels, graph=graph)
     except ExportError as error:
         if target.holds_any_network:
             return None
         raise ExportError(f"{error} The target {target.name} needs that; pass --target packed.") from error
 
 
-def roughly_ranged_file(target: Target, compressed: Compressed, inputs: Inputs) -> bytes:
+def roughly_ranged_file(
+    target: Target, compressed: Compressed, inputs: Inputs, graph: fx.GraphModule | None = None
+) -> bytes:
     """The content of the target's file of a network, with ranges from a few samples.
 
     Its bytes are as many and it takes as long as with ranges from all of them; its answers are not as good.
@@ -366,12 +372,13 @@ def roughly_ranged_file(target: Target, compressed: Compressed, inputs: Inputs) 
         target: target whose file is made.
         compressed: network to be written.
         inputs: (n, …) samples of its input, n at least 1.
+        graph: as for `lowered_for`.
 
     Raises:
         ExportError: the target can't hold the network.
     """
     few = inputs[:_FEW]
-    return target_file(target, compressed, lowered_for(target, compressed, few), few)
+    return target_file(target, compressed, lowered_for(target, compressed, few, graph), few)
 
 
 def original_file(target: Target, folded: nn.Module, network: Network, inputs: Inputs) -> bytes:

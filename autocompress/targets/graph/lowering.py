@@ -107,7 +107,22 @@ class Lowered:
         return self.names[1:]
 
 
-def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowered:
+def exported(compressed: Compressed, calibration: Inputs) -> fx.GraphModule:
+    """The graph that `lower` begins with, for `lower` of several networks that differ in nothing but their weights.
+
+    Args:
+        compressed: network; it is not changed and shares no memory with the result.
+        calibration: (n, …) samples of the input, n at least 1; only their form counts, and of texts two of them.
+
+    Raises:
+        ExportError: `torch.export` can't follow the network, or only for one batch size.
+    """
+    return _exported(_as_lowered(compressed), cast(calibration[:_MOST_SAMPLES], "cpu", torch.float32))
+
+
+def lower(
+    compressed: Compressed, calibration: Inputs, *, integer: bool, graph: fx.GraphModule | None = None
+) -> Lowered:
     """The compressed network as a graph.
 
     Args:
@@ -116,6 +131,8 @@ def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowe
         integer: False rounds every layer's input for that layer alone, exactly as `Compressed.rounded` does. True is
             for runtimes with integer kernels: it rounds tensors, for all that read them, and rounds the outputs
             that integer kernels would otherwise have to hand on in float32 (`round_tensors_`).
+        graph: what `exported` gave for a network with other weights, and all else the same, which saves most of the
+            time; it is not changed. Default: the network is exported.
 
     Raises:
         InputError: `calibration` holds no sample.
@@ -124,12 +141,12 @@ def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowe
     if not len(calibration):
         raise InputError("`calibration` must hold at least one sample, got none.")
     layers = {name: with_room_for_bias(layer) if integer else layer for name, layer in compressed.layers.items()}
-    model = copy.deepcopy(compressed.model).cpu().float().eval().requires_grad_(False)
+    model = _as_lowered(compressed)
     for name, layer in layers.items():
         if layer is not compressed.layers[name]:
             write_weights_(model, name, layer)
     samples = cast(calibration[:_MOST_SAMPLES], "cpu", torch.float32)
-    graph = exported_at_any_length(model, samples) or export_graph(model, samples[:1])
+    graph = _exported(model, samples) if graph is None else _with_parameters_of(model, graph)
     graph, calls = without_branches(graph, layer_calls(graph, model, layers), layers)
     with torch.no_grad():
         if integer:
@@ -141,6 +158,27 @@ def lower(compressed: Compressed, calibration: Inputs, *, integer: bool) -> Lowe
     calculated, names = _as_run(graph, calls, layers), _names(compressed.model, graph.graph.output_node())
     arguments = argument_names(compressed.model, samples)
     return Lowered(graph, calculated, compressed.plan, fields_of(samples), names, arguments)
+
+
+def _as_lowered(compressed: Compressed) -> nn.Module:
+    """A copy of the network's module, as it is exported."""
+    return copy.deepcopy(compressed.model).cpu().float().eval().requires_grad_(False)
+
+
+def _exported(model: nn.Module, samples: Inputs) -> fx.GraphModule:
+    """The graph of a module, which shares its parameters."""
+    return exported_at_any_length(model, samples) or export_graph(model, samples[:1])
+
+
+def _with_parameters_of(model: nn.Module, graph: fx.GraphModule) -> fx.GraphModule:
+    """A copy of the graph of a module of the same form, with the parameters of this one, which it shares."""
+    copied = copy.deepcopy(graph)
+    for name, old in list(copied.named_parameters()):
+        owner, _, field = name.rpartition(".")
+        own = model.get_parameter(name)
+        assert own.shape == old.shape, name
+        setattr(copied.get_submodule(owner), field, own)
+    return copied
 
 
 def _names(model: nn.Module, output: fx.Node) -> tuple[str, ...]:
