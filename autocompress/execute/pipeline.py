@@ -232,23 +232,29 @@ def _judged(
 ) -> Compressed | None:
     """The network with as many re-calibrated layers, from the first on, as bring it closest; None where none do.
 
-    `plain` has the menus' weights as they are, `compressed` is the same renormalized.
+    All layers are tried first, then fewer and fewer until that helps no more. `plain` has the menus' weights as they
+    are, `compressed` is the same renormalized.
     """
-    best, count = compressed, 0
-    before = least = loss = divergence(compressed)
+    best, count, losses = compressed, 0, []
+    before = least = divergence(compressed)
     for tried in _counts(len(fitted.layers)):
         candidate = _first_layers(plain, fitted, tried, renormalize)
-        loss = divergence(candidate)
+        losses.append(divergence(candidate))
         give_back()
-        if loss < least:
-            best, count, least = candidate, tried, loss
+        if losses[-1] < least:
+            best, count, least = candidate, tried, losses[-1]
+        elif count:
+            break
+    whole = losses[0]
     if count == 0:
-        watcher.note(f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to {loss:.4f}")
+        watcher.note(
+            f"re-calibration is left out: it moved the KL on the search split from {before:.4f} to {whole:.4f}"
+        )
         return None
     if count < len(fitted.layers):
         watcher.note(
             f"re-calibration keeps the first {count} of {len(fitted.layers)} layers: KL {least:.4f} on the search "
-            f"split, before {before:.4f}, with all layers {loss:.4f}"
+            f"split, before {before:.4f}, with all layers {whole:.4f}"
         )
     return best
 
@@ -257,9 +263,9 @@ def _counts(layers: int) -> list[int]:
     """Numbers of layers, from the first on, whose new weights are tried.
 
     >>> _counts(50), _counts(3)
-    ([10, 20, 30, 40, 50], [1, 2, 3])
+    ([50, 40, 30, 20, 10], [3, 2, 1])
     """
-    return sorted({max(1, round(layers * part / _PARTS)) for part in range(1, _PARTS + 1)})
+    return sorted({max(1, round(layers * part / _PARTS)) for part in range(1, _PARTS + 1)}, reverse=True)
 
 
 def _first_layers(plain: Compressed, fitted: Compressed, count: int, renormalize: Renormalize) -> Compressed:

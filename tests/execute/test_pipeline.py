@@ -194,3 +194,23 @@ def test_recalibration_takes_samples_of_all_classes():
     data = class_by_class()
     labels = recalibration_inputs(data, 100)[:].flatten()[40:] // 100
     assert min(labels.long().bincount(minlength=3).tolist()) > 10
+
+
+@pytest.mark.parametrize(
+    ("losses", "tried", "kept"),
+    [
+        ([0.3, 0.5], [5, 4], 5),  # fewer layers are no closer
+        ([0.5, 0.3, 0.2, 0.4], [5, 4, 3, 2], 3),
+        ([1.5, 1.6, 1.7, 0.4, 0.45], [5, 4, 3, 2, 1], 2),  # all are further away than before, fewer are not
+        ([1.5, 1.3, 1.2, 1.4, 1.6], [5, 4, 3, 2, 1], 0),
+    ],
+)
+def test_fewer_and_fewer_layers_are_tried_until_that_helps_no_more(losses, tried, kept, monkeypatch):
+    toy = digits()
+    plain, _ = toy.compressed(0.0, 8, 8)
+    seen, left = [], iter([1.0, *losses])
+    monkeypatch.setattr(pipeline, "_counts", lambda _: [5, 4, 3, 2, 1])
+    monkeypatch.setattr(pipeline, "_first_layers", lambda _, fitted, count, __: seen.append(count) or count)
+    found = pipeline._judged(plain, plain, plain, lambda network, _: network, lambda _: next(left), Told())
+    assert seen == tried
+    assert (found or 0) == kept
