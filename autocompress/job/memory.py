@@ -65,9 +65,6 @@ def check_memory(
         if samples:
             values = 2 * min(followed, samples) * network.activation_bytes if on_host else 0  # of both networks
             stages.append(recalibration + search + values + fitting_bytes(network))
-            stages.append(
-                search + search // 2 + renormalization
-            )  # candidates are judged beside the evaluator's samples
         return held + max(stages)
 
     least = peak(1, LEAST_HELD, 1)

@@ -32,9 +32,9 @@ def calling(module: nn.Module) -> nn.Module:
             pass; here they are set once.
     """
     kind: Any = type(module)
-    if kind.__name__ == "ShiftedWindowAttentionV2":
-        bias = module.get_parameter("qkv.bias").data
-        bias[len(bias) // 3 : 2 * len(bias) // 3] = 0
+    bias = dict(module.named_parameters()).get("qkv.bias")
+    if bias is not None and kind.__name__ == "ShiftedWindowAttentionV2":
+        bias.data[len(bias) // 3 : 2 * len(bias) // 3] = 0
     module.__class__ = _calling_class(kind)
     return module
 

@@ -94,17 +94,23 @@ def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -
         for is_low in (False, True) if menus.settings.ranks else (False,):
             made = from_menus(menus, _alike(menus, width, is_low), folded)
             for each in (made, _all_different(made)):
-                file = roughly_ranged_file(target, each, inputs, None if is_low else graph)
+                has_its_form = _parameters(each) == _parameters(unchanged)
+                file = roughly_ranged_file(target, each, inputs, graph if has_its_form else None)
                 overheads.append(len(file) - _closed_form(each))
     return max(overheads), len(original)
 
 
 def _graph(unchanged: Compressed, inputs: Inputs) -> fx.GraphModule | None:
-    """The graph of all networks whose layers have their full widths and ranks; None where torch.export can't follow."""
+    """The graph of a network, for others of its form; None where torch.export can't follow."""
     try:
         return exported(unchanged, inputs)
     except ExportError:
         return None  # whoever needs it says why
+
+
+def _parameters(compressed: Compressed) -> list[tuple[str, torch.Size]]:
+    """Names and shapes of the parameters, those that several modules share once: equal in networks of one form."""
+    return [(name, parameter.shape) for name, parameter in compressed.model.named_parameters()]
 
 
 def _alike(menus: Menus, bits: int, is_low: bool) -> Labeling:
