@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,10 +13,7 @@ from torch import Tensor
 from autocompress.config import MOST_SEED
 from autocompress.data.sources import Source, Splits
 from autocompress.errors import InputError
-from autocompress.samples import Inputs, content, images_channels_last, tensors_of
-
-_IN_USE: weakref.WeakKeyDictionary[Data, tuple[weakref.ref[Inputs], Tensor | None]] = weakref.WeakKeyDictionary()
-"""Search splits that were read, by their data, for as long as somebody holds them."""
+from autocompress.samples import Inputs, content, tensors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,18 +44,8 @@ class Data:
     kept_out: tuple[int, ...] = ()
 
     def search(self) -> tuple[Inputs, Tensor | None]:
-        """The search split: inputs (N, …), normalised, numbers among them float32, and classes (N,) int64 or None.
-
-        Images have their channels last in memory, as plans run on them. While somebody holds the inputs, they are not
-        read again.
-        """
-        held, labels = _IN_USE.get(self, (lambda: None, None))
-        inputs = held()
-        if inputs is None:
-            inputs, labels = self._with_classes(self.search_indices)
-            inputs = images_channels_last(inputs)
-            _IN_USE[self] = (weakref.ref(inputs), labels)
-        return inputs, labels
+        """The search split: inputs (N, …), normalised, numbers among them float32, and classes (N,) int64 or None."""
+        return self._with_classes(self.search_indices)
 
     def calibration(self) -> tuple[Inputs, Tensor | None]:
         """The calibration split: inputs (N, …) as of the search split, and classes (N,) int64 or None."""

@@ -104,7 +104,7 @@ class Evaluator:
         self._menus = menus
         self._problem = menus.problem()
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
-        self._inputs, self._labels = inputs.cpu(), None if labels is None else labels.cpu()
+        self._labels = None if labels is None else labels.cpu()
         most = samples_that_fit(network, memory, BATCHES[-1], self._device)
         at_once = measured_at_once(network, memory, self._device)
         self._reference = outputs_of(reference or model, inputs, self._device, at_once)
@@ -122,6 +122,10 @@ class Evaluator:
             None if renormalized_on is None else Renormalizer(self._folded, network, renormalized_on, self._device)
         )
         self._placed = in_format(inputs, self._device, DTYPES[self.dtype])
+        as_given = (
+            self._device.type == "cpu" and self.dtype == "float32"
+        )  # no second copy where the values are the same
+        self._inputs = self._placed if as_given else inputs.cpu()
         self._told_of_float32 = False
 
     def __call__(self, labeling: Labeling) -> Outcome:

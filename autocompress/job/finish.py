@@ -24,7 +24,7 @@ from autocompress.machine import machine
 from autocompress.network.interface import plain
 from autocompress.plan import Plan
 from autocompress.progress import Progress
-from autocompress.run.names import CHECKPOINT, MODEL, OUTCOME
+from autocompress.run.names import CHECKPOINTS, MODEL, OUTCOME
 from autocompress.samples import Inputs, fields_of
 from autocompress.targets.graph.lowering import Lowered
 from autocompress.targets.lengths import check_length, lengths_run
@@ -170,7 +170,8 @@ def write_outcome(path: Path, outcome: Mapping[str, Any], device: str) -> None:
     """
     made_on = {"versions": versions(), "machine": machine(device)}
     write_atomically(path / OUTCOME, json_text({**outcome, **made_on}))
-    (path / CHECKPOINT).unlink(missing_ok=True)
+    for name in CHECKPOINTS:
+        (path / name).unlink(missing_ok=True)
 
 
 def json_text(data: Mapping[str, Any]) -> str:

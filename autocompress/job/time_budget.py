@@ -33,7 +33,6 @@ MOST_MARGIN = 0.1
 CLOSE = 0.01  # relative correction at which the next round is left out
 ROOM = 0.99  # share of the limit that a plan's file may use before the final one is written, which is timed anew
 TRIES = 8  # plans that are timed after the search, at most
-FURTHER = 2  # further plans that are made real where a finished file does not keep the limit
 STEP = 0.97  # by which the limit is tightened where no leader is accepted
 _SPREAD = 0.7  # of the random weights that give different plans near the limit
 

@@ -81,21 +81,6 @@ def test_splits_are_loaded_from_train_and_test_from_test():
     ]
 
 
-def test_the_search_split_is_read_once_while_it_is_in_use(monkeypatch):
-    data, read = load_data("digits", search_samples=20), []
-    kind = type(data.train)
-    load = kind.load
-    monkeypatch.setattr(kind, "load", lambda source, indices: read.append(len(indices)) or load(source, indices))
-    inputs, labels = data.search()
-    assert inputs.is_contiguous(memory_format=torch.channels_last)
-    assert all(ours is theirs for ours, theirs in zip((inputs, labels), data.search(), strict=True))
-    assert read == [20]
-    expected = inputs.clone()
-    del inputs
-    assert torch.equal(data.search()[0], expected)
-    assert read == [20, 20]
-
-
 def test_a_seed_fixes_the_splits_and_another_changes_them():
     assert numbered(100).search_indices == numbered(100, seed=0).search_indices
     assert numbered(100).search_indices != numbered(100, seed=1).search_indices
