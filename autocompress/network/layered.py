@@ -24,19 +24,21 @@ from autocompress.network.recurrent import RECURRENT_TYPES, Recurrent
 from autocompress.network.separate_attention import separated
 from autocompress.network.tape import LABELLED_TYPES
 from autocompress.network.transposed import TRANSPOSED_TYPES, with_rows_first
+from autocompress.network.viewing import viewing
 from autocompress.samples import Inputs
 from autocompress.tasks.outputs import OutputForm
 
 
 def with_layers(model: nn.Module, inputs: Inputs, form: OutputForm | None = None) -> nn.Module:
-    """The network in the form that the package runs and labels: `layered`, `interfaced` and `separated`.
+    """The network in the form that the package runs and labels: `layered`, `viewing`, `interfaced` and `separated`.
 
     Args:
         model: network, which is not changed.
         inputs: samples of what it takes, at least one.
         form: which outputs count, as for `interfaced`.
     """
-    return separated(interfaced(layered(model), inputs, form), inputs[:2])
+    whole = viewing(layered(model), inputs[:2])
+    return separated(interfaced(whole, inputs, form), inputs[:2])
 
 
 def layered(model: nn.Module) -> nn.Module:
