@@ -8,7 +8,8 @@ SHIFTS = "journal.f16"
 JOURNAL_BEFORE, SHIFTS_BEFORE = "journal.before.jsonl", "journal.before.f16"  # of a search that took another way
 MODEL, MODEL_ONNX = "model.safetensors", "model.onnx"
 # Of the fine-tunings of the search's plan, and of those that follow where its finished file misses the limit of time.
-CHECKPOINTS = (CHECKPOINT, *_) = ("finetune.pt", "finetune-2.pt", "finetune-3.pt")
+CHECKPOINTS = ("finetune.pt", "finetune-2.pt", "finetune-3.pt")
+CHECKPOINT = CHECKPOINTS[0]
 MODEL_PT2, MODEL_OPENVINO, MODEL_TFLITE = "model.pt2", "model_openvino.onnx", "model.tflite"
 MODEL_PTE = "model.pte"
 EXPORTED = (MODEL, MODEL_ONNX, MODEL_PT2, MODEL_OPENVINO, MODEL_TFLITE, MODEL_PTE, "model.xml", "model.bin")
