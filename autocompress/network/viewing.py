@@ -31,7 +31,8 @@ def viewing(model: nn.Module, inputs: Inputs) -> nn.Module:
         model: network in its own form, which is not changed. In that of `interfaced` it was looked at before.
         inputs: samples that it is run on, at least one.
     """
-    if isinstance(model, Interfaced) or not any(parameter.ndim == 4 for parameter in model.parameters()):
+    axes = {parameter.ndim for parameter in model.parameters()}
+    if isinstance(model, Interfaced) or 4 not in axes or 5 in axes:  # the format can't hold the weights of Conv3d
         return model
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = images_channels_last(inputs)
