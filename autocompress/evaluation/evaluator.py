@@ -122,10 +122,8 @@ class Evaluator:
             None if renormalized_on is None else Renormalizer(self._folded, network, renormalized_on, self._device)
         )
         self._placed = in_format(inputs, self._device, DTYPES[self.dtype])
-        as_given = (
-            self._device.type == "cpu" and self.dtype == "float32"
-        )  # no second copy where the values are the same
-        self._inputs = self._placed if as_given else inputs.cpu()
+        has_same_values = self._device.type == "cpu" and self.dtype == "float32"  # then there is no second copy
+        self._inputs = self._placed if has_same_values else inputs.cpu()
         self._told_of_float32 = False
 
     def __call__(self, labeling: Labeling) -> Outcome:

@@ -7,13 +7,13 @@ its layers: inside of its forward pass, `linear(x, layer.weight, …)` becomes `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cache
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+
+from autocompress.network.overriding import overridden
 
 _SWIN = "torchvision.models.swin_transformer"
 _TYPES = ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")
@@ -24,51 +24,25 @@ def uses_weights_of_layers(module: nn.Module) -> bool:
     return type(module).__module__ == _SWIN and type(module).__name__ in _TYPES
 
 
-def calling(module: nn.Module) -> nn.Module:
+def calling(module: Any) -> nn.Module:
     """The module itself, changed to call its layers. What it computes, and its names, stay the same.
 
     Args:
         module: one that `uses_weights_of_layers`. The second version of Swin sets the keys' biases to zero at every
             pass; here they are set once.
     """
-    kind: Any = type(module)
-    bias = dict(module.named_parameters()).get("qkv.bias")
-    if bias is not None and kind.__name__ == "ShiftedWindowAttentionV2":
-        bias.data[len(bias) // 3 : 2 * len(bias) // 3] = 0
-    module.__class__ = _calling_class(kind)
-    return module
+    if module.qkv.bias is not None and type(module).__name__ == "ShiftedWindowAttentionV2":
+        bias = module.qkv.bias.data
+        bias[len(bias) // 3 : 2 * len(bias) // 3] = 0
+    changed: nn.Module = module
+    changed.__class__ = overridden(type(module), _called)
+    return changed
 
 
-@cache
-def _calling_class(kind: Any) -> type[nn.Module]:
-    """A subclass whose forward pass calls the linear layers that it holds."""
-
-    class Calling(kind):  # type: ignore[misc]
-        def forward(self, x: Tensor) -> Tensor:
-            with _LayersCalled(self):
-                outputs: Tensor = super().forward(x)
-            return outputs
-
-    Calling.__name__ = Calling.__qualname__ = kind.__name__
-    return Calling
-
-
-class _LayersCalled(TorchFunctionMode):
-    """Inside of it, a linear operator with the weight of one of a module's own layers is a call of that layer."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._layers = [child for child in module.children() if isinstance(child, nn.Linear)]
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is F.linear:
-            for layer in self._layers:
-                if args[1] is layer.weight:
-                    return layer(args[0])
-        return func(*args, **(kwargs or {}))
+def _called(module: nn.Module, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What the call of a layer of the module's own gives, for a linear operator with that layer's weight."""
+    if func is F.linear:
+        for layer in module.children():
+            if isinstance(layer, nn.Linear) and args[1] is layer.weight:
+                return layer(args[0])
+    return NotImplemented

@@ -1,23 +1,21 @@
 """Networks that call `view` on what convolutions give: `x.view(len(x), -1)` before the first linear layer.
 
 Plans are evaluated with the channels last in memory, as convolutions run faster then. There `view` fails where it joins
-channels and positions, and `reshape` copies. `viewing` makes such a network copy where it must. Its class becomes one
-of the same name that inherits from its own, as in `network.interface`.
+channels and positions, and `reshape` copies. `viewing` makes such a network copy where it must.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from autocompress.borrowed import evaluating
 from autocompress.network.interface import Interfaced, outputs_by_name
+from autocompress.network.overriding import overridden
 from autocompress.network.verification import REORDERED_SUMS, are_close
 from autocompress.samples import Inputs, images_channels_last
 
@@ -43,9 +41,8 @@ def viewing(model: nn.Module, inputs: Inputs) -> nn.Module:
             return model  # whoever runs it says what is wrong
     else:
         return model
-    last.__class__ = _with_copies(type(model))
     result = copy.deepcopy(model)
-    result.__class__ = last.__class__
+    result.__class__ = last.__class__ = overridden(type(model), _reshaped)
     return result if are_close(_outputs(model, inputs), _outputs(last, images), REORDERED_SUMS) else model
 
 
@@ -54,29 +51,10 @@ def _outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
         return list(outputs_by_name(model, inputs).values())
 
 
-def _with_copies(kind: Any) -> type[nn.Module]:
-    """A subclass whose forward pass copies where a tensor can't be viewed."""
-
-    @wraps(kind.forward)
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _Reshaping():
-            return kind.forward(self, *args, **kwargs)
-
-    return type(kind.__name__, (kind,), {"__module__": kind.__module__, "forward": forward})
-
-
-class _Reshaping(TorchFunctionMode):
-    """Inside of it, `view` is `reshape`: the same memory where that is possible, else a copy."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if func is Tensor.view and len(args) > 1 and not isinstance(args[1], torch.dtype):
-            return args[0].reshape(*args[1:])
-        if func is Tensor.view_as:
-            return args[0].reshape(args[1].shape)
-        return func(*args, **(kwargs or {}))
+def _reshaped(_: nn.Module, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """What `reshape` gives for `view`: the same memory where that is possible, else a copy."""
+    if func is Tensor.view and len(args) > 1 and not isinstance(args[1], torch.dtype):
+        return args[0].reshape(*args[1:])
+    if func is Tensor.view_as:
+        return args[0].reshape(args[1].shape)
+    return NotImplemented

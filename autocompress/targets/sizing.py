@@ -88,14 +88,13 @@ def _measured(target: Target, menus: Menus, folded: nn.Module, inputs: Inputs) -
     lowered = lowered_for(target, unchanged, inputs, graph)
     original = target_file(target, unchanged, lowered, inputs)
     target_file(TARGETS[PACKED], unchanged, lowered, inputs)  # which every run has: what it can't hold is told now
-    bits = menus.settings.weight_bits
+    bits, form = menus.settings.weight_bits, _parameters(unchanged)
     overheads = []
     for width in [bits[0], *(width for width in bits[1:] if width >= 16)]:
         for is_low in (False, True) if menus.settings.ranks else (False,):
             made = from_menus(menus, _alike(menus, width, is_low), folded)
             for each in (made, _all_different(made)):
-                has_its_form = _parameters(each) == _parameters(unchanged)
-                file = roughly_ranged_file(target, each, inputs, graph if has_its_form else None)
+                file = roughly_ranged_file(target, each, inputs, graph if _parameters(each) == form else None)
                 overheads.append(len(file) - _closed_form(each))
     return max(overheads), len(original)
 
