@@ -50,6 +50,7 @@ from autocompress.job.stages import through_stages
 from autocompress.job.tolerance import Smallest, check_tolerance
 from autocompress.job.tolerance import smallest as find_smallest
 from autocompress.job.trust import named_functions, remember
+from autocompress.memory import reusing_freed
 from autocompress.plan import Plan
 from autocompress.progress import Progress, Silent
 from autocompress.report.front_page import front_among, write_front
@@ -70,6 +71,7 @@ __all__ = [
 ]  # fmt: skip
 
 
+@reusing_freed()
 def search(
     model: ModelLike = "digits",
     data: DataLike | None = None,
@@ -136,6 +138,7 @@ def _prepared(asked: Request, splits: Data, watcher: Progress) -> Job:
     return job
 
 
+@reusing_freed()
 def pareto(
     model: ModelLike = "digits", data: DataLike | None = None, *, progress: Progress | None = None, **options: Any
 ) -> Front:
@@ -171,6 +174,7 @@ def pareto(
     return front
 
 
+@reusing_freed()
 def smallest(
     model: ModelLike = "digits", data: DataLike | None = None, *, progress: Progress | None = None, **options: Any
 ) -> Smallest:
@@ -207,6 +211,7 @@ def smallest(
     return found
 
 
+@reusing_freed()
 def inspect(
     model: ModelLike = "digits", data: DataLike | None = None, *, progress: Progress | None = None, **options: Any
 ) -> Inspection:
@@ -233,6 +238,7 @@ def inspect(
     return Inspection(job.network, job.problem, job.original, report_layers(job.network, job.problem), measured)
 
 
+@reusing_freed()
 def evaluate(
     model: ModelLike = "digits",
     data: DataLike | None = None,
@@ -264,6 +270,7 @@ def evaluate(
     return measure_plan(job, evaluator, labeling, limits, asked.config.split, watcher)
 
 
+@reusing_freed()
 def apply(
     model: ModelLike = "digits",
     data: DataLike | None = None,
@@ -308,6 +315,7 @@ def _apply(asked: Request, wanted: Plan, path: Path, watcher: Progress) -> Finis
     return finished
 
 
+@reusing_freed()
 def finetune(
     run: str | Path,
     model: ModelLike | None = None,

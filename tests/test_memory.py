@@ -101,8 +101,40 @@ def test_freed_memory_is_given_back() -> None:
 def test_memory_is_given_back_at_most_every_five_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     calls, now = [], iter([100.0, 100.0, 104.9, 105.0, 105.0])
     monkeypatch.setattr(memory, "_given_back", -math.inf)
-    monkeypatch.setattr(memory, "_trim", lambda: calls.append)
+    monkeypatch.setattr(memory, "_glibc", lambda name: {"malloc_trim": calls.append}[name])
     monkeypatch.setattr(memory.time, "monotonic", lambda: next(now))
     for _ in range(3):
         give_back()
     assert calls == [0, 0]
+
+
+_REUSED = """
+import torch
+from autocompress.memory import give_back, resident_bytes, reusing_freed
+
+def left():
+    before = resident_bytes()
+    torch.ones(50_000_000)  # 200 MB, freed at once
+    return resident_bytes() - before
+
+@reusing_freed()
+def job():
+    with reusing_freed():
+        pass
+    held = left()
+    before = resident_bytes()
+    give_back()
+    return held, before - resident_bytes(), left()
+
+print(left(), *job(), left())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux' C library gives large pieces back at once")
+def test_freed_memory_is_used_again_within_a_job() -> None:
+    """Kept within, one in another as well, and given back where that is asked for; before and behind as ever."""
+    ran = subprocess.run([sys.executable, "-c", _REUSED], capture_output=True, text=True, check=True, timeout=100)
+    before, held, given_back, held_again, behind = map(int, ran.stdout.split())
+    assert held > 150_000_000 < given_back
+    assert held_again > 150_000_000
+    assert max(before, behind) < 50_000_000

@@ -119,8 +119,7 @@ def fastest_dtype(
 def fastest_batch(folded: nn.Module, inputs: Inputs, dtype: str, device: torch.device, most: int = BATCHES[-1]) -> int:
     """The fastest of three batch sizes: 64, 128 and 256, or smaller ones where memory does not hold these.
 
-    On a CPU, small batches of large images are faster: what stays in its caches need not be fetched, and what is below
-    32 MB not be asked of the system again and again.
+    On a CPU, small batches of large images are often faster: what stays in its caches need not be fetched.
 
     Args:
         folded: network with its norms folded.

@@ -168,7 +168,7 @@ def unfolded(x: Tensor, window: Window) -> Tensor:
         x: (N, C, H, W), (N, C, W) or (N, C, D, H, W) inputs of the operator.
         window: window of the convolution.
     """
-    x = F.pad(x, window.padding)
+    x = F.pad(x, window.padding).contiguous()  # channels may lie last
     x = x[:, :, None] if x.ndim == 3 else x
     sizes = _output_sizes(x.shape[2:], window)
     windows = x.new_empty(*x.shape[:2], math.prod(window.kernel), *sizes)

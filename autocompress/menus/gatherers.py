@@ -25,7 +25,11 @@ class Gatherer(Protocol):
         """What takes the gradients of a call, of a batch of so many samples."""
         ...
 
-    def end_batch(self, samples: int, functions: int) -> None:
+    def begin_backward(self, functions: int) -> None:
+        """The gradients of so many functions will come, one function after the other."""
+        ...
+
+    def end_batch(self, samples: int) -> None:
         """All gradients of a batch came that will come."""
         ...
 
@@ -41,19 +45,23 @@ class ResponseSums:
         self._width = width
         self._batches: list[Tensor] = []
         self._by_function: dict[int, Tensor] = {}
+        self._functions = 0
+
+    def begin_backward(self, functions: int) -> None:
+        self._functions = functions
 
     def add(self, function: int, found: Tensor) -> None:
         """Add (n, width) of one call."""
         before = self._by_function.get(function)
         self._by_function[function] = found if before is None else before + found
 
-    def end_batch(self, samples: int, functions: int) -> None:
+    def end_batch(self, samples: int) -> None:
         if self._by_function:  # else no function depends on the layer
             like = next(iter(self._by_function.values()))
             zero = torch.zeros_like(like)
-            found = torch.stack([self._by_function.get(index, zero) for index in range(functions)], 1).float()
+            found = torch.stack([self._by_function.get(index, zero) for index in range(self._functions)], 1).float()
         else:
-            found = torch.zeros(samples, functions, self._width)
+            found = torch.zeros(samples, self._functions, self._width)
         self._batches.append(found)
         self._by_function = {}
 
@@ -64,7 +72,8 @@ class ResponseSums:
 class ByGradient(ResponseSums):
     """Changes of weights that are held all at once, against the samples' own gradients.
 
-    The gradients of several functions are waited for, so that a layer's windows are laid out once for all of them.
+    The gradients of several functions are waited for, so that a layer's windows are laid out, and its changes read,
+    once for all of them.
     """
 
     def __init__(self, changes: Changes, device: torch.device, dtype: torch.dtype, functions_at_once: int) -> None:
@@ -80,53 +89,91 @@ class ByGradient(ResponseSums):
     def waiting(self, call: Call, samples: int) -> See:
         if not len(self._weights):
             return lambda function, gradient: None
-        held: dict[int, Tensor] = {}
+        held = _SideBySide(call, samples)
 
         def respond() -> None:
-            if held:
-                of_weight, of_bias = _sample_gradients(call, torch.stack([*held.values()]), samples)
-                found = of_weight @ self._weights.mT + of_bias @ self._biases.mT  # (Q, n, V)
-                for function, each in zip(held, found, strict=True):
+            if held.functions:
+                of_weight, of_bias = held.sample_gradients()
+                found = of_weight @ self._weights.mT + of_bias @ self._biases.mT  # (n, Q, V)
+                for function, each in zip(held.functions, found.unbind(1), strict=True):
                     self.add(function, each)
                 held.clear()
 
         def see(function: int, gradient: Tensor) -> None:
-            # A copy of what backpropagation may still add to.
-            held[function] = gradient.clone() if self._at_once > 1 else gradient
-            if len(held) == self._at_once:
+            held.put(function, gradient, min(self._at_once, self._functions))
+            if len(held.functions) == self._at_once:
                 respond()
 
         self._waiting.append(respond)
         return see
 
-    def end_batch(self, samples: int, functions: int) -> None:
+    def end_batch(self, samples: int) -> None:
         for respond in self._waiting:
             respond()
         self._waiting = []
-        super().end_batch(samples, functions)
+        super().end_batch(samples)
 
 
-def _sample_gradients(call: Call, gradients: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """Each sample's gradients of a layer's weight, (Q, n, rows · d), and of its bias, (Q, n, rows).
+class _SideBySide:
+    """The gradients of several functions at a call's output, side by side in the order that they are multiplied in.
 
-    Where a layer sees single positions, its input is multiplied as it lies; else its windows are laid out first.
+    They are copies, as backpropagation may still add to what it gives: (n, T, Q, rows) where a layer sees single
+    positions, whose input is multiplied as it lies; else (n, g, Q, r, T), beside the layer's windows (n, g, d, T).
 
     Args:
         call: call of the layer.
-        gradients: (Q, …) gradients of Q functions at the call's output.
         samples: number n of samples, which are the first axis of input and output, or its slower part.
+
+    Attributes:
+        functions: numbers of the functions whose gradients are held.
     """
-    if call.window is None:
-        rows = gradients.reshape(len(gradients), samples, -1, gradients.shape[-1])  # (Q, n, T, rows)
-        return (rows.mT @ call.x.reshape(samples, -1, call.x.shape[-1])).flatten(2), rows.sum(2)
-    rows = torch.stack([_samples_first(each.flatten(2), samples) for each in gradients])  # (Q, n, rows, T)
-    if call.window.is_single:
-        return (rows @ _samples_first(call.x.flatten(2), samples).mT).flatten(2), rows.sum(3)
-    groups = call.window.groups
-    windows = _samples_first(unfolded(call.x, call.window), samples).unflatten(1, (groups, -1))  # (n, g, d, T)
-    by_group = rows.unflatten(2, (groups, -1)).permute(1, 2, 0, 3, 4).flatten(2, 3)  # (n, g, Q · r, T)
-    own = (by_group @ windows.mT).unflatten(2, (len(gradients), -1))  # (n, g, Q, r, d)
-    return own.permute(2, 0, 1, 3, 4).flatten(2), rows.sum(3)
+
+    def __init__(self, call: Call, samples: int) -> None:
+        self._call, self._samples = call, samples
+        self._is_single = call.window is None or call.window.is_single
+        self._gradients: Tensor | None = None
+        self.functions: list[int] = []
+
+    def put(self, function: int, gradient: Tensor, most: int) -> None:
+        """Hold a function's gradient, of at most `most` functions."""
+        placed = self._placed(gradient)
+        if self._gradients is None:
+            self._gradients = placed.new_empty(*placed.shape[:2], most, *placed.shape[2:])
+        self._gradients[:, :, len(self.functions)] = placed
+        self.functions.append(function)
+
+    def clear(self) -> None:
+        """Hold none."""
+        self._gradients, self.functions = None, []
+
+    def sample_gradients(self) -> tuple[Tensor, Tensor]:
+        """Each sample's gradients of the layer's weight, (n, Q, rows · d), and of its bias, (n, Q, rows)."""
+        assert self._gradients is not None, "a gradient is held"
+        gradients, count = self._gradients[:, :, : len(self.functions)], len(self.functions)
+        if self._is_single:
+            x = self._positions_first(self._call.x)  # (n, T, d)
+            own = gradients.flatten(2).mT @ x  # (n, Q · rows, d)
+            return own.unflatten(1, (count, -1)).flatten(2), gradients.sum(1)
+        window = self._call.window
+        assert window is not None, "a linear layer sees single positions"
+        windows = _samples_first(unfolded(self._call.x, window), self._samples).unflatten(1, (window.groups, -1))
+        by_group = gradients.flatten(2, 3) @ windows.mT  # (n, g, Q · r, d)
+        own = by_group.unflatten(2, (count, -1)).transpose(1, 2)  # (n, Q, g, r, d)
+        return own.flatten(2), gradients.sum(4).transpose(1, 2).flatten(2)
+
+    def _placed(self, gradient: Tensor) -> Tensor:
+        """A gradient with samples first: (n, T, rows) or (n, g, r, T)."""
+        if self._is_single:
+            return self._positions_first(gradient)
+        assert self._call.window is not None, "a linear layer sees single positions"
+        rows: Tensor = _samples_first(gradient.flatten(2), self._samples)
+        return rows.unflatten(1, (self._call.window.groups, -1))
+
+    def _positions_first(self, x: Tensor) -> Tensor:
+        """(n, T, channels), from what a linear layer reads or writes, or (n · m, channels, …) of a convolution."""
+        if self._call.window is None:
+            return x.reshape(self._samples, -1, x.shape[-1])
+        return x.movedim(1, -1).reshape(self._samples, -1, x.shape[1])
 
 
 def _samples_first(x: Tensor, samples: int) -> Tensor:
@@ -142,6 +189,10 @@ class OneByOne:
         self._columns: list[Tensor] = []  # (g, n, d + 1) of every batch
         self._gradients: list[Tensor] = []  # (Q, g, n, r) of every batch
         self._of_batch: dict[int, Tensor] = {}
+        self._functions = 0
+
+    def begin_backward(self, functions: int) -> None:
+        self._functions = functions
 
     def waiting(self, call: Call, samples: int) -> See:
         columns = extended_columns(call.x, call.window)
@@ -154,9 +205,9 @@ class OneByOne:
 
         return see
 
-    def end_batch(self, samples: int, functions: int) -> None:
+    def end_batch(self, samples: int) -> None:
         zero = torch.zeros_like(next(iter(self._of_batch.values()))) if self._of_batch else torch.zeros(1, samples, 1)
-        self._gradients.append(torch.stack([self._of_batch.get(index, zero) for index in range(functions)]))
+        self._gradients.append(torch.stack([self._of_batch.get(index, zero) for index in range(self._functions)]))
         self._of_batch = {}
 
     def finish(self) -> Tensor:
@@ -179,18 +230,20 @@ class OfRoundings(ResponseSums):
 
     def waiting(self, call: Call, samples: int) -> See:
         def see(function: int, gradient: Tensor) -> None:
-            flat = gradient.reshape(samples, -1)
-            found = [self._moved(call, each, flat) for each in self._ranges]
-            self.add(function, torch.stack(found, 1) if found else flat.new_zeros(samples, 0))
+            self.add(function, torch.stack([_moved(call, each, gradient, samples) for each in self._ranges], 1))
 
-        return see
+        return see if self._ranges else lambda function, gradient: None
 
-    def _moved(self, call: Call, rounding: ActivationRange | None, gradient: Tensor) -> Tensor:
-        """(n,) responses to one rounding; the errors are made anew for every function, and never kept."""
-        if rounding is None:
-            return gradient.new_zeros(len(gradient))
-        error = rounding.apply(call.x).sub_(call.x)
-        return (call.again(error).reshape(len(gradient), -1) * gradient).sum(1)
+
+def _moved(call: Call, rounding: ActivationRange | None, gradient: Tensor, samples: int) -> Tensor:
+    """(n,) responses to one rounding; the errors are made anew for every function, and never kept."""
+    if rounding is None:
+        return gradient.new_zeros(samples)
+    error = rounding.apply(call.x).sub_(call.x)
+    moved: Tensor = (call.again(error) * gradient).sum(
+        tuple(range(1, gradient.ndim))
+    )  # in whatever order both lie in memory
+    return moved.view(samples, -1).sum(1)
 
 
 def _by_position(gradient: Tensor, layer: Layer, samples: int, groups: int) -> Tensor:

@@ -189,10 +189,12 @@ class _Listener:
             raise InputError("`model` must give finite outputs, got NaN or infinity; check the weights and the data.")
         with torch.enable_grad():
             wanted = functions(first, outputs)
+        for gatherer in self._all():
+            gatherer.begin_backward(len(wanted))
         for self._function, function in enumerate(wanted):
             function.backward(retain_graph=self._function + 1 < len(wanted))  # type: ignore[no-untyped-call]
         for gatherer in self._all():
-            gatherer.end_batch(self._samples, len(wanted))
+            gatherer.end_batch(self._samples)
 
     def _hear(self, call: Call, output: Tensor) -> None:
         """Wait for the gradients of a call."""
