@@ -131,6 +131,7 @@ class _SideBySide:
     def __init__(self, call: Call, samples: int) -> None:
         self._call, self._samples = call, samples
         self._is_single = call.window is None or call.window.is_single
+        self._groups = 1 if call.window is None else call.window.groups
         self._gradients: Tensor | None = None
         self.functions: list[int] = []
 
@@ -154,9 +155,9 @@ class _SideBySide:
             x = self._positions_first(self._call.x)  # (n, T, d)
             own = gradients.flatten(2).mT @ x  # (n, Q · rows, d)
             return own.unflatten(1, (count, -1)).flatten(2), gradients.sum(1)
-        window = self._call.window
-        assert window is not None, "a linear layer sees single positions"
-        windows = _samples_first(unfolded(self._call.x, window), self._samples).unflatten(1, (window.groups, -1))
+        assert self._call.window is not None, "a linear layer sees single positions"
+        windows = _samples_first(unfolded(self._call.x, self._call.window), self._samples)  # (n, g · d, T)
+        windows = windows.unflatten(1, (self._groups, -1))
         by_group = gradients.flatten(2, 3) @ windows.mT  # (n, g, Q · r, d)
         own = by_group.unflatten(2, (count, -1)).transpose(1, 2)  # (n, Q, g, r, d)
         return own.flatten(2), gradients.sum(4).transpose(1, 2).flatten(2)
@@ -165,9 +166,8 @@ class _SideBySide:
         """A gradient with samples first: (n, T, rows) or (n, g, r, T)."""
         if self._is_single:
             return self._positions_first(gradient)
-        assert self._call.window is not None, "a linear layer sees single positions"
-        rows: Tensor = _samples_first(gradient.flatten(2), self._samples)
-        return rows.unflatten(1, (self._call.window.groups, -1))
+        rows = _samples_first(gradient.flatten(2), self._samples)  # (n, rows, T)
+        return rows.view(len(rows), self._groups, -1, rows.shape[-1])
 
     def _positions_first(self, x: Tensor) -> Tensor:
         """(n, T, channels), from what a linear layer reads or writes, or (n · m, channels, …) of a convolution."""
