@@ -14,6 +14,8 @@ from torch import Tensor
 from autocompress.menus.listening import Window
 from autocompress.network.structure import Layer
 
+_SHORT = 8  # channels, below which copying them one run after the other is slow
+
 
 def extended_columns(x: Tensor, window: Window | None, drawn: Tensor | None = None) -> Tensor:
     """The layer's inputs at output positions, with a 1 for the bias: (g, M, d + 1).
@@ -95,9 +97,14 @@ def _drawn_columns(x: Tensor, window: Window, drawn: Tensor) -> Tensor:
 
 
 def _empty_columns(x: Tensor, count: int, window: Window) -> Tensor:
-    """(g, M, d + 1) columns to be filled, with the 1 for the bias; x has its channels last."""
+    """(g, M, d + 1) columns to be filled, with the 1 for the bias; x has its channels last.
+
+    Of few channels a group, as in depthwise layers, positions lie side by side in memory: runs of channels are short.
+    """
     per_group = x.shape[-1] // window.groups
-    columns = x.new_empty(window.groups, count, math.prod(window.kernel) * per_group + 1)
+    width = math.prod(window.kernel) * per_group + 1
+    is_transposed = window.groups > 1 and per_group < _SHORT
+    columns = x.new_empty(window.groups, width, count).mT if is_transposed else x.new_empty(window.groups, count, width)
     columns[..., -1] = 1
     return columns
 
