@@ -14,6 +14,7 @@ from autocompress.comparison.results import CellResult, failed
 from autocompress.comparison.session import Observe, Session, requests_of
 from autocompress.comparison.suite import Cell, Suite
 from autocompress.errors import AutocompressError
+from autocompress.memory import reusing_freed
 from autocompress.progress import Step
 from autocompress.workers.executors import executor_of
 from autocompress.workers.tasks import Result, Run, Tell, run_tasks
@@ -81,7 +82,12 @@ def _runner(suite: Suite, folder: Path, threads: int) -> Run:
     """What a worker runs, with the job of the last cell loaded."""
     torch.set_num_threads(threads)
     session = Session(suite, requests_of(suite), folder)
-    return lambda cell, tell: _result(session, suite, cell, _Throttled(tell))
+
+    @reusing_freed()
+    def run(cell: Cell, tell: Observe) -> CellResult:
+        return _result(session, suite, cell, _Throttled(tell))
+
+    return run
 
 
 class _Throttled:

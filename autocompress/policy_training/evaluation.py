@@ -21,6 +21,7 @@ from autocompress.files import read_yaml
 from autocompress.job.load import load, load_splits
 from autocompress.job.options import search_request
 from autocompress.job.prepare import Job, build_evaluator, feasible_limits, prepare
+from autocompress.memory import reusing_freed
 from autocompress.policies.files import SavedPolicy
 from autocompress.policies.use import effects_with_progress, policy_says, zero_shot_plan
 from autocompress.progress import Progress, Silent
@@ -205,6 +206,7 @@ def _runner(asked: _Asked, threads: int) -> Run:
     torch.set_num_threads(threads)
     measure = _measurer(asked)
 
+    @reusing_freed()
     def run(row: tuple[int, int], tell: Tell) -> Score | str:
         try:
             return measure(row, _Notes(tell))
