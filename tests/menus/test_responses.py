@@ -303,6 +303,21 @@ def test_batches_do_not_matter(monkeypatch: pytest.MonkeyPatch, batch: int) -> N
         torch.testing.assert_close(found[name], whole[name], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("bytes_held", [0, 8_000, 10**9])
+@pytest.mark.parametrize("module", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_however_many_gradients_are_held_and_wherever_channels_lie(
+    monkeypatch: pytest.MonkeyPatch, module: nn.Module, bytes_held: int
+) -> None:
+    """One function's at a time, two of five, or all of them; with the channels last in memory."""
+    monkeypatch.setattr("autocompress.menus.responses._GRADIENT_BYTES", {"cpu": bytes_held})
+    x, last = images(module, samples=2), torch.channels_last
+
+    def functions(first: int, outputs: Tensor) -> list[Tensor]:
+        return [(outputs**power).sum() for power in range(1, 6)]
+
+    check(Around(module, x).to(memory_format=last), x.contiguous(memory_format=last), functions)
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_as_many_functions_as_are_given(count: int) -> None:
     def functions(first: int, outputs: Tensor) -> list[Tensor]:
