@@ -166,7 +166,11 @@ def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tens
 
 def _rounded_columns(x: Tensor, found: ActivationRange | None) -> Tensor:
     """Columns with all but the last entry, the 1 for the bias, rounded to a range; None: they are not rounded."""
-    return x if found is None else torch.cat([found.apply(x[..., :-1]), x[..., -1:]], -1)
+    if found is None:
+        return x
+    rounded = found.apply(x)
+    rounded[..., -1] = 1
+    return rounded
 
 
 def _miss(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:

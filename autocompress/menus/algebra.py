@@ -88,7 +88,8 @@ def add_gram_(total: Tensor, columns: Tensor, factor: float = 1.0) -> None:
         factor: number that the sum is multiplied by. Default: 1.
     """
     for start, stop in _strips(columns.shape[2]):
-        total[:, start:stop, start:] += (columns[..., start:stop].mT @ columns[..., start:]).mul_(factor)
+        product = columns[..., start:stop].mT @ columns[..., start:]
+        total[:, start:stop, start:] += product if factor == 1 else product.mul_(factor)
 
 
 def mirror_(total: Tensor) -> None:
