@@ -35,6 +35,7 @@ from autocompress.evaluation.renormalize import Affine
 from autocompress.evaluation.stitch import LayerChoice, resolve, untie_
 from autocompress.menus.changes import Changes
 from autocompress.menus.menus import Menus
+from autocompress.menus.renormalized import renormalization, renormalized, renormalized_change
 from autocompress.menus.responses import responses
 from autocompress.network.structure import Layer
 from autocompress.samples import Inputs
@@ -105,7 +106,13 @@ class _Change:
 
 
 def first_order_effects(
-    folded: nn.Module, menus: Menus, inputs: Inputs, pooled: Pooled, progress: Progress | None = None
+    folded: nn.Module,
+    menus: Menus,
+    inputs: Inputs,
+    pooled: Pooled,
+    progress: Progress | None = None,
+    *,
+    is_renormalized: bool = False,
 ) -> Effects:
     """The effects of all labels around the original, on the samples `inputs`.
 
@@ -116,8 +123,9 @@ def first_order_effects(
         inputs: (N, …) samples, at least one.
         pooled: function to log-probabilities.
         progress: observer that is called with (samples done, samples in all).
+        is_renormalized: whether plans run with their layers renormalized, as labels are then here.
     """
-    changes = {layer.name: _changes(menus, layer) for layer in menus.network.layers}
+    changes = {layer.name: _changes(menus, layer, is_renormalized) for layer in menus.network.layers}
     return _taken(folded, menus, changes, inputs, pooled, None, progress)
 
 
@@ -129,7 +137,7 @@ def effects_around(
     pooled: Pooled,
     far: Effects,
     progress: Progress | None = None,
-    renormalized: Mapping[str, Affine] | None = None,
+    affine: Mapping[str, Affine] | None = None,
 ) -> Effects:
     """The effects of labels in the place of a plan's own: the plan's labels have effect 0.
 
@@ -144,17 +152,17 @@ def effects_around(
         pooled: function to log-probabilities, as in `first_order_effects`.
         far: effects around the original, on the same samples.
         progress: observer that is called with (samples done, samples in all).
-        renormalized: affine maps that renormalization puts behind the plan's layers, by name, of all their channels.
-            Other labels in a layer's place are scaled alike. Default: none.
+        affine: what renormalization puts behind the plan's layers, by name, of all their channels. None: plans run
+            without it, and labels have their weights as they are.
     """
     model, changes = copy.deepcopy(folded), {}
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         module = model.get_submodule(layer.name)
         untie_(module)
         own = _weights(menus, layer, choice.reads, choice.sparsity, choice.weight_bits)
-        affine = (renormalized or {}).get(layer.name) or Affine.identity(layer.rows)
-        changes[layer.name] = _changes_around(menus, layer, choice, own, affine)
-        for name, values in {"weight": affine.weight(own[:, :-1]), "bias": affine.bias(own[:, -1])}.items():
+        behind = (affine or {}).get(layer.name) or Affine.identity(layer.rows)
+        changes[layer.name] = _changes_around(menus, layer, choice, own, None if affine is None else behind)
+        for name, values in {"weight": behind.weight(own[:, :-1]), "bias": behind.bias(own[:, -1])}.items():
             if (parameter := getattr(module, name, None)) is not None:
                 parameter.data = torch.empty_like(parameter).copy_(values.reshape(parameter.shape))
     near = _taken(model, menus, changes, inputs, pooled, CLASSES_AROUND, progress)
@@ -259,7 +267,7 @@ def _likeliest(log_probabilities: Tensor, classes: int | None) -> tuple[Tensor, 
     return torch.cat([ordered[:, : classes - 1], rest], 1), order.argsort(1).clamp(max=classes - 1)
 
 
-def _changes(menus: Menus, layer: Layer) -> list[_Change]:
+def _changes(menus: Menus, layer: Layer, is_renormalized: bool) -> list[_Change]:
     """All changes that labels make to a layer's parameters, from those of the original.
 
     Rounding is a change from the original's weights. Pruning is a change from the unpruned weights of the most bits, so
@@ -269,14 +277,15 @@ def _changes(menus: Menus, layer: Layer) -> list[_Change]:
     source = menus.sources[layer.name]
     full = {read: menus.network.groups[read].width for read in menus.reads(layer)}
     bits = len(menus.formats(layer))
+    change = partial(renormalized_change, source) if is_renormalized else source.change
 
     def rounded(position: int) -> Tensor:
-        return source.change(menus.variants(layer, full)[position])
+        return change(menus.variants(layer, full)[position])
 
     def pruned(kept: Mapping[int, int], sparsity: float) -> Tensor:
         if not menus.eager:
-            return source.change(menus.pruned(layer, kept))
-        return source.change(menus.variant(layer, kept, sparsity, bits - 1)) - rounded(bits - 1)
+            return change(menus.pruned(layer, kept))
+        return change(menus.variant(layer, kept, sparsity, bits - 1)) - rounded(bits - 1)
 
     changes = [_Change(partial(rounded, each), "rounding", row, _flat(each, bits, activations)) for each in range(bits)]
     for position in range(max(1, len(menus.reads(layer)))):
@@ -287,17 +296,24 @@ def _changes(menus: Menus, layer: Layer) -> list[_Change]:
     return changes
 
 
-def _changes_around(menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor, affine: Affine) -> list[_Change]:
+def _changes_around(
+    menus: Menus, layer: Layer, choice: LayerChoice, own: Tensor, affine: Affine | None
+) -> list[_Change]:
     """All changes that labels near a plan's make to a layer's parameters, from `own` (rows, d + 1), those of the plan.
 
-    One choice is changed at a time: the layer's bits, its own sparsity, or the channels of one group that it reads. Its
-    outputs are scaled as those of the plan are (`affine`).
+    One choice is changed at a time: the layer's bits, its own sparsity, or the channels of one group that it reads.
+    Where the plan's layers are renormalized (`affine`), so is each label, and scaled beyond that as the plan's is: it
+    reads what the layers before it made of their inputs.
     """
     row, activations = _label_row(menus, layer), len(menus.settings.activation_bits)
-    changes = []
+    changes, source = [], menus.sources[layer.name]
 
     def change(kept: Mapping[int, int], sparsity: float, bits: int) -> Tensor:
-        return affine.weight(_weights(menus, layer, kept, sparsity, bits) - own)
+        other = _weights(menus, layer, kept, sparsity, bits)
+        if affine is None:
+            return other - own
+        beyond = affine.scale / renormalization(source, own)[0]  # (rows,)
+        return beyond[:, None] * (renormalized(source, other) - renormalized(source, own))
 
     def add(part: str, row: int, options: slice, kept: Mapping[int, int], sparsity: float, bits: int) -> None:
         changes.append(_Change(partial(change, kept, sparsity, bits), part, row, options))

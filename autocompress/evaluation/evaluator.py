@@ -168,7 +168,7 @@ class Evaluator:
         if around is None:
             return self._effects
         inputs, far = self._placed[:wanted], self._effects.first(wanted)
-        pooled, affine = self._predictions.pooled, self._affine(around)
+        pooled, affine = self._predictions.pooled, self._affine(around) if self._renormalizer is not None else None
         return self._counted(
             effects_around(self._prepared(), self._menus, around, inputs, pooled, far, progress, affine)
         )
@@ -195,13 +195,17 @@ class Evaluator:
         """Effects around the original, kept beside the menus: they depend on no plan, hence on no budget either."""
         offered = self._menus.widths  # decides which labels there are
         widths = f" {sorted(offered.items())}" if offered else ""
-        digest = hashlib.sha256(f"{samples} {self.dtype}{widths}".encode())
+        is_renormalized = self._renormalizer is not None
+        kind = " renormalized" if is_renormalized else ""
+        digest = hashlib.sha256(f"{samples} {self.dtype}{widths}{kind}".encode())
         for part in (*content(self._inputs[:samples]), *content(self._reference[:samples])):
             digest.update(part)
 
         def tensors() -> dict[str, Tensor]:
             model, pooled = self._prepared(), self._predictions.pooled
-            found = first_order_effects(model, self._menus, self._placed[:samples], pooled, progress)
+            found = first_order_effects(
+                model, self._menus, self._placed[:samples], pooled, progress, is_renormalized=is_renormalized
+            )
             parts = {"pruning": torch.from_numpy(found.pruning), "rounding": torch.from_numpy(found.rounding)}
             return {**parts, "passes": torch.tensor(found.passes, dtype=torch.float64)}
 

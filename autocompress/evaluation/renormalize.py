@@ -35,13 +35,13 @@ from torch import Tensor, nn
 
 from autocompress.evaluation.batches import placed, room_for
 from autocompress.evaluation.number_format import in_format
+from autocompress.menus.renormalized import MOST_SCALED
 from autocompress.network.structure import EMBEDDING, RECURRENT, Layer, Network
 from autocompress.samples import Inputs, call
 
 _MOST_SAMPLES = 128
 _LEAST_SAMPLES = 32
 _BYTES = 600_000_000  # of activations, which all samples hold together: one pass can't be cut into batches
-_MOST_SCALED = 1.25  # a row that would need more is wrong in other ways, and its errors would grow as well
 _COLUMNS = 32_768  # samples x positions that tell a channel's moments well
 
 
@@ -131,7 +131,7 @@ class Affine:
         logarithms = torch.where(varies, (wanted_parts / wanted_variance - parts / variance) / 2, 0.0)
         ratio = torch.where(varies, (wanted_variance / variance).log() / 2, 0.0)
         scale = (_common(ratio, logarithms) + _certain(ratio - ratio.mean(), _centred(logarithms))).exp()
-        scale = scale.clamp(1 / _MOST_SCALED, _MOST_SCALED)
+        scale = scale.clamp(1 / MOST_SCALED, MOST_SCALED)
         unit = torch.where(wanted_variance > 0, wanted_variance.sqrt(), 1.0)
         missed = (wanted.means - current.means) * has_bias / unit
         return cls(scale, mean + unit * _certain(missed.mean(0), missed) - scale * mean)

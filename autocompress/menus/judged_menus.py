@@ -14,6 +14,7 @@ from autocompress.menus.changes import Changes
 from autocompress.menus.fisher import gradient_samples
 from autocompress.menus.judging import Judged, judge
 from autocompress.menus.menus import Menus
+from autocompress.menus.renormalized import renormalized_change
 from autocompress.network.structure import Layer
 from autocompress.samples import Inputs, content
 
@@ -28,7 +29,7 @@ def judged_menus(menus: Menus, folded: nn.Module, inputs: Inputs, report: Callab
         report: observer that is called with (done, total, `expected losses`).
     """
     inputs = inputs[: gradient_samples(menus.network.layer_macs, len(inputs))]
-    made_from = (f"{menus.eager} ".encode(), *content(inputs))
+    made_from = (f"renormalized {menus.eager} ".encode(), *content(inputs))
     digest = hashlib.sha256(b"".join(made_from)).hexdigest()[:16]
 
     def build() -> dict[str, Tensor]:
@@ -64,7 +65,7 @@ def _changes(menus: Menus, layer: Layer) -> Changes:
     def weights() -> Iterator[Tensor]:
         source = menus.sources[layer.name]
         for position in positions:
-            yield from (source.change(variant) for _, variant in menus.table_variants(layer, position))
+            yield from (renormalized_change(source, variant) for _, variant in menus.table_variants(layer, position))
 
     return Changes(layer, count, weights, menus.ranges[layer.name])
 

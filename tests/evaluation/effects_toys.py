@@ -63,8 +63,8 @@ class Case:
     def effects(self) -> Effects:
         return first_order_effects(self.folded, self.menus, self.x, self.pooled)
 
-    def around(self, plan: Labeling, renormalized: dict[str, Affine] | None = None) -> Effects:
-        return effects_around(self.folded, self.menus, plan, self.x, self.pooled, self.far, renormalized=renormalized)
+    def around(self, plan: Labeling, affine: dict[str, Affine] | None = None) -> Effects:
+        return effects_around(self.folded, self.menus, plan, self.x, self.pooled, self.far, affine=affine)
 
     @cached_property
     def far(self) -> Effects:

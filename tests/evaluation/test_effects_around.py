@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from autocompress.evaluation.effects import NEAR, Effects, effects_around, first_order_effects
 from autocompress.evaluation.predictions import Predictions
 from autocompress.evaluation.renormalize import Affine
+from autocompress.menus.renormalized import renormalization
 from autocompress_envs import Labeling
 
 MODULE = "autocompress.evaluation.effects"
@@ -85,9 +86,22 @@ def scaled(parameters: dict[str, Tensor], changes: dict[str, Affine], shifts: bo
     return found
 
 
+def moments_of(given: Case, parameters: dict[str, Tensor], row: int) -> tuple[Tensor, Tensor]:
+    """Scale and shift that renormalize a layer with these parameters."""
+    layer = given.menus.network.layers[row]
+    weight = parameters[f"{layer.name}.weight"].flatten(1).float()
+    bias = parameters.get(f"{layer.name}.bias", torch.zeros(len(weight))).float()
+    return renormalization(given.menus.sources[layer.name], torch.cat([weight, bias[:, None]], 1))
+
+
+def by_moments(given: Case, parameters: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """The same parameters, those of one layer renormalized."""
+    return scaled(parameters, {given.menus.network.layers[row].name: Affine(*moments_of(given, parameters, row))})
+
+
 @pytest.mark.parametrize(("name", "granularity"), [("concat", "channel"), ("sequence", "element")])
 def test_around_a_renormalized_plan(monkeypatch: pytest.MonkeyPatch, name: str, granularity: str) -> None:
-    """The derivatives at the renormalized network, of labels that are scaled as the plan's own."""
+    """The derivatives at the renormalized network, of labels that are renormalized, and scaled as the plan's own."""
     monkeypatch.setattr(f"{MODULE}.CLASSES_AROUND", 100)
     given, generator = case(name, granularity, BITS), torch.Generator().manual_seed(0)
     plan = plan_of(given, 0)
@@ -103,7 +117,9 @@ def test_around_a_renormalized_plan(monkeypatch: pytest.MonkeyPatch, name: str, 
     for row in range(len(given.menus.network.layers)):
         for option in (of_rounding[row] == 1).nonzero()[0]:
             other = given.parameters(changed(plan, weight_bits=(row, option)))
-            direction = scaled(less(other, own), changes, shifts=False)
+            by_label = scaled(less(by_moments(given, other, row), by_moments(given, own, row)), changes, shifts=False)
+            scale, _ = moments_of(given, own, row)
+            direction = scaled(by_label, {given.menus.network.layers[row].name: Affine(1 / scale, scale)}, shifts=False)
             agree(found.rounding[row, 2 * option + 1], given.derivative(direction, at_plan).numpy())
 
 

@@ -15,6 +15,7 @@ from autocompress.checked_tensors import save_checked
 from autocompress.errors import InputError
 from autocompress.menus import Menus
 from autocompress.menus.judging import judge
+from autocompress.menus.renormalized import renormalized_change
 from autocompress.menus.responses import Changes
 from autocompress.menus.store import Store, _pack
 from autocompress.menus.variants import Variant
@@ -66,7 +67,8 @@ def test_every_variant_of_every_table_is_judged_by_itself(judged: Menus) -> None
             cells = judged.table_cells(layer, position)
             for row, bits in ((0, 0), (len(cells) - 1, 1), (len(cells) - 1, 2)):
                 kept, sparsity, _ = cells[row]
-                change = judged.sources[layer.name].change(judged.variants(layer, kept, sparsity)[bits])
+                variant = judged.variants(layer, kept, sparsity)[bits]
+                change = renormalized_change(judged.sources[layer.name], variant)
                 alone = Changes(layer, 1, lambda change=change: iter([change]), judged.ranges[layer.name])
                 found = judge(folded, [alone], judging_samples(), draws=judged.settings.fisher_draws)[layer.name]
                 assert table[row, bits] == pytest.approx(found.weights[0], rel=1e-4, abs=1e-12)
