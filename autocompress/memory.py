@@ -80,7 +80,7 @@ def reusing_freed() -> Iterator[None]:
         _reusing -= 1
         if not _reusing:
             _set_malloc(_MALLOC)
-            _glibc("malloc_trim")(0)
+            give_back_at_once()
 
 
 def give_back() -> None:
@@ -89,10 +89,15 @@ def give_back() -> None:
     The C library of Linux keeps what PyTorch frees in pieces below 32 MB, and any within `reusing_freed`. Where small
     ones lie between them, a job grows far beyond what it holds. Other systems' are not asked.
     """
-    global _given_back
     if time.monotonic() - _given_back >= _GIVEN_BACK_EVERY:
-        _glibc("malloc_trim")(0)
-        _given_back = time.monotonic()
+        give_back_at_once()
+
+
+def give_back_at_once() -> None:
+    """The same whenever it was done last; around what holds far more than all else does."""
+    global _given_back
+    _glibc("malloc_trim")(0)
+    _given_back = time.monotonic()
 
 
 def _set_malloc(values: Mapping[int, int]) -> None:

@@ -35,11 +35,13 @@ from torch import Tensor, nn
 
 from autocompress.evaluation.batches import placed, room_for
 from autocompress.evaluation.number_format import in_format
+from autocompress.memory import give_back_at_once
 from autocompress.menus.renormalized import MOST_SCALED
 from autocompress.network.structure import EMBEDDING, RECURRENT, Layer, Network
 from autocompress.samples import Inputs, call
 
 _MOST_SAMPLES = 128
+_LARGE = 100_000_000  # bytes of activations, from which memory is given back before and after
 _LEAST_SAMPLES = 32
 _BYTES = 600_000_000  # of activations, which all samples hold together: one pass can't be cut into batches
 _COLUMNS = 32_768  # samples x positions that tell a channel's moments well
@@ -184,6 +186,7 @@ class Renormalizer:
     def __init__(self, folded: nn.Module, network: Network, inputs: Inputs, device: torch.device | None = None) -> None:
         self.device = device or torch.device("cpu")
         self._inputs = inputs[: renormalizing_samples(network)]
+        self._is_large = len(self._inputs) * network.activation_bytes >= _LARGE
         self._in_format: dict[tuple[str, torch.dtype], Inputs] = {}
         self._layers = {layer.name: layer for layer in network.layers if layer.kind not in (EMBEDDING, RECURRENT)}
         self._wanted = self._moments(placed(folded, self.device))
@@ -230,12 +233,16 @@ class Renormalizer:
     def _run(self, model: nn.Module, names: Iterable[str], hook: Callable[..., Tensor | None]) -> None:
         """Run a network on all samples at once, with a hook (name, module, args, outputs) behind some layers."""
         handles = [model.get_submodule(name).register_forward_hook(partial(hook, name)) for name in names]
+        if self._is_large:
+            give_back_at_once()
         try:
             with torch.no_grad(), room_for("the samples that plans are renormalized on", self.device):
                 call(model, self._inputs_for(next(model.parameters())))
         finally:
             for handle in handles:
                 handle.remove()
+            if self._is_large:
+                give_back_at_once()
 
     def _inputs_for(self, parameter: Tensor) -> Inputs:
         """The samples in the format of a network; kept, as plan after plan is run on them."""
