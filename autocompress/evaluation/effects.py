@@ -8,7 +8,8 @@ and the effects of several layers add up (`menus.responses`). The derivatives co
 class, and serve all labels of all layers: that is what makes effects cheap.
 
 The expected losses of the menus are the expected size of such a move, one layer at a time. Effects have a sign as well:
-they say which layers pull the same way. Rounding a layer's input has no effect here: its error is noise that changes
+they say which layers pull the same way. Where plans run with their layers renormalized, labels do here
+(`menus.renormalized`). Rounding a layer's input has no effect here: its error is noise that changes
 with all that came before, and is left to the expected losses.
 
 Far from the original, effects on it are no longer true, since layers read what others have already disturbed. Effects

@@ -7,7 +7,7 @@ Three things separate it from ½ tr(G dW H dWᵀ), which weights are made by (`c
 a fit is perfect on its own samples wherever these are fewer than its unknowns. It does not take positions as
 uncorrelated: behind a global pool all positions pull the outputs the same way, and an error that they share costs as
 many times more as there are positions (EfficientNet-Lite0, last convolution at 2 bits: 58 times). And it does not take
-gradients as independent of inputs.
+gradients as independent of inputs. What is judged are a label's renormalized weights (`renormalized`).
 """
 
 from __future__ import annotations
