@@ -20,6 +20,7 @@ from autocompress.budget import shown_name
 from autocompress.evaluation.batches import Note, running
 from autocompress.evaluation.measure import AT_ONCE, CLASSES, Closeness, Kept, closeness, compare
 from autocompress.execute.compressed import LayerWeights
+from autocompress.memory import give_back
 from autocompress.network.interface import raw
 from autocompress.network.structure import Network
 from autocompress.plan import FIRST, SECOND, Label, Plan
@@ -165,6 +166,7 @@ def outputs_on(
             if session is not None:
                 parts = [session.run(part) for part in inputs.split(in_runtime)]
                 runtime.add(together(parts), inputs, labels)
+            give_back()
     return reference, pytorch, runtime if session is not None else None
 
 
