@@ -9,8 +9,8 @@ class, and serve all labels of all layers: that is what makes effects cheap.
 
 The expected losses of the menus are the expected size of such a move, one layer at a time. Effects have a sign as well:
 they say which layers pull the same way. Where plans run with their layers renormalized, labels do here
-(`menus.renormalized`). Rounding a layer's input has no effect here: its error is noise that changes
-with all that came before, and is left to the expected losses.
+(`menus.renormalized`). Rounding a layer's input has no effect here: its error is noise that changes with all that came
+before, and is left to the expected losses.
 
 Far from the original, effects on it are no longer true, since layers read what others have already disturbed. Effects
 around a plan (`effects_around`) are therefore taken on the network with that plan's weights, and only of labels next to
@@ -153,8 +153,8 @@ def effects_around(
         pooled: function to log-probabilities, as in `first_order_effects`.
         far: effects around the original, on the same samples.
         progress: observer that is called with (samples done, samples in all).
-        affine: what renormalization puts behind the plan's layers, by name, of all their channels. None: plans run
-            without it, and labels have their weights as they are.
+        affine: affine maps that renormalization puts behind the plan's layers, by name, of all their channels. None:
+            plans run without it, and labels have their weights as they are.
     """
     model, changes = copy.deepcopy(folded), {}
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
@@ -308,13 +308,13 @@ def _changes_around(
     """
     row, activations = _label_row(menus, layer), len(menus.settings.activation_bits)
     changes, source = [], menus.sources[layer.name]
+    own_scale, own_renormalized = renormalization(source, own)[0], renormalized(source, own)  # once for all labels
 
     def change(kept: Mapping[int, int], sparsity: float, bits: int) -> Tensor:
         other = _weights(menus, layer, kept, sparsity, bits)
         if affine is None:
             return other - own
-        beyond = affine.scale / renormalization(source, own)[0]  # (rows,)
-        return beyond[:, None] * (renormalized(source, other) - renormalized(source, own))
+        return (affine.scale / own_scale)[:, None] * (renormalized(source, other) - own_renormalized)
 
     def add(part: str, row: int, options: slice, kept: Mapping[int, int], sparsity: float, bits: int) -> None:
         changes.append(_Change(partial(change, kept, sparsity, bits), part, row, options))

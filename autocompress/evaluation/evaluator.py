@@ -168,13 +168,18 @@ class Evaluator:
         if around is None:
             return self._effects
         inputs, far = self._placed[:wanted], self._effects.first(wanted)
-        pooled, affine = self._predictions.pooled, self._affine(around) if self._renormalizer is not None else None
+        pooled, affine = self._predictions.pooled, self._affine(around)
         return self._counted(
             effects_around(self._prepared(), self._menus, around, inputs, pooled, far, progress, affine)
         )
 
-    def _affine(self, labeling: Labeling) -> dict[str, Affine]:
-        """What renormalization makes of the outputs of a plan's layers, by name, of all channels of the original's."""
+    def _affine(self, labeling: Labeling) -> dict[str, Affine] | None:
+        """What renormalization makes of the outputs of a plan's layers, by name, of all channels of the original's.
+
+        None where plans run without it.
+        """
+        if self._renormalizer is None:
+            return None
         rows, found = rows_left(self._menus, labeling), self._renormalize_(self._stitcher.stitch_(labeling), labeling)
         widths = {layer.name: layer.rows for layer in self._menus.network.layers}
         return {name: affine.cpu().among(widths[name], rows[name]) for name, affine in found.items()}

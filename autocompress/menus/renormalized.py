@@ -56,19 +56,10 @@ def renormalization(source: LayerSource, weight: Tensor) -> tuple[Tensor, Tensor
     """
     if source.is_diagonal or not _runs_once(source.layer):
         return weight.new_ones(len(weight)), weight.new_zeros(len(weight))
-    mean, variance = _moments(weight, source.second_moment)
-    wanted_mean, wanted_variance = _moments(source.weight.float(), source.second_moment)
+    (mean, variance), (wanted_mean, wanted_variance) = source.moments_of(weight), source.output_moments
     varies = (variance > 0) & (wanted_variance > 0)
     scale = torch.where(varies, (wanted_variance / variance).sqrt(), 1.0).clamp(1 / MOST_SCALED, MOST_SCALED)
     return scale, (wanted_mean - scale * mean) * source.layer.has_bias
-
-
-def _moments(weight: Tensor, moment: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (rows,) of outputs, from weights (rows, d + 1) and the second moment (g, d + 1, d + 1)."""
-    by_group = weight.view(len(moment), -1, weight.shape[1])
-    product, count = by_group @ moment, moment[:, -1:, -1]
-    mean, square = product[..., -1] / count, (product * by_group).sum(2) / count
-    return mean.flatten(), (square - mean.square()).flatten()
 
 
 def _runs_once(layer: Layer) -> bool:

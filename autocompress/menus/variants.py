@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -118,6 +119,18 @@ class LayerSource:
     def is_diagonal(self) -> bool:
         """Whether only the diagonal of H is known: then removed inputs and rounding errors are made up for by none."""
         return self.second_moment.shape[1] == 1 < self.second_moment.shape[2]
+
+    @cached_property
+    def output_moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance (rows,) of the original's outputs; not where only the diagonal of H is known."""
+        return self.moments_of(self.weight.float())
+
+    def moments_of(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance (rows,) of the outputs that weights (rows, d + 1) give, the bias last."""
+        by_group = weight.view(len(self.second_moment), -1, weight.shape[1])
+        product, count = by_group @ self.second_moment, self.second_moment[:, -1:, -1]
+        mean, square = product[..., -1] / count, (product * by_group).sum(2) / count
+        return mean.flatten(), (square - mean.square()).flatten()
 
     def damped_moment(self, damping: float) -> Tensor:
         """(g, d + 1, d + 1) float64 H, damped: fits are made in double precision, moments are not kept in it.
