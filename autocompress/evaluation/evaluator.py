@@ -59,8 +59,8 @@ class Evaluator:
         menus: menus of the network.
         inputs: (N, …) float32 samples of the search split, N at least 1.
         labels: (N,) int64 classes of the samples; None: there are none, and accuracies are NaN.
-        reference: original network whose outputs count, where `model` is another network of the same architecture;
-            None: `model` itself.
+        reference: (N, classes) logits or (N, P, K) rows of the original on these samples, float32; None: those of
+            `model`, which is the original then.
         renormalized_on: (N, …) unlabelled samples of the calibration split that every plan's layers are renormalized on
             (`Renormalizer`); None: plans have the menus' weights as they are.
         device: device that plans are run on, such as `cpu` or `cuda:0`; `auto`: CUDA where there is one, else the CPU.
@@ -88,7 +88,7 @@ class Evaluator:
         inputs: Inputs,
         labels: Tensor | None,
         *,
-        reference: nn.Module | None = None,
+        reference: Tensor | None = None,
         renormalized_on: Inputs | None = None,
         device: str = "cpu",
         dtype: str = "auto",
@@ -106,8 +106,9 @@ class Evaluator:
         self._folded = fold_batch_norms(model, network).requires_grad_(False)
         self._labels = None if labels is None else labels.cpu()
         most = samples_that_fit(network, memory, BATCHES[-1], self._device)
-        at_once = measured_at_once(network, memory, self._device)
-        self._reference = outputs_of(reference or model, inputs, self._device, at_once)
+        if reference is None:
+            reference = outputs_of(model, inputs, self._device, measured_at_once(network, memory, self._device))
+        self._reference = reference
         self._predictions = Predictions(self._reference)
         self._effects: Effects | None = None
         self._cache: dict[bytes, Outcome] = {}

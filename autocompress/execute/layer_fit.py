@@ -1,7 +1,8 @@
 """One layer, fitted to the original's outputs and judged on samples that it was not fitted to.
 
-Candidates are the layer as it is; the layer with a new input range and bias; and the rounded least-squares fit with one
-of several strengths λ of the prior W₀ (the original's weights):
+The layer's input gets a new range, that of least error on what the compressed network gives it. Candidates are the
+layer with its weights as they are; the layer with a new bias; and the rounded least-squares fit with one of several
+strengths λ of the prior W₀ (the original's weights):
 
     W* = argmin E‖y - W x̂‖² + λ‖W - W₀‖²  =  W₀ + E[r x̂ᵀ] (E[x̂ x̂ᵀ] + λ I)⁻¹,    r = y - W₀ x̂,
 
@@ -10,7 +11,7 @@ together, over the means of samples (`menus.coherence`), as far as these are man
 
 The samples are cut into four folds, and each fold judges what was fitted to the three others. First λ is chosen so, by
 the loss before rounding, then the candidate, by that of its rounded weights; the winner is made again from all samples.
-So a layer is only changed where the change carries over to samples that it has not seen. The loss is ½ tr(G E[e eᵀ]),
+So weights change only where the change carries over to samples that they have not seen. The loss is ½ tr(G E[e eᵀ]),
 the divergence in nats that an error e at the layer's output is expected to cause (`menus.calibration`).
 
 A weaker prior, and the fit itself, may lose by a tenth: three folds say less than all four, to which the winner is
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -48,7 +49,7 @@ _RANGE_SAMPLE = 65_536  # values of a layer's input that its range is taken from
 
 
 def fitted(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWeights:
-    """The layer as it does best on samples that it was not fitted to; the layer itself where nothing does better.
+    """The layer as it does best on samples that it was not fitted to; with its own weights where nothing does better.
 
     Args:
         site: the layer; the original has run it, the compressed network everything before it.
@@ -58,20 +59,21 @@ def fitted(site: Site, layer: LayerWeights, batches: Sequence[Batch]) -> LayerWe
     if layer.is_empty:
         return _with_mean_as_bias(site, layer, batches)
     new = None if layer.input_range is None else _range_of(site, layer.input_range.bits, batches)
-    sums = _collect(site, layer, new, batches)
-    if min(fold.samples for fold in sums.folds) == 0:
+    folds = _collect(site, new, batches)
+    if min(fold.samples for fold in folds) == 0:
         return layer
     anew = replace(layer, input_range=new)
 
-    strength = _best_strength(site, sums.folds)
+    strength = _best_strength(site, folds)
     judging = FOLDS if site.shrunk.fan_in <= _LARGE else _FOLDS_OF_LARGE
-    as_it_is, biased, refitted = sum(sums.losses[:judging]), 0.0, 0.0
-    for fold, others in islice(_held_out(sums.folds), judging):
+    as_it_is, biased, refitted = 0.0, 0.0, 0.0
+    for fold, others in islice(_held_out(folds), judging):
+        as_it_is += _loss(site, anew, fold)
         biased += _loss(site, _with_bias(site, anew, others), fold)
         refitted += _loss(site, _refitted(site, anew, others, strength), fold)
     if refitted <= _SLACK * min(as_it_is, biased):
-        return _refitted(site, anew, Sums.total(sums.folds), strength)
-    return _with_bias(site, anew, Sums.total(sums.folds)) if biased < as_it_is else layer
+        return _refitted(site, anew, Sums.total(folds), strength)
+    return _with_bias(site, anew, Sums.total(folds)) if biased < as_it_is else anew
 
 
 def _best_strength(site: Site, folds: Sequence[Sums]) -> float:
@@ -101,42 +103,26 @@ def _loss(site: Site, layer: LayerWeights, sums: Sums) -> float:
     return sums.loss(_extended(site, layer) - site.prior, site.gradient_moment)
 
 
-@dataclass(frozen=True)
-class _Collected:
-    """What the samples of each fold say.
-
-    Attributes:
-        folds: sums with the layer's new input range.
-        losses: expected losses of the layer as it is, with its own range, in nats summed over columns.
-    """
-
-    folds: Sequence[Sums]
-    losses: Sequence[float]
-
-
-def _collect(site: Site, layer: LayerWeights, new: ActivationRange | None, batches: Sequence[Batch]) -> _Collected:
-    """The sums of a layer with a new input range, and its losses as it is."""
+def _collect(site: Site, found: ActivationRange | None, batches: Sequence[Batch]) -> list[Sums]:
+    """The sums over the samples of each fold, inputs being rounded to a range."""
     groups, rows, columns = site.prior.shape
     device = batches[0].reference[site.before].device
     folds = [Sums.empty(groups, rows, columns, device) for _ in range(FOLDS)]
-    left = [Sums.empty(groups, rows, 1, device) for _ in range(FOLDS)]  # of the layer as it is: errors, and a 1
     wanted = -(-site.columns_wanted // sum(batch.size for batch in batches))  # of each sample
-    prior, own = (each.mT.float().to(device)[:, None] for each in (site.prior, _extended(site, layer)))
+    prior = site.prior.mT.float().to(device)[:, None]
     for batch in batches:
         for x, y, fold in _drawn(site, batch, wanted):
-            rounded = _rounded_columns(x, new)
-            miss, error = _miss(rounded, y, prior), _miss(_rounded_columns(x, layer.input_range), y, own)
+            x = _rounded_columns(x, found)
+            miss = y - x @ prior
             for number in range(FOLDS):
                 is_of_fold = fold == number
-                folds[number].add_(rounded[:, is_of_fold], miss[:, is_of_fold])
-                left[number].add_(rounded[:, is_of_fold, :, -1:], error[:, is_of_fold])
-    folds, left = ([each.completed() for each in sums] for sums in (folds, left))
-    if all(fold.means for fold in folds):
-        total = Sums.total(folds)
-        seen, share = total.seen_means(), site.coherence * (1 - columns / total.samples)
-        folds, left = ([each.coherent(share, seen) for each in sums] for sums in (folds, left))
-    unchanged = torch.zeros(groups, rows, 1, dtype=torch.float64)
-    return _Collected(folds, [each.loss(unchanged, site.gradient_moment) for each in left])
+                folds[number].add_(x[:, is_of_fold], miss[:, is_of_fold])
+    folds = [each.completed() for each in folds]
+    if any(not fold.means for fold in folds):
+        return folds
+    total = Sums.total(folds)
+    seen, share = total.seen_means(), site.coherence * (1 - columns / total.samples)
+    return [each.coherent(share, seen) for each in folds]
 
 
 def _drawn(site: Site, batch: Batch, wanted: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -171,17 +157,6 @@ def _rounded_columns(x: Tensor, found: ActivationRange | None) -> Tensor:
     rounded = found.apply(x)
     rounded[..., -1] = 1
     return rounded
-
-
-def _miss(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """y - W x̂ (g, e, p, r).
-
-    Args:
-        x: (g, e, p, k + 1) columns.
-        y: (g, e, p, r) wanted outputs.
-        weight: (g, 1, k + 1, r) float32 W, transposed.
-    """
-    return y - x @ weight
 
 
 def _range_of(site: Site, bits: int, batches: Sequence[Batch]) -> ActivationRange:

@@ -207,6 +207,6 @@ class Sums:
             change: (g, r, k + 1) float64 W - W₀.
             gradient_moment: (g, r, r) float64 G of the layer's outputs.
         """
-        crossed = change @ self.cross.mT  # (g, r, r)
-        missed = self.square - crossed - crossed.mT + change @ self.moment @ change.mT
-        return max(0.0, 0.5 * float((gradient_moment * missed).sum()))
+        weighed = gradient_moment @ change  # (g, r, k + 1); tr(G D Cᵀ) is the sum of (G D) ∘ C
+        mended = (weighed * (change @ self.moment - 2 * self.cross)).sum()
+        return max(0.0, 0.5 * float((gradient_moment * self.square).sum() + mended))

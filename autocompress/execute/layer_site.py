@@ -117,7 +117,7 @@ class Site:
     def gradient_moment(self) -> Tensor:
         """(g, r, r) float64 G of the outputs that stay, for each group."""
         moment = self.menus.sources[self.layer.name].gradient_moment[self.rows][:, self.rows]
-        return diagonal_blocks(moment, self.shrunk.groups)
+        return diagonal_blocks(moment, self.shrunk.groups).double()
 
     @property
     def coherence(self) -> float:

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from autocompress.data import Data
 from autocompress.data.sources import View
 from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
-from autocompress.evaluation import measured_at_once, torch_device
+from autocompress.evaluation import DTYPES, measured_at_once, torch_device
 from autocompress.evaluation.measure import compare
 from autocompress.evaluation.number_format import in_format, outputs_of, prepared
 from autocompress.evaluation.renormalize import Renormalizer, renormalizing_samples
@@ -50,7 +49,8 @@ class Execution:
         tuning: settings of the fine-tuning; None: there is none.
         device: device that networks run on where they are re-calibrated, fine-tuned and compared, such as `cpu` or
             `cuda:0`.
-        dtype: floating-point type of fine-tuning's forward passes.
+        dtype: floating-point type of the forward passes in which networks are fine-tuned and compared, a name in
+            `DTYPES`; they are compared in float32 in the place of float16.
         checkpoint: file that fine-tuning saves to and continues from; None: it saves nothing.
         memory: most bytes that the process may hold in all, which bounds how many samples run together; None: what it
             holds now and 70 % of what is available.
@@ -59,7 +59,7 @@ class Execution:
     recalibration_samples: int
     tuning: FineTuning | None
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: str = "float32"
     checkpoint: Path | None = None
     memory: int | None = None
 
@@ -88,6 +88,7 @@ def execute(
     data: Data,
     settings: Execution,
     watcher: Progress,
+    search_outputs: Callable[[], Tensor] | None = None,
 ) -> Executed:
     """Make a plan real: the menus' weights, renormalized, re-calibrated and fine-tuned.
 
@@ -100,12 +101,15 @@ def execute(
             them.
         settings: settings of both steps.
         watcher: observer that is told of every stage, of progress and of what the user has to know.
+        search_outputs: function that gives the (N, classes) logits or (N, P, K) rows of the original on the search
+            split, float32; None: the teacher is run.
     """
     plain, renormalize = from_menus(menus, labeling, folded), _renormalizing(menus, labeling, folded, data, settings)
     compressed = renormalize(plain, ())
     fitted = _recalibrated(plain, menus, labeling, folded, data, settings, watcher)
     if fitted is not None:
-        divergence = _divergence(menus, folded, data, settings)
+        reference = _outputs(teacher, menus, data, settings) if search_outputs is None else search_outputs()
+        divergence = _divergence(menus, reference, data, settings)
         fitted = _judged(plain, compressed, fitted, renormalize, divergence, watcher)
     current, tuned = fitted or compressed, None
     if settings.tuning is not None:
@@ -142,7 +146,7 @@ def tune(
         data,
         tuning,
         device=settings.device,
-        dtype=settings.dtype,
+        dtype=DTYPES[settings.dtype],
         kept_weights=kept_weights,
         checkpoint=settings.checkpoint,
         progress=_told(watcher),
@@ -208,18 +212,26 @@ def _recalibrated(
         return None
 
 
-def _divergence(menus: Menus, folded: nn.Module, data: Data, settings: Execution) -> Divergence:
-    """A function that measures how far a network is from the original on the search split."""
+def _outputs(teacher: nn.Module, menus: Menus, data: Data, settings: Execution) -> Tensor:
+    """(N, classes) logits or (N, P, K) rows of the original on the search split."""
     inputs, _ = data.search()
     device = torch_device(settings.device)
+    return outputs_of(teacher, inputs, device, measured_at_once(menus.network, settings.memory, device))
+
+
+def _divergence(menus: Menus, reference: Tensor, data: Data, settings: Execution) -> Divergence:
+    """A function that measures how far a network is from the original, whose outputs these are, on the search split."""
+    inputs, _ = data.search()
+    device = torch_device(settings.device)
+    dtype = "float32" if settings.dtype == "float16" else settings.dtype  # whose range a network may leave
     at_once = measured_at_once(menus.network, settings.memory, device)
-    there = in_format(inputs, device, torch.float32)
+    there = in_format(inputs, device, DTYPES[dtype])
 
-    def outputs(model: nn.Module) -> Tensor:
-        return outputs_of(prepared(model, "float32", device), there, device, at_once)
+    def divergence(candidate: Compressed) -> float:
+        model = prepared(candidate.rounded(), dtype, device)
+        return compare(reference, outputs_of(model, there, device, at_once), None).kl
 
-    reference = outputs(folded)
-    return lambda candidate: compare(reference, outputs(candidate.rounded()), None).kl
+    return divergence
 
 
 def _judged(

@@ -50,17 +50,15 @@ def chance_note(loaded: Loaded) -> str:
 def _predictions(loaded: Loaded, inputs: Inputs) -> tuple[Tensor, int]:
     """What the original predicts of N samples, in the labels' form, and the number of classes (0: there are none)."""
     reading, found, count = loaded.reading, [], 0
+    if reading.of_classes:
+        rows = loaded.search_outputs()
+        return rows.argmax(-1), rows.shape[-1]
     at_once = measured_at_once(loaded.network, loaded.memory, loaded.device)
     with running(raw(loaded.model), loaded.device, None, at_once) as run:
         for part in inputs.split(at_once):
             outputs = as_tuple(run(part))
-            if reading.of_classes:
-                rows = reading.rows(outputs, part)
-                found.append(rows.argmax(-1))
-                count = rows.shape[-1]
-            else:
-                found.append(reading.task.predictions(outputs))
-                count = 0 if reading.task.class_axis is None else outputs[0].shape[reading.task.class_axis]
+            found.append(reading.task.predictions(outputs))
+            count = 0 if reading.task.class_axis is None else outputs[0].shape[reading.task.class_axis]
     return together(found), count
 
 

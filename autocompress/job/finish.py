@@ -87,7 +87,7 @@ def execute_and_finish(
     time: TimeLimit | None = None,
 ) -> Finished:
     """From a plan to verified files in the run folder: `execute`, then `finish`."""
-    executed = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, watcher)
+    executed = execute(job.menus, labeling, job.folded, job.teacher, job.data, execution, watcher, job.search_outputs)
     claim = None if time is None else TimeClaim(time)
     return finish(job, executed, labeling, limits, path, watcher, claim)
 

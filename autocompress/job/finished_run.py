@@ -11,7 +11,7 @@ from typing import Any
 from autocompress.budget import RESOURCES
 from autocompress.config import Config, load_config
 from autocompress.errors import InputError, unknown_name
-from autocompress.evaluation import AUTO, DTYPES
+from autocompress.evaluation import AUTO
 from autocompress.execute.compressed import Compressed
 from autocompress.execute.finetune import FineTuning, Tuned
 from autocompress.execute.own_training import Train, train_own
@@ -119,7 +119,7 @@ def _distilled(
     watcher: Progress,
 ) -> Tuned:
     """Our own fine-tuning."""
-    dtype = DTYPES[tuning_dtype(job, config)]
+    dtype = tuning_dtype(job, config)
     settings = Execution(0, tuning, config.device, dtype, path / CHECKPOINT, job.memory)
     watcher.stage(f"fine-tuning: {tuning.epochs:g} epochs, learning from the original")
     kept = original_weights(job.menus, labeling)

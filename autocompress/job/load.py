@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from autocompress.config import NetworkOptions
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.data.sources import TensorSource
 from autocompress.errors import InputError, reason_of
-from autocompress.evaluation import torch_device
+from autocompress.evaluation import measured_at_once, torch_device
 from autocompress.evaluation.batches import placed, running
 from autocompress.evaluation.measure import Kept
+from autocompress.evaluation.number_format import outputs_of
 from autocompress.job.memory import check_memory
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.job.outputs import read
@@ -50,6 +52,8 @@ class Loaded:
         network: layers, groups and costs that tracing found.
         reading: how outputs are read: the task, fitted to the original.
         memory: most bytes that the process may hold in all; None: what it holds and 70 % of what is available.
+        search_outputs: function that gives the (N, classes) logits or (N, P, K) rows of the original on the search
+            split, float32; all that is compared there is compared with them, so it computes them once.
     """
 
     model: nn.Module
@@ -63,6 +67,11 @@ class Loaded:
     network: Network
     reading: Reading
     memory: int | None
+    search_outputs: Callable[[], Tensor]
+
+    def outputs(self, inputs: Inputs) -> Tensor:
+        """(N, classes) logits or (N, P, K) rows of the original, float32, on N samples."""
+        return _outputs(self.model, inputs, self.network, self.device, self.memory)
 
     @cached_property
     def kept_outputs(self) -> dict[str, Kept]:
@@ -99,7 +108,24 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
     folded = fold_batch_norms(module, network).cpu().float().eval()
     memory = asked.config.memory_bytes()
     check_memory(network, data, inputs[:1].nbytes, device, asked, watcher)
-    return Loaded(module, module, folded, folded, data, inputs, asked.target, device, network, reading, memory)
+    return Loaded(
+        model=module,
+        base=module,
+        folded=folded,
+        teacher=folded,
+        data=data,
+        inputs=inputs,
+        target=asked.target,
+        device=device,
+        network=network,
+        reading=reading,
+        memory=memory,
+        search_outputs=cache(lambda: _outputs(module, data.search()[0], network, device, memory)),
+    )
+
+
+def _outputs(model: nn.Module, inputs: Inputs, network: Network, device: torch.device, memory: int | None) -> Tensor:
+    return outputs_of(model, inputs, device, measured_at_once(network, memory, device))
 
 
 def _tell_task(reading: Reading, data: Data, has_labels: bool, watcher: Progress) -> Data:

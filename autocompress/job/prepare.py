@@ -133,7 +133,7 @@ def build_evaluator(
         job.menus,
         inputs,
         labels,
-        reference=job.model,
+        reference=job.search_outputs(),
         renormalized_on=job.inputs,
         device=machine.device,
         dtype=settled.get("dtype", machine.dtype),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autocompress.config import Config
-from autocompress.evaluation import DTYPES, Evaluator
+from autocompress.evaluation import Evaluator
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution
 from autocompress.files import write_atomically
@@ -74,7 +74,7 @@ def search_and_finish(
 def execution_of(config: Config, tuning: FineTuning | None, dtype: str, path: Path) -> Execution:
     """How a plan is made real in a run folder."""
     memory, checkpoint = config.memory_bytes(), path / CHECKPOINT
-    return Execution(config.recalibration_samples, tuning, config.device, DTYPES[dtype], checkpoint, memory)
+    return Execution(config.recalibration_samples, tuning, config.device, dtype, checkpoint, memory)
 
 
 def _made(

@@ -174,12 +174,14 @@ def fast_enough(
 def _reward_on(
     indices: Sequence[int], job: Job, evaluator: Evaluator, asked: SearchRequest, limits: Mapping[str, int]
 ) -> Callable[[Evaluated], float]:
+    inputs, labels = job.data.train.load(indices)
     fresh = Evaluator(
         job.base,
         job.network,
         job.menus,
-        *job.data.train.load(indices),
-        reference=job.model,
+        inputs,
+        labels,
+        reference=job.outputs(inputs),
         renormalized_on=job.inputs,
         device=asked.config.device,
         dtype=evaluator.dtype,

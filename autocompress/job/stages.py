@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from autocompress.evaluation import DTYPES
 from autocompress.execute.compressed import uncompressed
 from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution, execute, tune
@@ -72,7 +71,7 @@ def _penalised(loaded: Loaded, asked: SearchRequest, path: Path, watcher: Progre
     config = asked.config
     tuning = fine_tuning(config, config.seed, has_labels=bool(loaded.data.classes), epochs=config.l1_epochs)
     assert tuning is not None, "there are epochs"
-    dtype = DTYPES[tuning_dtype(loaded, config)]
+    dtype = tuning_dtype(loaded, config)
     execution = Execution(
         config.recalibration_samples, tuning, config.device, dtype, path / CHECKPOINT, config.memory_bytes()
     )
@@ -88,11 +87,17 @@ def _stage(
     evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None, watcher)
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
         found = find(job, evaluator, replace(asked, config=config), limits, folder, watcher)
-        dtype = DTYPES[evaluator.dtype]
         execution = Execution(
-            config.recalibration_samples, tuning, config.device, dtype, path / CHECKPOINT, config.memory_bytes()
+            config.recalibration_samples,
+            tuning,
+            config.device,
+            evaluator.dtype,
+            path / CHECKPOINT,
+            config.memory_bytes(),
         )
-        executed = execute(job.menus, found.labeling, job.folded, job.teacher, job.data, execution, watcher)
+        executed = execute(
+            job.menus, found.labeling, job.folded, job.teacher, job.data, execution, watcher, job.search_outputs
+        )
     assert executed.tuned is not None, "the execution has settings of fine-tuning"
     return expanded(job, job.menus, found.labeling, executed.tuned)
 

@@ -56,11 +56,11 @@ def test_menus_weights_are_renormalized():
 
 
 def test_recalibrated_and_fine_tuned():
-    toy, compressed, labeling, done, told = run(0.5, 2, Execution(160, _TUNING))
-    inputs, _ = toy.data.calibration()
+    toy, compressed, labeling, done, told = run(0.5, 2, Execution(96, _TUNING))
+    inputs = toy.data.calibration()[0]
     assert done.recalibrated
     plain, rows = from_menus(toy.menus, labeling, toy.folded), rows_left(toy.menus, labeling)
-    whole = recalibrate(plain, toy.folded, toy.menus, labeling, inputs)
+    whole = recalibrate(plain, toy.folded, toy.menus, labeling, inputs[:96])
     first = {name: whole.layers[name] for name in list(whole.layers)[:7]}
     renormalizer = Renormalizer(toy.folded, toy.menus.network, inputs)
     fitted = renormalized(with_layers_of(plain, first), renormalizer, rows, list(first))
@@ -70,7 +70,7 @@ def test_recalibrated_and_fine_tuned():
     kls = [
         measure(toy.folded, each.rounded(), [toy.data.search()]).kl for each in (compressed, fitted, done.compressed)
     ]
-    assert kls[1] < 0.4 * kls[0]
+    assert kls[1] < 0.5 * kls[0]
     assert kls[2] < kls[1]
     all_layers = measure(toy.folded, whole.rounded(), [toy.data.search()]).kl
     assert told.stages == [

@@ -93,12 +93,12 @@ def held_out_loss(x, y, prior, strength, gradient_moment, finish=lambda x, y, we
 
 
 @pytest.mark.parametrize(
-    ("samples", "chosen"), [(600, {"first": 0.01, "second": 0.01}), (64, {"first": None, "second": "bias"})]
+    ("samples", "chosen"), [(600, {"first": 0.01, "second": 0.01}), (46, {"first": None, "second": "bias"})]
 )
 def test_the_weights_are_the_closed_form_of_the_weakest_good_prior(samples, chosen):
     """Both layers read inputs rounded to 4 bits; the second reads what the first one gives.
 
-    Each fit keeps the outputs' spread. With few samples a layer may get a bias alone, or stay as it is.
+    Each fit keeps the outputs' spread. With few samples a layer may get a bias alone, or keep its weights.
     """
     torch.manual_seed(5)
     x = torch.randn(samples, 6)
@@ -121,7 +121,7 @@ def test_the_weights_are_the_closed_form_of_the_weakest_good_prior(samples, chos
             loss = held_out_loss(read, y, prior, weakest, moment.numpy(), with_spread)
             assert loss > 1.1 * 0.5 * np.sum((error @ moment.numpy()) * error)
             assert torch.equal(layer.values, made.layers[name].values)
-            assert layer.input_range == made.layers[name].input_range
+            assert layer.input_range == replace(made.layers[name].input_range, noise=layer.input_range.noise)
             continue
         if chosen[name] == "bias":
             np.testing.assert_allclose(found[:, :-1], prior[:, :-1], atol=1e-6)

@@ -42,8 +42,8 @@ def job_of(samples, search=20):
     split = {"search_samples": search, "calibration_samples": 10, "seed": 0}
     data = from_tensors((torch.zeros(samples, 3), torch.arange(samples) % 2), None, **split)
     problem = SimpleNamespace(original=lambda: {"size": 4})
-    nothing = dict.fromkeys(("base", "model", "network", "menus", "memory"))
-    return SimpleNamespace(data=data, problem=problem, inputs="calibration", **nothing)
+    nothing = dict.fromkeys(("base", "network", "menus", "memory"))
+    return SimpleNamespace(data=data, problem=problem, inputs="calibration", outputs=len, **nothing)
 
 
 def candidates_of(evaluated, simple=()):
@@ -79,7 +79,7 @@ def test_the_best_on_unused_samples_is_chosen(monkeypatch):
     assert (found.chosen, found.leaders, found.samples) == (LEADERS[1], 3, 30)
     assert told == ["selection: 3 plans that led, on 30 unused samples"]
     given = {
-        "reference": None, "renormalized_on": "calibration", "device": "cpu", "dtype": "float32", "batch_size": 64,
+        "reference": 30, "renormalized_on": "calibration", "device": "cpu", "dtype": "float32", "batch_size": 64,
         "memory": None,
     }  # fmt: skip
     assert seen == [(30, given)]
