@@ -6,7 +6,7 @@ loss = soft · T² · KL(original ‖ compressed at temperature T) + hard · cro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from autocompress.errors import InputError
 from autocompress.network.recurrent import Recurrent
 
-_FEATURES = 4  # layers whose outputs are matched, at most
+_FEATURES = 8  # layers whose outputs are matched, at most
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Objective:
             eq. 1), in nats.
         hard: weight of the cross-entropy with the labels, in nats.
         features: weight of the mean squared difference between layer outputs, relative to their variance in the
-            original (Romero et al. 2015). Up to four layers count, spread over the network, that kept all their
-            channels.
+            original (Romero et al. 2015). Up to 8 layers count, spread over the network, each with the channels that
+            it kept.
         l1: weight of the sum of the weights' magnitudes.
         temperature: number above 0 that logits are divided by before the softmax of the soft part; larger values make
             unlikely classes count for more.
@@ -82,20 +82,20 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
 
     Args:
         model: model that the layers belong to.
-        names: names of the layers.
+        channels: (k,) int64 output channels that are kept, by name of the layer; None: all.
 
     Attributes:
         outputs: outputs of the model's last run, by layer name.
     """
 
-    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, model: nn.Module, channels: Mapping[str, Tensor | None]) -> None:
         self._model = model
-        self._names = names
+        self._channels = channels
         self.outputs: dict[str, Tensor] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> FeatureTap:
-        for name in self._names:
+        for name in self._channels:
             self._handles.append(self._model.get_submodule(name).register_forward_hook(self._keep(name)))
         return self
 
@@ -104,29 +104,37 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
             handle.remove()
 
     def _keep(self, name: str):  # type: ignore[no-untyped-def]
+        channels = self._channels[name]
+
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            self.outputs[name] = output.clone()  # an in-place activation may follow
+            if channels is None:
+                self.outputs[name] = output.clone()  # an in-place activation may follow
+            else:
+                axis = -1 if isinstance(module, nn.Linear | nn.Embedding) else 1
+                self.outputs[name] = output.index_select(axis, channels.to(output.device))
 
         return hook
 
 
-def matched_layers(original: nn.Module, compressed: nn.Module, layers: Sequence[str]) -> list[str]:
-    """Names of up to four layers of unchanged output width, evenly spread, the last layer left out.
+def matched_layers(original: nn.Module, kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Up to 8 layers whose outputs are matched, evenly spread, the last layer left out.
 
     Args:
         original: original network.
-        compressed: compressed network.
-        layers: names of all layers, in the order of the network.
+        kept: (k,) int64 output channels that each layer kept, by its name, in the order of the network.
+
+    Returns:
+        Their entries of `kept`. There is none with nothing left.
     """
-    same = [
+    names = [
         name
-        for name in layers[:-1]
-        if not isinstance(original.get_submodule(name.rpartition(".")[0]), Recurrent)  # whose layers never run alone
-        and len(original.get_submodule(name).get_parameter("weight"))
-        == len(compressed.get_submodule(name).get_parameter("weight"))
+        for name in list(kept)[:-1]
+        if len(kept[name])
+        and not isinstance(original.get_submodule(name.rpartition(".")[0]), Recurrent)  # whose layers never run alone
     ]
-    count = min(_FEATURES, len(same))
-    return [same[(position + 1) * len(same) // count - 1] for position in range(count)]
+    count = min(_FEATURES, len(names))
+    chosen = [names[(position + 1) * len(names) // count - 1] for position in range(count)]
+    return {name: kept[name] for name in chosen}
 
 
 def features_loss(got: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Tensor:

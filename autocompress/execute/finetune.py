@@ -91,6 +91,19 @@ class FineTuning:
             raise InputError(f"`seed` must be at least 0, got {self.seed}.")
 
 
+@dataclass(frozen=True, eq=False)
+class KeptParts:
+    """What a compressed network kept of the original, by name of the layer, in the order of the network.
+
+    Attributes:
+        weights: float32 weights of the original in the compressed network's shapes.
+        channels: (k,) int64 output channels, ascending.
+    """
+
+    weights: Mapping[str, Tensor]
+    channels: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class TuningStep:
     """How far fine-tuning is.
@@ -143,7 +156,7 @@ def finetune(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
-    kept_weights: Mapping[str, Tensor] | None = None,
+    kept: KeptParts | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[TuningStep], None] | None = None,
 ) -> Tuned:
@@ -157,24 +170,23 @@ def finetune(
         device: device that both networks run on, such as `cpu` or `cuda:0`; `auto`: CUDA where there is one.
         dtype: floating-point type of the forward passes (autocast); weights, gradients and the loss stay float32. In
             place of float16, another is taken (`trainable`).
-        kept_weights: the original's own weights by layer, in the compressed network's shapes; needed for the method
-            `strong`, which begins with them.
+        kept: what the compressed network kept of the original; needed for the method `strong`, which begins with its
+            weights, and to match layer outputs.
         checkpoint: file that is saved to every minute, and continued from where it exists; None: nothing is saved.
         progress: function that is called about once a second, and after every loss on the search split; None: nothing
             is told.
 
     Raises:
         InputError: the loss asks for labels that the data does not have or for matched layers that there are none of,
-            the method `strong` has no kept weights, the device's memory is too small for a step, or the checkpoint is
-            damaged or another fine-tuning's.
+            `kept` is missing, the device's memory is too small for a step, or the checkpoint is damaged or another
+            fine-tuning's.
     """
-    if settings.method == "strong" and kept_weights is None:
-        raise InputError("`kept_weights` must be given with the method strong, got none.")
-    start = kept_weights if settings.method == "strong" else None
+    if kept is None and (settings.method == "strong" or settings.objective.features):
+        raise InputError("`kept` must be given with the method strong and to match layer outputs, got none.")
     there = torch_device(device)
     chosen = trainable(dtype, there)
     try:
-        return _Run(compressed, start, teacher, data, settings, there, chosen, checkpoint, progress).finish()
+        return _Run(compressed, kept, teacher, data, settings, there, chosen, checkpoint, progress).finish()
     except torch.OutOfMemoryError as error:  # a smaller batch would be another training, so the user has to choose
         smaller = max(1, settings.batch_size // 2)
         raise InputError(
@@ -209,7 +221,7 @@ class _Run:
     def __init__(
         self,
         compressed: Compressed,
-        start: Mapping[str, Tensor] | None,
+        kept: KeptParts | None,
         teacher: nn.Module,
         data: Data,
         settings: FineTuning,
@@ -218,7 +230,8 @@ class _Run:
         checkpoint: Path | None,
         progress: Callable[[TuningStep], None] | None,
     ) -> None:
-        self._compressed, self._start, self._settings = compressed, start, settings
+        self._compressed, self._settings = compressed, settings
+        self._start = kept.weights if kept is not None and settings.method == "strong" else None
         self._device, self._dtype, self._checkpoint = device, dtype, checkpoint
         self._progress = progress or (lambda step: None)
         self._model = _on(rounding_aware(compressed), device)
@@ -228,8 +241,8 @@ class _Run:
         self._total = max(1, round(settings.epochs * self._batches.steps_per_epoch))
         self._optimizer = torch.optim.Adam(parameter_groups(self._model, settings.learning_rate))
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: rate_at(step, self._total))
-        names = _matched(compressed, teacher, settings.objective)
-        self._taps = FeatureTap(self._teacher, names), FeatureTap(self._model, names)
+        matched = _matched(compressed, teacher, settings.objective, kept)
+        self._taps = FeatureTap(self._teacher, matched), FeatureTap(self._model, dict.fromkeys(matched))
         self._search = data.search()  # once: the data is not asked for it while a thread prepares batches
         if settings.objective.hard and settings.labels == "data" and self._search[1] is None:
             raise InputError("`hard_weight` needs labelled data, got none; pass --labels teacher or --hard-weight 0.")
@@ -372,17 +385,17 @@ class _Run:
             setattr(self, name, value)
 
 
-def _matched(compressed: Compressed, teacher: nn.Module, objective: Objective) -> list[str]:
-    """Names of the layers whose outputs the loss compares; none where `features` is 0."""
-    if not objective.features:
-        return []
-    whole = [name for name in compressed.layers if name in compressed.plan.labels]  # not the factors of low ranks
-    names = matched_layers(teacher, compressed.model, whole)
-    if not names and not objective.soft + objective.hard:
-        raise InputError(
-            "`features_weight` alone needs a layer that kept all its channels, got none; pass --soft-weight 1."
-        )
-    return names
+def _matched(
+    compressed: Compressed, teacher: nn.Module, objective: Objective, kept: KeptParts | None
+) -> dict[str, Tensor]:
+    """The channels that the loss compares, by layer (`matched_layers`); none where `features` is 0."""
+    if not objective.features or kept is None:
+        return {}
+    whole = {name: kept.channels[name] for name in compressed.layers if name in kept.channels}  # no factors of low rank
+    matched = matched_layers(teacher, whole)
+    if not matched and not objective.soft + objective.hard:
+        raise InputError("`features_weight` alone needs layers before the last one, got none; pass --soft-weight 1.")
+    return matched
 
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:

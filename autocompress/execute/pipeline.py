@@ -6,7 +6,7 @@ help.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from autocompress.evaluation.number_format import in_format, outputs_of, prepare
 from autocompress.evaluation.renormalize import Renormalizer, renormalizing_samples
 from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve, rows_left
 from autocompress.execute.compressed import Compressed, from_menus, renormalized, with_layers_of
-from autocompress.execute.finetune import FineTuning, Tuned, TuningStep, finetune
+from autocompress.execute.finetune import FineTuning, KeptParts, Tuned, TuningStep, finetune
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.memory import give_back
 from autocompress.menus.menus import Menus
@@ -114,7 +114,7 @@ def execute(
     current, tuned = fitted or compressed, None
     if settings.tuning is not None:
         watcher.stage(f"fine-tuning: {settings.tuning.epochs:g} epochs, learning from the original")
-        kept = original_weights(menus, labeling)
+        kept = kept_parts(menus, labeling)
         tuned = tune(current, teacher, data, settings, settings.tuning, kept, watcher)
         current = tuned.compressed
     return Executed(current, fitted is not None, tuned)
@@ -126,7 +126,7 @@ def tune(
     data: Data,
     settings: Execution,
     tuning: FineTuning,
-    kept_weights: Mapping[str, Tensor],
+    kept: KeptParts,
     watcher: Progress,
 ) -> Tuned:
     """Fine-tune, and tell the user where that diverged or improved nothing.
@@ -137,7 +137,7 @@ def tune(
         data: data that is trained on, and whose search split judges.
         settings: device, dtype and checkpoint of the fine-tuning.
         tuning: settings of the fine-tuning.
-        kept_weights: the original's own weights by layer, in the compressed network's shapes (`original_weights`).
+        kept: what the compressed network kept of the original (`kept_parts`).
         watcher: observer that is told of every step and of what the user has to know.
     """
     tuned = finetune(
@@ -147,7 +147,7 @@ def tune(
         tuning,
         device=settings.device,
         dtype=DTYPES[settings.dtype],
-        kept_weights=kept_weights,
+        kept=kept,
         checkpoint=settings.checkpoint,
         progress=_told(watcher),
     )
@@ -161,19 +161,19 @@ def tune(
     return tuned
 
 
-def original_weights(menus: Menus, labeling: Labeling) -> dict[str, Tensor]:
-    """The original's own weights that a plan keeps, by layer: float32 in the compressed network's shapes.
+def kept_parts(menus: Menus, labeling: Labeling) -> KeptParts:
+    """What the network of a plan keeps of the original.
 
     Args:
         menus: menus of the network.
         labeling: plan, as positions on the menus.
     """
-    found = {}
+    weights = {}
     for layer, choice in zip(menus.network.layers, resolve(menus, labeling), strict=True):
         rows, columns = kept_rows(menus, layer, choice), menus.kept_columns(layer, choice.reads)
         weight = menus.sources[layer.name].weight[rows][:, columns]
-        found[layer.name] = in_layer_shape(weight.float(), layer)
-    return found
+        weights[layer.name] = in_layer_shape(weight.float(), layer)
+    return KeptParts(weights, rows_left(menus, labeling))
 
 
 def _told(watcher: Progress) -> Callable[[TuningStep], None]:

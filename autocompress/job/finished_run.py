@@ -15,7 +15,7 @@ from autocompress.evaluation import AUTO
 from autocompress.execute.compressed import Compressed
 from autocompress.execute.finetune import FineTuning, Tuned
 from autocompress.execute.own_training import Train, train_own
-from autocompress.execute.pipeline import Executed, Execution, original_weights, tune
+from autocompress.execute.pipeline import Executed, Execution, kept_parts, tune
 from autocompress.files import strict_json, write_atomically
 from autocompress.job.finish import finish, split_used, verify_files, write_outcome
 from autocompress.job.load import Loaded, load, load_splits
@@ -122,7 +122,7 @@ def _distilled(
     dtype = tuning_dtype(job, config)
     settings = Execution(0, tuning, config.device, dtype, path / CHECKPOINT, job.memory)
     watcher.stage(f"fine-tuning: {tuning.epochs:g} epochs, learning from the original")
-    kept = original_weights(job.menus, labeling)
+    kept = kept_parts(job.menus, labeling)
     return tune(compressed, job.teacher, job.data, settings, tuning, kept, watcher)
 
 

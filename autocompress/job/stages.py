@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from autocompress.execute.compressed import uncompressed
-from autocompress.execute.finetune import FineTuning
+from autocompress.execute.finetune import FineTuning, KeptParts
 from autocompress.execute.pipeline import Execution, execute, tune
 from autocompress.files import sweep, writing
 from autocompress.job.base import expanded, load_base, save_base, with_base
@@ -125,6 +127,7 @@ def sparsified(loaded: Loaded, l1_weight: float, tuning: FineTuning, settings: E
     watcher.stage(f"fine-tuning with an L1 penalty before pruning: {tuning.epochs:g} epochs")
     penalised = replace(tuning, objective=replace(tuning.objective, l1=l1_weight))
     whole = uncompressed(loaded.folded, loaded.network)
-    kept = {name: layer.weight() for name, layer in whole.layers.items()}  # all of its own; `strong` begins there
+    weights = {name: layer.weight() for name, layer in whole.layers.items()}  # all of its own
+    kept = KeptParts(weights, {name: torch.arange(len(weight)) for name, weight in weights.items()})
     tuned = tune(whole, loaded.teacher, loaded.data, settings, penalised, kept, watcher)
     return with_base(loaded, unfold_batch_norms(loaded.model, loaded.network, tuned.compressed.model))

@@ -12,6 +12,7 @@ from autocompress.execute import finetune as module
 from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.execute.distillation import Objective
 from autocompress.execute.finetune import FineTuning, finetune
+from autocompress.execute.pipeline import kept_parts
 from autocompress.network import fold_batch_norms
 
 _QUICK = FineTuning(epochs=0.05, batch_size=64, augmentation="none")
@@ -27,7 +28,8 @@ def test_it_goes_on_exactly_where_it_stopped(tmp_path, monkeypatch, stop):
     model, x = network("mixed", 200)
     menus = menus_of(model, x[:32], weight_bits=(3,), activation_bits=(4,), granularity="element")
     folded = fold_batch_norms(model, menus.network)
-    compressed = from_menus(menus, labels(menus, 0.5, 3, 4), folded)
+    labeling = labels(menus, 0.5, 3, 4)
+    compressed, kept = from_menus(menus, labeling, folded), kept_parts(menus, labeling)
     data = from_tensors((x, torch.arange(200) % 4), None, search_samples=40, calibration_samples=20)
     settings = FineTuning(
         epochs=2,
@@ -40,7 +42,7 @@ def test_it_goes_on_exactly_where_it_stopped(tmp_path, monkeypatch, stop):
     clock = iter(range(0, 10**6, 2))
     monkeypatch.setattr(module.time, "monotonic", lambda: float(next(clock)))  # told after every step
     told = []
-    whole = finetune(compressed, folded, data, settings, progress=told.append)
+    whole = finetune(compressed, folded, data, settings, kept=kept, progress=told.append)
     file = tmp_path / "finetune.pt"
 
     def die(step):
@@ -48,10 +50,10 @@ def test_it_goes_on_exactly_where_it_stopped(tmp_path, monkeypatch, stop):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        finetune(compressed, folded, data, settings, checkpoint=file, progress=die)
+        finetune(compressed, folded, data, settings, kept=kept, checkpoint=file, progress=die)
     assert torch.load(file, weights_only=True)["numbers"][0] == stop
     again = []
-    resumed = finetune(compressed, folded, data, settings, checkpoint=file, progress=again.append)
+    resumed = finetune(compressed, folded, data, settings, kept=kept, checkpoint=file, progress=again.append)
     assert same(resumed.compressed, whole.compressed)
     assert (resumed.steps, resumed.best_step, resumed.diverged) == (16, whole.best_step, False)
     assert whole.best_step > 0

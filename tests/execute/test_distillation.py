@@ -78,13 +78,14 @@ def tower(*widths):
 
 
 def test_matched_layers():
-    names = [str(position) for position in range(11)]
     whole = tower(*[4] * 12)
-    assert matched_layers(whole, whole, names) == ["1", "4", "6", "9"]  # of ten, the last left out
-    shrunk = tower(4, 4, 2, 4, 2, 4, *[4] * 6)
-    assert matched_layers(whole, shrunk, names[:6]) == ["0", "2", "4"]
-    assert matched_layers(whole, tower(4, *[2] * 10, 4), names) == []
-    assert matched_layers(whole, whole, ["0"]) == []
+    kept = {str(position): torch.arange(4) for position in range(11)}
+    found = matched_layers(whole, kept)
+    assert list(found) == ["0", "1", "2", "4", "5", "6", "7", "9"]  # of ten, the last left out
+    assert all(found[name] is kept[name] for name in found)
+    nothing = {**kept, "0": torch.arange(0), "1": torch.tensor([2]), "9": torch.arange(0)}
+    assert list(matched_layers(whole, nothing)) == [str(position) for position in range(1, 9)]
+    assert matched_layers(whole, {"0": kept["0"]}) == {}
 
 
 def test_features_loss_by_hand():
@@ -100,7 +101,7 @@ def test_taps_hold_what_layers_gave_and_are_removed():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
     x = torch.randn(8, 4)
-    with FeatureTap(model, ["0"]) as tap:
+    with FeatureTap(model, {"0": None}) as tap:
         outputs = model(x)
     expected = nn.functional.linear(x, model[0].weight, model[0].bias)
     assert expected.min() < 0
@@ -113,8 +114,18 @@ def test_taps_hold_what_layers_gave_and_are_removed():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(4, 3), nn.Conv1d(4, 3, 2), nn.Conv2d(4, 3, (1, 2))])
+def test_taps_hold_the_kept_channels(layer):
+    shape = {nn.Linear: (5, 2, 4), nn.Conv1d: (5, 4, 6), nn.Conv2d: (5, 4, 6, 2)}[type(layer)]
+    with FeatureTap(nn.Sequential(layer), {"0": torch.tensor([2, 0])}) as tap:
+        outputs = layer(torch.randn(shape))
+    channels = outputs if isinstance(layer, nn.Linear) else outputs.transpose(1, -1)
+    held = tap.outputs["0"] if isinstance(layer, nn.Linear) else tap.outputs["0"].transpose(1, -1)
+    assert torch.equal(held, channels[..., [2, 0]])
+
+
 def test_taps_are_removed_after_an_error():
     model = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(RuntimeError, match="shapes"), FeatureTap(model, ["0"]):
+    with pytest.raises(RuntimeError, match="shapes"), FeatureTap(model, {"0": None}):
         model(torch.ones(1, 5))
     assert not model[0]._forward_hooks

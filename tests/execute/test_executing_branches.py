@@ -14,7 +14,7 @@ from autocompress.evaluation import Evaluator, measure
 from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, write_weights_
 from autocompress.execute.distillation import Objective
 from autocompress.execute.finetune import FineTuning, finetune
-from autocompress.execute.pipeline import Execution, execute, original_weights
+from autocompress.execute.pipeline import Execution, execute, kept_parts
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.execute.rounding_aware import finished, rounding_aware, unrounded
 from autocompress.menus import Menus
@@ -269,10 +269,10 @@ def test_fine_tuning_without_a_branch(method: str) -> None:
     settings = FineTuning(
         20 if method == "weak" else 4, 1e-2, 50, objective=objective, augmentation="none", method=method
     )
-    kept = original_weights(given.menus, given.labeling)
-    assert {name: tuple(weight.shape) for name, weight in kept.items()} == shapes(made.layers)
+    kept = kept_parts(given.menus, given.labeling)
+    assert {name: tuple(weight.shape) for name, weight in kept.weights.items()} == shapes(made.layers)
     copied = Compressed(copy.deepcopy(made.model), copy.deepcopy(dict(made.layers)), made.plan)
-    tuned = finetune(made, given.folded, data, settings, kept_weights=kept)
+    tuned = finetune(made, given.folded, data, settings, kept=kept)
     assert tuned.best_step > 0
     assert same(made, copied)
     assert not any(weight.any() for weight in stand_ins(tuned.compressed.model))

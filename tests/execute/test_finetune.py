@@ -14,7 +14,8 @@ from autocompress.errors import InputError
 from autocompress.evaluation import measure
 from autocompress.execute.compressed import Compressed, kept_map, uncompressed
 from autocompress.execute.distillation import Objective
-from autocompress.execute.finetune import FineTuning, finetune, trainable
+from autocompress.execute.finetune import FineTuning, KeptParts, finetune, trainable
+from autocompress.execute.pipeline import kept_parts
 
 _QUICK = FineTuning(epochs=0.5, batch_size=64, augmentation="none")
 
@@ -189,13 +190,18 @@ def test_which_samples_are_seen():
         assert tuned.steps == math.ceil(len(expected) / 64)
 
 
+def parts(weights):
+    """These weights of layers that kept all their channels."""
+    return KeptParts(weights, {name: torch.arange(len(weight)) for name, weight in weights.items()})
+
+
 def test_strong_begins_at_kept_weights():
     """With a step too small to change a code: what is judged is the kept weights on the fitted steps."""
     toy, compressed = damaged(bits=8)
     kept = {name: toy.folded.get_submodule(name).weight.detach().clone() for name in compressed.layers}
     settings = replace(_QUICK, epochs=0.05, learning_rate=1e-12, method="strong")
     seen = []
-    tuned = finetune(compressed, toy.folded, toy.data, settings, kept_weights=kept, progress=seen.append)
+    tuned = finetune(compressed, toy.folded, toy.data, settings, kept=parts(kept), progress=seen.append)
     nearest = {
         name: (kept[name] / layer.scale.view(-1, *[1] * (kept[name].ndim - 1))).round().clamp(-128, 127).to(torch.int8)
         for name, layer in compressed.layers.items()
@@ -205,7 +211,7 @@ def test_strong_begins_at_kept_weights():
     else:
         assert all(torch.equal(tuned.compressed.layers[name].values, nearest[name]) for name in nearest)
     worse = {name: torch.zeros_like(weight) for name, weight in kept.items()}
-    tuned = finetune(compressed, toy.folded, toy.data, settings, kept_weights=worse)
+    tuned = finetune(compressed, toy.folded, toy.data, settings, kept=parts(worse))
     assert tuned.best_step == 0
     assert same(tuned.compressed, compressed)
     better = replace(_QUICK, epochs=0.05, learning_rate=1e-12, method="strong")
@@ -216,7 +222,7 @@ def test_strong_begins_at_kept_weights():
         poor.plan,
     )
     zeroed.model.linear.weight.data.zero_()
-    tuned = finetune(zeroed, toy.folded, toy.data, better, kept_weights=kept)
+    tuned = finetune(zeroed, toy.folded, toy.data, better, kept=parts(kept))
     assert tuned.best_step == 1
     scale = poor.layers["linear"].scale[:, None]
     assert torch.equal(
@@ -224,7 +230,7 @@ def test_strong_begins_at_kept_weights():
     )
     with pytest.raises(InputError) as caught:
         finetune(compressed, toy.folded, toy.data, settings)
-    assert str(caught.value) == "`kept_weights` must be given with the method strong, got none."
+    assert str(caught.value) == "`kept` must be given with the method strong and to match layer outputs, got none."
 
 
 def test_a_penalty_makes_weights_smaller_even_where_nothing_else_can_improve():
@@ -242,22 +248,26 @@ def test_a_penalty_makes_weights_smaller_even_where_nothing_else_can_improve():
     assert without.best_step == 0
 
 
-def test_matched_features_alone_can_teach():
-    toy, compressed = damaged()
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_matched_features_alone_can_teach(sparsity):
+    toy = digits()
+    compressed, labeling = toy.compressed(sparsity, 2, 8)
     objective = Objective(soft=0, features=1.0)
     told = []
-    tuned = finetune(compressed, toy.folded, toy.data, replace(_QUICK, objective=objective), progress=told.append)
+    kept = kept_parts(toy.menus, labeling)
+    tuned = finetune(
+        compressed, toy.folded, toy.data, replace(_QUICK, objective=objective), kept=kept, progress=told.append
+    )
     assert tuned.best_step == 10
     before, after = (
         measure(toy.folded, each.rounded(), [toy.data.search()]).kl for each in (compressed, tuned.compressed)
     )
     assert after < before
     assert not any(each._forward_hooks for each in toy.folded.modules())
-    toy, pruned = damaged(sparsity=0.5)
     with pytest.raises(InputError) as caught:
-        finetune(pruned, toy.folded, toy.data, replace(_QUICK, objective=objective))
+        finetune(compressed, toy.folded, toy.data, replace(_QUICK, objective=objective), kept=KeptParts({}, {}))
     assert str(caught.value) == (
-        "`features_weight` alone needs a layer that kept all its channels, got none; pass --soft-weight 1."
+        "`features_weight` alone needs layers before the last one, got none; pass --soft-weight 1."
     )
 
 

@@ -13,7 +13,7 @@ from autocompress.errors import InputError
 from autocompress.evaluation.stitch import Stitcher
 from autocompress.execute.compressed import Compressed, from_menus, whole_layers, write_weights_
 from autocompress.execute.factors import Factors, cut_, join_
-from autocompress.execute.pipeline import original_weights
+from autocompress.execute.pipeline import kept_parts
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.execute.rounding_aware import finished, rounding_aware
 from autocompress.menus import Menus, MenuSettings, build_menus
@@ -241,7 +241,7 @@ def test_recalibration_passes_factors_by(toy):
 def test_factors_are_trained_with_their_rounding(toy):
     labeling = toy.labeling(4, 1)
     made = from_menus(toy.menus, labeling, toy.folded)
-    model = rounding_aware(made, original_weights(toy.menus, labeling)).train()
+    model = rounding_aware(made, kept_parts(toy.menus, labeling).weights).train()
     assert torch.allclose(run(rounding_aware(made), toy.inputs), run(made.rounded(), toy.inputs), atol=1e-4)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
     wanted, losses = run(toy.model, toy.inputs), []

@@ -13,8 +13,8 @@ from autocompress.evaluation.renormalize import Renormalizer
 from autocompress.evaluation.stitch import rows_left
 from autocompress.execute import pipeline
 from autocompress.execute.compressed import from_menus, renormalized, with_layers_of
-from autocompress.execute.finetune import FineTuning, Tuned, finetune
-from autocompress.execute.pipeline import Execution, execute, original_weights, recalibration_inputs, tune
+from autocompress.execute.finetune import FineTuning, KeptParts, Tuned, finetune
+from autocompress.execute.pipeline import Execution, execute, kept_parts, recalibration_inputs, tune
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.progress import Silent
 
@@ -139,7 +139,7 @@ def test_what_is_said_of_fine_tuning(monkeypatch, diverged, best_step, notes):
     toy, told = digits(), Told()
     compressed, _ = toy.compressed(0.0, 8, 8)
     monkeypatch.setattr(pipeline, "finetune", lambda *_, **__: Tuned(compressed, 7, 1.0, diverged, best_step, {}))
-    tune(compressed, toy.folded, toy.data, Execution(0, _TUNING), _TUNING, {}, told)
+    tune(compressed, toy.folded, toy.data, Execution(0, _TUNING), _TUNING, KeptParts({}, {}), told)
     assert told.notes == notes
 
 
@@ -150,11 +150,12 @@ def test_too_large_steps_are_told_and_cost_nothing():
     assert told.notes[0].startswith("fine-tuning did")
 
 
-def test_original_weights_have_the_compressed_networks_shapes():
+def test_what_is_kept_has_the_compressed_networks_shapes():
     """Without any re-fit: a slice of the original, the same as far as both have it."""
     toy = digits()
     compressed, labeling = toy.compressed(0.5, 32, 32)
-    kept = original_weights(toy.menus, labeling)
+    found = kept_parts(toy.menus, labeling)
+    kept = found.weights
     assert {name: weight.shape for name, weight in kept.items()} == {
         name: layer.values.shape for name, layer in compressed.layers.items()
     }
@@ -165,6 +166,8 @@ def test_original_weights_have_the_compressed_networks_shapes():
     columns = [any(torch.equal(column, other) for other in linear.T) for column in kept["linear"].T]
     assert all(columns)
     assert {weight.dtype for weight in kept.values()} == {torch.float32}
+    assert torch.equal(kept["conv1"], first[found.channels["conv1"]])
+    assert {name: len(rows) for name, rows in found.channels.items()} == {name: len(kept[name]) for name in kept}
 
 
 def class_by_class(count=300):
