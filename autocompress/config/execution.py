@@ -24,12 +24,16 @@ class ExecutionOptions(Part):
     distillation: Literal["standard", "weak", "strong"] = option(
         "standard",
         "How the original teaches: standard (on all training samples), weak (on the calibration split only), "
-        "strong (starts from the original's own weights, and also matches outputs of inner layers).",
+        "strong (starts from the original's own weights).",
     )
     learning_rate: float = option(
         5e-3, "Peak learning rate of fine-tuning (Adam), relative to the size of each layer's weights.", gt=0
     )
-    batch_size: int = option(128, "Batch size of fine-tuning.", ge=1)
+    batch_size: int | None = option(
+        None,
+        "Batch size of fine-tuning. Default: 128, or fewer, at least 8, where an epoch would have less than 64 steps.",
+        ge=1,
+    )
     labels: Literal["data", "teacher"] = option(
         "data", "Source of the hard labels in fine-tuning: the data, or the original's predictions (teacher)."
     )
@@ -39,7 +43,12 @@ class ExecutionOptions(Part):
     hard_weight: float | None = option(
         None, "Weight of the cross-entropy with hard labels in that loss. Default: 0.5 where there are labels.", ge=0
     )
-    features_weight: float = option(0.0, "Weight of the difference of inner layers' outputs in that loss.", ge=0)
+    features_weight: float | None = option(
+        None,
+        "Weight of the difference of inner layers' outputs in that loss. Default: 10 for fewer than 8192 training "
+        "samples, else 0.",
+        ge=0,
+    )
     temperature: float = option(2.0, "Temperature that softens predictions in fine-tuning.", gt=0)
     augmentation: Literal["none", "shift", "shift+flip"] = option(
         "shift", "Augmentation of images in fine-tuning: shift (by up to an eighth), flip (left and right)."

@@ -30,7 +30,7 @@ class Objective:
         hard: weight of the cross-entropy with the labels, in nats.
         features: weight of the mean squared difference between layer outputs, relative to their variance in the
             original (Romero et al. 2015). Up to 8 layers count, spread over the network, each with the channels that
-            it kept.
+            it kept. None: what `features_for` says of the number of samples.
         l1: weight of the sum of the weights' magnitudes.
         temperature: number above 0 that logits are divided by before the softmax of the soft part; larger values make
             unlikely classes count for more.
@@ -41,15 +41,15 @@ class Objective:
 
     soft: float = 1.0
     hard: float = 0.0
-    features: float = 0.0
+    features: float | None = None
     l1: float = 0.0
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("soft", "hard", "features", "l1"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) is not None and not getattr(self, name) >= 0:
                 raise InputError(f"`{name}_weight` must be at least 0, got {getattr(self, name)}.")
-        if self.soft + self.hard + self.features == 0:
+        if self.soft + self.hard + (self.features or 0.0) == 0:
             raise InputError("`soft_weight`, `hard_weight` and `features_weight` must not all be 0, got 0 for each.")
         if not self.temperature > 0:
             raise InputError(f"`temperature` must be above 0, got {self.temperature}.")

@@ -1,8 +1,9 @@
 """Fine-tuning: the compressed network learns from the original, with its rounding and its zeros in the loop.
 
 A step takes a batch, runs the original and the rounding-aware copy (`rounding_aware.py`) on it, and takes one step of
-Adam on their distance (`distillation.py`). After every epoch the whole loss is taken on the search split, and the best
-network so far is kept, the one that was given among them: fine-tuning never gives a worse one there.
+Adam on their distance (`distillation.py`). After every epoch the loss is taken on the search split, that of outputs
+without that of inner layers, and the best network so far is kept, the one that was given among them: fine-tuning never
+gives a worse one there.
 
     for each batch:  loss = distance(model(x), teacher(x), labels) + l1 · Σ |weight|;  backward;  clip;  Adam step
     after an epoch:  loss on the search split < best so far?  keep a copy
@@ -16,8 +17,8 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,9 @@ from autocompress.samples import Inputs, call, images_channels_last
 
 _SAVE_SECONDS = 60.0  # between two checkpoints
 _NUMBERS = ("_step", "_best_step", "_seconds", "_best_loss", "_best_accuracy", "_recent")  # fields in checkpoints
+_LEAST_STEPS = 64  # in an epoch, as far as batches then have …
+_LEAST_BATCH, _MOST_BATCH = 8, 128  # … so many samples
+_FEATURES_OF_FEW = 10.0  # weight of matched layers where samples are few
 _HALF = 0.5  # largest mixup: above it, the other sample would be the first
 
 Method = Literal["standard", "weak", "strong"]
@@ -51,7 +55,7 @@ class FineTuning:
         epochs: number of passes over the training data without the search split, above 0; fractions are fine.
         learning_rate: peak learning rate of Adam, relative to each tensor's root mean square, above 0: 0.005 changes a
             typical weight by half a percent a step.
-        batch_size: number of samples in a step, at least 1.
+        batch_size: number of samples in a step, at least 1; None: what `batch_size_for` says.
         labels: source of the labels for the hard part of the loss: the data, or the original's answers (`teacher`).
         objective: weights of the parts of the loss.
         augmentation: random change of the training samples (`TrainingBatches`).
@@ -70,7 +74,7 @@ class FineTuning:
 
     epochs: float = 2.0
     learning_rate: float = 5e-3
-    batch_size: int = 128
+    batch_size: int | None = None
     labels: Literal["data", "teacher"] = "data"
     objective: Objective = field(default_factory=Objective)
     augmentation: Augmentation = "shift"
@@ -83,7 +87,7 @@ class FineTuning:
         for name in ("epochs", "learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise InputError(f"`{name}` must be above 0, got {getattr(self, name)}.")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"`batch_size` must be at least 1, got {self.batch_size}.")
         if not 0 <= self.mixup <= _HALF:
             raise InputError(f"`mixup` must be from 0 to {_HALF}, got {self.mixup}.")
@@ -183,16 +187,54 @@ def finetune(
     """
     if kept is None and (settings.method == "strong" or settings.objective.features):
         raise InputError("`kept` must be given with the method strong and to match layer outputs, got none.")
+    if settings.objective.features is None:
+        weight = features_for(len(_indices(data, settings))) if kept is not None else 0.0
+        settings = replace(settings, objective=replace(settings.objective, features=weight))
     there = torch_device(device)
     chosen = trainable(dtype, there)
     try:
         return _Run(compressed, kept, teacher, data, settings, there, chosen, checkpoint, progress).finish()
     except torch.OutOfMemoryError as error:  # a smaller batch would be another training, so the user has to choose
-        smaller = max(1, settings.batch_size // 2)
+        size = settings.batch_size or batch_size_for(len(_indices(data, settings)))
+        smaller = max(1, size // 2)
         raise InputError(
-            f"`batch_size` of fine-tuning must fit into the memory of {there}, got {settings.batch_size}; "
+            f"`batch_size` of fine-tuning must fit into the memory of {there}, got {size}; "
             f"pass --batch-size {smaller} or --device cpu."
         ) from error
+
+
+def batch_size_for(samples: int) -> int:
+    """The number of samples in a step where nobody says: 128, but where an epoch would have fewer than 64 steps, fewer.
+
+    A few hundred samples are run through in four steps of 128, which change next to nothing.
+
+    >>> [batch_size_for(samples) for samples in (100, 500, 2_000, 50_000)]
+    [8, 8, 31, 128]
+
+    Args:
+        samples: number of samples in an epoch.
+    """
+    return min(max(samples // _LEAST_STEPS, _LEAST_BATCH), _MOST_BATCH)
+
+
+def features_for(samples: int) -> float:
+    """The weight of matched layers where nobody says: 10 for fewer samples than 64 steps of 128 take, else 0.
+
+    Outputs of a few hundred samples are soon known by heart; the layers before them say much more of each (Wang & Wu
+    2023 of networks that lost blocks).
+
+    >>> [features_for(samples) for samples in (500, 50_000)]
+    [10.0, 0.0]
+
+    Args:
+        samples: number of samples in an epoch.
+    """
+    return _FEATURES_OF_FEW if samples < _LEAST_STEPS * _MOST_BATCH else 0.0
+
+
+def _indices(data: Data, settings: FineTuning) -> Sequence[int]:
+    """Indices of the samples that are trained on."""
+    return data.calibration_indices if settings.method == "weak" else trained_on(data)
 
 
 def trainable(dtype: torch.dtype, device: torch.device) -> torch.dtype:
@@ -236,8 +278,9 @@ class _Run:
         self._progress = progress or (lambda step: None)
         self._model = _on(rounding_aware(compressed), device)
         self._teacher = _on(copy.deepcopy(teacher).eval().requires_grad_(False), device)
-        indices = data.calibration_indices if settings.method == "weak" else trained_on(data)
-        self._batches = TrainingBatches(data, indices, settings.batch_size, settings.augmentation, settings.seed)
+        indices = _indices(data, settings)
+        self._batch_size = settings.batch_size or batch_size_for(len(indices))
+        self._batches = TrainingBatches(data, indices, self._batch_size, settings.augmentation, settings.seed)
         self._total = max(1, round(settings.epochs * self._batches.steps_per_epoch))
         self._optimizer = torch.optim.Adam(parameter_groups(self._model, settings.learning_rate))
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(self._optimizer, lambda step: rate_at(step, self._total))
@@ -314,20 +357,25 @@ class _Run:
             with torch.no_grad():
                 wanted = call(self._teacher, inputs)
             outputs = call(self._model, inputs)
-        return self._distance(outputs.float(), wanted.float(), labels, blend) + self._penalty()
+        return self._distance(outputs.float(), wanted.float(), labels, blend) + self._mismatch() + self._penalty()
 
     def _distance(self, outputs: Tensor, wanted: Tensor, labels: Tensor | None, blend: Blend | None = None) -> Tensor:
-        """The loss without `l1`, the mean over the n samples that both networks ran last; outputs (n, …, K)."""
+        """The loss's parts `soft` and `hard`, the mean over n samples; outputs (n, …, K)."""
         objective = self._settings.objective
         if self._settings.labels == "teacher":
             labels = wanted.argmax(-1)
         elif labels is not None:
             labels = labels.to(self._device)
             labels = labels if blend is None else blend(F.one_hot(labels, outputs.shape[1]).float())
-        loss = objective.predictions_loss(outputs, wanted, labels)
-        if self._taps[0].outputs:
-            loss = loss + objective.features * features_loss(self._taps[1].outputs, self._taps[0].outputs)
-        return loss
+        return objective.predictions_loss(outputs, wanted, labels)
+
+    def _mismatch(self) -> Tensor | float:
+        """The loss's part `features`, of the samples that both networks ran last."""
+        if not self._taps[0].outputs:
+            return 0.0
+        return (self._settings.objective.features or 0.0) * features_loss(
+            *(tap.outputs for tap in reversed(self._taps))
+        )
 
     def _penalty(self) -> Tensor | float:
         """The loss's part `l1`: the sum of the weights' magnitudes, times its weight."""
@@ -338,14 +386,19 @@ class _Run:
 
     @torch.no_grad()
     def _judge(self) -> float:
-        """The whole loss on the search split; a copy of the network is kept where no other had a lower one."""
+        """The loss on the search split; a copy of the network is kept where no other had a lower one.
+
+        Matched layers are a means: they count only where nothing else does.
+        """
         inputs, labels = self._search
-        total, right = 0.0, 0
-        for start in range(0, len(inputs), self._settings.batch_size):
-            batch = _in_format(inputs[start : start + self._settings.batch_size], self._device)
+        total, right, objective = 0.0, 0, self._settings.objective
+        for start in range(0, len(inputs), self._batch_size):
+            batch = _in_format(inputs[start : start + self._batch_size], self._device)
             expected = None if labels is None else labels[start : start + len(batch)]
             outputs, wanted = (call(model, batch).float() for model in (self._model, self._teacher))
-            total += len(batch) * float(self._distance(outputs, wanted, expected))
+            of_outputs = objective.soft + objective.hard > 0
+            loss = self._distance(outputs, wanted, expected) if of_outputs else self._mismatch()
+            total += len(batch) * float(loss)
             right += 0 if expected is None else int((outputs.argmax(1).cpu() == expected).sum())
         loss = total / len(inputs) + float(self._penalty())
         if loss < self._best_loss:

@@ -43,7 +43,6 @@ ModelLike = str | nn.Module
 DataLike = str | Data | Pair | tuple[Pair, Pair]
 
 _HARD_WEIGHT = 0.5  # of hard labels, where nothing else is said and there are any
-_STRONG_FEATURES = 0.1  # weight of matched features in strong distillation, where none is given
 
 
 @dataclass(frozen=True, eq=False)
@@ -293,7 +292,7 @@ def fine_tuning(
         objective=Objective(
             soft=options.soft_weight,
             hard=_hard_weight(options, has_labels),
-            features=options.features_weight or (_STRONG_FEATURES if options.distillation == "strong" else 0.0),
+            features=options.features_weight,
             temperature=options.temperature,
         ),
         augmentation=options.augmentation,

@@ -18,7 +18,7 @@ from autocompress.job.prepare import Job, made_on
 from autocompress.job.result_data import result_data
 from autocompress.job.results import Finished, Result
 from autocompress.job.search import find, plans_to_begin_with, policy_digest, write_policy
-from autocompress.job.time_budget import TimeBudget, tighter, within_time
+from autocompress.job.time_budget import STEP, TimeBudget, tighter, within_time
 from autocompress.progress import Progress
 from autocompress.run.folder import RunFolder
 from autocompress.run.names import CHECKPOINT, CHECKPOINTS, PLAN
@@ -93,11 +93,12 @@ def _made(
     if time is None:
         return execute_and_finish(job, labeling, limits, execution, path, watcher)
     made = execute_and_finish(job, labeling, limits, execution, path, watcher, time.limit)
-    spare = tighter(job, {**limits, "latency": job.problem.resources(labeling)["latency"]})
-    for following, checkpoint in zip(spare, CHECKPOINTS[1:], strict=False):
+    latency = int(STEP * job.problem.resources(labeling)["latency"])
+    spare = tighter(job, {**limits, "latency": latency}, labeling)
+    for (following, *_), checkpoint in zip(spare, CHECKPOINTS[1:], strict=False):
         if not any(check.name == "latency" for check in made.verification.checks if not check.passed):
             break
-        watcher.note("the finished file did not keep the limit of time; the solver's plan under a tighter one follows")
+        watcher.note("the finished file did not keep the limit of time; its plan, made to fit a tighter one, follows")
         write_atomically(path / PLAN, job.menus.plan(following).to_yaml())
         execution = replace(execution, checkpoint=path / checkpoint)  # a resumed run needs those before as well
         made = execute_and_finish(job, following, limits, execution, path, watcher, time.limit)

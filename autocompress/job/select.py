@@ -63,7 +63,7 @@ class Selection:
         simple: number of simple plans that never led, and were compared as well. Default: 0.
         is_simple: whether the chosen plan is a simple one. Default: False.
         ranked: all candidates, the best first. Default: none.
-        is_tighter: whether no candidate was fast enough, so that a solver's plan under a tighter limit of time was
+        is_tighter: whether no candidate was fast enough, so that the best plan under a tighter limit of time was
             taken. Default: False.
     """
 
@@ -77,7 +77,7 @@ class Selection:
 
     def __str__(self) -> str:
         if self.is_tighter:
-            return "; none of the best plans was fast enough, so the solver's plan under a tighter limit was taken"
+            return "; none of the best plans was fast enough, so the best plan under a tighter limit was taken"
         place = f"that of evaluation {self.chosen.index + 1}{', a simple plan,' if self.is_simple else ''}"
         if self.samples:
             compared = _compared(self.leaders, self.simple)
@@ -163,11 +163,12 @@ def fast_enough(
     """
     ranked = {each.labeling.key(): each for each in reversed(selection.ranked)}
     plans = [each.labeling for each in selection.ranked]
-    labeling = accepted(job, budget, plans, limits, watcher)
+    measure = counted(evaluator, job)
+    labeling = accepted(job, budget, plans, limits, watcher, lambda plan: measure(plan).kl)
     chosen = ranked.get(labeling.key())
     if chosen is not None:
         return replace(selection, chosen=chosen, is_simple=candidates.is_simple(chosen))
-    chosen = replace(selection.chosen, labeling=labeling, outcome=counted(evaluator, job)(labeling), is_best=False)
+    chosen = replace(selection.chosen, labeling=labeling, outcome=measure(labeling), is_best=False)
     return replace(selection, chosen=chosen, is_simple=False, is_tighter=True)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,8 @@ from autocompress.job.kernel_times import scaled, timing_key
 from autocompress.job.prepare import Job
 from autocompress.job.timing import Timer
 from autocompress.progress import Progress
-from autocompress.targets.timing import LEADER, VARIANT, Effort, PairedTiming, TimeLimit
+from autocompress.searchers.simple_plans import fitted
+from autocompress.targets.timing import LEADER, VARIANT, PairedTiming, TimeLimit
 from autocompress_envs.problem import Labeling
 from autocompress_envs.solver import InfeasibleBudgetError, Solver
 
@@ -53,11 +54,11 @@ class TimeBudget:
 
     def accepts(self, labeling: Labeling) -> bool:
         """Whether a plan's file is within the limit, with a little room for the next timing."""
-        return self.used(labeling, LEADER) <= ROOM
+        return self.used(labeling) <= ROOM
 
-    def used(self, labeling: Labeling, effort: Effort) -> float:
-        """Upper bound of a plan's time in units of the limit."""
-        return self.limit.used(self.timer.time(labeling, effort)).high
+    def used(self, labeling: Labeling) -> float:
+        """Upper bound of the time of a plan's file in units of the limit."""
+        return self.limit.used(self.timer.time(labeling, LEADER)).high
 
 
 def within_time(
@@ -189,9 +190,14 @@ def _taken(limit: TimeLimit, timing: PairedTiming) -> str:
 
 
 def accepted(
-    job: Job, budget: TimeBudget, candidates: Sequence[Labeling], limits: Mapping[str, int], watcher: Progress
+    job: Job,
+    budget: TimeBudget,
+    candidates: Sequence[Labeling],
+    limits: Mapping[str, int],
+    watcher: Progress,
+    loss: Callable[[Labeling], float] | None = None,
 ) -> Labeling:
-    """The first of the candidates whose file is within the limit; else a solver's plan under a tighter one.
+    """The first of the candidates whose file is within the limit; else the best plan under a tighter one.
 
     Args:
         job: network with its menus and kernels.
@@ -199,19 +205,29 @@ def accepted(
         candidates: plans, the best first.
         limits: limits that the search had.
         watcher: observer that is told of stages and notes.
+        loss: function that measures what a plan loses, which decides under a tighter limit; None: the first candidate,
+            made to fit, is taken there.
 
     Raises:
         InputError: none was within the limit in so many tries.
     """
     watcher.stage("timing the leading plans' files")
     tried = candidates[:TRIES]
+    used = []
     for number, labeling in enumerate(tried):
-        if budget.accepts(labeling):
+        used.append(budget.used(labeling))
+        if used[-1] <= ROOM:
             if number:
                 watcher.note(f"{number} better plans took longer than the limit of time, so they were left out")
             return labeling
-    watcher.note(f"none of the {len(tried)} best plans is within the limit of time; tighter ones follow")
-    for labeling in tighter(job, limits):
+    watcher.note(
+        f"none of the {len(tried)} best plans is within the limit of time, the best takes {used[0]:.3f} of it; "
+        "tighter ones follow"
+    )
+    measured = used[0] * budget.nanoseconds / job.problem.resources(tried[0])[LATENCY]  # in units of the prediction
+    tightest = min(limits[LATENCY], int(ROOM * budget.nanoseconds / measured))
+    for plans in tighter(job, {**limits, LATENCY: tightest}, tried[0]):
+        labeling = plans[0] if loss is None else min(plans, key=loss)
         if budget.accepts(labeling):
             return labeling
     timing = budget.timer.time(fastest(job, limits), LEADER)
@@ -221,10 +237,20 @@ def accepted(
     )
 
 
-def tighter(job: Job, limits: Mapping[str, int]) -> Iterator[Labeling]:
-    """The solver's plans under tighter and tighter limits of time; it ends where none is left."""
-    for step in range(1, TRIES + 1):
+def tighter(job: Job, limits: Mapping[str, int], leader: Labeling) -> Iterator[list[Labeling]]:
+    """Plans under limits of time, these first and then tighter and tighter ones; it ends where no plan is left.
+
+    Under each there are two: the best plan, made to fit by single changes, and the solver's.
+
+    Args:
+        job: network with its menus and kernels.
+        limits: absolute upper bounds by resource, of which one is `latency`.
+        leader: the best plan that is known.
+    """
+    for step in range(TRIES):
+        stepped = {**limits, LATENCY: max(1, int(limits[LATENCY] * STEP**step))}
         try:
-            yield Solver(job.problem, {**limits, LATENCY: max(1, int(limits[LATENCY] * STEP**step))}).solve()
+            solved = Solver(job.problem, stepped).solve()
         except InfeasibleBudgetError:
             return
+        yield [*fitted(job.problem, stepped, [leader]), solved]

@@ -190,7 +190,7 @@ def test_defaults_are_those_of_the_parts():
     assert tuning(has_labels=True, finetune=2) == FineTuning(objective=Objective(hard=0.5))
     by_teacher = FineTuning(labels="teacher", objective=Objective(hard=0.5))
     assert tuning(has_labels=False, finetune=2, labels="teacher") == by_teacher
-    strong = FineTuning(method="strong", objective=Objective(hard=0.0, features=0.1))
+    strong = FineTuning(method="strong", objective=Objective(hard=0.0))
     assert tuning(has_labels=True, finetune=2, distillation="strong", hard_weight=0) == strong
 
 

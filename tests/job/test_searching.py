@@ -33,7 +33,7 @@ def test_every_plan_that_follows_is_fine_tuned_from_a_checkpoint_of_its_own(
         problem=SimpleNamespace(resources=lambda labeling: {"latency": 10}),
     )
     monkeypatch.setattr(searching, "execute_and_finish", execute_and_finish)
-    monkeypatch.setattr(searching, "tighter", lambda job, limits: iter("bcdefg"))
+    monkeypatch.setattr(searching, "tighter", lambda job, limits, leader: iter("bcdefg"))
     execution = replace(Execution(0, None), checkpoint=tmp_path / CHECKPOINTS[0])
     searching._made(job, "a", {"latency": 9}, execution, tmp_path, Silent(), SimpleNamespace(limit=None))
     expected = list(zip("abc", ["finetune.pt", "finetune-2.pt", "finetune-3.pt"], strict=True))

@@ -154,7 +154,21 @@ def test_without_a_fast_candidate_tighter_plans_follow(job):
     budget = TimeBudget(TimeLimit(0.5, None, 1, 1), 10_000, FakeTimer(None, None))
     found = accepted(job, budget, [plan(8, 8, 8, 8)], {"latency": 10_000}, told)
     assert job.problem.resources(found)["latency"] == 8_000
-    assert told.notes == ["none of the 1 best plans is within the limit of time; tighter ones follow"]
+    assert told.notes == [
+        "none of the 1 best plans is within the limit of time, the best takes 1.603 of it; tighter ones follow"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("losses", "taken"), [(None, (2, 4, 4, 4)), ((0.1, 0.2), (2, 4, 4, 4)), ((0.2, 0.1), (4, 4, 4, 2))]
+)
+def test_the_best_plan_made_to_fit_stands_beside_the_solvers(job, losses, taken):
+    """The best plan is measured to take 30 % longer than predicted; beside it, what expected losses alone say."""
+    FakeTimer.truth = staticmethod(lambda bits: 1.3)
+    budget = TimeBudget(TimeLimit(0.5, None, 1, 1), 10_000, FakeTimer(None, None))
+    loss = None if losses is None else lambda labeling: losses[labeling.key() == plan(4, 4, 4, 2).key()]
+    found = accepted(job, budget, [plan(2, 4, 4, 8)], {"latency": 10_000}, Told(), loss)
+    assert found.key() == plan(*taken).key()
 
 
 @pytest.mark.parametrize(
