@@ -143,7 +143,12 @@ def prepared(folded: nn.Module, dtype: str, device: torch.device) -> nn.Module:
     """A copy of a network that runs in `dtype` on `device`, channels last."""
     with room_for("the network", device):
         model = copy.deepcopy(folded).to(device, DTYPES[dtype])
-    if any(parameter.ndim == 5 for parameter in model.parameters()):  # of Conv3d, which the format can't hold
+    return channels_last(model)
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """The model itself, weights of images channels last; as it is with a Conv3d, which the format can't hold."""
+    if any(parameter.ndim == 5 for parameter in model.parameters()):
         return model
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from autocompress.errors import InputError
 from autocompress.network.recurrent import Recurrent
@@ -110,7 +111,7 @@ class FeatureTap(AbstractContextManager["FeatureTap"]):
             if channels is None:
                 self.outputs[name] = output.clone()  # an in-place activation may follow
             else:
-                axis = -1 if isinstance(module, nn.Linear | nn.Embedding) else 1
+                axis = 1 if isinstance(module, _ConvNd) else -1
                 self.outputs[name] = output.index_select(axis, channels.to(output.device))
 
         return hook

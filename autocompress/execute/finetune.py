@@ -30,6 +30,7 @@ from autocompress.data import Data
 from autocompress.data.training import Augmentation, Blend, TrainingBatches, trained_on
 from autocompress.errors import InputError
 from autocompress.evaluation import torch_device
+from autocompress.evaluation.number_format import channels_last
 from autocompress.execute.checkpoint import read_checkpoint, write_checkpoint
 from autocompress.execute.compressed import Compressed
 from autocompress.execute.distillation import FeatureTap, Objective, features_loss, matched_layers
@@ -453,8 +454,7 @@ def _matched(
 
 def _on(model: nn.Module, device: torch.device) -> nn.Module:
     """The model, moved to a device, channels last."""
-    moved: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
+    return channels_last(model.to(device))
 
 
 def _in_format(inputs: Inputs, device: torch.device) -> Inputs:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from autocompress.data import Data
@@ -27,6 +28,7 @@ from autocompress.execute.finetune import FineTuning, KeptParts, Tuned, TuningSt
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.memory import give_back
 from autocompress.menus.menus import Menus
+from autocompress.network.structure import EMBEDDING
 from autocompress.progress import Progress
 from autocompress_envs.problem import Labeling
 
@@ -173,7 +175,8 @@ def kept_parts(menus: Menus, labeling: Labeling) -> KeptParts:
         rows, columns = kept_rows(menus, layer, choice), menus.kept_columns(layer, choice.reads)
         weight = menus.sources[layer.name].weight[rows][:, columns]
         weights[layer.name] = in_layer_shape(weight.float(), layer)
-    return KeptParts(weights, rows_left(menus, labeling))
+    tables = {layer.name: torch.arange(layer.width) for layer in menus.network.layers if layer.kind == EMBEDDING}
+    return KeptParts(weights, rows_left(menus, labeling) | tables)
 
 
 def _told(watcher: Progress) -> Callable[[TuningStep], None]:

@@ -128,6 +128,6 @@ def sparsified(loaded: Loaded, l1_weight: float, tuning: FineTuning, settings: E
     penalised = replace(tuning, objective=replace(tuning.objective, l1=l1_weight))
     whole = uncompressed(loaded.folded, loaded.network)
     weights = {name: layer.weight() for name, layer in whole.layers.items()}  # all of its own
-    kept = KeptParts(weights, {name: torch.arange(len(weight)) for name, weight in weights.items()})
+    kept = KeptParts(weights, {layer.name: torch.arange(layer.width) for layer in loaded.network.layers})
     tuned = tune(whole, loaded.teacher, loaded.data, settings, penalised, kept, watcher)
     return with_base(loaded, unfold_batch_norms(loaded.model, loaded.network, tuned.compressed.model))

@@ -107,9 +107,10 @@ def test_convolutions_of_all_kinds(tmp_path: Path) -> None:
     with torch.no_grad():
         for norm in (model.norm, model.up_norm):
             norm.running_var.uniform_(0.5, 1.5)
-    result = run(model, x, tmp_path, "size=0.45")
+    result = run(model, x, tmp_path, "size=0.45", finetune=0.5)
     check(result, model, 0.45)
     assert list(result.plan.labels) == ["deep", "down", "up", "in_groups", "head"]
+    assert result.executed.tuned.steps == 10  # of batches of 8, inner layers matched
     assert {label.activation_bits for label in result.plan.labels.values()} == {8}
 
 
@@ -121,7 +122,7 @@ def test_conv1d_of_hugging_face(tmp_path: Path) -> None:
     model = transformers.GPT2ForSequenceClassification(transformers.GPT2Config(**sizes, **tokens)).eval()
     ids = torch.randint(2, 50, (260, 9))
     texts = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    result = run(model, texts, tmp_path, "size=0.6", recalibration_samples=0)
+    result = run(model, texts, tmp_path, "size=0.6", recalibration_samples=0, finetune=0.5)
     check(result, model, 0.6)
     block = "transformer.h.0."
     names = ["transformer.wte", *[block + name for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")]]
