@@ -9,8 +9,8 @@ from typing import Any
 from autocompress.budget import Budget
 from autocompress.data import Data
 from autocompress.errors import InputError
-from autocompress.execute.finetune import FineTuning
 from autocompress.execute.own_training import Train
+from autocompress.execute.tuning import FineTuning
 from autocompress.files import write_atomically
 from autocompress.job.chance import chance_note
 from autocompress.job.ending import write_ending

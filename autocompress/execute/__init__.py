@@ -7,8 +7,8 @@ through their rounding (`rounding_aware`) towards the original's outputs (`disti
 """
 
 from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, uncompressed
-from autocompress.execute.finetune import FineTuning, Tuned
 from autocompress.execute.pipeline import Executed, Execution, execute
+from autocompress.execute.tuning import FineTuning, Tuned
 
 __all__ = [
     "Compressed",

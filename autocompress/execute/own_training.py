@@ -22,8 +22,8 @@ from torch import nn
 from autocompress.data import Data
 from autocompress.errors import InputError
 from autocompress.execute.compressed import Compressed
-from autocompress.execute.finetune import Tuned
 from autocompress.execute.rounding_aware import finished, rounding_aware, unrounded
+from autocompress.execute.tuning import Tuned
 from autocompress.network.interface import plain
 
 Train = Callable[[nn.Module, nn.Module, Data], nn.Module | None]

@@ -24,8 +24,9 @@ from autocompress.evaluation.number_format import in_format, outputs_of, prepare
 from autocompress.evaluation.renormalize import Renormalizer, renormalizing_samples
 from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve, rows_left
 from autocompress.execute.compressed import Compressed, from_menus, renormalized, with_layers_of
-from autocompress.execute.finetune import FineTuning, KeptParts, Tuned, TuningStep, finetune
+from autocompress.execute.finetune import finetune
 from autocompress.execute.recalibrate import recalibrate
+from autocompress.execute.tuning import FineTuning, KeptParts, Tuned, TuningStep
 from autocompress.memory import give_back
 from autocompress.menus.menus import Menus
 from autocompress.network.structure import EMBEDDING

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from autocompress.checked_tensors import load_checked, save_checked
 from autocompress.errors import InputError
 from autocompress.evaluation.stitch import kept_rows, resolve
-from autocompress.execute.finetune import Tuned
+from autocompress.execute.tuning import Tuned
 from autocompress.job.load import Loaded, loaded_fields
 from autocompress.menus.menus import Menus
 from autocompress.network import fold_batch_norms, unfold_batch_norms

@@ -13,9 +13,9 @@ from autocompress.config import Config, load_config
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import AUTO
 from autocompress.execute.compressed import Compressed
-from autocompress.execute.finetune import FineTuning, Tuned
 from autocompress.execute.own_training import Train, train_own
 from autocompress.execute.pipeline import Executed, Execution, kept_parts, tune
+from autocompress.execute.tuning import FineTuning, Tuned
 from autocompress.files import strict_json, write_atomically
 from autocompress.job.finish import finish, split_used, verify_files, write_outcome
 from autocompress.job.load import Loaded, load, load_splits

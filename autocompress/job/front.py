@@ -20,7 +20,7 @@ from autocompress.budget import ABSOLUTE, COUNTED, Budget
 from autocompress.config import Config
 from autocompress.errors import InputError, unknown_name
 from autocompress.evaluation import Evaluator
-from autocompress.execute.finetune import FineTuning
+from autocompress.execute.tuning import FineTuning
 from autocompress.files import is_passing, strict_json, write_atomically
 from autocompress.job.options import SearchRequest
 from autocompress.job.prepare import Job, build_evaluator, feasible_limits

@@ -19,7 +19,7 @@ from autocompress.data import Data
 from autocompress.errors import InputError
 from autocompress.evaluation import AUTO, torch_device
 from autocompress.execute.distillation import Objective
-from autocompress.execute.finetune import FineTuning
+from autocompress.execute.tuning import FineTuning
 from autocompress.menus import MenuSettings
 from autocompress.menus.plan_checks import with_widths_of
 from autocompress.menus.settings import EVERY_WIDTH, WIDE

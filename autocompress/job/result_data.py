@@ -16,7 +16,7 @@ ENERGY_SOURCE = "M. Horowitz, Computing's energy problem, ISSCC 2014: a chip in 
 """Where the constants of the modelled energy come from."""
 
 if TYPE_CHECKING:
-    from autocompress.execute.finetune import Tuned
+    from autocompress.execute.tuning import Tuned
     from autocompress.job.measured_labels import MeasuredLabels
     from autocompress.job.results import Finished, Inspection, Measurement, Result
     from autocompress.targets.timing import PairedTiming, Times

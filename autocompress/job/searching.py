@@ -8,8 +8,8 @@ from pathlib import Path
 
 from autocompress.config import Config
 from autocompress.evaluation import Evaluator
-from autocompress.execute.finetune import FineTuning
 from autocompress.execute.pipeline import Execution
+from autocompress.execute.tuning import FineTuning
 from autocompress.files import write_atomically
 from autocompress.job.ending import write_ending
 from autocompress.job.finish import execute_and_finish

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from autocompress.execute.compressed import uncompressed
-from autocompress.execute.finetune import FineTuning, KeptParts
 from autocompress.execute.pipeline import Execution, execute, tune
+from autocompress.execute.tuning import FineTuning, KeptParts
 from autocompress.files import sweep, writing
 from autocompress.job.base import expanded, load_base, save_base, with_base
 from autocompress.job.load import Loaded

@@ -17,7 +17,7 @@ from typing import Any
 from autocompress.budget import ABSOLUTE, RESOURCES, Budget
 from autocompress.config import Config
 from autocompress.errors import InputError, unknown_name
-from autocompress.execute.finetune import FineTuning
+from autocompress.execute.tuning import FineTuning
 from autocompress.files import write_atomically
 from autocompress.job.front import FrontPoint, Shared, episodes_of_a_point, finished_point, span
 from autocompress.job.held_out import LossTest

@@ -174,7 +174,7 @@ def test_shipped_configs_are_valid(path):
 def test_defaults_are_those_of_the_parts():
     """The table repeats defaults, so that `--help` needs no torch; they must not drift apart."""
     from autocompress.execute.distillation import Objective
-    from autocompress.execute.finetune import FineTuning
+    from autocompress.execute.tuning import FineTuning
     from autocompress.job.options import fine_tuning, request, search_request
     from autocompress.menus import MenuSettings
     from autocompress.searchers.base import SearchSettings

@@ -11,8 +11,9 @@ from autocompress.errors import InputError
 from autocompress.execute import finetune as module
 from autocompress.execute.compressed import Compressed, from_menus
 from autocompress.execute.distillation import Objective
-from autocompress.execute.finetune import FineTuning, finetune
+from autocompress.execute.finetune import finetune
 from autocompress.execute.pipeline import kept_parts
+from autocompress.execute.tuning import FineTuning
 from autocompress.network import fold_batch_norms
 
 _QUICK = FineTuning(epochs=0.05, batch_size=64, augmentation="none")

@@ -13,10 +13,11 @@ from autocompress.data import Data, from_tensors
 from autocompress.evaluation import Evaluator, measure
 from autocompress.execute.compressed import Compressed, LayerWeights, from_menus, write_weights_
 from autocompress.execute.distillation import Objective
-from autocompress.execute.finetune import FineTuning, finetune
+from autocompress.execute.finetune import finetune
 from autocompress.execute.pipeline import Execution, execute, kept_parts
 from autocompress.execute.recalibrate import recalibrate
 from autocompress.execute.rounding_aware import finished, rounding_aware, unrounded
+from autocompress.execute.tuning import FineTuning
 from autocompress.menus import Menus
 from autocompress.network import fold_batch_norms
 from autocompress.progress import Silent

@@ -14,8 +14,9 @@ from autocompress.errors import InputError
 from autocompress.evaluation import measure
 from autocompress.execute.compressed import Compressed, kept_map, uncompressed
 from autocompress.execute.distillation import Objective
-from autocompress.execute.finetune import FineTuning, KeptParts, finetune, trainable
+from autocompress.execute.finetune import finetune, trainable
 from autocompress.execute.pipeline import kept_parts
+from autocompress.execute.tuning import FineTuning, KeptParts
 
 _QUICK = FineTuning(epochs=0.5, batch_size=64, augmentation="none")
 

@@ -9,7 +9,8 @@ from torch.nn.functional import cross_entropy
 
 from autocompress.data.training import Blend, TrainingBatches, trained_on
 from autocompress.execute.distillation import Objective
-from autocompress.execute.finetune import FineTuning, finetune
+from autocompress.execute.finetune import finetune
+from autocompress.execute.tuning import FineTuning
 
 QUICK = FineTuning(epochs=0.5, batch_size=64, augmentation="none")
 

@@ -13,9 +13,10 @@ from autocompress.evaluation.renormalize import Renormalizer
 from autocompress.evaluation.stitch import rows_left
 from autocompress.execute import pipeline
 from autocompress.execute.compressed import from_menus, renormalized, with_layers_of
-from autocompress.execute.finetune import FineTuning, KeptParts, Tuned, finetune
+from autocompress.execute.finetune import finetune
 from autocompress.execute.pipeline import Execution, execute, kept_parts, recalibration_inputs, tune
 from autocompress.execute.recalibrate import recalibrate
+from autocompress.execute.tuning import FineTuning, KeptParts, Tuned
 from autocompress.progress import Silent
 
 _TUNING = FineTuning(epochs=0.2, batch_size=64, augmentation="none")

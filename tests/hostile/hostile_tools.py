@@ -22,7 +22,8 @@ from PIL import Image
 from torch import Tensor
 
 from autocompress.data.imagefolder import IMAGE_SUFFIXES
-from autocompress.execute.finetune import FineTuning, finetune
+from autocompress.execute.finetune import finetune
+from autocompress.execute.tuning import FineTuning
 from autocompress.job.load import load, load_splits
 from autocompress.job.options import request
 from autocompress.job.prepare import Job, build_evaluator, prepare
