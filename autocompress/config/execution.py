@@ -45,7 +45,7 @@ class ExecutionOptions(Part):
     )
     features_weight: float | None = option(
         None,
-        "Weight of the difference of inner layers' outputs in that loss. Default: 10 for fewer than 8192 training "
+        "Weight of the difference of inner layers' outputs in that loss. Default: 3 for fewer than 8192 training "
         "samples, else 0.",
         ge=0,
     )

@@ -15,7 +15,7 @@ from autocompress.execute.distillation import Objective
 
 _LEAST_STEPS = 64  # in an epoch, as far as batches then have …
 _LEAST_BATCH, _MOST_BATCH = 8, 128  # … so many samples
-_FEATURES_OF_FEW = 10.0  # weight of matched layers where samples are few
+_FEATURES_OF_FEW = 3.0  # weight of matched layers where samples are few
 _HALF = 0.5  # largest mixup: above it, the other sample would be the first
 
 Method = Literal["standard", "weak", "strong"]
@@ -141,13 +141,13 @@ def batch_size_for(samples: int) -> int:
 
 
 def features_for(samples: int) -> float:
-    """The weight of matched layers where nobody says: 10 for fewer samples than 64 steps of 128 take, else 0.
+    """The weight of matched layers where nobody says: 3 for fewer samples than 64 steps of 128 take, else 0.
 
     Outputs of a few hundred samples are soon known by heart; the layers before them say much more of each (Wang & Wu
     2023 of networks that lost blocks).
 
     >>> [features_for(samples) for samples in (500, 50_000)]
-    [10.0, 0.0]
+    [3.0, 0.0]
 
     Args:
         samples: number of samples in an epoch.
