@@ -25,8 +25,7 @@ from autocompress.evaluation.number_format import (
     fastest_batch,
     fastest_dtype,
     in_format,
-    measured_at_once,
-    outputs_of,
+    outputs_within,
     prepared,
     run,
     samples_that_fit,
@@ -107,7 +106,7 @@ class Evaluator:
         self._labels = None if labels is None else labels.cpu()
         most = samples_that_fit(network, memory, BATCHES[-1], self._device)
         if reference is None:
-            reference = outputs_of(model, inputs, self._device, measured_at_once(network, memory, self._device))
+            reference = outputs_within(model, inputs, network, self._device, memory)
         self._reference = reference
         self._predictions = Predictions(self._reference)
         self._effects: Effects | None = None

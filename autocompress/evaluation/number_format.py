@@ -195,6 +195,24 @@ def outputs_of(model: nn.Module, inputs: Inputs, device: torch.device = CPU, mos
     return outputs
 
 
+def outputs_within(
+    model: nn.Module, inputs: Inputs, network: Network, device: torch.device, memory: int | None
+) -> Tensor:
+    """`outputs_of` a model that nobody timed, in batches that memory holds.
+
+    Args:
+        model: model to run.
+        inputs: (N, …) samples.
+        network: trace of the model.
+        device: device that it runs on.
+        memory: most bytes that the process may hold in all, as for `samples_that_fit`.
+
+    Raises:
+        InputError: an output is NaN or infinite.
+    """
+    return outputs_of(model, inputs, device, measured_at_once(network, memory, device))
+
+
 def torch_device(name: str) -> torch.device:
     """The device of a name such as `cpu` or `cuda:0`; `auto` is `cuda` where there is one, else `cpu`.
 

@@ -254,11 +254,11 @@ class _Run:
         """
         inputs, labels = self._search
         total, right, objective = 0.0, 0, self._settings.objective
+        of_outputs = objective.soft + objective.hard > 0
         for start in range(0, len(inputs), self._batch_size):
             batch = _in_format(inputs[start : start + self._batch_size], self._device)
             expected = None if labels is None else labels[start : start + len(batch)]
             outputs, wanted = (call(model, batch).float() for model in (self._model, self._teacher))
-            of_outputs = objective.soft + objective.hard > 0
             loss = self._distance(outputs, wanted, expected) if of_outputs else self._mismatch()
             total += len(batch) * float(loss)
             right += 0 if expected is None else int((outputs.argmax(1).cpu() == expected).sum())

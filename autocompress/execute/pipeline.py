@@ -18,9 +18,9 @@ from autocompress.data import Data
 from autocompress.data.sources import View
 from autocompress.data.training import trained_on
 from autocompress.errors import ExportError
-from autocompress.evaluation import DTYPES, measured_at_once, torch_device
+from autocompress.evaluation import DTYPES, torch_device
 from autocompress.evaluation.measure import compare
-from autocompress.evaluation.number_format import in_format, outputs_of, prepared
+from autocompress.evaluation.number_format import in_format, outputs_within, prepared
 from autocompress.evaluation.renormalize import Renormalizer, renormalizing_samples
 from autocompress.evaluation.stitch import in_layer_shape, kept_rows, resolve, rows_left
 from autocompress.execute.compressed import Compressed, from_menus, renormalized, with_layers_of
@@ -31,6 +31,7 @@ from autocompress.memory import give_back
 from autocompress.menus.menus import Menus
 from autocompress.network.structure import EMBEDDING
 from autocompress.progress import Progress
+from autocompress.samples import Inputs
 from autocompress_envs.problem import Labeling
 
 Renormalize = Callable[[Compressed, Collection[str]], Compressed]
@@ -111,8 +112,8 @@ def execute(
     compressed = renormalize(plain, ())
     fitted = _recalibrated(plain, menus, labeling, folded, data, settings, watcher)
     if fitted is not None:
-        reference = _outputs(teacher, menus, data, settings) if search_outputs is None else search_outputs()
-        divergence = _divergence(menus, reference, data, settings)
+        reference = None if search_outputs is None else search_outputs()
+        divergence = _divergence(menus, teacher, reference, data, settings)
         fitted = _judged(plain, compressed, fitted, renormalize, divergence, watcher)
     current, tuned = fitted or compressed, None
     if settings.tuning is not None:
@@ -216,24 +217,26 @@ def _recalibrated(
         return None
 
 
-def _outputs(teacher: nn.Module, menus: Menus, data: Data, settings: Execution) -> Tensor:
-    """(N, classes) logits or (N, P, K) rows of the original on the search split."""
+def _divergence(
+    menus: Menus, teacher: nn.Module, reference: Tensor | None, data: Data, settings: Execution
+) -> Divergence:
+    """A function that measures how far a network is from the original on the search split.
+
+    `reference` holds the original's outputs there; None: the teacher is run.
+    """
     inputs, _ = data.search()
     device = torch_device(settings.device)
-    return outputs_of(teacher, inputs, device, measured_at_once(menus.network, settings.memory, device))
 
+    def outputs(model: nn.Module, given: Inputs) -> Tensor:
+        return outputs_within(model, given, menus.network, device, settings.memory)
 
-def _divergence(menus: Menus, reference: Tensor, data: Data, settings: Execution) -> Divergence:
-    """A function that measures how far a network is from the original, whose outputs these are, on the search split."""
-    inputs, _ = data.search()
-    device = torch_device(settings.device)
+    wanted = outputs(teacher, inputs) if reference is None else reference
     dtype = "float32" if settings.dtype == "float16" else settings.dtype  # whose range a network may leave
-    at_once = measured_at_once(menus.network, settings.memory, device)
     there = in_format(inputs, device, DTYPES[dtype])
 
     def divergence(candidate: Compressed) -> float:
         model = prepared(candidate.rounded(), dtype, device)
-        return compare(reference, outputs_of(model, there, device, at_once), None).kl
+        return compare(wanted, outputs(model, there), None).kl
 
     return divergence
 

@@ -16,10 +16,10 @@ from autocompress.config import NetworkOptions
 from autocompress.data import Data, from_tensors, load_data
 from autocompress.data.sources import TensorSource
 from autocompress.errors import InputError, reason_of
-from autocompress.evaluation import measured_at_once, torch_device
+from autocompress.evaluation import torch_device
 from autocompress.evaluation.batches import placed, running
 from autocompress.evaluation.measure import Kept
-from autocompress.evaluation.number_format import outputs_of
+from autocompress.evaluation.number_format import outputs_within
 from autocompress.job.memory import check_memory
 from autocompress.job.options import DataLike, ModelLike, Request, SearchRequest
 from autocompress.job.outputs import read
@@ -71,7 +71,7 @@ class Loaded:
 
     def outputs(self, inputs: Inputs) -> Tensor:
         """(N, classes) logits or (N, P, K) rows of the original, float32, on N samples."""
-        return _outputs(self.model, inputs, self.network, self.device, self.memory)
+        return outputs_within(self.model, inputs, self.network, self.device, self.memory)
 
     @cached_property
     def kept_outputs(self) -> dict[str, Kept]:
@@ -120,12 +120,8 @@ def load(asked: Request, data: Data, watcher: Progress) -> Loaded:
         network=network,
         reading=reading,
         memory=memory,
-        search_outputs=cache(lambda: _outputs(module, data.search()[0], network, device, memory)),
+        search_outputs=cache(lambda: outputs_within(module, data.search()[0], network, device, memory)),
     )
-
-
-def _outputs(model: nn.Module, inputs: Inputs, network: Network, device: torch.device, memory: int | None) -> Tensor:
-    return outputs_of(model, inputs, device, measured_at_once(network, memory, device))
 
 
 def _tell_task(reading: Reading, data: Data, has_labels: bool, watcher: Progress) -> Data:

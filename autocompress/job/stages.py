@@ -20,6 +20,7 @@ from autocompress.job.load import Loaded
 from autocompress.job.options import SearchRequest, fine_tuning
 from autocompress.job.prepare import Job, build_evaluator, made_on, prepare, tuning_dtype
 from autocompress.job.search import find, policy_digest
+from autocompress.job.searching import execution_of
 from autocompress.network import unfold_batch_norms
 from autocompress.progress import Progress
 from autocompress.run.folder import RunFolder
@@ -73,10 +74,7 @@ def _penalised(loaded: Loaded, asked: SearchRequest, path: Path, watcher: Progre
     config = asked.config
     tuning = fine_tuning(config, config.seed, has_labels=bool(loaded.data.classes), epochs=config.l1_epochs)
     assert tuning is not None, "there are epochs"
-    dtype = tuning_dtype(loaded, config)
-    execution = Execution(
-        config.recalibration_samples, tuning, config.device, dtype, path / CHECKPOINT, config.memory_bytes()
-    )
+    execution = execution_of(config, tuning, tuning_dtype(loaded, config), path)
     return sparsified(loaded, config.l1_weight, tuning, execution, watcher)
 
 
@@ -89,14 +87,7 @@ def _stage(
     evaluator = build_evaluator(job, config, journal_header(path) if config.resume else None, watcher)
     with RunFolder(path, config, versions(), made_on(job, evaluator) | policy_digest(asked.policy)) as folder:
         found = find(job, evaluator, replace(asked, config=config), limits, folder, watcher)
-        execution = Execution(
-            config.recalibration_samples,
-            tuning,
-            config.device,
-            evaluator.dtype,
-            path / CHECKPOINT,
-            config.memory_bytes(),
-        )
+        execution = execution_of(config, tuning, evaluator.dtype, path)
         executed = execute(
             job.menus, found.labeling, job.folded, job.teacher, job.data, execution, watcher, job.search_outputs
         )
